@@ -1,0 +1,49 @@
+"""M-VAR: scale-wise autoregressive image generation. The public names are loaded when first used."""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mvar.model import Model, load, load_official
+    from mvar.training.config import GeneratorTraining, TokenizerTraining
+    from mvar.training.generator import train as train_generator
+    from mvar.training.tokenizer import train as train_tokenizer
+
+try:
+    __version__ = version("mvar-torch")
+except PackageNotFoundError:  # used from a source tree that is not installed
+    __version__ = "0"
+
+# Public name -> where it is defined; nothing here imports torch until a name is used.
+_PUBLIC = {
+    "GeneratorTraining": "mvar.training.config:GeneratorTraining",
+    "Model": "mvar.model:Model",
+    "TokenizerTraining": "mvar.training.config:TokenizerTraining",
+    "load": "mvar.model:load",
+    "load_official": "mvar.model:load_official",
+    "train_generator": "mvar.training.generator:train",
+    "train_tokenizer": "mvar.training.tokenizer:train",
+}
+
+__all__ = [
+    "GeneratorTraining",
+    "Model",
+    "TokenizerTraining",
+    "__version__",
+    "load",
+    "load_official",
+    "train_generator",
+    "train_tokenizer",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        module, attribute = _PUBLIC[name].split(":")
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'mvar' has no attribute {name!r}; public names: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

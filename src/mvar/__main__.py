@@ -1,0 +1,5 @@
+"""`python -m mvar` is the `mvar` command."""
+
+from mvar.cli import main
+
+main()

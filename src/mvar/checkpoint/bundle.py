@@ -1,0 +1,248 @@
+"""The bundle: the folder in which a model is passed around.
+
+    config.json              format, version, the configs, sampling defaults, provenance
+    tokenizer.safetensors    weights
+    generator.safetensors    weights; absent where the bundle is a tokenizer only
+    classes.json             class names in order of their index
+    README.md                model card
+
+Each file is written beside its place and moved over it, config.json last: readers meet whole files, and a bundle that
+was never finished has no config.json.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mvar.checkpoint.card import model_card
+from mvar.files import atomic_write, writable_folder
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+FORMAT, VERSION = "mvar-bundle", 1
+CONFIG, TOKENIZER, GENERATOR = "config.json", "tokenizer.safetensors", "generator.safetensors"
+CLASSES, CARD = "classes.json", "README.md"
+
+StoredDtype = Literal["float32", "bfloat16"]
+Config = TypeVar("Config", TokenizerConfig, GeneratorConfig)
+Network = TypeVar("Network", Tokenizer, Generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What a bundle folder holds.
+
+    Attributes:
+        tokenizer, generator: networks; no generator in a tokenizer-only bundle.
+        classes: names in order of their index; empty for a model without classes.
+        defaults: sampling settings that suit the model, by name; those left out are the library's.
+        provenance: where the weights come from: free text by key, shown on the card.
+    """
+
+    tokenizer: Tokenizer
+    generator: Generator | None = None
+    classes: list[str] = field(default_factory=list)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "tokenizer": asdict(self.tokenizer.config),
+            "generator": None if self.generator is None else asdict(self.generator.config),
+            "defaults": self.defaults,
+            "provenance": self.provenance,
+        }
+
+
+def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float32") -> Path:
+    """Write a bundle into a folder, which may exist and hold other files; what is no part of a bundle stays.
+
+    Args:
+        folder: made where it is missing.
+        bundle: what to write.
+        dtype: of the stored matrices; the quantiser and all vectors are always stored in float32.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: unknown dtype, parts that do not fit one another, or a folder that cannot be written.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype = {dtype!r}: store a bundle in float32 or bfloat16")
+    generator = bundle.generator
+    generator_config = None if generator is None else generator.config
+    if problem := _mismatch(bundle.tokenizer.config, generator_config, bundle.classes):
+        raise ValueError(problem)
+    folder = writable_folder(folder, "out")
+    config = bundle.config()
+    atomic_write(folder / TOKENIZER, _saver(bundle.tokenizer, dtype))
+    if generator is not None:
+        atomic_write(folder / GENERATOR, _saver(generator, dtype))
+    _write_text(folder / CLASSES, _json(bundle.classes))
+    _write_text(folder / CARD, model_card(folder.resolve().name, config, bundle.classes))
+    _write_text(folder / CONFIG, _json(config))
+    if generator is None:
+        (folder / GENERATOR).unlink(missing_ok=True)  # of an older bundle in this folder
+    return folder
+
+
+def is_bundle(folder: str | Path) -> bool:
+    """Whether a folder looks like a bundle: it has a config.json of our format, of whatever version."""
+    try:
+        config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Read a bundle: float32 networks in eval mode, on the CPU.
+
+    Raises:
+        ValueError: one line that names the file and what is wrong: missing, damaged, of another format or version,
+            an unknown or unsound setting, weights or classes that do not fit the config.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / CONFIG, dict)
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIG}: format = {config.get('format')!r}: expected {FORMAT!r}; not a bundle")
+    if config.get("version") != VERSION:
+        raise ValueError(
+            f"{folder / CONFIG}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
+            "install the mvar that wrote the bundle, or write it anew"
+        )
+    tokenizer_config = _config(TokenizerConfig, "tokenizer", config, folder)
+    generator_config = _config(GeneratorConfig, "generator", config, folder) if config.get("generator") else None
+    classes = _read_json(folder / CLASSES, list)
+    if problem := _mismatch(tokenizer_config, generator_config, classes):
+        raise ValueError(f"{folder}: {problem}")
+    return Bundle(
+        tokenizer=_network(Tokenizer, tokenizer_config, folder / TOKENIZER),
+        generator=_network(Generator, generator_config, folder / GENERATOR) if generator_config else None,
+        classes=[str(name) for name in classes],
+        defaults=_section(config, "defaults", folder),
+        provenance=_section(config, "provenance", folder),
+    )
+
+
+# --- writing ---
+
+
+def _saver(network: Tokenizer | Generator, dtype: StoredDtype) -> Callable[[Path], None]:
+    """The function that writes a network's weights to a path."""
+    tensors = {
+        name: _stored(name, tensor.detach(), dtype).contiguous().cpu() for name, tensor in network.state_dict().items()
+    }
+    return partial(save_file, tensors)
+
+
+def _stored(name: str, tensor: Tensor, dtype: StoredDtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    is_matrix = sum(n > 1 for n in tensor.shape) > 1 and not name.startswith("quantizer.")
+    return tensor.to(torch.bfloat16 if is_matrix and dtype == "bfloat16" else torch.float32)
+
+
+def _write_text(path: Path, text: str) -> None:
+    atomic_write(path, lambda partial_path: partial_path.write_text(text, encoding="utf-8"))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+# --- reading ---
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); a bundle needs this file") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); the file is damaged") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: holds a {type(value).__name__}, expected a {kind.__name__}")
+    return value
+
+
+def _section(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    section = config.get(name, {})
+    if not isinstance(section, dict):
+        raise ValueError(f"{folder / CONFIG}: {name} = {section!r}: expected settings by name")
+    return section
+
+
+def _config(kind: type[Config], name: str, config: Mapping[str, Any], folder: Path) -> Config:
+    """One network's config out of config.json."""
+    values = dict(_section(config, name, folder))
+    if unknown := sorted(set(values) - {f.name for f in fields(kind)}):
+        raise ValueError(
+            f"{folder / CONFIG}: {name}.{unknown[0]}: unknown setting; remove it or install the mvar that wrote it"
+        )
+    try:
+        if "multipliers" in values:
+            values["multipliers"] = tuple(values["multipliers"])  # JSON has no tuples
+        result = kind(**values)
+        problems = result.problems()
+    except TypeError as error:
+        problems = [f"{name} has a value of the wrong type ({error})"]
+    if problems:
+        raise ValueError(f"{folder / CONFIG}: {'; '.join(problems)}")
+    return result
+
+
+def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig | None, classes: list[str]) -> str | None:
+    """Why these parts are not one model, in one line; None where they are."""
+    if generator is None:
+        return None
+    for name in ("vocab_size", "latent_channels"):
+        if getattr(tokenizer, name) != getattr(generator, name):
+            return f"tokenizer.{name} = {getattr(tokenizer, name)} but generator.{name} = {getattr(generator, name)}"
+    if tokenizer.schedule != generator.schedule:
+        return f"tokenizer.sides = {tokenizer.sides} but generator.sides = {generator.sides}"
+    if len(classes) != generator.num_classes:
+        return f"{CLASSES} has {len(classes)} names but generator.num_classes = {generator.num_classes}"
+    return None
+
+
+def _network(kind: Callable[[Any], Network], config: TokenizerConfig | GeneratorConfig, path: Path) -> Network:
+    """Build a network without memory, then give it the file's tensors."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the bundle is not complete")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or not complete") from error
+    with torch.device("meta"):
+        network = kind(config)
+    expected: dict[str, Tensor] = network.state_dict()
+    wrong = [
+        f"{name} is {_shape(state.get(name))}, expected {_shape(expected.get(name))}"
+        for name in [*expected, *(name for name in state if name not in expected)]
+        if _shape(state.get(name)) != _shape(expected.get(name))
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(f"{path}: does not fit {CONFIG}: {wrong[0]}{more}")
+    state = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    network.load_state_dict(state, assign=True)
+    return network.eval()
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(tuple(tensor.shape))

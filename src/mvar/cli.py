@@ -1,0 +1,163 @@
+"""The `mvar` command: which function each subcommand calls, and how errors reach the user."""
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from mvar import __version__, commands
+from mvar.generator.config import GeneratorConfig
+from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
+
+
+class Command(NamedTuple):
+    """One subcommand: the function that does the work, and for training its config and presets."""
+
+    run: Callable[..., None]
+    positional: bool = False  # whether what is required is given without an option's name
+    config: type | None = None
+    presets: Mapping[str, dict[str, Any]] | None = None
+
+
+COMMANDS = {
+    "data fashion-mnist": Command(commands.data_fashion_mnist),
+    "train tokenizer": Command(commands.train_tokenizer, config=TokenizerTraining, presets=TOKENIZER_PRESETS),
+    "train generator": Command(commands.train_generator, config=GeneratorTraining, presets=GENERATOR_PRESETS),
+    "sample": Command(commands.sample),
+    "info": Command(commands.info, positional=True),
+    "convert": Command(commands.convert),
+}
+GROUPS = {"data": "get real images", "train": "train on a folder of images"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; bad input prints what is wrong, a line for each problem, and exits with 2."""
+    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    warnings.showwarning = lambda message, *_: print(f"mvar: warning: {message}", file=sys.stderr)
+    chosen = build_parser(arguments).parse_args(arguments)
+    name, options = chosen.command, chosen[chosen.command]
+    while "command" in options:
+        name, options = f"{name} {options.command}", options[options.command]
+    try:
+        _run(COMMANDS[name], options)
+    except (ValueError, FloatingPointError) as error:
+        for line in str(error).splitlines():
+            print(f"mvar: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(command: Command, options: Namespace) -> None:
+    values = {key: value for key, value in options.as_dict().items() if key not in ("config", "preset")}
+    if command.config is None:
+        command.run(**values)
+    else:
+        model_config = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
+        command.run(command.config(**{**values, "model": model_config(**values["model"])}))
+
+
+def build_parser(arguments: Sequence[str]) -> ArgumentParser:
+    """The parser of the whole command; the arguments decide the preset, whose values become the defaults."""
+    parser = _parser("Scale-wise autoregressive image generation with M-VAR.", prog="mvar", version=__version__)
+    subcommands = parser.add_subcommands(dest="command", required=True)
+    groups = {}
+    for name, command in COMMANDS.items():
+        *group, last = name.split()
+        target = subcommands
+        if group:
+            if group[0] not in groups:
+                group_parser = _parser(GROUPS[group[0]].capitalize() + ".")
+                subcommands.add_subcommand(group[0], group_parser, help=GROUPS[group[0]])
+                groups[group[0]] = group_parser.add_subcommands(dest="command", required=True)
+            target = groups[group[0]]
+        summary = _summary(command)
+        target.add_subcommand(last, _command_parser(command, arguments), help=summary[0].lower() + summary[1:-1])
+    return parser
+
+
+def _parser(description: str, **kwargs: Any) -> ArgumentParser:
+    return ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False, **kwargs)
+
+
+def _summary(command: Command) -> str:
+    """The first line of the function's docstring."""
+    return (command.run.__doc__ or "").strip().splitlines()[0]
+
+
+def _command_parser(command: Command, arguments: Sequence[str]) -> ArgumentParser:
+    parser = _parser(_summary(command))
+    if command.config is None or command.presets is None:
+        parser.add_argument("--config", action="config", help="YAML file with options")
+        parser.add_function_arguments(command.run, as_group=False, as_positional=command.positional)
+        _allow_bare_switches(parser)
+        return parser
+    name = _preset(arguments, command.presets)
+    parser.add_argument(
+        "--preset", choices=list(command.presets), default=name, help="values to start from, by image size or depth"
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options")
+    parser.add_class_arguments(command.config)
+    parser.set_defaults(dict(_flat(command.presets[name])))
+    _allow_bare_switches(parser)
+    return parser
+
+
+def _preset(arguments: Sequence[str], presets: Mapping[str, dict[str, Any]]) -> str:
+    """The preset that the command line, else its YAML file, names; an unknown one is left to the parser to refuse."""
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan.add_argument("--preset")
+    scan.add_argument("--config")
+    found = scan.parse_known_args(arguments)[0]
+    name = found.preset
+    if name is None and found.config is not None:
+        try:
+            values = yaml.safe_load(Path(found.config).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            values = None  # the parser says what is wrong with the file
+        name = values.get("preset") if isinstance(values, dict) else None
+    return name if name in presets else next(iter(presets))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A preset as the parser's defaults: {"model": config} becomes "model.depth", "model.width", ..."""
+    for key, value in values.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            written = value.written() if isinstance(value, GeneratorConfig) else asdict(value)
+            yield from _flat(written, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Shows options with dashes, as users type them."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return _dashed(super()._format_action_invocation(action))
+
+    def _format_usage(self, *args: Any, **kwargs: Any) -> str:
+        return _dashed(super()._format_usage(*args, **kwargs))
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"--[a-z][\w.+-]*", lambda match: match[0].replace("_", "-"), text)
+
+
+def _allow_bare_switches(parser: ArgumentParser) -> None:
+    """Let --resume stand for --resume=true, and so for every option that is true or false."""
+    for action in parser._actions:
+        if str(action.metavar).startswith("{true,false"):
+            action.nargs, action.const = "?", True
+
+
+def _with_underscores(argument: str) -> str:
+    """--per-class as --per_class, which is how the parser names it; values stay as they are."""
+    match = re.match(r"--[a-z][\w.+-]*", argument)
+    return match[0].replace("-", "_").replace("__", "--", 1) + argument[match.end() :] if match else argument

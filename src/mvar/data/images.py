@@ -1,0 +1,155 @@
+"""Image folders: which files are images of which class, and how any of them becomes plain RGB.
+
+A class-per-folder set is `root/<class>/**/*.png`; a flat folder or a single class folder is a set without classes.
+"""
+
+import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")  # what a file may hold, whatever its suffix says
+MIN_SIDE = 8  # smaller images hold nothing to learn from
+MAX_ASPECT = 100  # a longer strip would grow beyond all memory when its short side is enlarged
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """An index of image files in natural order, class by class.
+
+    Attributes:
+        root: the folder.
+        paths: the image files; none has been opened yet.
+        labels: one class index a file, all 0 where there are no classes.
+        classes: class names in natural order; empty for a flat folder or a single class.
+    """
+
+    root: Path
+    paths: list[Path]
+    labels: list[int]
+    classes: list[str]
+
+    @classmethod
+    def scan(cls, folder: str | Path, field: str = "data") -> "ImageFolder":
+        """List the images of a folder; hidden files and folders are passed over.
+
+        Args:
+            field: the option that named the folder, for messages.
+
+        Raises:
+            ValueError: one line with field, value and fix where the folder is missing, holds no images, or holds
+                images both beside and inside its class folders.
+        """
+        root = Path(folder)
+        named = f"{field} = {str(folder)!r}"
+        if not root.is_dir():
+            problem = "is a file" if root.exists() else "does not exist"
+            raise ValueError(f"{named}: {problem}; give a folder of images or of class folders")
+        loose = _images(entry for entry in root.iterdir() if not entry.is_dir())
+        folders = {entry: _images(_walk(entry)) for entry in visible_folders(root)}
+        empty = [entry.name for entry, paths in folders.items() if not paths]
+        folders = {entry: paths for entry, paths in folders.items() if paths}
+        if not loose and not folders:
+            raise ValueError(f"{named}: holds no images; put {' '.join(SUFFIXES)} files into it or into class folders")
+        if loose and folders:
+            raise ValueError(
+                f"{named}: holds {len(loose)} images beside {len(folders)} class folders; "
+                "move them into a class folder or away"
+            )
+        if empty and folders:
+            warnings.warn(f"{named}: folders without images are no classes: {', '.join(empty)}", stacklevel=2)
+        if len(folders) <= 1:
+            paths = loose or next(iter(folders.values()))
+            return cls(root, paths, [0] * len(paths), [])
+        return cls(
+            root,
+            [path for paths in folders.values() for path in paths],
+            [label for label, paths in enumerate(folders.values()) for _ in paths],
+            [unicodedata.normalize("NFC", entry.name) for entry in folders],
+        )
+
+
+def visible_folders(root: Path) -> list[Path]:
+    """The folders inside `root` that are not hidden, in natural order."""
+    return sorted((entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."), key=_natural)
+
+
+def decode(path: str | Path) -> Image.Image:
+    """Read one image as 8-bit RGB, upright.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled down; CMYK, palette and grey images
+    are converted. Of an animation, the first frame counts. The content decides the format, not the suffix.
+
+    Raises:
+        ValueError: the reason why the file cannot be used, without its name.
+    """
+    if not os.path.isfile(path):
+        raise ValueError("broken link" if os.path.islink(path) else "not a file")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if min(width, height) < MIN_SIDE:
+                raise ValueError(f"{width}x{height} pixels, a side must have at least {MIN_SIDE}")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ValueError(f"{width}x{height} pixels, one side more than {MAX_ASPECT} times the other")
+            if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
+                raise ValueError(f"{width}x{height} pixels, more than {Image.MAX_IMAGE_PIXELS} in all")
+            return _rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("empty file" if os.path.getsize(path) == 0 else "not a PNG, JPEG or WebP file") from error
+    except ValueError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error or type(error).__name__
+        raise ValueError(" ".join(str(reason).split())) from error
+
+
+def report(bad: Sequence[tuple[Path, str]], total: int, root: Path, most: int = 20) -> str:
+    """Say which images of a folder cannot be used and why, the first `most` by name."""
+    lines = [f"{len(bad)} of {total} images in {str(root)!r} cannot be used:"]
+    lines += [f"  {os.path.relpath(path, root)!r}: {reason}" for path, reason in bad[:most]]
+    if len(bad) > most:
+        lines.append(f"  ... and {len(bad) - most} more")
+    return "\n".join(lines)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        sixteen = np.asarray(image).astype(np.float32)
+        return Image.fromarray((sixteen / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        white = Image.new("RGBA", clear.size, "white")
+        return Image.alpha_composite(white, clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _images(entries: Iterable[Path]) -> list[Path]:
+    """Those files that look like images, in natural order; a broken link counts, so that it is reported."""
+    files = [path for path in entries if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    return sorted(files, key=_natural)
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files under a folder, hidden folders left out, links to folders not followed."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [Path(parent, name) for name in files]
+    return found
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key: numbers by value, letters without case, then the exact name, so that no order is left to the disk."""
+    text = unicodedata.normalize("NFC", str(path))
+    parts = [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"([0-9]+)", text)
+    ]
+    return parts, str(path)

@@ -1,0 +1,62 @@
+"""Measurements on token maps: how many codes the tokenizer uses, and how well the generator predicts them.
+
+Shapes: N images, B images of a batch, K scales, L tokens, V codes, Z latent channels; P tokens of a scale.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mvar.generator.network import Generator
+from mvar.tokenizer.network import Tokenizer
+
+
+class Usage(NamedTuple):
+    """How a set of tokens uses the codebook."""
+
+    used: int  # codes that occur at least once
+    perplexity: float  # exp(entropy) of the codes' shares: how many codes, equally used, would be as varied
+
+
+def usage(tokens: Tensor, vocab_size: int) -> Usage:
+    """Usage of the codebook by integer tokens of any shape.
+
+    Raises:
+        ValueError: there are no tokens, or one is outside the codebook.
+    """
+    if not tokens.numel() or tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise ValueError(f"tokens {tuple(tokens.shape)}: give at least one, all from 0 to {vocab_size - 1}")
+    counts_V = torch.bincount(tokens.flatten(), minlength=vocab_size)
+    share_V = counts_V.double() / counts_V.sum()
+    return Usage(int((counts_V > 0).sum()), float((-torch.xlogy(share_V, share_V).sum()).exp()))
+
+
+@torch.inference_mode()
+def bits_per_token(
+    tokenizer: Tokenizer, generator: Generator, tokens: Sequence[Tensor], labels_N: Tensor, batch_size: int = 100
+) -> Tensor:
+    """Teacher-forced -log2 p(token | tokens of coarser scales, class), averaged over the images, for each place (L,).
+
+    Args:
+        tokenizer, generator: of one model, in eval mode.
+        tokens: token maps, one (N, P_k) for each scale.
+        labels_N: class indices.
+
+    Raises:
+        ValueError: not one label for each image, or no images.
+    """
+    N = len(tokens[0])
+    if N == 0 or len(labels_N) != N:
+        raise ValueError(f"{len(labels_N)} labels for {N} images: give one for each, and at least one")
+    device = generator.head.weight.device
+    nats_L = torch.zeros(generator.schedule.length, dtype=torch.float64, device=device)
+    for rows_B in torch.arange(N).split(batch_size):
+        maps = [tokens_NP[rows_B].to(device) for tokens_NP in tokens]
+        logits_BLV = generator(labels_N[rows_B].to(device), tokenizer.generator_inputs(maps))
+        nats_N = F.cross_entropy(logits_BLV.flatten(0, 1), torch.cat(maps, dim=1).flatten(), reduction="none")
+        nats_L += nats_N.view(len(rows_B), -1).double().sum(0)
+    return nats_L.cpu() / N / math.log(2)

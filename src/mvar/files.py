@@ -1,0 +1,72 @@
+"""Writing files and folders so that an interrupted run leaves the old content or the new, never half of it.
+
+Everything is written under a hidden name beside its target (the same file system) and renamed when complete.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write(partial)` on a hidden sibling of `path`, then rename it to `path`, replacing what was there.
+
+    The sibling keeps the suffix, as many writers choose the format by it. If `write` fails, `path` is untouched.
+    """
+    path = Path(path)
+    partial = _sibling(path)
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        write(partial)
+        partial.chmod(mode)  # some writers (safetensors) leave a file that only its owner may read
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def atomic_folder(path: str | Path, write: Callable[[Path], object], field: str = "out") -> None:
+    """Call `write(partial)` on an empty hidden sibling folder of `path`, then rename it to `path`.
+
+    Raises:
+        ValueError: `path` is a file or a folder with something in it, or cannot be written.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{field} = {str(path)!r}: already exists and is not an empty folder; give a new name")
+    partial = _sibling(writable_folder(path.parent, field) / path.name)
+    partial.mkdir()
+    try:
+        write(partial)
+        if path.exists():
+            path.rmdir()
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def writable_folder(path: str | Path, field: str) -> Path:
+    """Make the folder where it is missing and check that files can be written into it.
+
+    Args:
+        field: the option that named the folder, for the message.
+
+    Raises:
+        ValueError: one line with the field, its value, the reason and the fix.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{field} = {str(path)!r}: cannot be written ({reason}); give a writable folder") from error
+    return path
+
+
+def _sibling(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")

@@ -1,0 +1,72 @@
+"""One block of the generator: attention, Mamba-2 and MLP, each optional but the last, each gated by the class.
+
+Shapes: B batch, l tokens of this call, C width, n branches, R = 3n AdaLN vectors: gates, scales, shifts.
+Source: M-VAR (Ren et al. 2024), section 3.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mvar.generator.config import HEAD_DIM, GeneratorConfig, Mixer
+from mvar.generator.state import BlockState
+from mvar.nn.adaln import adaln
+from mvar.nn.attention import Attention
+from mvar.nn.linear import Linear
+from mvar.nn.mamba2 import Mamba2
+from mvar.nn.mlp import MLP
+from mvar.ops.precision import at_least_float32
+
+
+class Block(nn.Module):
+    """x = x + gate * branch(adaln(x)) for each of its branches."""
+
+    def __init__(self, config: GeneratorConfig, mixer: Mixer) -> None:
+        super().__init__()
+        C = config.width
+        self.attention = None
+        if mixer.attention != "none":
+            self.attention = Attention(C, config.heads, reach=mixer.attention, qk_norm=config.qk_norm)
+        self.mamba = Mamba2(C, state_size=config.state_size, head_dim=HEAD_DIM) if mixer.mamba else None
+        self.mlp = MLP(C, config.mlp_ratio * C)
+        self.branches = mixer.branches
+        if config.shared_adaln:
+            self.adaln_offset = nn.Parameter(torch.zeros(1, 1, 3 * self.branches, C))
+        else:
+            self.adaln = Linear(C, 3 * self.branches * C)
+
+    def modulation(self, active_BC: Tensor, shared_BRC: Tensor | None) -> Tensor:
+        """This block's AdaLN vectors (B, R, C) from SiLU(class embedding), or from the network's shared ones."""
+        if shared_BRC is not None:
+            return shared_BRC + at_least_float32(self.adaln_offset[0])
+        return at_least_float32(self.adaln(active_BC)).unflatten(-1, (3 * self.branches, -1))
+
+    def initial_state(self, batch: int) -> BlockState:
+        """The state before the first scale."""
+        return BlockState(mamba=None if self.mamba is None else self.mamba.initial_state(batch))
+
+    def forward(
+        self, x_BlC: Tensor, modulation_BRC: Tensor, state: BlockState, areas: tuple[int, ...]
+    ) -> tuple[Tensor, BlockState]:
+        """Args:
+            x_BlC: tokens of consecutive scales.
+            modulation_BRC: see `modulation`.
+            state: what this block carries from the scales before.
+            areas: tokens of each of these scales.
+
+        Returns:
+            (B, l, C) and the state after these scales.
+        """
+        gates, scales, shifts = (part.split(1, dim=1) for part in modulation_BRC.chunk(3, dim=1))
+        branch = 0
+
+        def normalised() -> Tensor:
+            return adaln(x_BlC, scales[branch], shifts[branch])
+
+        cache, memory = state
+        if self.attention is not None:
+            y_BlC, cache = self.attention(normalised(), areas, cache)
+            x_BlC, branch = torch.addcmul(x_BlC, gates[branch], y_BlC), branch + 1
+        if self.mamba is not None:
+            y_BlC, memory = self.mamba(normalised(), memory)
+            x_BlC, branch = torch.addcmul(x_BlC, gates[branch], y_BlC), branch + 1
+        return torch.addcmul(x_BlC, gates[branch], self.mlp(normalised())), BlockState(cache, memory)

@@ -1,0 +1,108 @@
+"""How a generator's weights start: one table.
+
+Shapes: C width, n branches of a block.
+Source: VAR (Tian et al. 2024) and its training code's defaults; Mamba-2 (Dao & Gu 2024) for its A, dt, D and
+convolution. On purpose unlike the official M-VAR: every branch gets the gate factor, Mamba's out_proj is scaled by
+depth like the other output projections, and Mamba-2 keeps its own start.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mvar.generator.network import Generator
+
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def gate_factor(depth: int) -> float:
+    """How much smaller the gates start than the other AdaLN weights: deeper networks, smaller steps."""
+    return next(factor for limit, factor in ((24, 1e-3), (30, 1e-4), (36, 1e-5), (math.inf, 5e-6)) if depth < limit)
+
+
+def initialise(generator: Generator, seed: int) -> None:
+    """Fill every parameter; the same seed gives the same weights whatever the device or dtype.
+
+    Raises:
+        KeyError: a parameter that the table does not know.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    table = _table(generator)
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            kind = ".".join(name.split(".")[2:]) if name.startswith("blocks.") else name
+            parameter.copy_(table[kind](tuple(parameter.shape), rng))
+
+
+def _table(generator: Generator) -> dict[str, Draw]:
+    C, depth = generator.config.width, generator.config.depth
+    normal = _normal(math.sqrt(1 / (3 * C)))
+    output = _normal(math.sqrt(1 / (3 * C)) / math.sqrt(2 * depth))
+    gates = gate_factor(depth)
+    return {
+        "class_embed.weight": normal,
+        "start_pos": normal,
+        "pos_embed": normal,
+        "level_embed.weight": normal,
+        "word_embed.weight": normal,
+        "word_embed.bias": _constant(0),
+        "shared_adaln.weight": _adaln(normal, gates),
+        "shared_adaln.bias": _constant(0),
+        "adaln.weight": _adaln(normal, gates),
+        "adaln.bias": _constant(0),
+        "adaln_offset": _adaln(_normal(math.sqrt(1 / C)), gates),
+        "attention.qkv.weight": normal,
+        "attention.q_bias": _constant(0),
+        "attention.v_bias": _constant(0),
+        "attention.log_scale": _constant(math.log(4)),
+        "attention.proj.weight": output,
+        "attention.proj.bias": _constant(0),
+        "mamba.in_proj.weight": normal,
+        "mamba.conv_weight": _uniform(-0.5, 0.5),  # +- 1 / sqrt(width 4)
+        "mamba.conv_bias": _uniform(-0.5, 0.5),
+        "mamba.dt_bias": _dt_bias,
+        "mamba.A_log": lambda shape, rng: _uniform(1, 16)(shape, rng).log(),
+        "mamba.D": _constant(1),
+        "mamba.norm_weight": _constant(1),
+        "mamba.out_proj.weight": output,
+        "mlp.fc1.weight": normal,
+        "mlp.fc1.bias": _constant(0),
+        "mlp.fc2.weight": output,
+        "mlp.fc2.bias": _constant(0),
+        "head_adaln.weight": lambda shape, rng: 0.5 * normal(shape, rng),
+        "head_adaln.bias": _constant(0),
+        "head.weight": lambda shape, rng: 0.02 * normal(shape, rng),
+        "head.bias": _constant(0),
+    }
+
+
+def _constant(value: float) -> Draw:
+    return lambda shape, rng: torch.full(shape, float(value))
+
+
+def _normal(std: float) -> Draw:
+    return lambda shape, rng: std * torch.randn(shape, generator=rng)
+
+
+def _uniform(low: float, high: float) -> Draw:
+    return lambda shape, rng: low + (high - low) * torch.rand(shape, generator=rng)
+
+
+def _adaln(draw: Draw, gates: float) -> Draw:
+    """Rows (or vectors) of 3n AdaLN vectors: the gates times their factor, scales and shifts times one half."""
+
+    def scaled(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        values_3x = draw(shape, rng).view(3, -1)
+        values_3x[0] *= gates
+        values_3x[1:] *= 0.5
+        return values_3x.view(shape)
+
+    return scaled
+
+
+def _dt_bias(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """softplus(dt_bias) is log-uniform in [0.001, 0.1]."""
+    dt = _uniform(math.log(1e-3), math.log(1e-1))(shape, rng).exp()
+    return dt + torch.log(-torch.expm1(-dt))

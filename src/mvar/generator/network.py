@@ -1,0 +1,184 @@
+"""The generator: predicts the token map of each scale from the scales before it and a class.
+
+Shapes: B batch, K scales, L tokens of all scales, l tokens of this call, P_0 tokens of the first scale, C width,
+V codes, Z latent channels, R AdaLN vectors of a block, U random numbers of an image in training.
+Source: M-VAR (Ren et al. 2024), section 3; VAR (Tian et al. 2024), section 3.2.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mvar.generator.block import Block
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.state import BlockState, GeneratorState, Modulation
+from mvar.nn.adaln import adaln
+from mvar.nn.linear import Linear
+from mvar.ops.precision import at_least_float32
+
+
+class Generator(nn.Module):
+    """M-VAR, the VAR baseline and every mixture of their blocks.
+
+    Weights are zero until `mvar.generator.init.initialise` or a checkpoint fills them. Tokens and their statistics
+    stay in float32; the projections follow their weights' dtype, or autocast's.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        """Raises ValueError naming everything that is wrong with the config."""
+        config.validate()
+        super().__init__()
+        self.config, self.schedule = config, config.schedule
+        C, L = config.width, self.schedule.length
+        self.class_embed = _embedding(config.num_classes + 1, C)
+        self.start_pos = nn.Parameter(torch.zeros(1, self.schedule.areas[0], C))
+        self.pos_embed = nn.Parameter(torch.zeros(1, L, C))
+        self.level_embed = _embedding(len(self.schedule), C)
+        self.word_embed = Linear(config.latent_channels, C)
+        if config.shared_adaln:
+            self.shared_adaln = Linear(C, 3 * config.mixers[0].branches * C)
+        self.blocks = nn.ModuleList(Block(config, mixer) for mixer in config.mixers)
+        self.head_adaln = Linear(C, 2 * C)
+        self.head = Linear(C, config.vocab_size)
+
+    def forward(self, labels_B: Tensor, inputs_BlZ: Tensor, noise_BU: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits of every token, (B, L, V) in float32.
+
+        Args:
+            labels_B: class indices, `num_classes` for the null class.
+            inputs_BlZ: what the tokenizer's `generator_inputs` gives, (B, L - P_0, Z).
+            noise_BU: see `modulation`.
+        """
+        everything = range(len(self.schedule))
+        modulation = self.modulation(labels_B, noise_BU)
+        x_BLC = self.embed(inputs_BlZ, modulation, everything)
+        return self.step(x_BLC, modulation, None, everything)[0]
+
+    def modulation(self, labels_B: Tensor, noise_BU: Tensor | None = None) -> Modulation:
+        """What the labels decide, for all scales at once.
+
+        In training this is also where chance enters, all of it: labels are dropped, and the gates of dropped
+        branches are zero (stochastic depth), so that `step` does the same in training and evaluation.
+
+        Args:
+            labels_B: class indices, `num_classes` for the null class.
+            noise_BU: used in training only: `self.noise_size` numbers in [0, 1) an image; None draws from
+                torch's global generator.
+        """
+        if not self.training:
+            return self._modulation(labels_B)
+        if noise_BU is None:
+            noise_BU = torch.rand(len(labels_B), self.noise_size, device=labels_B.device)
+        dropped_B = noise_BU[:, 0] < self.config.class_dropout
+        modulation = self._modulation(labels_B.masked_fill(dropped_B, self.config.num_classes))
+        noise = noise_BU[:, 1:].split([mixer.branches for mixer in self.config.mixers], dim=1)
+        dropped = map(_drop_branches, modulation.blocks, noise, self.config.drop_rates)
+        return replace(modulation, blocks=tuple(dropped))
+
+    @property
+    def noise_size(self) -> int:
+        """Random numbers an image needs in training: one for its label, one for each branch of each block."""
+        return 1 + sum(mixer.branches for mixer in self.config.mixers)
+
+    def embed(self, inputs_BlZ: Tensor | None, modulation: Modulation, scales: range) -> Tensor:
+        """Tokens that enter the blocks, (B, l, C) in float32 (float64 in a float64 network).
+
+        Args:
+            inputs_BlZ: f_hat of the scales so far at each of `scales` but the first of all; None where there is none.
+            modulation: of the same images.
+            scales: consecutive scales; 0 stands for the start tokens.
+
+        Raises:
+            ValueError: inputs of another length than these scales have.
+        """
+        words = [scale for scale in scales if scale > 0]
+        expected = sum(self.schedule.areas[k] for k in words)
+        received = 0 if inputs_BlZ is None else inputs_BlZ.shape[1]
+        if received != expected:
+            raise ValueError(f"inputs have {received} tokens, scales {list(words)} take {expected}")
+
+        parts = []
+        if 0 in scales:
+            parts.append(at_least_float32(modulation.class_embedding_BC)[:, None] + at_least_float32(self.start_pos))
+        if inputs_BlZ is not None and words:
+            parts.append(at_least_float32(self.word_embed(inputs_BlZ)))
+        place_lC = at_least_float32(self.pos_embed[0, self.schedule.span(scales)])
+        level_KC = at_least_float32(self.level_embed.weight)
+        level_lC = torch.cat([level_KC[k].expand(self.schedule.areas[k], -1) for k in scales])
+        return torch.cat(parts, dim=1) + (place_lC + level_lC)
+
+    def initial_state(self, batch: int) -> GeneratorState:
+        """The state before the first scale."""
+        return GeneratorState(tuple(block.initial_state(batch) for block in self._each_block()))
+
+    def step(
+        self,
+        x_BlC: Tensor,
+        modulation: Modulation,
+        state: GeneratorState | None,
+        scales: range,
+        head_rows: int | None = None,
+    ) -> tuple[Tensor, GeneratorState]:
+        """Run the blocks over consecutive scales.
+
+        Args:
+            x_BlC: what `embed` gives for these scales.
+            modulation: of the same images.
+            state: what the scales before left behind; None, like `initial_state`, at the start.
+            scales: which scales these are.
+            head_rows: only the first so many images pass through the head; None for all.
+
+        Returns:
+            Logits (rows, l, V) in float32 and the state after these scales.
+
+        Raises:
+            ValueError: scales that do not follow the state, or tokens that do not fill these scales.
+        """
+        if state is None:
+            state = GeneratorState(tuple(BlockState() for _ in self.blocks))
+        if scales.step != 1 or not state.scales == scales.start < scales.stop <= len(self.schedule):
+            raise ValueError(
+                f"scales = {scales}: must be consecutive, start at {state.scales} (the scales that the state has seen) "
+                f"and end at most at {len(self.schedule)}"
+            )
+        areas = self.schedule.areas[scales.start : scales.stop]
+        if x_BlC.shape[1] != sum(areas):
+            raise ValueError(f"x has {x_BlC.shape[1]} tokens, scales {list(scales)} have {sum(areas)}")
+
+        after = []
+        for block, modulation_BRC, before in zip(self.blocks, modulation.blocks, state.blocks, strict=True):
+            x_BlC, block_state = block(x_BlC, modulation_BRC, before, areas)
+            after.append(block_state)
+        scale_B1C, shift_B1C = modulation.head_B2C[:head_rows].split(1, dim=1)
+        x_BlC = adaln(x_BlC[:head_rows], scale_B1C, shift_B1C)
+        with torch.autocast(x_BlC.device.type, enabled=False):
+            logits_BlV = at_least_float32(self.head(x_BlC))
+        return logits_BlV, GeneratorState(tuple(after), scales.stop)
+
+    def _each_block(self) -> list[Block]:
+        return list(self.blocks)  # type: ignore[arg-type]  # a ModuleList does not know what it holds
+
+    def _modulation(self, labels_B: Tensor) -> Modulation:
+        class_BC = self.class_embed(labels_B)
+        active_BC = F.silu(at_least_float32(class_BC))
+        shared_BRC = None
+        if self.config.shared_adaln:
+            shared_BRC = at_least_float32(self.shared_adaln(active_BC)).unflatten(-1, (-1, self.config.width))
+        head_B2C = at_least_float32(self.head_adaln(active_BC)).unflatten(-1, (2, -1))
+        blocks = tuple(block.modulation(active_BC, shared_BRC) for block in self._each_block())
+        return Modulation(blocks, head_B2C, class_BC)
+
+
+def _drop_branches(modulation_BRC: Tensor, noise_Bn: Tensor, rate: float) -> Tensor:
+    """Stochastic depth: gates of dropped branches become 0, the others grow to keep the mean."""
+    if rate == 0:
+        return modulation_BRC
+    kept_Bn = (noise_Bn >= rate) / (1 - rate)
+    others_Bm = torch.ones_like(kept_Bn).repeat(1, 2)
+    return modulation_BRC * torch.cat((kept_Bn, others_Bm), dim=1)[..., None].to(modulation_BRC.dtype)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    return nn.Embedding(rows, width, _weight=torch.zeros(rows, width))

@@ -1,0 +1,53 @@
+"""Causal depthwise convolution over tokens, with its tail as explicit state.
+
+Shapes: B batch, L tokens, D channels, W kernel width, V = W - 1 tokens of the tail, T = V + L.
+Source: the short convolution of Mamba (Gu & Dao 2023, section 3.4).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def causal_conv(
+    x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None, tail_BVD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Convolve each channel with its own kernel; token i sees tokens i-W+1 .. i.
+
+    Args:
+        x_BLD: tokens of this call; any L >= 1, ragged calls welcome.
+        weight_DW: kernel, last tap on the current token; its dtype is the result's.
+        bias_D: added to every token.
+        tail_BVD: the V = W - 1 tokens before this call, zeros where None (start of the sequence).
+
+    Returns:
+        The convolved tokens (B, L, D) and the tail for the next call (B, W - 1, D), so that
+        `conv(cat(a, b))` equals `conv(a)` followed by `conv(b, tail of a)` exactly.
+
+    Raises:
+        ValueError: channels of x and weight differ, or the tail has another shape.
+    """
+    B, L, D = x_BLD.shape
+    W = weight_DW.shape[1]
+    if weight_DW.shape[0] != D:
+        raise ValueError(f"causal_conv: weight has {weight_DW.shape[0]} channels, x has {D}; they must be equal")
+    if tail_BVD is not None and tail_BVD.shape != (B, W - 1, D):
+        raise ValueError(f"causal_conv: tail has shape {tuple(tail_BVD.shape)}, expected {(B, W - 1, D)}")
+
+    if tail_BVD is None:
+        tail_BVD = weight_DW.new_zeros(B, W - 1, D)
+    seen_BTD = torch.cat((tail_BVD, x_BLD), dim=1).to(weight_DW.dtype)  # cat itself promotes: one pass, not two
+    # Seen as an image of height 1 with channels last, which is how the tokens already lie in memory.
+    y_BD1L = F.conv2d(seen_BTD.transpose(1, 2).unsqueeze(2), weight_DW[:, None, None], groups=D)
+    y_BLD = y_BD1L.squeeze(2).transpose(1, 2)
+    if bias_D is not None:
+        y_BLD = y_BLD.add_(bias_D)  # apart, because the convolution's own bias gradient is slow on a CPU
+    return y_BLD, seen_BTD[:, L:]
+
+
+def causal_conv_reference(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
+    """The definition: over the whole sequence, a sum of W shifted products."""
+    L, W = x_BLD.shape[1], weight_DW.shape[1]
+    seen_BTD = F.pad(x_BLD, (0, 0, W - 1, 0))
+    y_BLD = torch.stack([seen_BTD[:, w : w + L] * weight_DW[:, w] for w in range(W)]).sum(0)
+    return y_BLD if bias_D is None else y_BLD + bias_D

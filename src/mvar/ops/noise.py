@@ -1,0 +1,72 @@
+"""Noise that belongs to an image: a pure function of (seed, image index, stream, position).
+
+Counter-based, so that image i gets the same bits whatever the batch, its order or the number of machines. Drawn on the
+CPU by NumPy, one image at a time: neither threads nor the device can change it.
+
+Source: Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with key (seed, index) and counter
+(position, stream). NumPy promises the raw bits of its generators to be the same in every version.
+"""
+
+import operator
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from numpy.random import Philox
+from torch import Tensor
+
+_BELOW_ONE = np.float32(1 - 2**-24)  # the largest float32 below 1
+
+
+def uniform(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) -> Tensor:
+    """Independent uniform numbers for each image.
+
+    Args:
+        seed: the run's seed, 0 to 2**64 - 1.
+        index: each image's own number, 0 to 2**64 - 1.
+        stream: tells the draws of one image apart, e.g. the scale.
+        shape: of one image's draw.
+
+    Returns:
+        float32 (len(index), *shape) on the CPU, strictly inside (0, 1), in steps of 2**-32 close to 0.
+
+    Raises:
+        ValueError: seed, an index or stream is not an integer in range.
+    """
+    seed, stream = _word("seed", seed), _word("stream", stream)
+    count = prod(shape)
+    noise = np.empty((len(index), count), dtype=np.float32)
+    for row, i in zip(noise, index, strict=True):
+        bits = Philox(key=(seed, _word("index", i)), counter=(0, 0, stream, 0)).random_raw((count + 1) // 2)
+        np.add(bits.view(np.uint32)[:count], 0.5, out=row, dtype=np.float32)
+        row *= np.float32(2**-32)
+        np.minimum(row, _BELOW_ONE, out=row)
+    return torch.from_numpy(noise).view(len(index), *shape)
+
+
+def gumbel(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) -> Tensor:
+    """Standard Gumbel noise, -log(-log(1 - u)): argmax(logits + noise) is a draw from softmax(logits).
+
+    Arguments, shape and errors are those of `uniform`. The large values, which decide, come from u close to 0, where
+    float32 is fine enough to make ties rare.
+    """
+    noise = uniform(seed, index, stream, shape).numpy()
+    for row in noise:
+        np.negative(row, out=row)
+        np.log1p(row, out=row)
+        np.negative(row, out=row)
+        np.log(row, out=row)
+        np.negative(row, out=row)
+    return torch.from_numpy(noise)
+
+
+def _word(name: str, value: int) -> int:
+    """Check that a number fits the unsigned 64-bit words of the generator."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{name} = {value!r}: give an integer from 0 to 2**64 - 1")
+    return number

@@ -1,0 +1,193 @@
+"""Mamba-2's state-space scan in chunks (SSD): matrix products inside a chunk, a state carried between chunks.
+
+Shapes: B batch, L tokens, h heads, P head width, E = h P channels, N state size, n chunks, Q tokens of a chunk.
+Source: Mamba-2 (Dao & Gu 2024), section 6; one group, so `key` (its B) and `query` (its C) are shared by the heads.
+
+With c the running sum of dt A inside a chunk and S the state before it, token i of the chunk has
+
+    y_i = sum_{j <= i} exp(c_i - c_j) (query_i . key_j) dt_j x_j  +  exp(c_i) query_i S
+
+No exponent is ever positive. The backward pass is written by hand because it needs far less memory traffic
+than autograd's: c_i enters y_i as a factor exp(c_i) and every use of u_j = dt_j x_j as exp(-c_j), so
+dc_i = dy_i . y_i - du_i . u_i, without another pass over the Q x Q decays.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# About as long as the state is wide, where a chunk's Q x Q products cost as much as its state's; and the usual
+# lengths 130, 680 and 2240 fall into equal pieces without padding.
+LONGEST_CHUNK = 72
+
+
+def ssd(
+    x_BLhP: Tensor,
+    dt_BLh: Tensor,
+    A_h: Tensor,
+    key_BLN: Tensor,
+    query_BLN: Tensor,
+    state_BhPN: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scan the tokens of this call, differentiable in every tensor argument (once).
+
+    Args:
+        x_BLhP: inputs, float32 or float64; any L >= 1.
+        dt_BLh: step sizes > 0.
+        A_h: decay rates < 0.
+        key_BLN: where a token writes to the state (B of the paper).
+        query_BLN: what a token reads from the state (C of the paper).
+        state_BhPN: state before the first token, zeros where None.
+        chunk: tokens of a chunk; None cuts L evenly into pieces of at most 72.
+
+    Returns:
+        y (B, L, h, P) and the state after the last token (B, h, P, N).
+
+    Raises:
+        ValueError: shapes that do not fit together, or chunk < 1.
+    """
+    B, L, h, P = x_BLhP.shape
+    N = key_BLN.shape[-1]
+    expected = {"dt": (dt_BLh, (B, L, h)), "A": (A_h, (h,))}
+    expected |= {"key": (key_BLN, (B, L, N)), "query": (query_BLN, (B, L, N))}
+    if state_BhPN is not None:
+        expected["state"] = (state_BhPN, (B, h, P, N))
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(f"ssd: {name} has shape {tuple(tensor.shape)}, expected {shape} for this x")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"ssd: chunk = {chunk}: must be at least 1, or None for a length that fits the tokens")
+
+    n = -(-L // (chunk or LONGEST_CHUNK))
+    Q = min(chunk, L) if chunk else -(-L // n)
+    with torch.autocast(x_BLhP.device.type, enabled=False):
+        state_BNE = None if state_BhPN is None else state_BhPN.permute(0, 3, 1, 2).reshape(B, N, h * P)
+        padded = (_pad(t, n * Q - L) for t in (x_BLhP, dt_BLh, dt_BLh * A_h, key_BLN, query_BLN))  # dt 0: no effect
+        y_BLhP, state_BNE = _ChunkedScan.apply(*padded, state_BNE, Q)
+    return y_BLhP[:, :L], state_BNE.view(B, N, h, P).permute(0, 2, 3, 1)
+
+
+def _pad(x_BLx: Tensor, tokens: int) -> Tensor:
+    return F.pad(x_BLx, (0, 0) * (x_BLx.dim() - 2) + (0, tokens)) if tokens else x_BLx
+
+
+class _ChunkedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BLhP: Tensor,
+        dt_BLh: Tensor,
+        a_BLh: Tensor,
+        key_BLN: Tensor,
+        query_BLN: Tensor,
+        state_BNE: Tensor | None,
+        Q: int,
+    ) -> tuple[Tensor, Tensor]:
+        x_BnQhP, dt_BnQh, a_BnQh, key_BnQN, query_BnQN = (
+            t.unflatten(1, (-1, Q)) for t in (x_BLhP, dt_BLh, a_BLh, key_BLN, query_BLN)
+        )
+        n = x_BnQhP.shape[1]
+        c_BnQh = a_BnQh.cumsum(2)
+
+        # Inside each chunk: a causal product with decays, head by head.
+        pairs_BnQQ = (query_BnQN @ key_BnQN.mT).tril_()
+        mix_zQQ = (_decays(c_BnQh) * pairs_BnQQ[:, :, None]).flatten(0, 2)
+        y_BnQhP = _by_token(mix_zQQ @ _by_head(x_BnQhP, dt_BnQh), x_BnQhP.shape).contiguous()
+
+        # Between chunks: what each writes to the state, the state after each, and what it reads from the one before.
+        weight_BnQh = (c_BnQh[:, :, -1:] - c_BnQh).exp_().mul_(dt_BnQh)
+        written_BnNE = key_BnQN.mT @ (x_BnQhP * weight_BnQh[..., None]).flatten(-2)
+        keep_Bn1E = _keep(c_BnQh, x_BnQhP.shape[-1])
+        states = [torch.zeros_like(written_BnNE[:, 0]) if state_BNE is None else state_BNE]
+        for i in range(n):
+            states.append(torch.addcmul(written_BnNE[:, i], keep_Bn1E[:, i], states[-1]))
+        states_BmNE = torch.stack(states, dim=1)  # m = n + 1
+        first = 1 if state_BNE is None else 0  # the first chunk with something to read
+        read_BrQE = query_BnQN[:, first:] @ states_BmNE[:, first:-1]
+        y_BnQhP[:, first:].addcmul_(c_BnQh[:, first:].exp()[..., None], read_BrQE.view_as(y_BnQhP[:, first:]))
+
+        ctx.save_for_backward(x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, pairs_BnQQ, states_BmNE, y_BnQhP)
+        ctx.first = first
+        ctx.set_materialize_grads(False)
+        return y_BnQhP.flatten(1, 2), states[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BLhP: Tensor | None, dstate_BNE: Tensor | None) -> tuple[Tensor | None, ...]:
+        x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, pairs_BnQQ, states_BmNE, y_BnQhP = ctx.saved_tensors
+        first, (n, Q, h, P) = ctx.first, x_BnQhP.shape[1:]
+        last = n if dstate_BNE is not None else n - 1  # chunks whose writing is used: all before this one
+        dy_BnQhP = torch.zeros_like(y_BnQhP) if dy_BLhP is None else dy_BLhP.unflatten(1, (n, Q))
+
+        with torch.autocast(x_BnQhP.device.type, enabled=False):
+            # Inside each chunk.
+            decay_BnhQQ = _decays(c_BnQh)
+            dy_zQP = _by_head(dy_BnQhP)
+            dmix_zQQ = dy_zQP @ _by_head(x_BnQhP, dt_BnQh).mT
+            dpairs_BnQQ = dmix_zQQ.view_as(decay_BnhQQ).mul_(decay_BnhQQ).sum(2).tril_()
+            mix_zQQ = decay_BnhQQ.mul_(pairs_BnQQ[:, :, None]).flatten(0, 2)
+            du_BnQhP = _by_token(mix_zQQ.mT @ dy_zQP, x_BnQhP.shape).contiguous()
+            dquery_BnQN = dpairs_BnQQ @ key_BnQN
+            dkey_BnQN = dpairs_BnQQ.mT @ query_BnQN
+
+            # What chunks read, and with it the gradient of the state after each chunk, last to first.
+            dread_BrQE = (dy_BnQhP[:, first:] * c_BnQh[:, first:].exp()[..., None]).flatten(-2)
+            dquery_BnQN[:, first:] += dread_BrQE @ states_BmNE[:, first:-1].mT
+            dbefore_BrNE = query_BnQN[:, first:].mT @ dread_BrQE
+            keep_Bn1E = _keep(c_BnQh, P)
+            dafter: list[Tensor | None] = [dstate_BNE]
+            for i in reversed(range(first, n)):
+                after, before_BNE = dafter[-1], dbefore_BrNE[:, i - first]
+                dafter.append(before_BNE if after is None else torch.addcmul(before_BNE, keep_Bn1E[:, i], after))
+            dinitial_BNE = dafter.pop() if first == 0 else None
+
+            # What chunks wrote.
+            dc_BnQh = (dy_BnQhP * y_BnQhP).sum(-1)
+            if last > 0:
+                dafter_BwNE = torch.stack([d for d in reversed(dafter) if d is not None], dim=1)
+                until_end_BwQh1 = (c_BnQh[:, :last, -1:] - c_BnQh[:, :last]).exp_()[..., None]
+                dwritten_BwQhP = (key_BnQN[:, :last] @ dafter_BwNE).unflatten(-1, (h, P)).mul_(until_end_BwQh1)
+                du_BnQhP[:, :last] += dwritten_BwQhP
+                weighted_BwQhP = x_BnQhP[:, :last] * until_end_BwQh1.mul_(dt_BnQh[:, :last, ..., None])
+                dkey_BnQN[:, :last] += weighted_BwQhP.flatten(-2) @ dafter_BwNE.mT
+                states_BwNE = states_BmNE[:, 1 : last + 1]
+                dc_BnQh[:, :last, -1] += (dafter_BwNE * states_BwNE).sum(2).unflatten(-1, (h, P)).sum(-1)
+
+            ddt_BnQh = (du_BnQhP * x_BnQhP).sum(-1)
+            dc_BnQh -= ddt_BnQh * dt_BnQh
+            da_BnQh = dc_BnQh.flip(2).cumsum(2).flip(2)
+            dx_BnQhP = du_BnQhP.mul_(dt_BnQh[..., None])
+        chunked = (dx_BnQhP, ddt_BnQh, da_BnQh, dkey_BnQN, dquery_BnQN)
+        return *(t.flatten(1, 2) for t in chunked), dinitial_BNE, None
+
+
+def _decays(c_BnQh: Tensor) -> Tensor:
+    """exp(c_i - c_j) for j <= i, (B, n, h, Q, Q); 1 above the diagonal, where it only ever meets zeros."""
+    c_BnhQ = c_BnQh.transpose(2, 3)
+    return (c_BnhQ[..., :, None] - c_BnhQ[..., None, :]).clamp_(max=0).exp_()
+
+
+def _keep(c_BnQh: Tensor, P: int) -> Tensor:
+    """What is left of the state after a whole chunk, (B, n, 1, E)."""
+    return c_BnQh[:, :, -1:].exp().repeat_interleave(P, dim=-1)
+
+
+def _by_head(x_BnQhP: Tensor, factor_BnQh: Tensor | None = None) -> Tensor:
+    """A copy, times a factor where given, as (z, Q, P), z = B n h, for the products that differ by head."""
+    x_BnhQP = x_BnQhP.transpose(2, 3)
+    out_BnhQP = torch.empty(x_BnhQP.shape, dtype=x_BnQhP.dtype, device=x_BnQhP.device)
+    if factor_BnQh is None:
+        out_BnhQP.copy_(x_BnhQP)
+    else:
+        torch.mul(x_BnhQP, factor_BnQh.transpose(2, 3)[..., None], out=out_BnhQP)
+    return out_BnhQP.flatten(0, 2)
+
+
+def _by_token(y_zQP: Tensor, shape_BnQhP: torch.Size) -> Tensor:
+    """The view (B, n, Q, h, P) of what `_by_head` laid out."""
+    B, n, Q, h, P = shape_BnQhP
+    return y_zQP.view(B, n, h, Q, P).transpose(2, 3)

@@ -1,0 +1,261 @@
+"""What the Fashion-MNIST recipe measures: reconstructions, codes, bits, and samples beside real images.
+
+All images are compared as the original files are: 28x28, grey, 8 bits. The model's own are larger: real images are
+enlarged by the training's own path, and what the model gives is brought back by Lanczos, averaged over the channels
+and rounded.
+
+Shapes: N images, B images of a batch, K scales, L tokens, C classes, h w pixels of the originals.
+"""
+
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mvar.data.images import ImageFolder
+from mvar.data.progress import track
+from mvar.data.source import PixelSource
+from mvar.evaluation.images import Classifier, confusion, mean_distance, psnr
+from mvar.evaluation.tokens import bits_per_token, usage
+from mvar.model import Model
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import to_images
+from mvar.sampling.sheet import class_sheet, strip
+
+SIDE = 28
+BATCH = 100
+SHEET_COLUMNS = 8
+
+
+class Labelled(NamedTuple):
+    """Images in the originals' form, and which class folder each is from."""
+
+    images_N1hw: Tensor  # uint8
+    labels_N: Tensor  # the folder's place among the sorted names, which is also the model's class
+    classes: list[str]
+
+
+class RoundTrip(NamedTuple):
+    """Real images through the tokenizer."""
+
+    tokens: list[Tensor]  # one (N, P_k) a scale
+    images_N1hw: Tensor  # restored, in the originals' form
+
+
+class Drawn(NamedTuple):
+    """Samples: as many of each class, class by class."""
+
+    images: Labelled
+    first: list[list[Image.Image]]  # a few of each class as the model gives them
+    seconds: float  # an image
+
+
+def originals(data: str, split: str, classes: Sequence[str] = (), per_class: int | None = None) -> Labelled:
+    """Real images in their original form.
+
+    Args:
+        data: folder with `split` inside.
+        split: "train" or "val".
+        classes: what the class folders must be; empty for anything.
+        per_class: at most about so many of each class, evenly spaced.
+
+    Raises:
+        ValueError: the folder is no set of classes, or not of these.
+    """
+    source = _source(data, split, (SIDE, SIDE))
+    if not source.classes or (classes and list(classes) != source.classes):
+        expected = ", ".join(classes) or "a folder for each of several classes"
+        raise ValueError(f"data = {data!r}: {split}/ has classes {source.classes}, expected {expected}")
+    if per_class is not None:
+        source = source.spread(per_class * len(source.classes))
+    images_N3hw, labels_N = source.batch(range(len(source)))
+    return Labelled(_grey(images_N3hw.permute(0, 2, 3, 1).numpy()), labels_N, source.classes)
+
+
+def tokenizer_report(loaded: Model, data: str, test: Labelled) -> tuple[dict[str, Any], RoundTrip]:
+    """PSNR of the test images on their original pixels, and how the codes are used."""
+    tokenizer, config = loaded.tokenizer, loaded.tokenizer.config
+    source = _source(data, "val", config.image_shape)
+    parts, restored, resized = [], [], []
+    rows = torch.arange(len(source)).split(BATCH)
+    for rows_B in track(rows, len(rows), "reconstructing images"):
+        pixels_B3HW = source.batch(rows_B)[0] / 255
+        maps = tokenizer.encode(pixels_B3HW.to(loaded.device))
+        parts.append([map_BP.cpu() for map_BP in maps])
+        restored.append(as_originals(tokenizer.decode(maps)))
+        resized.append(as_originals(pixels_B3HW))
+    trip = RoundTrip([torch.cat(maps) for maps in zip(*parts, strict=True)], torch.cat(restored))
+
+    V = config.vocab_size
+    by_scale = [usage(map_NP, V)._asdict() for map_NP in trip.tokens]
+    shapes = config.schedule.shapes
+    fine = [map_NP.flatten() for map_NP, shape in zip(trip.tokens, shapes, strict=True) if min(shape) >= 3]
+    return {
+        "images": len(source),
+        "psnr": float(psnr(trip.images_N1hw, test.images_N1hw).mean()),
+        "psnr_of_resizing_alone": float(psnr(torch.cat(resized), test.images_N1hw).mean()),
+        "vocab_size": V,
+        "scales": [{"map": name, **use} for name, use in zip(scale_names(loaded), by_scale, strict=True)],
+        "from_3x3": usage(torch.cat(fine), V)._asdict() if fine else None,
+    }, trip
+
+
+def generator_report(loaded: Model, tokens: list[Tensor], labels_N: Tensor) -> dict[str, Any]:
+    """Bits per token of the test images, teacher forced and given their class."""
+    if loaded.generator is None:
+        raise ValueError("model: has no generator to measure")
+    bits_L = bits_per_token(loaded.tokenizer, loaded.generator, tokens, labels_N)
+    schedule, V = loaded.generator.schedule, loaded.tokenizer.config.vocab_size
+    entropies = [math.log2(usage(map_NP, V).perplexity) for map_NP in tokens]
+    return {
+        "bits_per_token": float(bits_L.mean()),
+        "bits_per_image": float(bits_L.sum()),
+        "log2_vocab": math.log2(V),
+        "scales": [float(bits_L[schedule.slice(k)].mean()) for k in range(len(schedule))],
+        # What would be left for a model that knows only how often each scale uses each code on these images.
+        "frequencies_alone": entropies,
+        "frequencies_alone_per_token": sum(map(math.prod, zip(entropies, schedule.areas, strict=True)))
+        / schedule.length,
+    }
+
+
+def draw(loaded: Model, per_class: int, seed: int, settings: SamplingSettings) -> Drawn:
+    """Draw as many samples of each class; sample i of class c has index c * per_class + i."""
+    labels_N = torch.arange(len(loaded.classes)).repeat_interleave(per_class)
+    images, seconds = [], 0.0
+    first: list[list[Image.Image]] = [[] for _ in loaded.classes]
+    rows = torch.arange(len(labels_N)).split(BATCH)
+    for rows_B in track(rows, len(rows), "drawing samples"):
+        start = time.perf_counter()
+        out = loaded.sample(labels_N[rows_B].tolist(), index=rows_B.tolist(), seed=seed, **asdict(settings))
+        seconds += time.perf_counter() - start
+        images.append(as_originals(out.pixels))
+        for label, image in zip(labels_N[rows_B].tolist(), out.images, strict=True):
+            if len(first[label]) < SHEET_COLUMNS:
+                first[label].append(image)
+    return Drawn(Labelled(torch.cat(images), labels_N, loaded.classes), first, seconds / len(labels_N))
+
+
+def judged(judge: Classifier, samples: Labelled, real_C: Tensor) -> dict[str, Any]:
+    """How many samples the judge takes for their class, and how their spread compares to that of real images.
+
+    Args:
+        judge: of the same classes.
+        samples: what to judge.
+        real_C: mean distance inside each class of real images.
+    """
+    C = len(samples.classes)
+    counts_CC = confusion(judge, samples.images_N1hw, samples.labels_N, C)
+    distance_C = mean_distance(samples.images_N1hw, samples.labels_N, C)
+    return {
+        "accuracy": float(counts_CC.trace() / counts_CC.sum()),
+        "class_accuracy": (counts_CC.diagonal() / counts_CC.sum(1)).tolist(),
+        "spread_ratio": float(distance_C.mean() / real_C.mean()),
+        "class_spread_ratio": (distance_C / real_C).tolist(),
+        "confusion": counts_CC.tolist(),
+    }
+
+
+def samples_report(judge: Classifier, drawn: Drawn, test: Labelled, restored_N1hw: Tensor) -> dict[str, Any]:
+    """Samples beside the real test images, and beside their reconstructions: what the tokenizer alone changes."""
+    real_C = mean_distance(test.images_N1hw, test.labels_N, len(test.classes))
+    through = test._replace(images_N1hw=restored_N1hw)
+    return {
+        "images": len(drawn.images.labels_N),
+        "classes": test.classes,
+        "seconds_per_image": drawn.seconds,
+        "batch_size": BATCH,
+        **judged(judge, drawn.images, real_C),
+        "class_distance_of_real": real_C.tolist(),
+        "real": judged(judge, test, real_C),
+        "reconstructed": judged(judge, through, real_C),
+    }
+
+
+# --- sheets ---
+
+
+def reconstruction_sheet(test: Labelled, restored_N1hw: Tensor, rows: int = 2) -> Image.Image:
+    """The first test images of each class over their reconstructions."""
+    sheet = []
+    for r in range(rows):
+        chosen = [int((test.labels_N == c).nonzero()[r]) for c in range(len(test.classes))]
+        for name, images_N1hw in (("original", test.images_N1hw), ("reconstructed", restored_N1hw)):
+            sheet.append((name, [Image.fromarray(images_N1hw[i, 0].numpy()) for i in chosen]))
+    return class_sheet(sheet)
+
+
+def growth(loaded: Model, per_class: int, seed: int) -> Image.Image:
+    """How the first sample of each class grows from scale to scale."""
+    C = len(loaded.classes)
+    columns: list[list[Image.Image]] = []
+    loaded.sample(
+        list(range(C)),
+        index=[c * per_class for c in range(C)],
+        seed=seed,
+        on_scale=lambda k, K, preview: columns.append(to_images(preview())),
+    )
+    return strip(list(zip(*columns, strict=True)), scale_names(loaded))
+
+
+# --- facts ---
+
+
+def scale_names(loaded: Model) -> list[str]:
+    """1x1, 2x2, ..."""
+    return [f"{h}x{w}" for h, w in loaded.tokenizer.config.schedule.shapes]
+
+
+def settings_of(loaded: Model) -> dict[str, Any]:
+    """The model's sampling defaults."""
+    return asdict(loaded.defaults)
+
+
+def facts(loaded: Model) -> dict[str, Any]:
+    """Sizes of the networks and where they come from."""
+    networks = {"tokenizer": loaded.tokenizer, "generator": loaded.generator}
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items() if net is not None}
+    return {"parameters": sizes, "provenance": loaded.provenance}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": named[0] if named else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+# --- images in the originals' form ---
+
+
+def as_originals(pixels_B3HW: Tensor) -> Tensor:
+    """Pixels in [0, 1] of any size as the original files hold them: uint8 (B, 1, 28, 28)."""
+    resized = [image.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in to_images(pixels_B3HW)]
+    return _grey(np.stack([np.asarray(image) for image in resized]))
+
+
+def _grey(images_Bhw3: np.ndarray) -> Tensor:
+    return torch.from_numpy(images_Bhw3.mean(3, dtype=np.float64).round().astype(np.uint8))[:, None]
+
+
+def _source(data: str, split: str, shape: tuple[int, int]) -> PixelSource:
+    index = ImageFolder.scan(Path(data) / split)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*they are enlarged")  # as they shall be
+        return PixelSource.read(index, shape, resize_factor=1.0)

@@ -1,0 +1,104 @@
+"""The results of a report as Markdown, and the place for them in a documentation page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvar.training.run_folder import write_text
+
+BEGIN, END = "<!-- results: begin (generated, do not edit) -->", "<!-- results: end -->"
+
+
+def fill(path: str | Path, text: str) -> None:
+    """Replace what is between the two markers of a file.
+
+    Raises:
+        ValueError: the file cannot be read or does not have each marker once, in order.
+    """
+    path = Path(path)
+    try:
+        page = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"out = {str(path)!r}: cannot be read ({error.strerror}); give the page") from error
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"out = {str(path)!r}: needs the lines {BEGIN!r} and {END!r}, once each, in this order")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    write_text(path, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
+
+
+def results(report: Mapping[str, Any]) -> str:
+    """Tables of what was measured; a report of a tokenizer alone gives its part."""
+    parts = [_headline(report), _scales(report)]
+    if "samples" in report:
+        parts.append(_classes(report["samples"]))
+    machine = report["machine"]
+    parts.append(
+        f"Measured in {report['minutes']:.1f} minutes on {machine['cores']} cores ({machine['processor']}, "
+        f"{machine['threads']} threads, torch {machine['torch']})."
+    )
+    return "\n\n".join(parts)
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    tokenizer, rows = report["tokenizer"], []
+    for name, size in report["model"]["parameters"].items():
+        rows.append([f"Parameters of the {name}", f"{size / 1e6:.2f} M"])
+    for name, run in report["training"].items():
+        rows.append(
+            [f"Training of the {name}", f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min"]
+        )
+    rows.append(["Test images", f"{tokenizer['images']:,}"])
+    rows.append(["PSNR of reconstructions, on the original 28x28 pixels", f"**{tokenizer['psnr']:.2f} dB**"])
+    rows.append(
+        ["PSNR of resizing to the model's size and back, alone", f"{tokenizer['psnr_of_resizing_alone']:.2f} dB"]
+    )
+    if fine := tokenizer["from_3x3"]:
+        share = 100 * fine["used"] / tokenizer["vocab_size"]
+        text = f"**{fine['used']} of {tokenizer['vocab_size']}** ({share:.1f} %), perplexity {fine['perplexity']:.0f}"
+        rows.append(["Codes used by the maps from 3x3 up", text])
+    if generator := report.get("generator"):
+        text = f"**{generator['bits_per_token']:.3f}** of {generator['log2_vocab']:.2f}"
+        rows.append(["Bits per token, given the class", f"{text} ({generator['bits_per_image']:.0f} an image)"])
+        rows.append(["Bits per token by code frequencies alone", f"{generator['frequencies_alone_per_token']:.3f}"])
+    if samples := report.get("samples"):
+        real, restored, settings = samples["real"], samples["reconstructed"], samples["settings"]
+        setting = f"guidance {settings['guidance']:g}, top-k {settings['top_k'] or 'off'}, top-p {settings['top_p']:g}"
+        rows.append(["Samples", f"{samples['images']:,}, {setting}, temperature {settings['temperature']:g}"])
+        rows.append(["Samples judged to be of the asked class", f"**{_percent(samples['accuracy'])}**"])
+        rows.append(["The judge on the real test images", _percent(real["accuracy"])])
+        rows.append(["The judge on their reconstructions", _percent(restored["accuracy"])])
+        rows.append(["Pixel distance inside a class, samples / real", f"**{samples['spread_ratio']:.3f}**"])
+        rows.append(["Pixel distance inside a class, reconstructions / real", f"{restored['spread_ratio']:.3f}"])
+        text = f"{samples['seconds_per_image']:.4f} in batches of {samples['batch_size']}"
+        rows.append(["Seconds per image", text])
+    return _table(["", ""], rows)
+
+
+def _scales(report: Mapping[str, Any]) -> str:
+    tokenizer, generator = report["tokenizer"], report.get("generator")
+    head = ["Token map", "Codes used", "Perplexity"]
+    rows = [[scale["map"], str(scale["used"]), f"{scale['perplexity']:.1f}"] for scale in tokenizer["scales"]]
+    if generator:
+        head += ["Bits per token", "Bits by frequencies alone"]
+        for row, bits, alone in zip(rows, generator["scales"], generator["frequencies_alone"], strict=True):
+            row += [f"{bits:.3f}", f"{alone:.3f}"]
+    return _table(head, rows)
+
+
+def _classes(samples: Mapping[str, Any]) -> str:
+    head = ["Class", "Samples judged right", "Real images judged right", "Distance, samples / real"]
+    columns = [samples["class_accuracy"], samples["real"]["class_accuracy"], samples["class_spread_ratio"]]
+    rows = [
+        [name, _percent(right), _percent(real), f"{ratio:.3f}"]
+        for name, right, real, ratio in zip(samples["classes"], *columns, strict=True)
+    ]
+    return _table(head, rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,161 @@
+"""The convolutional encoder and decoder around the quantiser.
+
+Shapes: B batch, c channels of a level, H W pixels of a level.
+Source: the VQ-GAN of latent diffusion (Rombach et al. 2022), as VAR uses it; parameter names are those of its files.
+"""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mvar.tokenizer.config import TokenizerConfig
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a skip; the skip is a 1x1 convolution where the width changes."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels_in)
+        self.conv1 = _conv3(channels_in, channels_out)
+        self.norm2 = _norm(channels_out)
+        self.conv2 = _conv3(channels_out, channels_out)
+        same = channels_in == channels_out
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x_BcHW: Tensor) -> Tensor:
+        h_BcHW = self.conv1(F.silu(self.norm1(x_BcHW)))
+        h_BcHW = self.conv2(F.silu(self.norm2(h_BcHW)))
+        return self.nin_shortcut(x_BcHW) + h_BcHW
+
+
+class PixelAttention(nn.Module):
+    """One-head self-attention over all pixels of the lowest resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BcHW: Tensor) -> Tensor:
+        B, c, H, W = x_BcHW.shape
+        qkv_B3cL = self.qkv(self.norm(x_BcHW)).reshape(B, 3, c, H * W)
+        q_B1Lc, k_B1Lc, v_B1Lc = qkv_B3cL.transpose(2, 3).split(1, dim=1)
+        y_B1Lc = F.scaled_dot_product_attention(q_B1Lc, k_B1Lc, v_B1Lc)  # scale is channels ** -0.5
+        return x_BcHW + self.proj_out(y_B1Lc.transpose(2, 3).reshape(B, c, H, W))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided convolution, padded at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BcHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BcHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3(channels, channels)
+
+    def forward(self, x_BcHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BcHW, scale_factor=2, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = PixelAttention(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x_BcHW: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x_BcHW)))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention where `attends`; then a resampling."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attends: bool) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * blocks
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(PixelAttention(channels_out) for _ in range(blocks if attends else 0))
+
+    def forward(self, x_BcHW: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x_BcHW = block(x_BcHW)
+            if self.attn:
+                x_BcHW = self.attn[i](x_BcHW)
+        for resample in ("downsample", "upsample"):
+            if hasattr(self, resample):
+                x_BcHW = getattr(self, resample)(x_BcHW)
+        return x_BcHW
+
+
+class Encoder(nn.Module):
+    """Pixels in [-1, 1] (B, 3, H, W) to latents (B, Z, H / f, W / f)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        lowest = len(widths) - 1
+        self.conv_in = _conv3(3, config.channels)
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(widths[i - 1] if i else config.channels, width, config.res_blocks, attends=i == lowest)
+            if i < lowest:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = _conv3(widths[-1], config.latent_channels)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        h_BcHW = self.conv_in(x_B3HW)
+        for level in self.down:
+            h_BcHW = level(h_BcHW)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h_BcHW))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, Z, h, w) to pixels (B, 3, h * f, w * f), about [-1, 1], not clamped."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        lowest = len(widths) - 1
+        self.conv_in = _conv3(config.latent_channels, widths[-1])
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList()  # up[0] is the highest resolution and runs last
+        for i, width in enumerate(widths):
+            width_in = widths[min(i + 1, lowest)]
+            level = Level(width_in, width, config.res_blocks + 1, attends=i == lowest)
+            if i > 0:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = _norm(widths[0])
+        self.conv_out = _conv3(widths[0], 3)
+
+    def forward(self, z_BZhw: Tensor) -> Tensor:
+        h_BcHW = self.mid(self.conv_in(z_BZhw.to(self.conv_in.weight.dtype)))
+        for level in reversed(self.up):
+            h_BcHW = level(h_BcHW)
+        return self.conv_out(F.silu(self.norm_out(h_BcHW)))

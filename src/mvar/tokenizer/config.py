@@ -1,0 +1,95 @@
+"""The tokenizer's hyperparameters and presets; standard library only, so that `--help` stays quick."""
+
+from dataclasses import dataclass, field
+
+from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
+from mvar.validation import raise_problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """A multi-scale VQ-VAE (VAR, section 3.2, on the f16 autoencoder of latent diffusion).
+
+    Attributes:
+        channels: width of the highest-resolution level of encoder and decoder.
+        multipliers: width of each level as a multiple of `channels`; one 2x downsampling between levels.
+        res_blocks: residual blocks of an encoder level; a decoder level has one more.
+        latent_channels: Z, channels of the latent and of a code vector.
+        vocab_size: V, number of codes.
+        phis: residual convolutions phi after upsampling; n of them shared over the scales, 0 for one a scale.
+        phi_ratio: r in phi(h) = (1 - r) h + r conv(h).
+        commitment: weight of the encoder's half of the quantiser loss.
+        sides: token maps from coarse to fine, p for p x p or [h, w].
+    """
+
+    channels: int = 160
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    latent_channels: int = 32
+    vocab_size: int = 4096
+    phis: int = 4
+    phi_ratio: float = 0.5
+    commitment: float = 0.25
+    sides: list[Side] = field(default_factory=lambda: list(SIDES_256))
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The token maps."""
+        return ScaleSchedule(self.sides)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along a side for one token of the finest map."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that this schedule tokenizes."""
+        h, w = self.schedule.shapes[-1]
+        return h * self.downsampling, w * self.downsampling
+
+    def problems(self) -> list[str]:
+        """What is wrong with this config, a line each; empty when it is sound."""
+        found = []
+        for name in ("channels", "res_blocks", "latent_channels", "vocab_size"):
+            if getattr(self, name) < 1:
+                found.append(f"tokenizer.{name} = {getattr(self, name)}: must be at least 1")
+        if not self.multipliers or min(self.multipliers) < 1:
+            found.append(f"tokenizer.multipliers = {self.multipliers}: give one integer >= 1 for each level")
+        elif self.channels >= 1 and (bad := [m for m in self.multipliers if m * self.channels % 32]):
+            found.append(
+                f"tokenizer.channels = {self.channels}: channels * {bad[0]} must be a multiple of 32 "
+                "(group normalisation has 32 groups)"
+            )
+        if self.phis < 0:
+            found.append(f"tokenizer.phis = {self.phis}: must be 0 (one a scale) or more")
+        if not 0 <= self.phi_ratio <= 1:
+            found.append(f"tokenizer.phi_ratio = {self.phi_ratio}: must lie in [0, 1]")
+        if self.commitment < 0:
+            found.append(f"tokenizer.commitment = {self.commitment}: must be 0 or more")
+        try:
+            ScaleSchedule(self.sides)
+        except ValueError as error:
+            found.append(f"tokenizer.sides = {self.sides}: {error}")
+        return found
+
+    def validate(self) -> None:
+        """Raise ValueError with every problem, a line each."""
+        raise_problems(self.problems())
+
+
+PRESETS: dict[str, TokenizerConfig] = {
+    "f16-256": TokenizerConfig(),
+    "f16-512": TokenizerConfig(sides=list(SIDES_512)),
+    "tiny32": TokenizerConfig(
+        channels=32, multipliers=(1, 2, 3), res_blocks=1, latent_channels=16, vocab_size=1024, sides=[1, 2, 3, 4, 6, 8]
+    ),
+    "tiny64": TokenizerConfig(
+        channels=32,
+        multipliers=(1, 2, 4, 4),
+        res_blocks=1,
+        latent_channels=16,
+        vocab_size=1024,
+        sides=[1, 2, 3, 4, 6, 8],
+    ),
+}

@@ -1,0 +1,84 @@
+"""The multi-scale VQ-VAE: images to token maps and back.
+
+Shapes: B batch, Z latent channels, K scales; P tokens of a scale, H W pixels or the finest sides, L all tokens.
+Source: VAR (Tian et al. 2024), section 3.2.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mvar.tokenizer.autoencoder import Decoder, Encoder
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.quantizer import MultiScaleQuantizer, Quantized
+
+
+class Tokenizer(nn.Module):
+    """Encoder, multi-scale quantiser and decoder; public methods take and give pixels in [0, 1]."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        Z = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantizer = MultiScaleQuantizer(config)
+        self.quant_conv = nn.Conv2d(Z, Z, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(Z, Z, 3, padding=1)
+
+    def latent(self, pixels_B3HW: Tensor) -> Tensor:
+        """The latent f (B, Z, h, w) of pixels in [0, 1], before quantisation.
+
+        Raises:
+            ValueError: the images are not of this tokenizer's size, or not RGB.
+        """
+        expected = (3, *self.config.image_shape)
+        if pixels_B3HW.dim() != 4 or tuple(pixels_B3HW.shape[1:]) != expected:
+            raise ValueError(
+                f"pixels have shape {tuple(pixels_B3HW.shape)}, expected (batch, {', '.join(map(str, expected))})"
+            )
+        # Channels first: on a CPU, group normalisation's backward takes ten times as long with channels last.
+        return self.quant_conv(self.encoder((2 * pixels_B3HW - 1).contiguous()))
+
+    def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Quantized]:
+        """The training pass: reconstruction in model space (about [-1, 1], not clamped) and the quantiser's results."""
+        quantized = self.quantizer.quantize(self.latent(pixels_B3HW))
+        return self.decoder(self.post_quant_conv(quantized.f_hat_BZHW)), quantized
+
+    @torch.no_grad()
+    def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """Token maps of images, one LongTensor (B, P_k) for each scale, coarse to fine."""
+        return self.quantizer.encode(self.latent(pixels_B3HW))
+
+    @torch.no_grad()
+    def decode(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of token maps; the first few maps alone give a coarse image."""
+        return self.decode_latent(self.quantizer.f_hat(tokens))
+
+    @torch.no_grad()
+    def decode_latent(self, f_hat_BZHW: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of a latent."""
+        pixels_B3HW = self.decoder(self.post_quant_conv(f_hat_BZHW))
+        return (pixels_B3HW.float().clamp(-1, 1) + 1) / 2
+
+    def reconstruct(self, pixels_B3HW: Tensor) -> Tensor:
+        """Images after a round trip through their tokens."""
+        return self.decode(self.encode(pixels_B3HW))
+
+    @torch.no_grad()
+    def generator_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Teacher-forcing input (B, L - P_0, Z): for each scale after the first, f_hat of the scales before it."""
+        q = self.quantizer
+        inputs = (
+            [
+                q.input_of(f_hat_BZHW, k).flatten(2).transpose(1, 2)
+                for k, f_hat_BZHW in enumerate(q.partial_sums(tokens[:-1]), start=1)
+            ]
+            if len(tokens) > 1
+            else []
+        )
+        if not inputs:
+            return q.codebook.new_zeros(len(tokens[0]), 0, q.codebook.shape[1])
+        return torch.cat(inputs, dim=1)

@@ -1,0 +1,82 @@
+"""Keeping the codebook alive: a start from data, revival of dead codes, and how each scale uses it.
+
+Shapes: B batch, Z latent channels, V codes, K scales; P tokens of a scale, N vectors.
+
+A residual quantiser trained naively collapses first at the coarse scales: they hold few tokens, so few codes ever
+come near their residuals. Start and revival therefore give every scale the same share of the codes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mvar.tokenizer.quantizer import MultiScaleQuantizer
+
+
+@torch.no_grad()
+def start_from_data(quantizer: MultiScaleQuantizer, f_BZHW: Tensor, generator: torch.Generator) -> None:
+    """Replace the codebook by residuals that the scales meet on these latents, V / K from each.
+
+    Scale by scale, since a scale's residual depends on the codes of the scales before it.
+    """
+    V, K = len(quantizer.codebook), len(quantizer.schedule)
+    edges = [-(-V * k // K) for k in range(K + 1)]  # rounded up: the first scale has a code even where V < K
+    f_hat_BZHW = torch.zeros_like(f_BZHW)
+    for k in range(K):
+        rest_BZhw = quantizer.input_of(f_BZHW - f_hat_BZHW, k)
+        quantizer.codebook[edges[k] : edges[k + 1]] = _draw(rest_BZhw, edges[k + 1] - edges[k], generator)
+        # Codes that are still to be filled must not be chosen yet.
+        quantizer.codebook[edges[k + 1] :] = quantizer.codebook[0]
+        tokens_BP = quantizer.nearest(rest_BZhw, k)
+        f_hat_BZHW = quantizer.add(f_hat_BZHW, quantizer.lookup(tokens_BP, k), k)
+
+
+@torch.no_grad()
+def revive(
+    quantizer: MultiScaleQuantizer, counts_KV: Tensor, residuals: Sequence[Tensor], dead_below: float,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Move dead codes onto residuals of this batch, the same number to each scale.
+
+    A code's usage is the mean over scales of its share of the scale's tokens; it is dead below `dead_below` / V.
+
+    Args:
+        quantizer: changed in place.
+        counts_KV: how often each scale used each code since the last revival.
+        residuals: what each scale quantised in the current batch, (B, Z, h_k, w_k).
+        dead_below: in units of the mean usage 1 / V.
+        generator: chooses the residuals.
+
+    Returns:
+        The moved codes' indices.
+    """
+    V, K = len(quantizer.codebook), len(residuals)
+    usage_V = (counts_KV / counts_KV.sum(1, keepdim=True).clamp(min=1)).mean(0)
+    dead_N = (usage_V < dead_below / V).nonzero().flatten()
+    dead_N = dead_N[torch.randperm(len(dead_N), generator=generator).to(dead_N.device)]
+    for k, codes in enumerate(dead_N.tensor_split(K)):
+        if len(codes):
+            quantizer.codebook[codes] = _draw(residuals[k], len(codes), generator)
+    return dead_N
+
+
+def _draw(map_BZhw: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n vectors (n, Z) of a map at random; with slight noise, so that a vector drawn twice gives two codes."""
+    vectors_NZ = map_BZhw.transpose(0, 1).flatten(1).T.float()
+    chosen = torch.randint(len(vectors_NZ), (n,), generator=generator).to(vectors_NZ.device)
+    noise = torch.randn(n, vectors_NZ.shape[1], generator=generator).to(vectors_NZ.device)
+    return vectors_NZ[chosen] + 0.01 * vectors_NZ.std(correction=0) * noise
+
+
+def usage(counts_KV: Tensor) -> tuple[list[float], list[float]]:
+    """Per scale: the share of codes used at least once, and the perplexity exp(entropy) of their usage."""
+    counts_KV = counts_KV.cpu()  # Apple's GPUs have no float64
+    share_KV = counts_KV.double() / counts_KV.sum(1, keepdim=True).clamp(min=1)
+    entropy_K = -torch.xlogy(share_KV, share_KV).sum(1)
+    return (counts_KV > 0).double().mean(1).tolist(), entropy_K.exp().tolist()
+
+
+def count_tokens(tokens: Sequence[Tensor], vocab_size: int) -> Tensor:
+    """How often each scale uses each code, (K, V)."""
+    return torch.stack([torch.bincount(t.flatten(), minlength=vocab_size) for t in tokens])

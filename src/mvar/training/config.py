@@ -1,0 +1,196 @@
+"""What a training run is told: the run itself, the model, and presets; standard library only.
+
+A preset gives the values for one image size; every field can be overridden by a flag, a YAML file or a keyword.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mvar.generator.config import PRESETS as GENERATORS
+from mvar.generator.config import GeneratorConfig
+from mvar.tokenizer.config import PRESETS as TOKENIZERS
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.validation import raise_problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training run has.
+
+    Attributes:
+        data: folder of images, one sub-folder a class or none; may hold train/ and val/.
+        out: run folder: checkpoint, metrics.jsonl, TensorBoard events, previews; a loadable bundle.
+        steps: optimizer updates of the whole run.
+        batch_size: images an update.
+        base_lr: learning rate for 256 images; the peak is base_lr * batch_size / 256.
+        lr_end: last learning rate as a share of the peak.
+        warmup: share of the steps that warm up, from 0.005 of the peak.
+        weight_decay: AdamW's decay at the start.
+        weight_decay_end: the same at the end (cosine between).
+        betas: AdamW's moment decays.
+        grad_clip: largest gradient norm.
+        resize_factor: the shorter side is resized to this times the model's, then cropped at random;
+            1 keeps whole (square) images.
+        on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
+        val_images: at most so many validation images.
+        seed: of everything random; step i depends on (seed, i) only.
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        dtype: of the matrix products; weights stay in float32.
+        log_every, validate_every, checkpoint_every: steps between.
+        resume: continue the run in `out` from its checkpoint.
+    """
+
+    data: str
+    out: str
+    steps: int = 10_000
+    batch_size: int = 64
+    base_lr: float = 1e-4
+    lr_end: float = 0.1
+    warmup: float = 0.02
+    weight_decay: float = 0.05
+    weight_decay_end: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 2.0
+    resize_factor: float = 1.125
+    on_bad_image: Literal["skip", "error"] = "skip"
+    val_images: int = 5000
+    seed: int = 0
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    log_every: int = 50
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+    resume: bool = False
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after warm-up."""
+        return self.base_lr * self.batch_size / 256
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, a line each; paths are checked when they are opened."""
+        found = []
+        for name in ("data", "out"):
+            if not getattr(self, name):
+                found.append(f"{name} = '': give a folder")
+        if self.data and self.out and Path(self.out).resolve().is_relative_to(Path(self.data).resolve()):
+            found.append(f"out = {self.out!r}: lies inside data, whose images its previews would join; name another")
+        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every", "val_images"):
+            if getattr(self, name) < 1:
+                found.append(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("base_lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                found.append(f"{name} = {getattr(self, name)}: must be above 0")
+        for name in ("weight_decay", "weight_decay_end"):
+            if not getattr(self, name) >= 0:
+                found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
+        for name in ("lr_end", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name} = {getattr(self, name)}: must lie in [0, 1]")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"betas = {self.betas}: both must lie in [0, 1)")
+        if not 0 <= self.seed < 2**63:
+            found.append(f"seed = {self.seed}: must lie in [0, 2**63)")
+        if not 1 <= self.resize_factor <= 4:
+            found.append(f"resize_factor = {self.resize_factor}: must lie in [1, 4]")
+        return found
+
+    def validate(self) -> None:
+        """Raise ValueError with every problem, a line each."""
+        raise_problems(self.problems())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTraining(RunConfig):
+    """A tokenizer's training run.
+
+    Attributes:
+        model: the tokenizer.
+        l1, l2: weights of the absolute and squared pixel error (model space, [-1, 1]).
+        revive_every: steps between revivals of dead codes.
+        revive_until: share of the run after which codes are left alone.
+        dead_below: a code is dead when used less than this share of the mean usage since the last revival.
+    """
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    l1: float = 0.2
+    l2: float = 1.0
+    revive_every: int = 100
+    revive_until: float = 0.7
+    dead_below: float = 0.03
+
+    def problems(self) -> list[str]:
+        found = super().problems() + self.model.problems()
+        for name in ("l1", "l2", "dead_below"):
+            if not getattr(self, name) >= 0:
+                found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
+        if self.revive_every < 1:
+            found.append(f"revive_every = {self.revive_every}: must be at least 1")
+        if not 0 <= self.revive_until <= 1:
+            found.append(f"revive_until = {self.revive_until}: must lie in [0, 1]")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorTraining(RunConfig):
+    """A generator's training run.
+
+    Attributes:
+        tokenizer: a bundle or run folder, or a packaged model's name; its schedule, codes and latent channels
+            and the data's classes override those of `model`.
+        model: the generator.
+        label_smoothing: of the cross-entropy.
+        preview_per_class: samples a class (at most 16 classes) in each preview sheet.
+    """
+
+    tokenizer: str
+    model: GeneratorConfig = field(default_factory=GeneratorConfig)
+    label_smoothing: float = 0.0
+    preview_per_class: int = 4
+
+    def problems(self) -> list[str]:
+        found = super().problems() + self.model.problems()
+        if not self.tokenizer:
+            found.append("tokenizer = '': give a bundle or run folder")
+        if not 0 <= self.label_smoothing < 1:
+            found.append(f"label_smoothing = {self.label_smoothing}: must lie in [0, 1)")
+        if self.preview_per_class < 1:
+            found.append(f"preview_per_class = {self.preview_per_class}: must be at least 1")
+        return found
+
+
+IMAGENET_TRAIN = 1_281_167
+
+
+def _generator_recipe(name: str, depth: int) -> dict[str, Any]:
+    """The official recipe for ImageNet by depth; ours for small images."""
+    if name.startswith("tiny"):
+        return {"steps": 20_000, "base_lr": 4e-3, "lr_end": 0.01, "resize_factor": 1.0}
+    batch_size = 1024 if depth >= 30 and not name.endswith("-s") else 768
+    epochs = next(epochs for limit, epochs in ((16, 200), (20, 250), (99, 350)) if depth <= limit)
+    return {
+        "steps": epochs * IMAGENET_TRAIN // batch_size,
+        "batch_size": batch_size,
+        "base_lr": 8e-5 if depth >= 24 else 1e-4,
+        "lr_end": 0.01 if depth >= 24 else 0.1,
+        "weight_decay_end": 0.08 if depth >= 30 else 0.05,
+    }
+
+
+# What a preset changes in the run, beside its model.
+_TINY_TOKENIZER = {
+    "steps": 10_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "weight_decay": 0.0, "weight_decay_end": 0.0,
+    "grad_clip": 1.0, "resize_factor": 1.0, "val_images": 2000,
+}  # fmt: skip
+
+TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
+    "f16-256": {"model": TOKENIZERS["f16-256"], "base_lr": 3e-4, "betas": (0.5, 0.9), "steps": 250_000},
+    "f16-512": {"model": TOKENIZERS["f16-512"], "base_lr": 3e-4, "betas": (0.5, 0.9), "steps": 250_000},
+    "tiny32": {"model": TOKENIZERS["tiny32"], **_TINY_TOKENIZER},
+    "tiny64": {"model": TOKENIZERS["tiny64"], **_TINY_TOKENIZER},
+}
+
+GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
+    name: {"model": model, **_generator_recipe(name, model.depth)} for name, model in GENERATORS.items()
+}

@@ -1,0 +1,198 @@
+"""Training a generator on the token maps of images, by a frozen tokenizer.
+
+Shapes: B images, K scales, L tokens, V codes, Z latent channels; P tokens of a scale.
+Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, averaged uniformly.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mvar.checkpoint.bundle import Bundle, write_bundle
+from mvar.data.order import batch_indices, crop_noise
+from mvar.data.progress import track
+from mvar.data.source import PixelSource
+from mvar.data.splits import open_splits
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.model import Model, from_bundle, load
+from mvar.sampling import engine
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.export import save_image
+from mvar.sampling.sheet import class_sheet
+from mvar.tokenizer.network import Tokenizer
+from mvar.training.config import GeneratorTraining
+from mvar.training.loop import Metrics, fit
+from mvar.training.optim import build_optimizer
+from mvar.training.run_folder import RunFolder, provenance
+
+PREVIEW_CLASSES = 16
+UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
+
+
+def train(config: GeneratorTraining) -> Model:
+    """Train a generator and return it with its tokenizer; the run folder `config.out` is a loadable bundle.
+
+    Raises:
+        ValueError: bad settings, data, tokenizer or folders, before any training; a line for each problem.
+        FloatingPointError: the loss or a gradient is not finite.
+    """
+    config.validate()
+    try:
+        tokenizer = load(config.tokenizer, config.device, "float32").tokenizer
+    except ValueError as error:
+        raise ValueError(f"tokenizer = {config.tokenizer!r}: cannot be loaded: {error}") from error
+    with RunFolder(config) as folder:
+        train_images, val_images = open_splits(
+            config.data,
+            tokenizer.config.image_shape,
+            resize_factor=config.resize_factor,
+            on_bad_image=config.on_bad_image,
+        )
+        folder.check_data(train_images)
+        task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images))
+        fit(task, config, folder)
+    return from_bundle(task.bundle(), config.device, "float32")
+
+
+class TokenSource:
+    """Token maps of images: all encoded once where every epoch shows the same pixels, else batch by batch."""
+
+    def __init__(self, images: PixelSource, tokenizer: Tokenizer, batch_size: int, label: str) -> None:
+        self.images, self.tokenizer = images, tokenizer
+        self.device = tokenizer.quantizer.codebook.device
+        self.areas = tokenizer.config.schedule.areas
+        self.tokens_NL: Tensor | None = None
+        if images.resize_factor == 1:
+            batches = torch.arange(len(images)).split(batch_size)
+            encoded = [self._encode(indices_B, None).int() for indices_B in track(batches, len(batches), label)]
+            self.tokens_NL = torch.cat(encoded)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices_B: Tensor, crop_noise_B2: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Token maps, one (B, P_k) a scale, and labels (B,)."""
+        if self.tokens_NL is None:
+            tokens_BL = self._encode(indices_B, crop_noise_B2)
+        else:
+            tokens_BL = self.tokens_NL[indices_B.to(self.device)].long()
+        return list(tokens_BL.split(self.areas, dim=1)), self.images.labels[indices_B].to(self.device)
+
+    def _encode(self, indices_B: Tensor, crop_noise_B2: Tensor | None) -> Tensor:
+        pixels_B3HW = self.images.batch(indices_B, crop_noise_B2)[0].to(self.device) / 255
+        return torch.cat(self.tokenizer.encode(pixels_B3HW), dim=1)
+
+
+class GeneratorTask:
+    """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
+
+    def __init__(
+        self, config: GeneratorTraining, tokenizer: Tokenizer, train_images: PixelSource, val_images: PixelSource
+    ) -> None:
+        self.config, self.tokenizer, self.classes = config, tokenizer, train_images.classes
+        self.device = tokenizer.quantizer.codebook.device
+        self.train_tokens = TokenSource(train_images, tokenizer, 4 * config.batch_size, "encoding training images")
+        self.val_tokens = TokenSource(val_images, tokenizer, 4 * config.batch_size, "encoding validation images")
+        self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
+        initialise(self.model, config.seed)
+        self.model.to(self.device).train()
+        self.optimizer = build_optimizer(self.model, config, decays)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        seed = self.config.seed
+        indices_B, epochs_B = batch_indices(len(self.train_tokens), self.config.batch_size, seed, step)
+        noise_B2 = None if self.config.resize_factor == 1 else crop_noise(seed, epochs_B, indices_B)
+        tokens, labels_B = self.train_tokens.batch(indices_B, noise_B2)
+        logits_BLV = self._logits(tokens, labels_B)
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(logits_BLV.flatten(0, 1), torch.cat(tokens, 1).flatten(), label_smoothing=smoothing)
+        return loss, {"accuracy": _correct(logits_BLV.detach(), tokens).mean()}
+
+    def _logits(self, tokens: list[Tensor], labels_B: Tensor) -> Tensor:
+        inputs_BlZ = self.tokenizer.generator_inputs(tokens)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            return self.model(labels_B, inputs_BlZ)
+
+    def after_update(self, step: int) -> None:
+        pass
+
+    @torch.no_grad()
+    def validate(self) -> Metrics:
+        """Cross-entropy and accuracy over the validation images, in all and for each scale, without class dropout."""
+        L = self.model.schedule.length
+        loss_L = torch.zeros(L, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
+        correct_L = torch.zeros_like(loss_L)
+        for tokens, labels_B in self._val_batches():
+            logits_BLV = self._logits(tokens, labels_B)
+            nll_BL = F.cross_entropy(logits_BLV.transpose(1, 2), torch.cat(tokens, 1), reduction="none")
+            loss_L += nll_BL.sum(0).cpu()
+            correct_L += _correct(logits_BLV, tokens).sum(0).cpu()
+        n, schedule = len(self.val_tokens), self.model.schedule
+        by_scale = [schedule.slice(k) for k in range(len(schedule))]
+        return {
+            "val_loss": float(loss_L.mean()) / n,
+            "val_bits_per_token": float(loss_L.mean()) / n / math.log(2),
+            "val_accuracy": float(correct_L.mean()) / n,
+            "val_loss_scales": [float(loss_L[s].mean()) / n for s in by_scale],
+            "val_accuracy_scales": [float(correct_L[s].mean()) / n for s in by_scale],
+        }
+
+    def _val_batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for indices_B in torch.arange(len(self.val_tokens)).split(2 * self.config.batch_size):
+            yield self.val_tokens.batch(indices_B)
+
+    def preview(self, path: Path) -> None:
+        """Samples of each class, with the same noise every time."""
+        names = self.classes[:PREVIEW_CLASSES] or ["samples"]
+        n = self.config.preview_per_class
+        ids = range(len(names)) if self.classes else [self.model.config.num_classes]
+        labels_B = torch.tensor([i for i in ids for _ in range(n)])
+        settings = SamplingSettings()
+        out = engine.sample(self.tokenizer, self.model, labels_B, range(len(labels_B)), self.config.seed, settings)
+        images = out.images
+        rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
+        save_image(class_sheet(rows), path)
+
+    def bundle(self) -> Bundle:
+        """Tokenizer and generator, and how the generator was trained."""
+        origin = {**provenance(self.config), "tokenizer": Path(self.config.tokenizer).name}
+        return Bundle(tokenizer=self.tokenizer, generator=self.model, classes=self.classes, provenance=origin)
+
+    def save_bundle(self, folder: Path) -> None:
+        write_bundle(folder, self.bundle())
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def fitted(model: GeneratorConfig, tokenizer: Tokenizer, classes: int) -> GeneratorConfig:
+    """The generator's config with what the tokenizer and the data decide."""
+    made_for = tokenizer.config
+    return replace(
+        model,
+        num_classes=classes,
+        vocab_size=made_for.vocab_size,
+        latent_channels=made_for.latent_channels,
+        sides=made_for.sides,
+    )
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to vectors, biases, places, levels, temperatures and Mamba's A, dt and D."""
+    return parameter.dim() > 1 and not name.endswith(UNDECAYED)
+
+
+def _correct(logits_BLV: Tensor, tokens: list[Tensor]) -> Tensor:
+    """1 where the likeliest code is the right one, (B, L)."""
+    return (logits_BLV.argmax(dim=-1) == torch.cat(tokens, 1)).float()

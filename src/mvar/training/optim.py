@@ -1,0 +1,70 @@
+"""Optimizer groups and the schedules of learning rate and weight decay.
+
+Source: the recipe of VAR (Tian et al. 2024, section 4 and its training code's published settings).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mvar.training.config import RunConfig
+
+
+def lr_factor(step: int, steps: int, warmup: float, end: float) -> float:
+    """The learning rate of update `step` (from 0) as a share of the peak.
+
+    Linear warm-up from 0.005 over the first `warmup` share of the steps, flat for 5 % of the rest,
+    then linear to `end` at the last step.
+    """
+    warm = round(warmup * steps)
+    if step < warm:
+        return 0.005 + 0.995 * step / warm
+    u = (step - warm) / max(steps - 1 - warm, 1)
+    return 1.0 if u < 0.05 else end + (1 - end) * (1 - u) / 0.95
+
+
+def weight_decay_at(step: int, steps: int, start: float, end: float) -> float:
+    """Weight decay of update `step`: a cosine from start to end."""
+    return end + (start - end) * (1 + math.cos(math.pi * step / max(steps - 1, 1))) / 2
+
+
+def build_optimizer(
+    module: nn.Module, config: RunConfig, decays: Callable[[str, nn.Parameter], bool]
+) -> torch.optim.AdamW:
+    """AdamW over every trainable parameter, in a group with and a group without weight decay.
+
+    Args:
+        module: the model; parameters that need no gradient are left out.
+        config: learning rate and betas.
+        decays: whether the parameter of this name is decayed.
+
+    Raises:
+        RuntimeError: a parameter is in no group or in both.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in trainable.items():
+        groups[decays(name, parameter)].append(parameter)
+    grouped = [id(p) for group in groups.values() for p in group]
+    if sorted(grouped) != sorted(map(id, trainable.values())):
+        raise RuntimeError("optimizer groups do not cover every trainable parameter exactly once")
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "decay": True, "weight_decay": config.weight_decay},
+            {"params": groups[False], "decay": False, "weight_decay": 0.0},
+        ],
+        lr=config.peak_lr,
+        betas=config.betas,
+    )
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, step: int, config: RunConfig) -> float:
+    """Set learning rate and weight decay of update `step`; returns the learning rate."""
+    lr = config.peak_lr * lr_factor(step, config.steps, config.warmup, config.lr_end)
+    decay = weight_decay_at(step, config.steps, config.weight_decay, config.weight_decay_end)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = decay if group["decay"] else 0.0
+    return lr

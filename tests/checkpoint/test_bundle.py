@@ -1,0 +1,186 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mvar.checkpoint.bundle import Bundle, is_bundle, read_bundle, write_bundle
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+SHARED = {"vocab_size": 48, "latent_channels": 8, "sides": [1, 2, [3, 4]]}
+CLASSES = ["tench, Tinca tinca", "T-shirt/top", "Zürich"]
+
+
+def build():
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **SHARED))
+    generator = Generator(
+        GeneratorConfig(
+            depth=2, width=64, heads=2, attention=["intra", "none"], mamba=[False, True], num_classes=3, **SHARED
+        )
+    )
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(std=0.1)
+    return Bundle(
+        tokenizer=tokenizer.eval(),
+        generator=generator.eval(),
+        classes=CLASSES,
+        defaults={"guidance": 2.0},
+        provenance={"data": "made up"},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_bundle(tmp_path / "bundle", build())
+
+
+def test_round_trip_is_exact(folder):
+    before, after = build(), read_bundle(folder)
+    assert (after.classes, after.defaults, after.provenance) == (CLASSES, {"guidance": 2.0}, {"data": "made up"})
+    assert is_bundle(folder)
+    for name in ("tokenizer", "generator"):
+        old, new = getattr(before, name), getattr(after, name)
+        assert new.config == old.config
+        assert not new.training
+        assert new.state_dict().keys() == old.state_dict().keys()
+        for key, tensor in old.state_dict().items():
+            torch.testing.assert_close(new.state_dict()[key], tensor, rtol=0, atol=0, msg=key)
+        assert all(p.requires_grad and p.is_leaf for p in new.parameters())  # fit for training on
+    tokens = after.tokenizer.encode(torch.rand(2, 3, 6, 8))
+    inputs = before.tokenizer.generator_inputs(tokens)
+    labels = torch.tensor([0, 3])
+    with torch.no_grad():
+        torch.testing.assert_close(after.tokenizer.decode(tokens), before.tokenizer.decode(tokens), rtol=0, atol=0)
+        torch.testing.assert_close(
+            after.generator(labels, after.tokenizer.generator_inputs(tokens)), before.generator(labels, inputs)
+        )
+
+
+def test_bfloat16_rounds_matrices_only(tmp_path):
+    before = build()
+    after = read_bundle(write_bundle(tmp_path, before, dtype="bfloat16"))
+    stored = load_file(tmp_path / "generator.safetensors")
+    assert stored["head.weight"].dtype == torch.bfloat16
+    assert stored["head.bias"].dtype == torch.float32
+    assert after.generator.head.weight.dtype == torch.float32
+    assert torch.equal(after.generator.head.weight, before.generator.head.weight.bfloat16().float())
+    for name, tensor in before.tokenizer.quantizer.state_dict().items():
+        assert torch.equal(after.tokenizer.quantizer.state_dict()[name], tensor), name
+
+
+def test_tokenizer_alone_and_over_an_older_bundle(folder):
+    (folder / "metrics.jsonl").write_text("kept")
+    write_bundle(folder, Bundle(tokenizer=build().tokenizer))
+    bundle = read_bundle(folder)
+    assert bundle.generator is None
+    assert not (folder / "generator.safetensors").exists()
+    assert (folder / "metrics.jsonl").read_text() == "kept"
+
+
+def test_card_tells_the_facts(folder):
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for fact in ("# bundle", "8 × 6 pixels", "1 2 [3, 4]", "depth 2, width 64", "T-shirt/top", "made up"):
+        assert fact in card
+
+
+def test_a_failed_write_leaves_the_old_bundle(folder, monkeypatch):
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def half(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("mvar.checkpoint.bundle.save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        write_bundle(folder, build())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
+
+
+def edit_config(folder, edit):
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder, edit):
+    state = load_file(folder / "generator.safetensors")
+    edit(state)
+    save_file(state, folder / "generator.safetensors")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE = {
+    "no config": (lambda f: (f / "config.json").unlink(), r"config.json: cannot be read \(No such file"),
+    "no weights": (lambda f: (f / "tokenizer.safetensors").unlink(), "tokenizer.safetensors: no such file"),
+    "no classes": (lambda f: (f / "classes.json").unlink(), "classes.json: cannot be read"),
+    "not JSON": (lambda f: truncate(f / "config.json"), "config.json: not valid JSON"),
+    "not an object": (lambda f: (f / "config.json").write_text("[]"), "holds a list, expected a dict"),
+    "format": (lambda f: edit_config(f, lambda c: c.update(format="x")), "format = 'x': expected 'mvar-bundle'"),
+    "version": (lambda f: edit_config(f, lambda c: c.update(version=2)), "version = 2: this mvar reads version 1"),
+    "unknown key": (
+        lambda f: edit_config(f, lambda c: c["generator"].update(deepness=3)),
+        "generator.deepness: unknown setting",
+    ),
+    "unsound": (lambda f: edit_config(f, lambda c: c["generator"].update(heads=7)), "generator.heads = 7: must divide"),
+    "wrong type": (
+        lambda f: edit_config(f, lambda c: c["generator"].update(depth="two")),
+        "generator has a value of the wrong type",
+    ),
+    "wrong type of a list": (
+        lambda f: edit_config(f, lambda c: c["tokenizer"].update(multipliers=4)),
+        "tokenizer has a value of the wrong type",
+    ),
+    "parts differ": (
+        lambda f: edit_config(f, lambda c: c["generator"].update(vocab_size=9)),
+        "tokenizer.vocab_size = 48 but generator.vocab_size = 9",
+    ),
+    "schedules differ": (
+        lambda f: edit_config(f, lambda c: c["generator"].update(sides=[1, 2])),
+        r"but generator.sides = \[1, 2\]",
+    ),
+    "class count": (
+        lambda f: (f / "classes.json").write_text('["a"]'),
+        "classes.json has 1 names but generator.num_classes = 3",
+    ),
+    "truncated": (lambda f: truncate(f / "generator.safetensors"), "generator.safetensors: cannot be read"),
+    "empty": (lambda f: (f / "generator.safetensors").write_bytes(b""), "generator.safetensors: cannot be read"),
+    "shape": (
+        lambda f: edit_weights(f, lambda s: s.update({"head.bias": torch.zeros(5)})),
+        r"does not fit config.json: head.bias is \(5,\), expected \(48,\)",
+    ),
+    "lost tensor": (
+        lambda f: edit_weights(f, lambda s: s.pop("head.bias")),
+        r"head.bias is absent, expected \(48,\)",
+    ),
+    "extra tensor": (
+        lambda f: edit_weights(f, lambda s: s.update(extra=torch.zeros(2))),
+        r"extra is \(2,\), expected absent",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_in_one_line(folder, damage):
+    hurt, message = DAMAGE[damage]
+    hurt(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        read_bundle(folder)
+    assert len(str(error.value).splitlines()) == 1
+    assert str(folder) in str(error.value)
+
+
+def test_refuses_to_write_parts_that_do_not_fit(tmp_path):
+    bundle = build()
+    with pytest.raises(ValueError, match=r"classes.json has 0 names but generator.num_classes = 3"):
+        write_bundle(tmp_path, Bundle(tokenizer=bundle.tokenizer, generator=bundle.generator))
+    with pytest.raises(ValueError, match="dtype = 'int8'"):
+        write_bundle(tmp_path, bundle, dtype="int8")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,134 @@
+import gzip
+import os
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvar.data import builtin
+from mvar.data.builtin import FASHION_MNIST_CLASSES, FILES, fashion_mnist, fashion_mnist_arrays
+from mvar.data.splits import open_splits
+
+
+def write_idx(path, array):
+    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    found = {}
+    for split, n in (("train", 25), ("val", 12)):
+        found[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        found[f"{split}_labels"] = (np.arange(n) % 10).astype(np.uint8)
+    return found
+
+
+@pytest.fixture
+def source(arrays, tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for key, name in FILES.items():
+        write_idx(folder / name, arrays[key])
+    return folder
+
+
+def test_images_come_back_with_their_class(arrays, source, tmp_path):
+    out = tmp_path / "fashion"
+    fashion_mnist(str(out), str(source))
+    with Image.open(out / "train" / "Coat" / "00014.png") as image:
+        assert image.mode == "L"
+    for split, got in zip(("train", "val"), open_splits(out, (28, 28), resize_factor=1.0), strict=True):
+        assert got.classes == sorted(FASHION_MNIST_CLASSES)
+        assert len(got) == len(arrays[f"{split}_labels"])
+        pixels, labels = got.batch(range(len(got)))
+        for path, image, label in zip(got.paths, pixels, labels.tolist(), strict=True):
+            number = int(path.stem)
+            assert (image.numpy() == arrays[f"{split}_images"][number]).all()
+            assert got.classes[label] == FASHION_MNIST_CLASSES[arrays[f"{split}_labels"][number]]
+
+
+def test_a_folder_in_use_and_an_interrupted_run_leave_things_as_they_were(source, tmp_path, monkeypatch):
+    out = tmp_path / "fashion"
+    out.mkdir()
+    (out / "mine").write_text("mine")
+    with pytest.raises(ValueError, match=r"out = .* not an empty folder"):
+        fashion_mnist(str(out), str(source))
+    assert [entry.name for entry in out.iterdir()] == ["mine"]
+
+    def interrupted(items, total, label):
+        yield from [next(iter(items))]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builtin, "track", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fashion_mnist(str(tmp_path / "new"), str(source))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fashion", "files"]
+
+
+def damage(kind, folder, arrays):
+    images, labels = folder / FILES["train_images"], folder / FILES["train_labels"]
+    if kind == "missing":
+        images.unlink()
+    elif kind == "cut gzip":
+        images.write_bytes(images.read_bytes()[:-100])
+    elif kind == "not gzip":
+        images.write_bytes(b"hello")
+    elif kind == "cut data":
+        images.write_bytes(gzip.compress(gzip.decompress(images.read_bytes())[:-1]))
+    elif kind == "cut header":
+        images.write_bytes(gzip.compress(b"\0\0\x08"))
+    elif kind == "other shape":
+        write_idx(images, arrays["train_images"][:, :14])
+    elif kind == "swapped":
+        images.write_bytes(labels.read_bytes())
+    elif kind == "count":
+        write_idx(labels, arrays["train_labels"][:-1])
+    elif kind == "label 10":
+        write_idx(labels, arrays["train_labels"] + 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "lacks train-images-idx3-ubyte.gz; put the four files there"),
+        ("cut gzip", "train-images-idx3-ubyte.gz' is not a whole gzip file"),
+        ("not gzip", "is not a whole gzip file"),
+        ("cut data", "is not IDX data of shape"),
+        ("cut header", "is not IDX data of shape"),
+        ("other shape", "is not IDX data of shape"),
+        ("swapped", "is not IDX data of shape"),
+        ("count", "train-labels-idx1-ubyte.gz does not label 25 images"),
+        ("label 10", "does not label 25 images from 0 to 9"),
+    ],
+)
+def test_damaged_files_are_named(source, arrays, kind, message):
+    damage(kind, source, arrays)
+    with pytest.raises(ValueError, match=f"^source.*{message}") as caught:
+        fashion_mnist_arrays(str(source))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_installed_package_comes_first_then_a_download(source, arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, "INSTALLED", source)
+    assert (fashion_mnist_arrays()["val_labels"] == arrays["val_labels"]).all()
+
+    monkeypatch.setattr(builtin, "INSTALLED", type(source)("/nowhere/fashion-mnist"))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, script in {
+        "apt-get": '[ "$*" = "download dataset-fashion-mnist" ] && touch set.deb',
+        "dpkg": f'[ -f "$2" ] && mkdir -p "$3/nowhere" && cp -r {source} "$3/nowhere/fashion-mnist"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    assert (fashion_mnist_arrays()["train_images"] == arrays["train_images"]).all()
+
+    (tools / "apt-get").write_text("#!/bin/sh\nexit 100\n")
+    for path in (str(tools), str(tmp_path / "empty")):  # it fails; there is none
+        monkeypatch.setenv("PATH", path)
+        with pytest.raises(ValueError, match=r"could not be downloaded.*train-images-idx3-ubyte\.gz, train-labels"):
+            fashion_mnist_arrays()

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from mvar.generator.config import PRESETS, GeneratorConfig
+from mvar.generator.network import Generator
+
+
+def parameters(config):
+    with torch.device("meta"):
+        return sum(p.numel() for p in Generator(config).parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (PRESETS["var-d16"], 310_283_520),
+        (PRESETS["d16"], 464_157_440),
+        (GeneratorConfig(depth=16, qk_norm=False), 464_157_184),
+        (PRESETS["var-d24"], 1_033_399_360),
+        (PRESETS["d24"], 1_550_067_136),
+        (PRESETS["var-d36-s"], 2_353_893_904),
+    ],
+)
+def test_parameter_counts_are_the_official_ones(config, count):
+    assert parameters(config) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("var-d20", 600),
+        ("var-d30", 2000),
+        ("d12", 198),
+        ("d20", 900),
+        ("m-var-w", 260),
+        ("m-var-d", 340),
+        ("d30", 3000),
+    ],
+)
+def test_parameter_counts_are_near_the_published_ones(preset, millions):
+    assert parameters(PRESETS[preset]) == pytest.approx(millions * 1e6, rel=0.04)
+
+
+def test_presets_are_sound_and_derive_the_rest_from_depth():
+    for name, config in PRESETS.items():
+        assert config.problems() == [], name
+    d24 = PRESETS["d24"]
+    assert (d24.width, d24.heads, d24.stochastic_depth) == (1536, 24, pytest.approx(0.1))
+    assert d24.drop_rates[0] == 0
+    assert d24.drop_rates[-1] == pytest.approx(0.1)
+
+
+def test_all_problems_are_named_at_once():
+    wrong = GeneratorConfig(depth=2, width=128, heads=3, vocab_size=0, attention=["intra"], mamba="yes", sides=[2, 1])
+    with pytest.raises(ValueError) as error:
+        Generator(wrong)
+    for part in (
+        "heads = 3: must divide",
+        "vocab_size = 0",
+        "attention has 1 entries",
+        "mamba = 'yes'",
+        "sides = [2, 1]",
+    ):
+        assert part in str(error.value)
+
+
+def test_blocks_of_different_kinds_cannot_share_adaln():
+    mixed = GeneratorConfig(depth=2, mamba=[True, False], shared_adaln=True)
+    with pytest.raises(ValueError, match="shared_adaln = True"):
+        mixed.validate()
+    GeneratorConfig(depth=2, attention=["intra", "none"], mamba=[False, True], shared_adaln=True).validate()

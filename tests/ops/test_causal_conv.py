@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from mvar.ops.causal_conv import causal_conv, causal_conv_reference
+
+SPLITS = [(1, 4, 9, 16), (7,), (1, 1, 1), (30, 2)]  # ragged, shorter and longer than the kernel
+
+
+def inputs(length):
+    g = torch.Generator().manual_seed(0)
+    shapes = (2, length, 6), (6, 4), (6,)
+    return [torch.randn(s, generator=g, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_pieces_equal_whole_in_values_and_gradients(split):
+    x, weight, bias = inputs(sum(split))
+    pieces, tail = [], None
+    for piece in x.split(split, dim=1):
+        y, tail = causal_conv(piece, weight, bias, tail)
+        pieces.append(y)
+    pieces, whole = torch.cat(pieces, 1), causal_conv_reference(x, weight, bias)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
+    grads = [torch.autograd.grad(y.sin().sum(), (x, weight, bias)) for y in (pieces, whole)]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+def test_future_never_leaks():
+    x, weight, bias = inputs(10)
+    changed = x.detach().clone()
+    changed[:, 6:] += 1
+    a, b = causal_conv(x, weight, bias)[0], causal_conv(changed, weight, bias)[0]
+    torch.testing.assert_close(a[:, :6], b[:, :6], rtol=0, atol=0)
+    assert not torch.equal(a[:, 6], b[:, 6])
+
+
+def test_tail_is_the_last_tokens_before_the_convolution():
+    x, weight, _ = inputs(5)
+    torch.testing.assert_close(causal_conv(x, weight)[1], x[:, -3:], rtol=0, atol=0)
+
+
+def test_wrong_shapes_say_what_was_expected():
+    with pytest.raises(ValueError, match=r"tail has shape \(1, 2, 3\), expected \(1, 3, 3\)"):
+        causal_conv(torch.zeros(1, 5, 3), torch.zeros(3, 4), tail_BVD=torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match="weight has 4 channels, x has 3"):
+        causal_conv(torch.zeros(1, 5, 3), torch.zeros(4, 4))

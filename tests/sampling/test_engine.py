@@ -1,0 +1,246 @@
+import pytest
+import torch
+
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.ops.noise import gumbel
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import SampleOutput, sample, to_uint8
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+V, Z, CLASSES = 48, 8, 3
+GREEDY = SamplingSettings(guidance=1.5, top_k=1)
+USUAL = SamplingSettings(guidance=2.0, top_k=20, top_p=0.9, temperature=0.8)
+MARGIN = 1e-4  # below it, two ways to batch a matmul may decide differently
+
+
+def build(sides=(1, 2, 3, 4), num_classes=CLASSES, **generator):
+    """A tiny random model whose logits are far from flat."""
+    rng = torch.Generator().manual_seed(0)
+    shared = {"vocab_size": V, "latent_channels": Z, "sides": list(sides)}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared))
+    config = {"depth": 2, "width": 64, "heads": 2, "state_size": 16, "num_classes": num_classes} | generator
+    network = Generator(GeneratorConfig(**config, **shared))
+    with torch.no_grad():
+        for parameter in [*tokenizer.parameters(), *network.parameters()]:
+            if parameter.dim() > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) / fan_in**0.5)
+        tokenizer.quantizer.codebook.mul_(Z**0.5)
+        network.class_embed.weight.mul_(3)
+        network.head.weight.mul_(3)
+    return tokenizer.eval(), network.eval()
+
+
+def decisions(tokenizer, generator, labels, index, seed, settings, tokens):
+    """What the teacher-forced forward says of the decisions behind `tokens`, by the definitions.
+
+    Returns for each scale the scores (B, P, V) whose largest is to be the token, -inf where filtered out.
+    """
+    null = torch.full_like(labels, generator.config.num_classes)
+    with torch.no_grad():
+        inputs = tokenizer.generator_inputs(tokens)
+        cond, uncond = generator(labels, inputs), generator(null, inputs)
+    schedule = tokenizer.config.schedule
+    scores = []
+    for k in range(len(schedule)):
+        t = settings.guidance * (k / (len(schedule) - 1) if len(schedule) > 1 else 1)
+        where = schedule.slice(k)
+        logits = ((1 + t) * cond[:, where] - t * uncond[:, where]) / settings.temperature
+        for row in logits.view(-1, logits.shape[-1]):
+            order = row.argsort(descending=True)
+            if settings.top_k:
+                row[order[settings.top_k :]] = -torch.inf
+            ascending = row[order].softmax(-1).flip(0).cumsum(0).flip(0)
+            ascending[0] = 1
+            row[order[ascending <= 1 - settings.top_p]] = -torch.inf
+        scores.append(logits + gumbel(seed, index, k, logits.shape[1:]))
+    return scores
+
+
+def close_calls(tokens, scores):
+    """Decisions that differ from the largest score; each must be one that rounding may tip."""
+    count = 0
+    for tokens_BP, scores_BPV in zip(tokens, scores, strict=True):
+        chosen = scores_BPV.gather(-1, tokens_BP[..., None])[..., 0]
+        behind = scores_BPV.amax(-1) - chosen
+        assert (behind < MARGIN).all(), f"a decision is {behind.max():.2e} behind"
+        count += int((behind > 0).sum())
+    return count
+
+
+@pytest.mark.parametrize("settings", [GREEDY, USUAL, SamplingSettings(guidance=0.0, top_k=0, top_p=1.0)])
+@pytest.mark.parametrize(
+    "mixers", [{}, {"attention": "global", "mamba": False}, {"attention": "none", "shared_adaln": True}]
+)
+def test_tokens_are_the_decisions_of_the_teacher_forced_forward(settings, mixers):
+    tokenizer, generator = build(**mixers)
+    labels, index, seed = torch.tensor([0, 2, 1, CLASSES]), [4, 0, 7, 9], 11
+    out = sample(tokenizer, generator, labels, index, seed, settings)
+    assert [t.shape for t in out.tokens] == [(4, 1), (4, 4), (4, 9), (4, 16)]
+    assert len(torch.cat(out.tokens, 1).unique()) > 10  # not a model that always says the same
+    scores = decisions(tokenizer, generator, labels, index, seed, settings, out.tokens)
+    assert close_calls(out.tokens, scores) <= 1
+    torch.testing.assert_close(out.pixels, tokenizer.decode(out.tokens))
+    assert not out.pixels.requires_grad
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    tokenizer, generator = build()
+    labels, index, seed = torch.tensor([0, 1, 2, CLASSES, 0]), [0, 1, 2, 3, 4], 5
+    whole = sample(tokenizer, generator, labels, index, seed, USUAL)
+    order = [3, 0, 4, 2, 1]
+    shuffled = sample(tokenizer, generator, labels[order], order, seed, USUAL)
+    alone = [sample(tokenizer, generator, labels[i : i + 1], [i], seed, USUAL) for i in index]
+    for i in index:
+        for other in ([t[order.index(i)] for t in shuffled.tokens], [t[0] for t in alone[i].tokens]):
+            # Where images part, it is at a close call: their own prefixes make both right.
+            tokens = [t[None] for t in other]
+            scores = decisions(tokenizer, generator, labels[i : i + 1], [i], seed, USUAL, tokens)
+            differing = sum(int((a[i] != b).any()) for a, b in zip(whole.tokens, other, strict=True))
+            assert differing == 0 or close_calls(tokens, scores) + close_calls(
+                [t[i : i + 1] for t in whole.tokens],
+                decisions(
+                    tokenizer, generator, labels[i : i + 1], [i], seed, USUAL, [t[i : i + 1] for t in whole.tokens]
+                ),
+            )
+    assert not torch.equal(whole.tokens[-1][0], whole.tokens[-1][4])  # same label, other index
+
+
+class Rows:
+    """Counts what goes through the generator."""
+
+    def __init__(self, generator, monkeypatch):
+        self.calls, step = [], generator.step
+
+        def counted(x, modulation, state, scales, head_rows=None):
+            logits, state = step(x, modulation, state, scales, head_rows=head_rows)
+            self.calls.append((len(x), len(logits)))
+            return logits, state
+
+        monkeypatch.setattr(generator, "step", counted)
+
+
+def test_guidance_runs_two_branches_and_saves_the_first_head(monkeypatch):
+    tokenizer, generator = build()
+    rows = Rows(generator, monkeypatch)
+    sample(tokenizer, generator, torch.tensor([0, 1]), [0, 1], 0, USUAL)
+    assert rows.calls == [(4, 2), (4, 4), (4, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(("label", "guidance"), [(0, 0.0), (CLASSES, 1.5)])
+def test_one_branch_where_guidance_changes_nothing(label, guidance, monkeypatch):
+    tokenizer, generator = build()
+    rows = Rows(generator, monkeypatch)
+    settings = SamplingSettings(guidance=guidance, top_k=20)
+    out = sample(tokenizer, generator, torch.tensor([label]), [0], 0, settings)
+    assert rows.calls == [(1, 1)] * 4
+    close_calls(out.tokens, decisions(tokenizer, generator, torch.tensor([label]), [0], 0, settings, out.tokens))
+
+
+def test_one_scale_and_no_classes():
+    tokenizer, generator = build(sides=(3,))
+    labels = torch.tensor([1, 2])
+    out = sample(tokenizer, generator, labels, [0, 1], 0, USUAL)
+    close_calls(out.tokens, decisions(tokenizer, generator, labels, [0, 1], 0, USUAL, out.tokens))
+    out = sample(*build(num_classes=0), torch.tensor([0]), [0], 0, USUAL)
+    assert out.pixels.shape == (1, 3, 8, 8)
+
+
+def test_smooth_mixes_code_vectors():
+    tokenizer, generator = build()
+    labels = torch.tensor([0, 1])
+    smooth = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(smooth=True, top_k=5))
+    assert smooth.tokens is None
+    assert smooth.pixels.min() >= 0
+    assert smooth.pixels.max() <= 1
+    sharp = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(top_k=5))
+    assert not torch.allclose(smooth.pixels, sharp.pixels, atol=1e-3)
+    # With one code left there is nothing to mix.
+    greedy = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(top_k=1))
+    mixed = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(top_k=1, smooth=True))
+    torch.testing.assert_close(mixed.pixels, greedy.pixels, rtol=0, atol=1e-5)
+
+
+def test_smooth_is_the_definition():
+    tokenizer, generator = build()
+    quantizer, K = tokenizer.quantizer, 4
+    settings = SamplingSettings(smooth=True, top_k=6, top_p=1.0, guidance=0.0)
+    out = sample(tokenizer, generator, torch.tensor([2]), [3], 1, settings)
+    inputs = torch.zeros(1, 29, Z)  # filled scale by scale; later tokens do not matter
+    f_hat = quantizer.zeros(1)
+    for k, side in enumerate(tokenizer.config.sides):
+        where, ratio = quantizer.schedule.slice(k), k / (K - 1)
+        with torch.no_grad():
+            if k > 0:
+                inputs[:, where.start - 1 : where.stop - 1] = quantizer.input_of(f_hat, k).flatten(2).transpose(1, 2)
+            logits = generator(torch.tensor([2]), inputs)[0, where]
+            codes = []
+            for row, noise in zip(logits, gumbel(1, [3], k, (side * side, V))[0], strict=True):
+                kept = row.topk(6)
+                scores = (kept.values * (1 + ratio) + noise[kept.indices]) / max(0.27 * (1 - 0.95 * ratio), 0.005)
+                codes.append(scores.softmax(-1) @ quantizer.codebook[kept.indices])
+            f_hat = quantizer.add(f_hat, torch.stack(codes, 1).view(1, Z, side, side), k)
+    torch.testing.assert_close(out.pixels, tokenizer.decode_latent(f_hat), rtol=0, atol=1e-4)
+
+
+def test_on_scale_decodes_only_when_asked(monkeypatch):
+    tokenizer, generator = build()
+    decoded, decode = [], tokenizer.decode_latent
+    monkeypatch.setattr(tokenizer, "decode_latent", lambda f_hat: decoded.append(1) or decode(f_hat))
+    calls = []
+    out = sample(tokenizer, generator, torch.tensor([1]), [0], 0, USUAL, lambda *call: calls.append(call))
+    assert [call[:2] for call in calls] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert len(decoded) == 1  # the result
+    previews = [preview() for _, _, preview in calls]
+    assert torch.equal(previews[-1], out.pixels)
+    torch.testing.assert_close(previews[1], tokenizer.decode(out.tokens[:2]))
+
+
+def test_images_round_to_nearest():
+    pixels = torch.tensor([0.0, 0.49, 0.51, 254.49, 254.51, 255.0]).div(255).view(1, 1, 2, 3).expand(1, 3, 2, 3)
+    assert to_uint8(pixels)[0, :, :, 0].tolist() == [[0, 0, 1], [254, 255, 255]]
+    (image,) = SampleOutput(pixels, None).images
+    assert image.size == (3, 2)
+    assert image.getpixel((2, 0)) == (1, 1, 1)
+
+
+def test_settings_report_every_problem_at_once():
+    settings = SamplingSettings(guidance=-1, top_k=-2, top_p=0, temperature=0)
+    with pytest.raises(ValueError, match="guidance = -1: must be 0") as error:
+        settings.validate()
+    lines = str(error.value).splitlines()
+    assert [line.split(" = ")[0] for line in lines] == ["guidance", "top_k", "top_p", "temperature"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_p": 1.01}, r"top_p = 1.01: must lie in \(0, 1\]"),
+        ({"top_k": 3.5}, "top_k = 3.5: must be an integer"),
+        ({"guidance": float("nan")}, "guidance = nan: must be 0"),
+        ({"temperature": -1}, "temperature = -1: must be above 0; for greedy sampling set top_k = 1"),
+        ({"temperature": "hot"}, "temperature = 'hot': must be a number"),
+        ({"smooth": 1}, "smooth = 1: must be true or false"),
+    ],
+)
+def test_settings_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingSettings(**settings).validate()
+
+
+def test_top_k_above_the_codebook_keeps_all():
+    tokenizer, generator = build()
+    a, b = (
+        sample(tokenizer, generator, torch.tensor([0]), [0], 0, SamplingSettings(top_k=k)).tokens for k in (0, 10 * V)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_index_and_seed_refused():
+    tokenizer, generator = build()
+    with pytest.raises(ValueError, match="index has 1 numbers for 2 labels"):
+        sample(tokenizer, generator, torch.tensor([0, 1]), [0], 0, USUAL)
+    with pytest.raises(ValueError, match="seed = -5: give an integer"):
+        sample(tokenizer, generator, torch.tensor([0]), [0], -5, USUAL)

@@ -1,0 +1,213 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mvar
+from mvar import model as model_module
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.model import Model, load
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.export import save_npz, save_pngs
+from mvar.sampling.sheet import class_sheet, strip
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+CLASSES = ["Ankle boot", "T-shirt/top", "crane", "crane"]
+
+
+def build(**parts):
+    torch.manual_seed(0)
+    shared = {"vocab_size": 48, "latent_channels": 8, "sides": [1, 2, 3]}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared)).eval()
+    generator = Generator(GeneratorConfig(depth=1, width=64, heads=2, num_classes=4, **shared)).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        generator.head.weight.mul_(4)
+    return Model(**{"tokenizer": tokenizer, "generator": generator, "classes": CLASSES} | parts)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(defaults=SamplingSettings(guidance=0.5, top_k=7))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.tokens, b.tokens, strict=True))
+
+
+def test_defaults_are_the_models_and_arguments_win(model):
+    plain = model.sample([0, 1])
+    assert same(plain, model.sample([0, 1], guidance=0.5, top_k=7, top_p=0.96, temperature=1.0, smooth=False, seed=0))
+    assert same(plain, model.sample([0, 1], index=[0, 1]))
+    assert not same(plain, model.sample([0, 1], seed=1))
+    assert not same(plain, model.sample([0, 1], top_k=0, temperature=3.0))  # 0 is a value, not "default"
+    assert model.sample([0], smooth=True).tokens is None
+    assert plain.pixels.shape == (2, 3, 6, 6)
+
+
+def test_batches_are_joined_in_order(model):
+    calls = []
+    parts = model.sample([0, 1, 2, 3, -1], batch_size=2, on_scale=lambda k, K, preview: calls.append(len(preview())))
+    assert same(parts, model.sample([0, 1, 2, 3, -1]))
+    assert calls == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+    assert len(model.sample([0] * 3, batch_size=2, smooth=True).pixels) == 3
+
+
+def test_labels_are_indices_or_names(model):
+    assert model.label_ids([0, "Ankle boot", "t-SHIRT/top", -1, None, np.int64(2)]) == [0, 0, 1, 4, 4, 2]
+    assert model.label_ids(torch.tensor([3, -1])) == [3, 4]
+    assert model.label_ids("Ankle boot") == [0]
+    assert model.label_ids(None) == [4]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "labels is empty: give at least one"),
+        ([4], "labels has 4: give an index from 0 to 3, or -1 for no class"),
+        ([-2], "labels has -2: give an index"),
+        ([0.5], "labels has 0.5: give a class index, a class name"),
+        ("ankle boots", "labels has 'ankle boots': no class of this name; close: Ankle boot$"),
+        ("shirt", "no class of this name; close: T-shirt/top$"),
+        ("zebra", "no class of this name; classes: Ankle boot, T-shirt/top"),
+        ("crane", r"2 classes have this name; give an index of \[2, 3\]"),
+    ],
+)
+def test_labels_refused(model, labels, message):
+    with pytest.raises(ValueError, match=message):
+        model.sample(labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"guidance": -1, "top_p": 2}, r"guidance = -1: .*\ntop_p = 2: "),
+        ({"index": [1, 2]}, "index has 2 numbers for 1 labels"),
+        ({"index": [-1]}, "index = -1: give an integer"),
+        ({"seed": -1}, "seed = -1: give an integer"),
+        ({"batch_size": 0}, "batch_size = 0: must be at least 1"),
+    ],
+)
+def test_arguments_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.sample([0], **arguments)
+
+
+def test_a_tokenizer_alone_does_not_sample(tmp_path):
+    alone = load(build(generator=None, classes=[]).save(tmp_path))
+    assert alone.generator is None
+    with pytest.raises(ValueError, match="without a generator"):
+        alone.sample([0])
+
+
+def test_saved_and_loaded_gives_the_same_images(model, tmp_path):
+    loaded = mvar.load(model.save(tmp_path / "m"))
+    assert (loaded.classes, loaded.defaults) == (model.classes, model.defaults)
+    assert same(loaded.sample([0, "Ankle boot"]), model.sample([0, 0]))
+
+
+def test_bfloat16_runs_and_keeps_the_quantizer_exact(model, tmp_path):
+    folder = model.save(tmp_path)
+    half = load(folder, dtype="bfloat16")
+    assert half.generator.head.weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in half.tokenizer.quantizer.parameters())
+    out = half.sample([0, 1, -1], top_k=1)
+    assert out.pixels.dtype == torch.float32
+    exact = model.sample([0, 1, -1], top_k=1)
+    assert torch.equal(out.tokens[0], exact.tokens[0])  # a clear decision each
+    torch.testing.assert_close(half.tokenizer.decode(exact.tokens), exact.pixels, rtol=0, atol=0.05)
+    pixels = torch.rand(1, 3, 6, 6)
+    assert len(half.tokenizer.encode(pixels)) == 3
+    assert half.sample([0], smooth=True).pixels.isfinite().all()
+
+
+def test_large_generators_run_in_bfloat16_by_default(model, tmp_path, monkeypatch):
+    folder = model.save(tmp_path)
+    assert load(folder).generator.head.weight.dtype == torch.float32
+    monkeypatch.setattr(model_module, "LARGE", 1000)
+    assert load(folder).generator.head.weight.dtype == torch.bfloat16
+
+
+def test_packaged_names_win_over_folders(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "_packaged_root", lambda: tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    model.save(tmp_path / "models" / "tiny")
+    (tmp_path / "tiny").mkdir()
+    assert load("tiny").classes == CLASSES
+    with pytest.raises(ValueError, match=r"config.json: cannot be read"):
+        load("./tiny")
+    with pytest.raises(ValueError, match=r"model = 'huge': no such model; give a packaged name \(tiny\), a bundle"):
+        load("huge")
+
+
+def test_hub_ids_are_downloaded(model, tmp_path, monkeypatch):
+    folder, asked = model.save(tmp_path), []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: asked.append(repo) or str(folder))
+    assert load("someone/m-var-tiny").classes == CLASSES
+    assert asked == ["someone/m-var-tiny"]
+
+    def offline(repo, **_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"'someone/else': no local folder.*\(no route\); packaged models: "):
+        load("someone/else")
+    with pytest.raises(ValueError, match="no such model"):
+        load("./no/such/folder")
+    assert asked == ["someone/m-var-tiny"]
+
+
+def test_load_refuses(model, tmp_path):
+    folder = model.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="dtype = 'int8': int8 is not available yet; give float32 or bfloat16"):
+        load(folder, dtype="int8")
+    with pytest.raises(ValueError, match="device = 'warp': not available here"):
+        load(folder, device="warp")
+    (tmp_path / "d16.pth").touch()
+    with pytest.raises(ValueError, match=r"is a file; .* load_official"):
+        load(tmp_path / "d16.pth")
+
+
+def test_pngs_and_npz_hold_the_images(model, tmp_path):
+    out = model.sample([0, 1])
+    paths = save_pngs(out, tmp_path / "png", ["Ankle boot", "T-shirt/top"], [0, 12])
+    assert [path.name for path in paths] == ["Ankle_boot-000000.png", "T-shirt_top-000012.png"]
+    assert sorted(tmp_path.glob("png/*")) == sorted(paths)
+    path = save_npz(out.pixels, [0, 1], tmp_path / "new" / "samples.npz")
+    with np.load(path) as data:
+        assert (data["arr_0"].shape, data["arr_0"].dtype) == ((2, 6, 6, 3), np.uint8)
+        assert data["arr_1"].tolist() == [0, 1]
+        for image, array in zip(paths, data["arr_0"], strict=True):
+            assert np.array_equal(np.asarray(Image.open(image)), array)
+    with pytest.raises(ValueError, match="same class name and index"):
+        save_pngs(out, tmp_path, ["a", "a"], [3, 3])
+    with pytest.raises(ValueError, match=r"ends in .npz"):
+        save_npz(out.pixels, [0, 1], tmp_path / "samples.png")
+
+
+def test_sheets_enlarge_pixel_by_pixel():
+    images = [Image.new("RGB", (12, 12), (10 * i, 0, 200)) for i in range(3)]
+    sheet = class_sheet([("Ankle boot", images), ("T-shirt/top", images[:1])])
+    colours = {colour: count for count, colour in sheet.getcolors(1 << 20)}
+    assert colours[(0, 0, 200)] == 2 * 96 * 96  # both rows, eightfold, nothing blurred
+    assert colours[(20, 0, 200)] == 96 * 96
+    grown = strip([images], ["1x1", "2x2", "3x3"])
+    assert grown.width > 3 * 96
+    assert grown.getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(ValueError, match="at least one image"):
+        class_sheet([])
+
+
+def test_importing_mvar_is_light():
+    heavy = "torch", "numpy", "PIL"
+    script = f"import sys, mvar; mvar.__version__, dir(mvar); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        mvar.lod  # noqa: B018

@@ -1,0 +1,110 @@
+import re
+
+import pytest
+import torch
+
+from mvar.tokenizer.config import PRESETS, TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+SIDES = {"square": [1, 2, 4], "wide": [[1, 2], [2, 3], [3, 6]], "one": [4]}
+
+
+def build(sides=(1, 2, 4), **changes):
+    torch.manual_seed(0)
+    settings = {"channels": 32, "multipliers": (1, 1), "res_blocks": 1, "latent_channels": 8, "vocab_size": 32}
+    return Tokenizer(TokenizerConfig(sides=list(sides), **settings | changes))
+
+
+def images(tokenizer, batch=2):
+    return torch.rand(batch, 3, *tokenizer.config.image_shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
+def test_shapes_and_ranges(sides):
+    tokenizer = build(sides)
+    pixels = images(tokenizer)
+    tokens = tokenizer.encode(pixels)
+    assert [tuple(t.shape) for t in tokens] == [(2, area) for area in tokenizer.config.schedule.areas]
+    assert all(t.dtype == torch.long and 0 <= t.min() and t.max() < 32 for t in tokens)
+    restored = tokenizer.reconstruct(pixels)
+    assert restored.shape == pixels.shape
+    assert restored.min() >= 0
+    assert restored.max() <= 1
+    assert torch.equal(restored, tokenizer.decode(tokens))
+    assert not restored.requires_grad
+
+
+def test_training_pass_and_tokens_agree_and_only_decoding_clamps():
+    tokenizer = build()
+    with torch.no_grad():
+        tokenizer.decoder.conv_out.weight *= 20
+    pixels = images(tokenizer)
+    output, quantized = tokenizer(pixels)
+    assert output.abs().max() > 1
+    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), (output.detach().clamp(-1, 1) + 1) / 2)
+    torch.testing.assert_close(tokenizer.quantizer.f_hat(tokenizer.encode(pixels)), quantized.f_hat_BZHW)
+
+
+def test_pixel_losses_train_encoder_and_decoder_not_the_quantizer():
+    tokenizer = build()
+    output, _ = tokenizer(images(tokenizer))
+    output.square().mean().backward()
+    for name, parameter in tokenizer.named_parameters():
+        if name.startswith("quantizer."):
+            assert parameter.grad is None, name
+        elif parameter.dim() > 1:  # a bias before a normalisation rightly gets next to nothing
+            assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
+def test_generator_inputs_are_downsampled_partial_sums(sides):
+    tokenizer = build(sides)
+    tokens, schedule = tokenizer.encode(images(tokenizer)), tokenizer.config.schedule
+    inputs = tokenizer.generator_inputs(tokens)
+    assert inputs.shape == (2, schedule.length - schedule.areas[0], 8)
+    for k in range(1, len(schedule)):
+        f_hat = tokenizer.quantizer.f_hat(tokens[:k])
+        expected = tokenizer.quantizer.input_of(f_hat, k).flatten(2).transpose(1, 2)
+        part = inputs[:, schedule.offsets[k] - schedule.areas[0] : schedule.offsets[k + 1] - schedule.areas[0]]
+        assert torch.equal(part, expected)
+    changed = [*tokens[:-1], (tokens[-1] + 1) % 32]
+    assert torch.equal(tokenizer.generator_inputs(changed), inputs)  # the last map is only predicted
+
+
+def test_the_first_maps_alone_give_a_coarse_image():
+    tokenizer = build()
+    tokens = tokenizer.encode(images(tokenizer))
+    assert torch.equal(
+        tokenizer.decode(tokens[:1]), tokenizer.decode_latent(tokenizer.quantizer.partial_sums(tokens)[0])
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 6), (2, 1, 8, 8), (3, 8, 8)])
+def test_images_of_another_shape_are_refused(shape):
+    message = re.escape(f"pixels have shape {shape}, expected (batch, 3, 8, 8)")
+    with pytest.raises(ValueError, match=message):
+        build().encode(torch.zeros(shape))
+
+
+def test_all_that_is_wrong_with_a_config_is_said_at_once():
+    config = TokenizerConfig(channels=48, multipliers=(1, 2), vocab_size=0, phi_ratio=1.5, sides=[4, 2])
+    with pytest.raises(ValueError) as caught:
+        config.validate()
+    lines = str(caught.value).splitlines()
+    starts = [
+        "tokenizer.vocab_size = 0: ",
+        "tokenizer.channels = 48: ",
+        "tokenizer.phi_ratio = 1.5: ",
+        "tokenizer.sides",
+    ]
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 4
+    with pytest.raises(ValueError, match=r"vocab_size = 0"):
+        Tokenizer(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("f16-256", (256, 256)), ("f16-512", (512, 512)), ("tiny32", (32, 32)), ("tiny64", (64, 64))]
+)
+def test_presets_are_sound_and_of_the_size_they_name(name, shape):
+    PRESETS[name].validate()
+    assert PRESETS[name].image_shape == shape
