@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -34,17 +34,19 @@ COMMANDS = {
     "info": Command(commands.info, positional=True),
     "convert": Command(commands.convert),
 }
-GROUPS = {"data": "get real images", "train": "train on a folder of images"}
+GROUPS = {"data": "Get real images", "train": "Train on a folder of images"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; bad input prints what is wrong, a line for each problem, and exits with 2."""
-    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name, rest = _split(arguments)
+    if name not in COMMANDS:
+        _explain(name, rest)
+        return
+    rest = [_with_underscores(argument) for argument in rest]
+    options = command_parser(name, rest).parse_args(rest)
     warnings.showwarning = lambda message, *_: print(f"mvar: warning: {message}", file=sys.stderr)
-    chosen = build_parser(arguments).parse_args(arguments)
-    name, options = chosen.command, chosen[chosen.command]
-    while "command" in options:
-        name, options = f"{name} {options.command}", options[options.command]
     try:
         _run(COMMANDS[name], options)
     except (ValueError, FloatingPointError) as error:
@@ -53,6 +55,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, one or two words, and what follows it."""
+    words = 2 if arguments and arguments[0] in GROUPS else 1
+    return " ".join(arguments[:words]), list(arguments[words:])
+
+
+def _explain(name: str, rest: Sequence[str]) -> None:
+    """Print the version or the list of commands; a command that does not exist exits with 2."""
+    if name == "--version":
+        print(f"mvar {__version__}")
+        return
+    word, *more = name.split() or [""]
+    group = word if word in GROUPS else ""
+    asked = (more or [*rest][:1] or [""])[0] if group else word
+    lines = [f"usage: {' '.join(filter(None, ('mvar', group)))} COMMAND [OPTIONS]", ""]
+    lines += [f"{GROUPS[group]}." if group else "Scale-wise autoregressive image generation with M-VAR.", ""]
+    lines += [f"  {known:<20} {_summary(COMMANDS[known])}" for known in COMMANDS if known.startswith(group)]
+    lines += ["", "mvar COMMAND --help explains a command's options."]
+    if asked in ("", "-h", "--help"):
+        print("\n".join(lines))
+        return
+    print("\n".join([*lines, "", f"mvar: no such command: {f'{group} {asked}'.strip()}"]), file=sys.stderr)
+    sys.exit(2)
 
 
 def _run(command: Command, options: Namespace) -> None:
@@ -64,48 +91,27 @@ def _run(command: Command, options: Namespace) -> None:
         command.run(command.config(**{**values, "model": model_config(**values["model"])}))
 
 
-def build_parser(arguments: Sequence[str]) -> ArgumentParser:
-    """The parser of the whole command; the arguments decide the preset, whose values become the defaults."""
-    parser = _parser("Scale-wise autoregressive image generation with M-VAR.", prog="mvar", version=__version__)
-    subcommands = parser.add_subcommands(dest="command", required=True)
-    groups = {}
-    for name, command in COMMANDS.items():
-        *group, last = name.split()
-        target = subcommands
-        if group:
-            if group[0] not in groups:
-                group_parser = _parser(GROUPS[group[0]].capitalize() + ".")
-                subcommands.add_subcommand(group[0], group_parser, help=GROUPS[group[0]])
-                groups[group[0]] = group_parser.add_subcommands(dest="command", required=True)
-            target = groups[group[0]]
-        summary = _summary(command)
-        target.add_subcommand(last, _command_parser(command, arguments), help=summary[0].lower() + summary[1:-1])
-    return parser
-
-
-def _parser(description: str, **kwargs: Any) -> ArgumentParser:
-    return ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False, **kwargs)
-
-
 def _summary(command: Command) -> str:
     """The first line of the function's docstring."""
     return (command.run.__doc__ or "").strip().splitlines()[0]
 
 
-def _command_parser(command: Command, arguments: Sequence[str]) -> ArgumentParser:
-    parser = _parser(_summary(command))
+def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of one command; for training, the arguments decide the preset, whose values become the defaults."""
+    command = COMMANDS[name]
+    parser = _Parser(prog=f"mvar {name}", description=_summary(command), formatter_class=_Formatter, allow_abbrev=False)
     if command.config is None or command.presets is None:
         parser.add_argument("--config", action="config", help="YAML file with options")
         parser.add_function_arguments(command.run, as_group=False, as_positional=command.positional)
         _allow_bare_switches(parser)
         return parser
-    name = _preset(arguments, command.presets)
+    preset = _preset(arguments, command.presets)
     parser.add_argument(
-        "--preset", choices=list(command.presets), default=name, help="values to start from, by image size or depth"
+        "--preset", choices=list(command.presets), default=preset, help="values to start from, by image size or depth"
     )
     parser.add_argument("--config", action="config", help="YAML file with options")
     parser.add_class_arguments(command.config)
-    parser.set_defaults(dict(_flat(command.presets[name])))
+    parser.set_defaults(dict(_flat(command.presets[preset])))
     _allow_bare_switches(parser)
     return parser
 
@@ -134,6 +140,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(written, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line, without the usage of every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"{self.prog}: {' '.join(_dashed(message).split())}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
 
 
 class _Formatter(DefaultHelpFormatter):

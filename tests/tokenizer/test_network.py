@@ -25,7 +25,7 @@ def test_shapes_and_ranges(sides):
     pixels = images(tokenizer)
     tokens = tokenizer.encode(pixels)
     assert [tuple(t.shape) for t in tokens] == [(2, area) for area in tokenizer.config.schedule.areas]
-    assert all(t.dtype == torch.long and 0 <= t.min() and t.max() < 32 for t in tokens)
+    assert all(t.dtype == torch.long and t.min() >= 0 and t.max() < 32 for t in tokens)
     restored = tokenizer.reconstruct(pixels)
     assert restored.shape == pixels.shape
     assert restored.min() >= 0
@@ -41,7 +41,9 @@ def test_training_pass_and_tokens_agree_and_only_decoding_clamps():
     pixels = images(tokenizer)
     output, quantized = tokenizer(pixels)
     assert output.abs().max() > 1
-    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), (output.detach().clamp(-1, 1) + 1) / 2)
+    expected = (output.detach().clamp(-1, 1) + 1) / 2
+    # Straight-through adds f and takes it away again, which rounds.
+    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(tokenizer.quantizer.f_hat(tokenizer.encode(pixels)), quantized.f_hat_BZHW)
 
 

@@ -42,7 +42,7 @@ def causal_conv(
     y_BLD = y_BD1L.squeeze(2).transpose(1, 2)
     if bias_D is not None:
         y_BLD = y_BLD.add_(bias_D)  # apart, because the convolution's own bias gradient is slow on a CPU
-    return y_BLD, seen_BTD[:, L:]
+    return y_BLD, seen_BTD[:, L:].clone()  # not a view, which would keep all tokens alive
 
 
 def causal_conv_reference(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:

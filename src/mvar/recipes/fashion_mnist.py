@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command of the recipe; bad input prints what is wrong and exits with 2."""
     arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
-        auto_cli(COMMANDS, args=arguments, as_positional=False, description="The packaged Fashion-MNIST model.")
+        auto_cli(COMMANDS, args=arguments, as_positional=False, prog="python -m mvar.recipes.fashion_mnist")
     except ValueError as error:
         for line in str(error).splitlines():
             print(f"mvar: {line}", file=sys.stderr)

@@ -37,7 +37,9 @@ class RunConfig:
         seed: of everything random; step i depends on (seed, i) only.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         dtype: of the matrix products; weights stay in float32.
-        log_every, validate_every, checkpoint_every: steps between.
+        log_every: steps between lines of metrics.
+        validate_every: steps between validations, each with a preview.
+        checkpoint_every: steps between checkpoints.
         resume: continue the run in `out` from its checkpoint.
     """
 
@@ -107,7 +109,8 @@ class TokenizerTraining(RunConfig):
 
     Attributes:
         model: the tokenizer.
-        l1, l2: weights of the absolute and squared pixel error (model space, [-1, 1]).
+        l1: weight of the absolute pixel error (model space, [-1, 1]).
+        l2: weight of the squared pixel error.
         revive_every: steps between revivals of dead codes.
         revive_until: share of the run after which codes are left alone.
         dead_below: a code is dead when used less than this share of the mean usage since the last revival.

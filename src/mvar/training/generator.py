@@ -56,7 +56,7 @@ def train(config: GeneratorTraining) -> Model:
             resize_factor=config.resize_factor,
             on_bad_image=config.on_bad_image,
         )
-        folder.check_data(train_images)
+        folder.begin(train_images)
         task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images))
         fit(task, config, folder)
     return from_bundle(task.bundle(), config.device, "float32")

@@ -72,7 +72,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> Metrics:
         task.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        _check_finite(step, loss, grad_norm, folder)
+        _check_finite(step, loss.detach(), grad_norm, folder)
         task.optimizer.step()
         task.after_update(step)
         progress.advance(config.batch_size, loss)

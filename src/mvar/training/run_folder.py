@@ -56,13 +56,9 @@ class RunFolder:
             raise ValueError(f"out = {config.out!r}: holds a model, which this run would replace; give a new folder")
         if not found and config.resume:
             raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
-        settings = json.loads(json.dumps(asdict(config)))
+        self._settings = json.loads(json.dumps(asdict(config)))
         if found:
-            self._check_same(settings)
-        else:
-            (self.path / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-        _write_json(self.path / SETTINGS, settings)
-        (self.path / PREVIEWS).mkdir(exist_ok=True)
+            self._check_same(self._settings)
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before = _read_json(self.path / SETTINGS)
@@ -77,8 +73,8 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def check_data(self, images: PixelSource) -> None:
-        """Note what the run trains on; when it is resumed, see that this is still so.
+    def begin(self, images: PixelSource) -> None:
+        """Note the settings and what the run trains on; when it is resumed, see that this is still so.
 
         Raises:
             ValueError: the classes have changed.
@@ -92,7 +88,11 @@ class RunFolder:
         if before.get("images") != now["images"]:
             text = f"data: has {now['images']} training images, the run began with {before.get('images')}"
             warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=2)
+        if not (self.path / CHECKPOINT).is_file():
+            (self.path / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         _write_json(path, now)
+        _write_json(self.path / SETTINGS, self._settings)
+        (self.path / PREVIEWS).mkdir(exist_ok=True)
 
     def __enter__(self) -> Self:
         return self

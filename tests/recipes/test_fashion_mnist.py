@@ -1,0 +1,199 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar.features.judge import Judge
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.model import Model, load
+from mvar.recipes import fashion_mnist as recipe
+from mvar.recipes import measuring, page
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+PAGE = Path(__file__).parents[2] / "docs" / "models" / "fashion-mnist.md"
+
+
+def write_run(folder, records):
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"batch_size": 32}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, fashion_excerpt):
+    """A tiny random model, an untrained judge and two runs' metrics."""
+    root = tmp_path_factory.mktemp("recipe")
+    classes = sorted(path.name for path in (fashion_excerpt / "val").iterdir())
+    torch.manual_seed(0)
+    shared = {"vocab_size": 48, "latent_channels": 8, "sides": [1, 2, 3, 4]}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared)).eval()
+    generator = Generator(GeneratorConfig(depth=1, width=64, heads=2, num_classes=10, **shared)).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    Model(tokenizer, generator, classes).save(root / "model")
+    Model(tokenizer, None, classes).save(root / "tokenizer-alone")
+    Judge(10, channels=1).eval().save(root / "judge.safetensors")
+    steps = [{"step": s, "loss": 1 / s, "images_per_second": 64.0} for s in (50, 100, 150)]
+    scales = [[0.5, 0.4, 0.3, 0.2]]
+    write_run(root / "t", [*steps, {"step": 150, "val_psnr": 20.0, "used": scales[0], "perplexity": scales[0]}])
+    values = {"val_loss": 3.0, "val_loss_scales": scales[0], "val_accuracy_scales": scales[0]}
+    write_run(root / "g", [*steps, {"step": 150, **values}])
+    return root
+
+
+@pytest.fixture(scope="module")
+def measured(work, fashion_excerpt):
+    """Where the report and the figures are, and what `measure` returned."""
+    out = work / "images" / "fashion-mnist"
+    report = recipe.measure(
+        str(work / "model"),
+        str(fashion_excerpt),
+        str(out),
+        str(work / "judge.safetensors"),
+        samples_per_class=2,
+        sheet=str(work / "images" / "fashion-mnist-samples.png"),
+        tokenizer_run=str(work / "t"),
+        generator_run=str(work / "g"),
+    )
+    return out, report
+
+
+def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arrays):
+    out, report = measured
+    written = json.loads((out / "report.json").read_text())
+    assert written.keys() == report.keys() and written["commands"] == recipe.commands()
+    assert report["training"]["generator"] == {"steps": 150, "batch_size": 32, "minutes": 150 * 32 / 64 / 60}
+
+    # PSNR of the first image of each class along another path: arrays, one image at a time, no recipe code.
+    model = load(work / "model")
+    values = []
+    for image in fashion_arrays["val"].reshape(-1, 28, 28):
+        large = np.asarray(Image.fromarray(image).convert("RGB").resize((8, 8), Image.Resampling.LANCZOS))
+        pixels = torch.from_numpy(large.copy()).permute(2, 0, 1)[None] / 255
+        restored = (model.tokenizer.reconstruct(pixels)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        small = np.asarray(Image.fromarray(restored).resize((28, 28), Image.Resampling.LANCZOS)).astype(float)
+        error = small.mean(2).round() - image
+        values.append(10 * np.log10(255**2 / np.square(error).mean()))
+    assert report["tokenizer"]["images"] == len(values) == 500
+    assert report["tokenizer"]["psnr"] == pytest.approx(np.mean(values), abs=1e-3)
+    assert report["tokenizer"]["psnr_of_resizing_alone"] > report["tokenizer"]["psnr"]
+
+    samples = report["samples"]
+    out = model.sample([c for c in range(10) for _ in range(2)])
+    with torch.no_grad():
+        grey = measuring.as_originals(out.pixels)
+        seen = Judge.load(work / "judge.safetensors")(grey.expand(-1, 3, -1, -1) / 255).argmax(1).tolist()
+    assert samples["accuracy"] == pytest.approx(np.mean([c == i // 2 for i, c in enumerate(seen)]))
+    pairs = [(a, b) for a, b in grey.flatten(1).double().div(255).split(2)]
+    real = fashion_arrays["val"].reshape(10, 50, -1) / 255
+    real = [np.mean([np.linalg.norm(a - b) for i, a in enumerate(row) for b in row[:i]]) for row in real]
+    ratio = np.mean([float((a - b).norm()) for a, b in pairs]) / np.mean(real)
+    assert samples["spread_ratio"] == pytest.approx(ratio, rel=1e-5)
+    assert samples["real"]["spread_ratio"] == pytest.approx(1)
+    assert samples["seconds_per_image"] > 0
+
+
+def test_every_figure_of_the_page_is_drawn(work, measured):
+    recipe.figures.guidance_curves([trial(1, 0.5, 1.0), trial(2, 0.6, 0.9)], (0.9, 1.1), measured[0] / "guidance.png")
+    linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
+    assert len(linked) == len(set(linked)) == 10
+    for name in linked:
+        assert (work / "images" / name).stat().st_size > 1000
+
+
+def test_page_gets_the_results_between_its_markers(measured, tmp_path):
+    text = PAGE.read_text(encoding="utf-8")
+    copy = tmp_path / "page.md"
+    copy.write_text(text, encoding="utf-8")
+    for _ in range(2):  # filling again changes nothing
+        recipe.main(["page", "--report", str(measured[0] / "report.json"), "--out", str(copy)])
+        filled = copy.read_text(encoding="utf-8")
+        assert filled.startswith(text.split(page.BEGIN)[0]) and filled.endswith(text.split(page.END)[1])
+        assert filled.count("| Ankle-boot |") == 1
+    assert f"**{measured[1]['tokenizer']['psnr']:.2f} dB**" in filled
+    copy.write_text("no markers")
+    with pytest.raises(ValueError, match="needs the lines '<!-- results: begin"):
+        page.fill(copy, "text")
+
+
+def test_the_page_lists_the_commands_of_the_recipe():
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").strip().splitlines()
+    assert [" ".join(line.split()) for line in lines] == recipe.commands()
+
+
+def test_a_tokenizer_alone_is_measured_as_far_as_it_goes(work, fashion_excerpt, tmp_path):
+    options = ["--model", str(work / "tokenizer-alone"), "--data", str(fashion_excerpt), "--out", str(tmp_path)]
+    recipe.main(["measure", *options, "--samples-per-class", "2"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "samples" not in report and "generator" not in report
+    assert (tmp_path / "scales.png").is_file() and not (tmp_path / "samples.png").exists()
+
+
+def trial(guidance, accuracy, ratio):
+    return {"guidance": guidance, "top_k": 0, "top_p": 1.0, "accuracy": accuracy, "spread_ratio": ratio}
+
+
+def test_best_is_the_most_accurate_in_the_band_else_the_nearest_to_it():
+    trials = [trial(0, 0.7, 1.0), trial(1, 0.8, 0.91), trial(2, 0.95, 0.89), trial(3, 0.99, 1.2)]
+    assert recipe.best(trials)["guidance"] == 1
+    assert recipe.best(trials[2:])["guidance"] == 2
+
+
+def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "STRENGTHS", (0.0, 1.25))
+    monkeypatch.setattr(recipe, "FILTERS", ((7, 0.5),))
+    judge = str(work / "judge.safetensors")
+    chosen = recipe.choose_guidance(str(work / "model"), str(fashion_excerpt), judge, str(tmp_path), 2)
+    assert len(json.loads((tmp_path / "guidance.json").read_text())["trials"]) == 2
+    guidance, out = str(tmp_path / "guidance.json"), tmp_path / "fashion-mnist"
+    recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
+    packaged = load(out)
+    assert (packaged.defaults.guidance, packaged.defaults.top_k, packaged.defaults.top_p) == (
+        chosen["guidance"], 7, 0.5
+    )  # fmt: skip
+    assert packaged.provenance["tokenizer_steps"] == 150
+    size = sum(file.stat().st_size for file in out.iterdir())
+    monkeypatch.setattr(recipe, "MOST_BYTES", size - 1)
+    with pytest.raises(ValueError, match=f"takes {size} bytes and may take {size - 1}"):
+        recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
+
+
+def test_originals_are_the_files_own_pixels_with_the_folders_labels(fashion_excerpt, fashion_arrays):
+    images, labels, classes = measuring.originals(str(fashion_excerpt), "val")
+    assert np.array_equal(images[:, 0].numpy().reshape(10, 50, 28, 28), fashion_arrays["val"])
+    assert labels.tolist() == [c for c in range(10) for _ in range(50)]
+    assert classes == sorted(classes)
+    fewer = measuring.originals(str(fashion_excerpt), "val", classes, per_class=5)
+    assert torch.equal(fewer.images_N1hw, images[::10])
+
+
+def test_images_in_the_originals_form_are_averaged_and_rounded():
+    pixels = torch.tensor([10.4, 20.0, 33.0]).div(255).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    assert (measuring.as_originals(pixels) == 21).all()  # (10 + 20 + 33) / 3
+    assert measuring.as_originals(pixels).shape == (1, 1, 28, 28)
+
+
+def test_mistakes_are_named(work, fashion_excerpt, tmp_path, capsys):
+    model, data, judge = str(work / "model"), str(fashion_excerpt), str(work / "judge.safetensors")
+    with pytest.raises(ValueError, match="samples_per_class = 1: must be at least 2"):
+        recipe.measure(model, data, str(tmp_path), judge, samples_per_class=1)
+    with pytest.raises(ValueError, match=r"tokenizer_run = '.*': cannot be read"):
+        recipe.measure(model, data, str(tmp_path), judge, tokenizer_run=str(tmp_path))
+    with pytest.raises(ValueError, match=r"data = '.*': val/ has classes .* expected T-shirt, Coat"):
+        measuring.originals(data, "val", ["T-shirt", "Coat"])
+    (tmp_path / "guidance.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no chosen guidance"):
+        recipe.package(model, str(tmp_path / "guidance.json"), str(tmp_path / "out"))
+    with pytest.raises(SystemExit, match="2"):
+        recipe.main(
+            ["guidance", "--model", str(work / "tokenizer-alone"), "--data", data, "--judge", judge, "--out", "x"]
+        )
+    assert "a tokenizer without a generator; give the generator's run" in capsys.readouterr().err

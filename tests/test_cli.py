@@ -1,0 +1,161 @@
+"""The command as a user runs it: bad input gives its lines and exit code 2, before any work and without a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from mvar.cli import COMMANDS, command_parser, main
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.model import Model
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A bundle of a tiny untrained model with two classes."""
+    torch.manual_seed(0)
+    shared = {"latent_channels": 8, "vocab_size": 32, "sides": [1, 2, 4]}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared)).eval()
+    generator = Generator(GeneratorConfig(depth=1, width=64, num_classes=2, **shared)).eval()
+    initialise(generator, seed=0)
+    folder = tmp_path_factory.mktemp("bundle")
+    Model(tokenizer, generator, ["cat", "dog"]).save(folder)
+    return str(folder)
+
+
+def refused(capsys, *arguments):
+    """The lines that a command prints before it exits with 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "2"], "mvar: labels has 2: give an index from 0 to 1, or -1 for no class"),
+        (["--labels", "dgo"], "mvar: labels has 'dgo': no class of this name; close: dog"),
+        (["--guidance", "-1"], "mvar: guidance = -1.0: must be 0 (no guidance) or more"),
+        (["--top-p", "0"], "mvar: top_p = 0.0: must lie in (0, 1]; 1 keeps all codes"),
+        (["--top-p", "1.5"], "mvar: top_p = 1.5: must lie in (0, 1]; 1 keeps all codes"),
+        (["--per-class", "0"], "mvar: per_class = 0: must be at least 1"),
+        (["--out", "sheet.txt"], "mvar: out = 'sheet.txt': give a name that ends in .png or .webp"),
+        (["--device", "nowhere"], "mvar: device = 'nowhere': not available here"),
+    ],
+)
+def test_sample_refuses(bundle, capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    lines = refused(capsys, "sample", "--model", bundle, *arguments)
+    assert len(lines) == 1
+    assert lines[0].startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_wrong_values_are_both_named(bundle, capsys, tmp_path):
+    sample = ["sample", "--model", bundle, "--out", str(tmp_path / "a.png"), "--guidance", "-1", "--top-p", "0"]
+    assert [line.split(" = ")[0] for line in refused(capsys, *sample)] == ["mvar: guidance", "mvar: top_p"]
+    train = ["train", "tokenizer", "--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
+    lines = refused(capsys, *train, "--steps", "0", "--model.channels", "7")
+    assert [line.split(" = ")[0] for line in lines] == ["mvar: steps", "mvar: tokenizer.channels"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_missing_or_empty(capsys, tmp_path):
+    empty, run = tmp_path / "empty", tmp_path / "run"
+    empty.mkdir()
+    for folder, reason in ((tmp_path / "nowhere", "does not exist"), (empty, "holds no images")):
+        lines = refused(capsys, "train", "tokenizer", "--preset", "tiny32", "--data", str(folder), "--out", str(run))
+        assert len(lines) == 1
+        assert lines[0].startswith(f"mvar: data = '{folder}': {reason}")
+        assert not run.exists() or not list(run.iterdir())
+
+
+def test_output_that_cannot_be_written(bundle, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    lines = refused(capsys, "sample", "--model", bundle, "--out-dir", str(tmp_path / "file" / "images"))
+    assert len(lines) == 1
+    assert "out_dir = " in lines[0]
+    assert "give a writable folder" in lines[0]
+
+
+def test_unknown_options_and_settings(capsys, tmp_path):
+    assert any("unrecognized arguments: --lr" in line for line in refused(capsys, "train", "tokenizer", "--lr", "3"))
+    config = tmp_path / "run.yaml"
+    config.write_text("preset: tiny32\nmodel:\n  chanels: 64\n")
+    lines = refused(capsys, "train", "tokenizer", "--config", str(config), "--data", "x", "--out", "y")
+    assert any("chanels" in line for line in lines)
+
+
+def test_a_preset_gives_defaults_wherever_it_is_named(capsys, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("preset: tiny32\nmodel:\n  heads: 6\n")
+    for arguments in (["--preset", "tiny32", "--model.heads", "6"], ["--config", str(config)]):
+        with pytest.raises(SystemExit) as exit_:
+            main(["train", "generator", *arguments, "--print-config"])
+        assert exit_.value.code == 0
+        printed = capsys.readouterr().out
+        assert "  heads: 6\n" in printed
+        assert "  width: 192\n" in printed
+        assert "resize_factor: 1.0\n" in printed
+
+
+def test_sample_writes_what_was_asked(bundle, tmp_path, capsys):
+    sheet, images, npz = tmp_path / "sheet.png", tmp_path / "images", tmp_path / "all.npz"
+    asked = ["--labels", "dog,0", "--per-class", "2", "--show-scales", "--seed", "3"]
+    main(["sample", "--model", bundle, *asked, "--out", str(sheet), "--out-dir", str(images), "--npz", str(npz)])
+    assert sorted(path.name for path in images.iterdir()) == [
+        "cat-000002.png",
+        "cat-000003.png",
+        "dog-000000.png",
+        "dog-000001.png",
+    ]
+    with Image.open(sheet) as picture:
+        assert picture.width > 200
+    assert str(sheet) in capsys.readouterr().out
+    main(["sample", "--model", bundle, "--labels", "dog", "--seed", "3", "--out-dir", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "dog-000000.png").read_bytes() == (images / "dog-000000.png").read_bytes()
+
+
+def test_convert_there_and_back(bundle, tmp_path):
+    official, again = tmp_path / "official", tmp_path / "again"
+    main(["convert", "--model", bundle, "--out", str(official)])
+    files = ["--tokenizer", str(official / "tokenizer.pth"), "--generator", str(official / "generator.pth")]
+    main(["convert", *files, "--out", str(again)])
+    main(["convert", "--model", str(again), "--out", str(tmp_path / "twice")])
+    for name in ("tokenizer.pth", "generator.pth"):
+        once, twice = (torch.load(tmp_path / run / name, weights_only=True) for run in ("official", "twice"))
+        assert once.keys() == twice.keys()
+        assert all(torch.equal(once[key], twice[key]) for key in once)
+
+
+@pytest.mark.parametrize("name", ["", "train", *COMMANDS])
+def test_help_imports_no_torch(name):
+    script = (
+        "import sys; from mvar.cli import main\n"
+        "try: main(sys.argv[1:] + ['--help'])\n"
+        "except SystemExit as exit_: assert exit_.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *name.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: {f'mvar {name}'.strip()}" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name):
+    for action in command_parser(name)._actions:
+        assert len(str(action.help or "").split()) > 1, f"--{action.dest} is not explained"
+
+
+def test_a_command_that_does_not_exist(capsys):
+    for arguments in (["paint"], ["train", "painter"]):
+        assert refused(capsys, *arguments)[-1] == f"mvar: no such command: {' '.join(arguments)}"

@@ -1,0 +1,294 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mvar.model import load
+from mvar.training import generator, tokenizer
+from mvar.training.generator import GeneratorTask
+from mvar.training.run_folder import RunFolder
+from mvar.training.tokenizer import TokenizerTask
+
+TASKS = {"tokenizer": (tokenizer.train, TokenizerTask), "generator": (generator.train, GeneratorTask)}
+
+
+@pytest.fixture(params=TASKS)
+def kind(request, tokenizer_run, generator_run):
+    """(train, task class, config with changes) of each kind of run."""
+    return *TASKS[request.param], {"tokenizer": tokenizer_run, "generator": generator_run}[request.param]
+
+
+class Killed(Exception):
+    pass
+
+
+def metrics(out):
+    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def checkpoint(out):
+    return torch.load(Path(out) / "checkpoint.pt", weights_only=True)
+
+
+def same_bits(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return a == b
+
+
+def poison(monkeypatch, task, step, how):
+    """Let the loss of one step (from 0) be spoilt."""
+    whole = task.loss
+
+    def loss(self, i):
+        value, parts = whole(self, i)
+        return (how(value) if i == step else value), parts
+
+    monkeypatch.setattr(task, "loss", loss)
+
+
+def kill(_):
+    raise Killed
+
+
+@pytest.mark.parametrize("resize_factor", [1.0, 1.5])
+def test_an_interrupted_run_equals_the_unbroken_one_bit_for_bit(kind, resize_factor, tmp_path, monkeypatch):
+    train, task, config = kind
+    config = config(resize_factor=resize_factor)
+    whole, broken = replace(config, out=str(tmp_path / "whole")), replace(config, out=str(tmp_path / "broken"))
+    unbroken = train(whole)
+    poison(monkeypatch, task, 3, kill)
+    with pytest.raises(Killed):
+        train(broken)
+    monkeypatch.undo()
+    assert checkpoint(broken.out)["step"] == 2
+    assert metrics(broken.out)[-1]["step"] == 3
+    with open(Path(broken.out, "metrics.jsonl"), "a") as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    torch.manual_seed(123)
+    resumed = train(replace(broken, resume=True))
+
+    assert same_bits(checkpoint(whole.out), checkpoint(broken.out))
+    assert metrics(whole.out) == metrics(broken.out)
+    for part in ("tokenizer", "generator"):
+        a, b = getattr(unbroken, part), getattr(resumed, part)
+        assert (a is None and b is None) or same_bits(a.state_dict(), b.state_dict())
+    for path in Path(whole.out, "previews").iterdir():
+        assert path.read_bytes() == Path(broken.out, "previews", path.name).read_bytes()
+
+
+def test_training_changes_every_weight_and_lowers_the_loss(kind):
+    train, _, config = kind
+    config = config(steps=24, validate_every=24, checkpoint_every=24, batch_size=12)
+    train(config)
+    losses = [line["loss"] for line in metrics(config.out) if "loss" in line]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    state = checkpoint(config.out)
+    moments = state["optimizer"]["state"]
+    assert len(moments) == len(state["model"])
+    assert all(m["exp_avg_sq"].any() for m in moments.values())
+
+
+def test_the_run_folder_is_complete_and_loads_as_the_model(kind):
+    train, _, config = kind
+    config = config()
+    model = train(config)
+    out = Path(config.out)
+    assert sorted(path.name for path in (out / "previews").iterdir()) == [f"000000{i}.png" for i in (2, 4, 6)]
+    with Image.open(out / "previews" / "0000006.png") as image:
+        assert min(image.size) > 96
+    loaded = load(out, device="cpu")
+    assert loaded.classes == model.classes == ["bag", "coat", "shoe"]
+    assert same_bits(loaded.tokenizer.state_dict(), model.tokenizer.state_dict())
+    assert model.provenance == loaded.provenance
+    assert loaded.provenance["steps"] == 6
+    assert not list(out.glob(".*")), "nothing half-written is left"
+
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    events = EventAccumulator(str(out))
+    events.Reload()
+    logged = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
+    assert logged == pytest.approx({line["step"]: line["loss"] for line in lines if "loss" in line})
+    per_scale = "used" if loaded.generator is None else "val_loss_scales"
+    assert len(lines[-1][per_scale]) == 3
+    assert [s.value for s in events.Scalars(f"{per_scale}/scale_2")][-1] == pytest.approx(lines[-1][per_scale][2])
+
+
+def test_train_returns_a_model_that_samples_as_the_loaded_one(generator_run):
+    config = generator_run()
+    model = generator.train(config)
+    assert not any(module.training for module in model.generator.modules())
+    a, b = model.sample([0, "shoe", -1]), load(config.out, device="cpu").sample([0, "shoe", -1])
+    assert torch.equal(a.pixels, b.pixels)
+    assert a.pixels.shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("layout", ["flat", "one class"])
+def test_folders_without_classes_train_without_classes(layout, photos, tokenizer_run, generator_run, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(photos / "bag", data if layout == "flat" else data / "bag")
+    short = {"data": str(data), "steps": 2}
+    tokenizer_config = tokenizer_run(**short)
+    tokenizer.train(tokenizer_config)
+    model = generator.train(generator_run(**short, tokenizer=tokenizer_config.out))
+    assert model.classes == []
+    assert model.generator.config.num_classes == 0
+    assert model.sample(None).pixels.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_loss_that_is_not_finite_stops_before_the_update(kind, what, monkeypatch):
+    train, task, config = kind
+    config, seen = config(), []
+
+    def spoil(loss):
+        # The square root's slope at zero: a finite loss with gradients that are not.
+        return loss * torch.nan if what == "loss" else loss + (loss - loss).sqrt()
+
+    made = task.__init__
+    monkeypatch.setattr(task, "__init__", lambda self, *args: (made(self, *args), seen.append(self))[0])
+    poison(monkeypatch, task, 2, spoil)
+    with pytest.raises(FloatingPointError, match=rf"{what} = nan at step 3: stopped before the update; resume from"):
+        train(config)
+    state = checkpoint(config.out)
+    assert state["step"] == 2
+    assert same_bits(state["model"], dict(seen[0].model.state_dict()))
+    assert same_bits(state["optimizer"]["state"], seen[0].optimizer.state_dict()["state"])
+
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match=r"base_lr = 0.01: the run in .* has 0.1; it goes on with the new value"):
+        train(replace(config, resume=True, base_lr=0.01))
+    assert checkpoint(config.out)["step"] == 6
+
+
+def test_the_first_step_has_no_checkpoint_to_resume_from(tokenizer_run, monkeypatch):
+    poison(monkeypatch, TokenizerTask, 0, lambda loss: loss * torch.inf)
+    config = tokenizer_run()
+    with pytest.raises(FloatingPointError, match=r"loss = inf at step 1: .*; start anew with a lower base_lr"):
+        tokenizer.train(config)
+    monkeypatch.undo()
+    Path(config.out, "metrics.jsonl").write_text('{"step": 1, "loss": 1e9}\n')  # as if it had logged
+    tokenizer.train(replace(config, steps=1))
+    assert [line["step"] for line in metrics(config.out)] == [1, 1]
+    assert metrics(config.out)[0]["loss"] < 1e9
+
+
+def test_a_folder_with_a_run_is_not_overwritten(kind):
+    train, _, config = kind
+    config = config(steps=1)
+    train(config)
+    before = Path(config.out, "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"^out = .*: holds a run; give --resume to go on with it, or a new folder$"):
+        train(config)
+    assert Path(config.out, "checkpoint.pt").read_bytes() == before
+    train(replace(config, resume=True))  # nothing is left to do
+    assert [line["step"] for line in metrics(config.out)] == [1, 1]
+
+
+def test_a_folder_with_a_model_is_not_overwritten(tokenizer_run, generator_run, trained_tokenizer):
+    bundle = Path(load(trained_tokenizer, device="cpu").save(tokenizer_run().out))
+    for train, config in ((tokenizer.train, tokenizer_run()), (generator.train, generator_run(out=str(bundle)))):
+        with pytest.raises(ValueError, match=r"^out = .*: holds a model, which this run would replace"):
+            train(config)
+    assert not (bundle / "run.json").exists()
+
+
+def test_resuming_needs_a_run(kind):
+    train, _, config = kind
+    with pytest.raises(ValueError, match=r"^out = .*: holds no checkpoint to resume; leave --resume out to start$"):
+        train(config(resume=True))
+
+
+def test_resuming_with_other_settings_names_them_all(tokenizer_run):
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    settings = Path(config.out, "run.json").read_bytes()
+    with pytest.raises(ValueError) as caught:
+        tokenizer.train(replace(config, resume=True, steps=9, l1=3.0, log_every=7))
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["l1 = 3.0", "steps = 9"]
+    assert lines[0].endswith("has 0.2; resume with its settings, or start a new run")
+    assert Path(config.out, "run.json").read_bytes() == settings
+
+
+def test_a_run_of_the_other_kind_is_not_resumed(generator_run, tokenizer_run):
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    with pytest.raises(ValueError, match=r"tokenizer = .*: the run in .* has None"):
+        generator.train(generator_run(steps=1, out=config.out, resume=True))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "run.json"])
+@pytest.mark.parametrize("content", ["half", b"", b"[1]"])
+def test_damaged_files_are_named(tokenizer_run, name, content):
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    path = Path(config.out, name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(ValueError, match=rf"{name}: cannot be read \(.*\); the file is damaged, start a new run$"):
+        tokenizer.train(replace(config, resume=True))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tokenizer_run):
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    state = checkpoint(config.out)
+    del state["model"]["quant_conv.bias"]
+    torch.save(state, Path(config.out, "checkpoint.pt"))
+    with pytest.raises(ValueError, match=r"checkpoint.pt: does not fit the model to be trained"):
+        tokenizer.train(replace(config, resume=True))
+
+
+def test_resuming_with_other_data(generator_run, photos, tmp_path):
+    data = shutil.copytree(photos, tmp_path / "data")
+    config = generator_run(data=str(data), steps=2)
+    generator.train(config)
+    moved = data.rename(tmp_path / "moved")
+    again = replace(config, data=str(moved), resume=True)
+    generator.train(again)  # the folder may move
+    shutil.copy(moved / "bag" / "0.png", moved / "bag" / "new.png")
+    with pytest.warns(UserWarning, match="has 22 training images, the run began with 21"):
+        generator.train(again)
+    (moved / "bag").rename(moved / "sack")
+    with pytest.raises(ValueError, match=r"has classes \['coat', 'sack', 'shoe'\], the run began with \['bag',"):
+        generator.train(again)
+
+
+def test_bad_settings_are_refused_before_anything_is_written(kind):
+    train, _, config = kind
+    for changes in ({"steps": 0}, {"device": "warp"}):
+        with pytest.raises(ValueError, match=r"steps = 0|device = 'warp': not available here"):
+            train(config(**changes))
+        assert not Path(config().out).exists()
+
+
+def test_an_unknown_tokenizer_is_named(generator_run):
+    with pytest.raises(ValueError, match=r"^tokenizer = './nowhere': cannot be loaded: .*no such model"):
+        generator.train(generator_run(tokenizer="./nowhere"))
+
+
+def test_events_after_the_checkpoint_are_hidden_when_the_run_goes_on(tokenizer_run):
+    config = tokenizer_run()
+    with RunFolder(config) as folder:
+        folder.log(1, {"loss": 4.0})
+        folder.save({"step": 1})
+        folder.log(2, {"loss": 9.0, "used": [1.0, 2.0]})
+    with RunFolder(replace(config, resume=True)) as folder:
+        assert folder.load() == {"step": 1}
+        folder.log(2, {"loss": 3.0})
+    assert [line["loss"] for line in metrics(config.out)] == [4.0, 3.0]
+    events = EventAccumulator(config.out)
+    events.Reload()
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("loss")] == [(1, 4.0), (2, 3.0)]
