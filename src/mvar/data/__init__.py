@@ -1,0 +1,1 @@
+"""Images for training: folders, their order, and sets that can be fetched."""

@@ -72,7 +72,7 @@ class ImageFolder:
             root,
             [path for paths in folders.values() for path in paths],
             [label for label, paths in enumerate(folders.values()) for _ in paths],
-            [unicodedata.normalize("NFC", entry.name) for entry in folders],
+            [_class_name(entry) for entry in folders],
         )
 
 
@@ -144,6 +144,11 @@ def _walk(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if name[0] != "."]
         found += [Path(parent, name) for name in files]
     return found
+
+
+def _class_name(folder: Path) -> str:
+    """The folder's name as text; bytes that are not UTF-8 become question marks, so that it can be written anywhere."""
+    return unicodedata.normalize("NFC", os.fsencode(folder.name).decode("utf-8", errors="replace"))
 
 
 def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:

@@ -1,0 +1,1 @@
+"""Measurements of tokenizers, generators and images."""

@@ -1,0 +1,1 @@
+"""The scale-wise autoregressive network: token maps from coarser ones and a class."""

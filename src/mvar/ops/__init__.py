@@ -1,0 +1,1 @@
+"""Pure functions on tensors; each fast one has a naive sibling."""

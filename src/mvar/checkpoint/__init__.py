@@ -1,0 +1,1 @@
+"""Files of models: our bundles, and the official code's checkpoints."""

@@ -1,0 +1,1 @@
+"""The scale loop, and what becomes of its images."""
