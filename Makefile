@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What the environment was made from; a change to either file installs anew.
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format docs clean
 
 demo: $(READY)
 	@mkdir -p out
@@ -34,6 +34,10 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
+
+docs: $(READY)
+	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --show-scales --out docs/images/demo.png
+	$(BIN)/python -m mvar.recipes.fashion_mnist page
 
 clean:
 	rm -rf .venv out dist .pytest_cache .ruff_cache .mypy_cache

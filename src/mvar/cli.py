@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in str(error).splitlines():
             print(f"mvar: {line}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder that vanished
+        print(f"mvar: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

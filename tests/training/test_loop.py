@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mvar.data.splits import open_splits
 from mvar.model import load
 from mvar.training import generator, tokenizer
 from mvar.training.generator import GeneratorTask
@@ -281,7 +282,9 @@ def test_an_unknown_tokenizer_is_named(generator_run):
 
 def test_events_after_the_checkpoint_are_hidden_when_the_run_goes_on(tokenizer_run):
     config = tokenizer_run()
+    images, _ = open_splits(config.data, config.model.image_shape)
     with RunFolder(config) as folder:
+        folder.begin(images)
         folder.log(1, {"loss": 4.0})
         folder.save({"step": 1})
         folder.log(2, {"loss": 9.0, "used": [1.0, 2.0]})

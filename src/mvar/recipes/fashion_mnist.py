@@ -43,8 +43,8 @@ from mvar.sampling.sheet import class_sheet
 from mvar.training.run_folder import METRICS, SETTINGS, write_text
 
 # What `guidance` tries: every strength with every (top-k, top-p).
-STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-FILTERS = ((0, 1.0), (0, 0.95), (300, 0.9))
+STRENGTHS = (0.0, 1.0, 1.5, 2.0, 3.0)
+FILTERS = ((0, 1.0), (0, 0.95))
 SPREAD_BAND = (0.9, 1.1)  # the spread ratio that the chosen setting shall keep
 REAL_PER_CLASS = 1000  # training images whose spread is the measure
 
@@ -91,7 +91,7 @@ def choose_guidance(
     data: str,
     judge: str,
     out: str,
-    samples_per_class: int = 200,
+    samples_per_class: int = 100,
     seed: int = 1,
     device: str | None = None,
 ) -> dict[str, Any]:
