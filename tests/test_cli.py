@@ -121,8 +121,10 @@ def test_sample_writes_what_was_asked(bundle, tmp_path, capsys):
     with Image.open(sheet) as picture:
         assert picture.width > 200
     assert str(sheet) in capsys.readouterr().out
-    main(["sample", "--model", bundle, "--labels", "dog", "--seed", "3", "--out-dir", str(tmp_path / "again")])
+    main(["sample", "--model", bundle, "--labels", "dog,-1", "--seed", "3", "--out-dir", str(tmp_path / "again")])
     assert (tmp_path / "again" / "dog-000000.png").read_bytes() == (images / "dog-000000.png").read_bytes()
+    main(["sample", "--model", bundle, "--show-scales", "--labels", "-1,dog", "--out", str(tmp_path / "null.png")])
+    assert (tmp_path / "null.png").exists()
 
 
 def test_convert_there_and_back(bundle, tmp_path):

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         _explain(name, rest)
         return
-    rest = [_with_underscores(argument) for argument in rest]
+    rest = _normalised(rest)
     options = command_parser(name, rest).parse_args(rest)
     warnings.showwarning = lambda message, *_: print(f"mvar: warning: {message}", file=sys.stderr)
     try:
@@ -174,7 +174,15 @@ def _allow_bare_switches(parser: ArgumentParser) -> None:
             action.nargs, action.const = "?", True
 
 
-def _with_underscores(argument: str) -> str:
-    """--per-class as --per_class, which is how the parser names it; values stay as they are."""
-    match = re.match(r"--[a-z][\w.+-]*", argument)
-    return match[0].replace("-", "_").replace("__", "--", 1) + argument[match.end() :] if match else argument
+def _normalised(arguments: Sequence[str]) -> list[str]:
+    """Options as the parser wants them: --per_class for --per-class, and --labels=-1,0 for --labels -1,0."""
+    normal: list[str] = []
+    for argument in arguments:
+        option = re.match(r"--[a-z][\w.+-]*", argument)
+        if option:
+            normal.append("--" + option[0][2:].replace("-", "_") + argument[option.end() :])
+        elif re.match(r"-\d", argument) and normal and re.fullmatch(r"--[\w.+]+", normal[-1]):
+            normal[-1] += f"={argument}"
+        else:
+            normal.append(argument)
+    return normal

@@ -3,6 +3,7 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,7 +172,7 @@ def convert(
 def _labels(text: str) -> list[int | str | None]:
     """Labels between commas: numbers are class indices, all else names."""
     parts = [part.strip() for part in text.split(",")]
-    return [int(part) if part.lstrip("-").isdecimal() else part for part in parts if part]
+    return [int(part) if re.fullmatch(r"-?[0-9]+", part) else part for part in parts if part]
 
 
 def _sheet(names: list[str], drawn: "SampleOutput", per_class: int) -> "Image.Image":

@@ -164,7 +164,8 @@ def package(model: str, guidance: str, out: str, tokenizer_run: str | None = Non
         "licence": "Apache-2.0",
     }
     with tempfile.TemporaryDirectory() as scratch:
-        size = sum(file.stat().st_size for file in loaded.save(scratch, "bfloat16").iterdir())
+        trial = loaded.save(Path(scratch, Path(out).name), "bfloat16")
+        size = sum(file.stat().st_size for file in trial.iterdir())
     if size > MOST_BYTES:
         raise ValueError(f"model = {model!r}: takes {size} bytes and may take {MOST_BYTES}; train a smaller one")
     folder = loaded.save(out, "bfloat16")
