@@ -44,8 +44,10 @@ def training_curves(records: Records, panels: Mapping[str, Sequence[str]], scale
         if late:
             margin = 0.05 * (max(late) - min(late)) or 0.1
             axes.set_ylim(min(late) - margin, max(late) + margin)
-        if len(axes.lines) > 1:
+        if len(names) > 1:
             axes.legend(fontsize=8, frameon=False)
+    # The last panel shows the scales; its legend stands beside it, for all such panels.
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
 
 
