@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What the environment was made from; a change to either file installs anew.
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint format docs clean
+.PHONY: demo test lint format docs clean
 
 demo: $(READY)
 	@mkdir -p out
@@ -16,10 +16,7 @@ demo: $(READY)
 	@echo "  $(BIN)/mvar train tokenizer --help     # your own images: see README.md"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The command as a user runs it: bad input gives its lines and exit code 2, before any work and without a traceback."""
 
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,8 @@ def refused(capsys, *arguments):
         (["--top-p", "0"], "mvar: top_p = 0.0: must lie in (0, 1]; 1 keeps all codes"),
         (["--top-p", "1.5"], "mvar: top_p = 1.5: must lie in (0, 1]; 1 keeps all codes"),
         (["--per-class", "0"], "mvar: per_class = 0: must be at least 1"),
+        (["--seed", "-1"], "mvar: seed = -1: must lie in 0 to 2**64 - 1"),
+        (["--per-class", "200", "--out", "sheet.webp"], "mvar: out: a sheet of 2 rows of 200 images would be"),
         (["--out", "sheet.txt"], "mvar: out = 'sheet.txt': give a name that ends in .png or .webp"),
         (["--device", "nowhere"], "mvar: device = 'nowhere': not available here"),
     ],
@@ -63,7 +66,8 @@ def test_sample_refuses(bundle, capsys, tmp_path, monkeypatch, arguments, messag
 def test_two_wrong_values_are_both_named(bundle, capsys, tmp_path):
     sample = ["sample", "--model", bundle, "--out", str(tmp_path / "a.png"), "--guidance", "-1", "--top-p", "0"]
     assert [line.split(" = ")[0] for line in refused(capsys, *sample)] == ["mvar: guidance", "mvar: top_p"]
-    train = ["train", "tokenizer", "--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
+    places = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
+    train = ["train", "tokenizer", "--preset", "tiny32", *places]
     lines = refused(capsys, *train, "--steps", "0", "--model.channels", "7")
     assert [line.split(" = ")[0] for line in lines] == ["mvar: steps", "mvar: tokenizer.channels"]
     assert not (tmp_path / "run").exists()
@@ -91,6 +95,9 @@ def test_unknown_options_and_settings(capsys, tmp_path):
     assert any("unrecognized arguments: --lr" in line for line in refused(capsys, "train", "tokenizer", "--lr", "3"))
     config = tmp_path / "run.yaml"
     config.write_text("preset: tiny32\nmodel:\n  chanels: 64\n")
+    assert refused(capsys, "train", "tokenizer", "--data", "x", "--out", "y") == [
+        "mvar train tokenizer: the following arguments are required: preset; see mvar train tokenizer --help"
+    ]
     lines = refused(capsys, "train", "tokenizer", "--config", str(config), "--data", "x", "--out", "y")
     assert any("chanels" in line for line in lines)
 
@@ -125,6 +132,14 @@ def test_sample_writes_what_was_asked(bundle, tmp_path, capsys):
     assert (tmp_path / "again" / "dog-000000.png").read_bytes() == (images / "dog-000000.png").read_bytes()
     main(["sample", "--model", bundle, "--show-scales", "--labels", "-1,dog", "--out", str(tmp_path / "null.png")])
     assert (tmp_path / "null.png").exists()
+
+
+def test_a_number_that_is_a_class_name_is_not_guessed(bundle, tmp_path, capsys):
+    folder = shutil.copytree(bundle, tmp_path / "numbers")
+    (folder / "classes.json").write_text('["1", "10"]')
+    lines = refused(capsys, "sample", "--model", str(folder), "--labels", "1", "--out", str(tmp_path / "a.png"))
+    assert lines == ["mvar: labels has 1: index 1 or the class named '1'? For the class, give 0"]
+    main(["sample", "--model", str(folder), "--labels", "0", "--out", str(tmp_path / "a.png")])
 
 
 def test_convert_there_and_back(bundle, tmp_path):

@@ -12,6 +12,7 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
 from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import to_uint8
 from mvar.sampling.export import save_npz, save_pngs
 from mvar.sampling.sheet import class_sheet, strip
 from mvar.tokenizer.config import TokenizerConfig
@@ -115,7 +116,11 @@ def test_saved_and_loaded_gives_the_same_images(model, tmp_path):
 def test_bfloat16_runs_and_keeps_the_quantizer_exact(model, tmp_path):
     folder = model.save(tmp_path)
     half = load(folder, dtype="bfloat16")
-    assert half.generator.head.weight.dtype == torch.bfloat16
+    assert half.generator.word_embed.weight.dtype == torch.bfloat16
+    assert half.generator.head.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="load the model with dtype='float32' to save it whole"):
+        half.save(tmp_path / "rounded")
+    half.save(tmp_path / "rounded", dtype="bfloat16")
     assert all(p.dtype == torch.float32 for p in half.tokenizer.quantizer.parameters())
     out = half.sample([0, 1, -1], top_k=1)
     assert out.pixels.dtype == torch.float32
@@ -129,9 +134,12 @@ def test_bfloat16_runs_and_keeps_the_quantizer_exact(model, tmp_path):
 
 def test_large_generators_run_in_bfloat16_by_default(model, tmp_path, monkeypatch):
     folder = model.save(tmp_path)
-    assert load(folder).generator.head.weight.dtype == torch.float32
+    assert load(folder).generator.word_embed.weight.dtype == torch.float32
     monkeypatch.setattr(model_module, "LARGE", 1000)
-    assert load(folder).generator.head.weight.dtype == torch.bfloat16
+    for is_quick, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda is_quick=is_quick: is_quick)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert load(folder, device="cpu").generator.word_embed.weight.dtype == expected
 
 
 def test_packaged_names_win_over_folders(model, tmp_path, monkeypatch):
@@ -163,6 +171,16 @@ def test_hub_ids_are_downloaded(model, tmp_path, monkeypatch):
     assert asked == ["someone/m-var-tiny"]
 
 
+def test_a_mistyped_path_below_a_local_folder_is_no_hub_id(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: asked.append(repo))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "generator").mkdir(parents=True)
+    with pytest.raises(ValueError, match="model = 'runs/genrator': the folder 'runs' here has no 'genrator' in it"):
+        load("runs/genrator")
+    assert asked == []
+
+
 def test_load_refuses(model, tmp_path):
     folder = model.save(tmp_path / "m")
     with pytest.raises(ValueError, match="dtype = 'int8': int8 is not available yet; give float32 or bfloat16"):
@@ -179,7 +197,7 @@ def test_pngs_and_npz_hold_the_images(model, tmp_path):
     paths = save_pngs(out, tmp_path / "png", ["Ankle boot", "T-shirt/top"], [0, 12])
     assert [path.name for path in paths] == ["Ankle_boot-000000.png", "T-shirt_top-000012.png"]
     assert sorted(tmp_path.glob("png/*")) == sorted(paths)
-    path = save_npz(out.pixels, [0, 1], tmp_path / "new" / "samples.npz")
+    path = save_npz(to_uint8(out.pixels), [0, 1], tmp_path / "new" / "samples.npz")
     with np.load(path) as data:
         assert (data["arr_0"].shape, data["arr_0"].dtype) == ((2, 6, 6, 3), np.uint8)
         assert data["arr_1"].tolist() == [0, 1]
@@ -188,7 +206,7 @@ def test_pngs_and_npz_hold_the_images(model, tmp_path):
     with pytest.raises(ValueError, match="same class name and index"):
         save_pngs(out, tmp_path, ["a", "a"], [3, 3])
     with pytest.raises(ValueError, match=r"ends in .npz"):
-        save_npz(out.pixels, [0, 1], tmp_path / "samples.png")
+        save_npz(to_uint8(out.pixels), [0, 1], tmp_path / "samples.png")
 
 
 def test_sheets_enlarge_pixel_by_pixel():

@@ -108,18 +108,19 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         parser.add_function_arguments(command.run, as_group=False, as_positional=command.positional)
         _allow_bare_switches(parser)
         return parser
-    preset = _preset(arguments, command.presets)
+    named = _preset(arguments, command.presets)
     parser.add_argument(
-        "--preset", choices=list(command.presets), default=preset, help="values to start from, by image size or depth"
+        "--preset", choices=list(command.presets), required=True, help="values to start from, by image size or depth"
     )
     parser.add_argument("--config", action="config", help="YAML file with options")
     parser.add_class_arguments(command.config)
-    parser.set_defaults(dict(_flat(command.presets[preset])))
+    if named is not None:
+        parser.set_defaults(dict(_flat(command.presets[named])))
     _allow_bare_switches(parser)
     return parser
 
 
-def _preset(arguments: Sequence[str], presets: Mapping[str, dict[str, Any]]) -> str:
+def _preset(arguments: Sequence[str], presets: Mapping[str, dict[str, Any]]) -> str | None:
     """The preset that the command line, else its YAML file, names; an unknown one is left to the parser to refuse."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--preset")
@@ -132,7 +133,7 @@ def _preset(arguments: Sequence[str], presets: Mapping[str, dict[str, Any]]) -> 
         except (OSError, yaml.YAMLError):
             values = None  # the parser says what is wrong with the file
         name = values.get("preset") if isinstance(values, dict) else None
-    return name if name in presets else next(iter(presets))
+    return name if name in presets else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,16 +4,22 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 """
 
 import re
-from pathlib import Path
+import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from mvar.sampling.config import SamplingSettings
 from mvar.training.config import GeneratorTraining, TokenizerTraining
+from mvar.validation import raise_problems
+
+MOST_ROWS = 10  # of a sheet whose labels were not asked for
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from mvar.model import Model
-    from mvar.sampling.engine import SampleOutput
+    from mvar.model import Label, Model
 
 
 def data_fashion_mnist(out: str, source: str | None = None) -> None:
@@ -70,7 +76,7 @@ def sample(
 
     Args:
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
-        labels: classes to draw, indices or names between commas; -1 for no class. All classes by default.
+        labels: classes to draw, indices or names between commas; -1 for no class. The first ten by default.
         per_class: images for each of the labels.
         out: sheet with a row for each class, .png or .webp; samples.png by default.
         out_dir: folder for one PNG an image, named by class and number.
@@ -86,16 +92,32 @@ def sample(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
+    from mvar.data.progress import track
     from mvar.files import writable_folder
     from mvar.model import load
+    from mvar.sampling.engine import to_uint8
     from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, save_image, save_npz, save_pngs, target
+    from mvar.sampling.sheet import check_size
 
     if out is None and out_dir is None and npz is None:
         out = "samples.png"
-    if per_class < 1:
-        raise ValueError(f"per_class = {per_class}: must be at least 1")
+    changes: dict[str, Any] = {
+        "guidance": guidance,
+        "top_k": top_k,
+        "top_p": top_p,
+        "temperature": temperature,
+        "smooth": smooth,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    problems = replace(SamplingSettings(), **changes).problems()
+    for name, value in (("per_class", per_class), ("batch_size", batch_size)):
+        if value < 1:
+            problems.append(f"{name} = {value}: must be at least 1")
+    if not 0 <= seed < 2**64:
+        problems.append(f"seed = {seed}: must lie in 0 to 2**64 - 1")
     if show_scales and out is None:
-        raise ValueError("show_scales = True: the strip is part of the sheet; give --out as well")
+        problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
+    raise_problems(problems)
     if out is not None:
         target(out, IMAGE_SUFFIXES, "out")
     if npz is not None:
@@ -104,27 +126,31 @@ def sample(
         writable_folder(out_dir, "out_dir")
 
     loaded = load(model, device, dtype)
-    asked = _labels(labels) if labels is not None else list(range(len(loaded.classes))) or [-1]
+    asked = _labels(labels, loaded)
     names = [loaded.label_name(label) for label in asked]
-    settings: dict[str, Any] = {
-        "guidance": guidance, "top_k": top_k, "top_p": top_p, "temperature": temperature, "smooth": smooth,
-        "seed": seed, "batch_size": batch_size,
-    }  # fmt: skip
-    each = [i for i in range(len(asked)) for _ in range(per_class)]
-    drawn = loaded.sample([asked[i] for i in each], **settings)
-
-    written = []
     if out is not None:
-        sheet = _sheet(names, drawn, per_class)
-        if show_scales:
-            sheet = _with_growth(sheet, loaded, asked[0], settings)
-        written.append(save_image(sheet, out))
-    if out_dir is not None:
-        save_pngs(drawn, out_dir, [names[i] for i in each], range(len(each)))
-        written.append(Path(out_dir))
+        check_size(len(asked), per_class, loaded.tokenizer.config.image_shape)
+
+    rows = [i for i in range(len(asked)) for _ in range(per_class)]
+    starts = range(0, len(rows), batch_size)
+    pixels = []
+    for start in track(starts, len(starts), "batches"):
+        index = range(start, min(start + batch_size, len(rows)))
+        drawn = loaded.sample([asked[rows[i]] for i in index], **changes, seed=seed, index=index)
+        if out_dir is not None:
+            save_pngs(drawn, out_dir, [names[rows[i]] for i in index], index)
+        if out is not None or npz is not None:
+            pixels.append(to_uint8(drawn.pixels))
+
+    written = [out_dir] if out_dir is not None else []
     if npz is not None:
-        written.append(save_npz(drawn.pixels, loaded.label_ids([asked[i] for i in each]), npz))
-    print(f"wrote {len(each)} images: {', '.join(map(str, written))}")
+        written.append(str(save_npz(np.concatenate(pixels), loaded.label_ids([asked[i] for i in rows]), npz)))
+    if out is not None:
+        sheet = _sheet(names, np.concatenate(pixels))
+        if show_scales:
+            sheet = _with_growth(sheet, loaded, asked[0], {**changes, "seed": seed})
+        written.append(str(save_image(sheet, out)))
+    print(f"wrote {len(rows)} images: {', '.join(written)}")
 
 
 def info(model: str) -> None:
@@ -154,10 +180,12 @@ def convert(
         model: a bundle to turn into official files; give it instead of --tokenizer and --generator.
     """
     from mvar.checkpoint import official
+    from mvar.files import new_folder
     from mvar.model import load
 
     if (model is None) == (tokenizer is None and generator is None):
         raise ValueError("convert: give either official files (--tokenizer, --generator) or a bundle (--model)")
+    new_folder(out, "out")
     if model is None:
         official.convert(tokenizer, generator, out)
     else:
@@ -169,22 +197,42 @@ def convert(
 # --- parts of `sample` ---
 
 
-def _labels(text: str) -> list[int | str | None]:
-    """Labels between commas: numbers are class indices, all else names."""
-    parts = [part.strip() for part in text.split(",")]
-    return [int(part) if re.fullmatch(r"-?[0-9]+", part) else part for part in parts if part]
+def _labels(text: str | None, model: "Model") -> list["Label"]:
+    """Labels between commas: numbers are class indices, all else names; None takes all classes, or the first few.
+
+    Raises:
+        ValueError: a number that is the name of a class at another index.
+    """
+    classes = model.classes
+    labels: list[Label] = []
+    if text is None:
+        if len(classes) > MOST_ROWS:
+            print(f"the first {MOST_ROWS} of {len(classes)} classes; name others by --labels", file=sys.stderr)
+        labels += range(min(len(classes), MOST_ROWS)) if classes else [-1]
+        return labels
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if not re.fullmatch(r"-?[0-9]+", part):
+            labels.append(part)
+        elif part in classes and classes.index(part) != int(part):
+            i = classes.index(part)
+            raise ValueError(f"labels has {part}: index {part} or the class named {part!r}? For the class, give {i}")
+        else:
+            labels.append(int(part))
+    return labels
 
 
-def _sheet(names: list[str], drawn: "SampleOutput", per_class: int) -> "Image.Image":
+def _sheet(names: list[str], pixels_NHW3: np.ndarray) -> "Image.Image":
+    """A row for each name, with its share of the images."""
+    from PIL import Image
+
     from mvar.sampling.sheet import class_sheet
 
-    images = drawn.images
-    return class_sheet([(name, images[r * per_class : (r + 1) * per_class]) for r, name in enumerate(names)])
+    images = [Image.fromarray(pixels_HW3) for pixels_HW3 in pixels_NHW3]
+    columns = len(images) // len(names)
+    return class_sheet([(name, images[r * columns : (r + 1) * columns]) for r, name in enumerate(names)])
 
 
-def _with_growth(
-    sheet: "Image.Image", model: "Model", label: int | str | None, settings: dict[str, Any]
-) -> "Image.Image":
+def _with_growth(sheet: "Image.Image", model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":
     """The sheet, and below it how its first image grows scale by scale: drawn again, which gives the same image."""
     from mvar.sampling.engine import to_images
     from mvar.sampling.sheet import stack, strip

@@ -28,15 +28,18 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, as `atomic_write` does."""
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def atomic_folder(path: str | Path, write: Callable[[Path], object], field: str = "out") -> None:
     """Call `write(partial)` on an empty hidden sibling folder of `path`, then rename it to `path`.
 
     Raises:
         ValueError: `path` is a file or a folder with something in it, or cannot be written.
     """
-    path = Path(path)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{field} = {str(path)!r}: already exists and is not an empty folder; give a new name")
+    path = new_folder(path, field)
     partial = _sibling(writable_folder(path.parent, field) / path.name)
     partial.mkdir()
     try:
@@ -46,6 +49,18 @@ def atomic_folder(path: str | Path, write: Callable[[Path], object], field: str 
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def new_folder(path: str | Path, field: str) -> Path:
+    """Check that a folder is still to be made, or empty.
+
+    Raises:
+        ValueError: one line with the field, its value and the fix.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{field} = {str(path)!r}: already exists and is not an empty folder; give a new name")
+    return path
 
 
 def writable_folder(path: str | Path, field: str) -> Path:

@@ -169,6 +169,10 @@ class Model:
         hint = ", ".join(dict.fromkeys(close)) or ", ".join(self.classes[:10]) or "none, give -1"
         raise ValueError(f"labels has {name!r}: no class of this name; {'close' if close else 'classes'}: {hint}")
 
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [self.tokenizer] if self.generator is None else [self.tokenizer, self.generator]
+
     def facts(self) -> dict[str, str]:
         """What this model is, by name: sizes, parameters, classes, sampling defaults, origin."""
         found = model_facts(self._bundle().config(), self.classes)
@@ -188,6 +192,12 @@ class Model:
 
     def save(self, folder: str | Path, dtype: StoredDtype = "float32") -> Path:
         """Write the model as a bundle and return its folder; see `mvar.checkpoint.bundle.write_bundle`."""
+        rounded = any(p.dtype == torch.bfloat16 for network in self._networks for p in network.parameters())
+        if rounded and dtype == "float32":
+            raise ValueError(
+                "dtype = 'float32': the weights in use are rounded to bfloat16; "
+                "load the model with dtype='float32' to save it whole, or save it as bfloat16"
+            )
         return write_bundle(folder, self._bundle(), dtype)
 
 
@@ -198,7 +208,8 @@ def load(source: str | Path, device: str | torch.device | None = None, dtype: Dt
         source: the name of a packaged model, a bundle or run folder, or a "owner/name" of the Hugging Face hub. A
             packaged name wins over a folder of that name: write "./name" for the folder.
         device: where to run; None takes CUDA where there is one, else the CPU.
-        dtype: "float32" or "bfloat16"; None takes float32, and bfloat16 for a generator of 100 M parameters or more.
+        dtype: "float32" or "bfloat16"; None takes float32, and for a generator of 100 M parameters or more
+            bfloat16 where the processor is quick at it.
 
     Raises:
         ValueError: nothing is found there (packaged names are listed), or the bundle is not sound.
@@ -225,6 +236,14 @@ def load_official(
     return from_bundle(official.load(tokenizer, generator), device, dtype)
 
 
+def find_dtype(dtype: Dtype | None, device: torch.device) -> Dtype:
+    """The dtype of matrix products: as asked, else bfloat16 where the processor multiplies it faster than float32."""
+    if dtype is not None:
+        return dtype
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
 def from_bundle(bundle: Bundle, device: str | torch.device | None = None, dtype: Dtype | None = None) -> Model:
     """A model of the networks in a bundle, moved to where and how they shall run; see `load`."""
     if dtype is not None and dtype not in get_args(Dtype):
@@ -235,10 +254,10 @@ def from_bundle(bundle: Bundle, device: str | torch.device | None = None, dtype:
     defaults = SamplingSettings(**bundle.defaults)
     defaults.validate()
     tokenizer, generator = bundle.tokenizer, bundle.generator
+    place = find_device(device)
     if dtype is None:
         large = generator is not None and sum(p.numel() for p in generator.parameters()) >= LARGE
-        dtype = "bfloat16" if large else "float32"
-    place = find_device(device)
+        dtype = find_dtype(None, place) if large else "float32"
     for network in (tokenizer, generator):
         if network is not None:
             network.to(place).eval()  # networks that come from training too
@@ -263,8 +282,9 @@ def find_device(device: str | torch.device | None) -> torch.device:
 
 def _to_bfloat16(tokenizer: Tokenizer, generator: Generator | None) -> None:
     """Put the generator's projections and the decoder in bfloat16; what makes tokens of an image stays in float32."""
+    head = generator.head if generator else None  # logits are computed in float32
     for module in generator.modules() if generator else ():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module is not head:
             module.to(torch.bfloat16)
     tokenizer.decoder.to(torch.bfloat16)
 
@@ -292,6 +312,12 @@ def _find(source: str | Path) -> Path:
             f"model = {str(source)!r}: is a file; give a bundle folder, or use load_official for .pth files"
         )
     if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+        parent, name = source.split("/")
+        if Path(parent).is_dir():  # a mistyped path, no hub id
+            raise ValueError(
+                f"model = {source!r}: the folder {parent!r} here has no {name!r} in it; correct the path, "
+                "or run in another folder if it is an id of the Hugging Face hub"
+            )
         return _download(source)
     raise ValueError(
         f"model = {str(source)!r}: no such model; give a packaged name ({', '.join(packaged) or 'none here'}), "

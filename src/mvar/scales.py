@@ -81,11 +81,9 @@ class ScaleSchedule:
 
 
 def _shape(side: Side) -> tuple[int, int]:
-    try:
-        h, w = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
-        valid = h >= 1 and w >= 1 and (isinstance(side, int) or len(side) == 2)
-    except (TypeError, ValueError, IndexError):
-        valid = False
-    if not valid:
+    pair = (side, side) if isinstance(side, int) else side
+    valid = isinstance(pair, Sequence) and len(pair) == 2
+    if not valid or not all(type(n) is int and n >= 1 for n in pair):  # True is no side
         raise ValueError(f"sides has {side!r}: a side is an integer >= 1 or a pair (height, width) of them")
+    h, w = pair
     return h, w

@@ -88,17 +88,40 @@ def test_card_tells_the_facts(folder):
         assert fact in card
 
 
-def test_a_failed_write_leaves_the_old_bundle(folder, monkeypatch):
+@pytest.mark.parametrize("whole", [0, 1])
+def test_a_failed_write_leaves_the_old_bundle(folder, monkeypatch, whole):
     old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    calls = []
 
-    def half(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) > whole:
+            path.write_bytes(b"half")
+            raise OSError("disk full")
+        save_file(tensors, path)
 
-    monkeypatch.setattr("mvar.checkpoint.bundle.save_file", half)
+    monkeypatch.setattr("mvar.checkpoint.bundle.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         write_bundle(folder, build())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_an_interrupted_move_leaves_nothing_that_loads(folder, monkeypatch, moves):
+    bundle, done = build(), []
+
+    def replace(source, target):
+        if target.parent == folder:
+            if len(done) == moves:
+                raise KeyboardInterrupt
+            done.append(target)
+        source.rename(target)
+
+    monkeypatch.setattr("mvar.checkpoint.bundle.os.replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(folder, bundle)
+    with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
+        read_bundle(folder)
 
 
 def edit_config(folder, edit):
@@ -132,7 +155,11 @@ DAMAGE = {
     "unsound": (lambda f: edit_config(f, lambda c: c["generator"].update(heads=7)), "generator.heads = 7: must divide"),
     "wrong type": (
         lambda f: edit_config(f, lambda c: c["generator"].update(depth="two")),
-        "generator has a value of the wrong type",
+        "generator.depth = 'two': must be an integer",
+    ),
+    "a float that should be an integer": (
+        lambda f: edit_config(f, lambda c: c["tokenizer"].update(vocab_size=32.0)),
+        "tokenizer.vocab_size = 32.0: must be an integer",
     ),
     "wrong type of a list": (
         lambda f: edit_config(f, lambda c: c["tokenizer"].update(multipliers=4)),

@@ -69,3 +69,19 @@ def test_blocks_of_different_kinds_cannot_share_adaln():
     with pytest.raises(ValueError, match="shared_adaln = True"):
         mixed.validate()
     GeneratorConfig(depth=2, attention=["intra", "none"], mamba=[False, True], shared_adaln=True).validate()
+
+
+NUMBERS = ("depth", "width", "heads", "mlp_ratio", "state_size", "num_classes", "vocab_size", "latent_channels")
+
+
+@pytest.mark.parametrize("value", [32.0, "32", True, None])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_integer_is_named(name, value):
+    lines = GeneratorConfig(**{"depth": 2, name: value}).problems()
+    assert f"generator.{name} = {value!r}: must be an integer" in lines
+    assert all(line.endswith(": must be an integer") for line in lines)
+
+
+@pytest.mark.parametrize("sides", [[1, 2.0], ["1", 2], [True, 2], [1, [2, 3.5]]])
+def test_sides_are_integers(sides):
+    assert ["generator.sides" in line for line in GeneratorConfig(depth=2, sides=sides).problems()] == [True]

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -158,3 +160,20 @@ def test_a_map_of_another_scale_is_refused():
     quantizer = build([1, 2, 4])
     with pytest.raises(ValueError, match=r"map is \(4, 4\), scale 1 is \(2, 2\); downsample it with input_of"):
         quantizer.nearest(latent(quantizer), 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 16), (4,), (3, 2, 2)])
+def test_tokens_of_another_shape_are_refused(shape):
+    message = re.escape(f"tokens have shape {shape}, scale 1 needs (B, 4)")
+    with pytest.raises(ValueError, match=message):
+        build([1, 2, 4]).lookup(torch.zeros(shape, dtype=torch.long), 1)
+
+
+@pytest.mark.parametrize(("token", "span"), [(-1, r"-1\.\.0"), (32, r"0\.\.32")])
+def test_tokens_outside_the_codebook_are_refused(token, span):
+    quantizer, tokens = build([1, 2, 4]), torch.zeros(3, 4, dtype=torch.long)
+    tokens[2, 1] = token
+    with pytest.raises(ValueError, match=rf"tokens of scale 1 lie in {span}; give 0\.\.31$"):
+        quantizer.lookup(tokens, 1)
+    tokens[2, 1] = 31
+    assert torch.equal(quantizer.lookup(tokens, 1)[2, :, 0, 1], quantizer.codebook[31])

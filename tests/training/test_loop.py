@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mvar.data.splits import open_splits
@@ -226,8 +227,22 @@ def test_resuming_with_other_settings_names_them_all(tokenizer_run):
 def test_a_run_of_the_other_kind_is_not_resumed(generator_run, tokenizer_run):
     config = tokenizer_run(steps=1)
     tokenizer.train(config)
-    with pytest.raises(ValueError, match=r"tokenizer = .*: the run in .* has None"):
+    with pytest.raises(ValueError, match=r"model = .*: the run in .* has .*; resume with its settings"):
         generator.train(generator_run(steps=1, out=config.out, resume=True))
+
+
+def test_a_tokenizer_that_changed_is_noticed_and_one_that_moved_is_not(generator_run, tokenizer_run, tmp_path):
+    trained = tokenizer_run(steps=1)
+    tokenizer.train(trained)
+    config = generator_run(steps=1, tokenizer=trained.out)
+    generator.train(config)
+    moved = shutil.copytree(trained.out, tmp_path / "moved")
+    generator.train(replace(config, tokenizer=str(moved), resume=True))
+    weights = load_file(moved / "tokenizer.safetensors")
+    weights["quantizer.codebook"][0] += 1
+    save_file(weights, moved / "tokenizer.safetensors")
+    with pytest.raises(ValueError, match="tokenizer: has other weights than the one the run began with"):
+        generator.train(replace(config, tokenizer=str(moved), resume=True))
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "run.json"])

@@ -6,11 +6,13 @@
     classes.json             class names in order of their index
     README.md                model card
 
-Each file is written beside its place and moved over it, config.json last: readers meet whole files, and a bundle that
-was never finished has no config.json.
+All files are written aside and then moved to their places, config.json last and the old one taken away first: what an
+interruption leaves is the old bundle, the new one, or none.
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mvar.checkpoint.card import model_card
-from mvar.files import atomic_write, writable_folder
+from mvar.files import atomic_write, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.tokenizer.config import TokenizerConfig
@@ -89,14 +91,21 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
         raise ValueError(problem)
     folder = writable_folder(folder, "out")
     config = bundle.config()
-    atomic_write(folder / TOKENIZER, _saver(bundle.tokenizer, dtype))
-    if generator is not None:
-        atomic_write(folder / GENERATOR, _saver(generator, dtype))
-    _write_text(folder / CLASSES, _json(bundle.classes))
-    _write_text(folder / CARD, model_card(folder.resolve().name, config, bundle.classes))
-    _write_text(folder / CONFIG, _json(config))
-    if generator is None:
-        (folder / GENERATOR).unlink(missing_ok=True)  # of an older bundle in this folder
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".bundle-") as scratch:
+        new = Path(scratch)
+        atomic_write(new / TOKENIZER, _saver(bundle.tokenizer, dtype))
+        if generator is not None:
+            atomic_write(new / GENERATOR, _saver(generator, dtype))
+        write_text(new / CLASSES, _json(bundle.classes))
+        write_text(new / CARD, model_card(folder.resolve().name, config, bundle.classes))
+        write_text(new / CONFIG, _json(config))
+        # From here to the last line the folder is no bundle: a mixture of two must not load.
+        (folder / CONFIG).unlink(missing_ok=True)
+        for name in (TOKENIZER, GENERATOR, CLASSES, CARD, CONFIG):
+            if (new / name).exists():
+                os.replace(new / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)  # the generator of an older bundle
     return folder
 
 
@@ -155,10 +164,6 @@ def _stored(name: str, tensor: Tensor, dtype: StoredDtype) -> Tensor:
         return tensor
     is_matrix = sum(n > 1 for n in tensor.shape) > 1 and not name.startswith("quantizer.")
     return tensor.to(torch.bfloat16 if is_matrix and dtype == "bfloat16" else torch.float32)
-
-
-def _write_text(path: Path, text: str) -> None:
-    atomic_write(path, lambda partial_path: partial_path.write_text(text, encoding="utf-8"))
 
 
 def _json(value: object) -> str:

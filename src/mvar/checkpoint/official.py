@@ -11,7 +11,6 @@ Source: the state dicts of VAR (Tian et al. 2024) and M-VAR (Ren et al. 2024).
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.checkpoint.official_file import PATCH_NUMS, OfficialFile, Source, open_official
-from mvar.files import atomic_write, writable_folder
+from mvar.files import atomic_folder, new_folder, writable_folder
 from mvar.generator.config import Attention, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.scales import SIDES_256, ScaleSchedule, Side
@@ -172,6 +171,7 @@ def convert(tokenizer: Source | None, generator: Source | None, out: str | Path)
     Raises:
         ValueError: as of `load`; or the two networks do not belong together, or the folder cannot be written.
     """
+    writable_folder(new_folder(out, "out"), "out")
     return write_bundle(out, load(tokenizer, generator))
 
 
@@ -184,13 +184,17 @@ def export(tokenizer: Tokenizer, generator: Generator | None, out: str | Path) -
     Raises:
         ValueError: as of `generator_to_official`, or the folder cannot be written.
     """
+    new_folder(out, "out")
     states = {"tokenizer.pth": tokenizer_to_official(tokenizer)}
     if generator is not None:
         states["generator.pth"] = generator_to_official(generator)
-    folder = writable_folder(out, "out")
-    for name, state in states.items():
-        atomic_write(folder / name, partial(torch.save, state))
-    return [folder / name for name in states]
+
+    def write(folder: Path) -> None:
+        for name, state in states.items():
+            torch.save(state, folder / name)
+
+    atomic_folder(out, write)
+    return [Path(out) / name for name in states]
 
 
 def class_names(num_classes: int) -> list[str]:

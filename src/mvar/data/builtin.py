@@ -108,9 +108,11 @@ def _folder(source: str | None) -> Iterator[Path]:
             package = next(Path(scratch).glob("*.deb"))
             subprocess.run(["dpkg", "-x", package, "unpacked"], cwd=scratch, check=True, capture_output=True)
         except (OSError, subprocess.SubprocessError, StopIteration) as error:
+            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
             raise ValueError(
-                f"source = None: the Debian package {PACKAGE} is not installed and could not be downloaded; "
-                f"install it, or name a folder that holds {', '.join(FILES.values())}"
+                f"source = None: the Debian package {PACKAGE} is not installed and could not be downloaded "
+                f"({said[-1] if said else error}); run apt-get update, or give --source DIR with the four files "
+                f"{', '.join(FILES.values())}"
             ) from error
         yield Path(scratch, "unpacked", INSTALLED.relative_to("/"))
 

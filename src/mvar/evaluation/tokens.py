@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mvar.generator.network import Generator
 from mvar.tokenizer.network import Tokenizer
+from mvar.tokenizer.quantizer import code_usage
 
 
 class Usage(NamedTuple):
@@ -30,9 +31,7 @@ def usage(tokens: Tensor, vocab_size: int) -> Usage:
     """
     if not tokens.numel() or tokens.min() < 0 or tokens.max() >= vocab_size:
         raise ValueError(f"tokens {tuple(tokens.shape)}: give at least one, all from 0 to {vocab_size - 1}")
-    counts_V = torch.bincount(tokens.flatten(), minlength=vocab_size)
-    share_V = counts_V.double() / counts_V.sum()
-    return Usage(int((counts_V > 0).sum()), float((-torch.xlogy(share_V, share_V).sum()).exp()))
+    return Usage(*code_usage(torch.bincount(tokens.flatten(), minlength=vocab_size)))
 
 
 @torch.inference_mode()

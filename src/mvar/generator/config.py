@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import raise_problems
+from mvar.validation import integer_problems, is_integer, raise_problems
 
 Attention = Literal["intra", "global", "none"]
 
@@ -63,6 +63,8 @@ class GeneratorConfig:
     sides: list[Side] = field(default_factory=lambda: list(SIDES_256))
 
     def __post_init__(self) -> None:
+        if not is_integer(self.depth) or not is_integer(self.width):
+            return  # nothing derives from these; problems() names them
         if self.width == 0:
             object.__setattr__(self, "width", HEAD_DIM * self.depth)
         if self.heads == 0:
@@ -99,8 +101,10 @@ class GeneratorConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with this config, a line each; empty when it is sound."""
-        found = []
-        for name in ("depth", "width", "heads", "mlp_ratio", "state_size", "vocab_size", "latent_channels"):
+        sizes = ("depth", "width", "heads", "mlp_ratio", "state_size", "vocab_size", "latent_channels")
+        if found := integer_problems(self, "generator", (*sizes, "num_classes")):
+            return found  # what follows compares and divides
+        for name in sizes:
             if getattr(self, name) < 1:
                 found.append(f"generator.{name} = {getattr(self, name)}: must be at least 1")
         if self.num_classes < 0:

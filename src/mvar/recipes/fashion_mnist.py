@@ -34,13 +34,13 @@ from jsonargparse import auto_cli
 
 from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
-from mvar.files import writable_folder
+from mvar.files import writable_folder, write_text
 from mvar.model import Model, load
 from mvar.recipes import figures, measuring, page
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
-from mvar.training.run_folder import METRICS, SETTINGS, write_text
+from mvar.training.run_folder import METRICS, SETTINGS
 
 # What `guidance` tries: every strength with every (top-k, top-p).
 STRENGTHS = (0.0, 1.0, 1.5, 2.0, 3.0)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvar.training.run_folder import write_text
+from mvar.files import write_text
 
 BEGIN, END = "<!-- results: begin (generated, do not edit) -->", "<!-- results: end -->"
 

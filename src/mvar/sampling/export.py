@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from mvar.files import atomic_write, writable_folder
-from mvar.sampling.engine import SampleOutput, to_uint8
+from mvar.sampling.engine import SampleOutput
 
 IMAGE_SUFFIXES = (".png", ".webp")
 NPZ_SUFFIXES = (".npz",)
@@ -64,16 +63,16 @@ def save_pngs(out: SampleOutput, folder: str | Path, names: Sequence[str], index
     return paths
 
 
-def save_npz(pixels_B3HW: Tensor, labels: Sequence[int], path: str | Path) -> Path:
-    """Write the .npz of ADM's evaluation suite: arr_0 uint8 (B, H, W, 3), arr_1 int64 labels.
+def save_npz(pixels_BHW3: np.ndarray, labels: Sequence[int], path: str | Path) -> Path:
+    """Write the .npz of ADM's evaluation suite: arr_0 the uint8 images (B, H, W, 3), arr_1 int64 labels.
 
     Raises:
         ValueError: not one label for each image; or as of `target`.
     """
     path = target(path, NPZ_SUFFIXES, "npz")
-    if len(labels) != len(pixels_B3HW):
-        raise ValueError(f"{len(labels)} labels for {len(pixels_B3HW)} images: give one for each")
-    arrays = to_uint8(pixels_B3HW), np.asarray(labels, dtype=np.int64)
+    if len(labels) != len(pixels_BHW3):
+        raise ValueError(f"{len(labels)} labels for {len(pixels_BHW3)} images: give one for each")
+    arrays = pixels_BHW3, np.asarray(labels, dtype=np.int64)
     atomic_write(path, lambda partial: np.savez(partial, *arrays))
     return path
 

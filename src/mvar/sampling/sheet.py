@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK = (32, 33, 36)
 PAPER = (255, 255, 255)
 MIN_SIDE = 96  # smaller images are enlarged to at least this, pixel by pixel
+MOST_SIDE = 14_000  # without margins; a WebP file ends at 16,383
 NAME_WIDTH = 20  # characters in a line of a name
 
 
@@ -29,6 +30,26 @@ def strip(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] = ()) -> I
     return _sheet([list(row) for row in rows], column_names=names)
 
 
+def check_size(rows: int, columns: int, image_shape: tuple[int, int]) -> None:
+    """Refuse a sheet that would be too large to write or look at, before its images are drawn.
+
+    Raises:
+        ValueError: how large it would be.
+    """
+    zoom = _zoom(*image_shape)
+    height, width = (n * side * zoom for n, side in zip((rows, columns), image_shape, strict=True))
+    if max(height, width) > MOST_SIDE:
+        raise ValueError(
+            f"out: a sheet of {rows} rows of {columns} images would be {width}x{height} pixels, more than {MOST_SIDE} "
+            "along a side; ask for fewer labels or images, or write single files or an .npz instead"
+        )
+
+
+def _zoom(height: int, width: int) -> int:
+    """A whole factor, so that pixels stay square and sharp."""
+    return -(-MIN_SIDE // min(width, height))
+
+
 def stack(upper: Image.Image, lower: Image.Image) -> Image.Image:
     """Two sheets as one, left edges aligned."""
     canvas = Image.new("RGB", (max(upper.width, lower.width), upper.height + lower.height), PAPER)
@@ -44,7 +65,7 @@ def _sheet(
         raise ValueError("a sheet needs at least one image")
     width = max(image.width for row in rows for image in row)
     height = max(image.height for row in rows for image in row)
-    zoom = -(-MIN_SIDE // min(width, height))  # a whole factor, so that pixels stay square and sharp
+    zoom = _zoom(height, width)
     width, height = width * zoom, height * zoom
     gap, margin = max(4, height // 32), max(12, height // 12)
     font = ImageFont.load_default(size=max(14, height // 10))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import raise_problems
+from mvar.validation import integer_problems, is_integer, raise_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,13 @@ class TokenizerConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with this config, a line each; empty when it is sound."""
-        found = []
-        for name in ("channels", "res_blocks", "latent_channels", "vocab_size"):
+        sizes = ("channels", "res_blocks", "latent_channels", "vocab_size")
+        if found := integer_problems(self, "tokenizer", (*sizes, "phis")):
+            return found  # what follows compares and divides
+        for name in sizes:
             if getattr(self, name) < 1:
                 found.append(f"tokenizer.{name} = {getattr(self, name)}: must be at least 1")
-        if not self.multipliers or min(self.multipliers) < 1:
+        if not self.multipliers or not all(is_integer(m) and m >= 1 for m in self.multipliers):
             found.append(f"tokenizer.multipliers = {self.multipliers}: give one integer >= 1 for each level")
         elif self.channels >= 1 and (bad := [m for m in self.multipliers if m * self.channels % 32]):
             found.append(

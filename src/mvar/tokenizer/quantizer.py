@@ -76,9 +76,22 @@ class MultiScaleQuantizer(nn.Module):
             return torch.cat(tokens).view(B, -1)
 
     def lookup(self, tokens_BP: Tensor, k: int) -> Tensor:
-        """The code vectors of scale k's tokens as a map, (B, Z, h_k, w_k)."""
+        """The code vectors of scale k's tokens as a map, (B, Z, h_k, w_k).
+
+        Raises:
+            ValueError: tokens not of shape (B, P_k), or (on the CPU; CUDA has its own error) outside 0..V-1.
+        """
         h, w = self.schedule.shapes[k]
-        codes_BPZ = F.embedding(tokens_BP, self.codebook)
+        if tokens_BP.ndim != 2 or tokens_BP.shape[1] != h * w:
+            raise ValueError(
+                f"lookup: tokens have shape {tuple(tokens_BP.shape)}, scale {k} needs (B, {h * w}); "
+                "give one row of tokens an image"
+            )
+        try:
+            codes_BPZ = F.embedding(tokens_BP, self.codebook)
+        except IndexError as error:
+            low, high, V = int(tokens_BP.min()), int(tokens_BP.max()), len(self.codebook)
+            raise ValueError(f"lookup: tokens of scale {k} lie in {low}..{high}; give 0..{V - 1}") from error
         return codes_BPZ.transpose(1, 2).reshape(len(tokens_BP), -1, h, w)
 
     def add(self, f_hat_BZHW: Tensor, codes_BZhw: Tensor, k: int) -> Tensor:
@@ -129,6 +142,12 @@ class MultiScaleQuantizer(nn.Module):
     def f_hat(self, tokens: Sequence[Tensor]) -> Tensor:
         """The latent (B, Z, H, W) that the token maps stand for."""
         return self.partial_sums(tokens)[-1]
+
+
+def code_usage(counts_V: Tensor) -> tuple[int, float]:
+    """How many codes were used at least once, and the perplexity exp(entropy) of their shares."""
+    share_V = counts_V.double() / counts_V.sum().clamp(min=1)
+    return int((counts_V > 0).sum()), float((-torch.xlogy(share_V, share_V).sum()).exp())
 
 
 def phi_of_scale(scales: int, phis: int) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mvar.tokenizer.quantizer import MultiScaleQuantizer
+from mvar.tokenizer.quantizer import MultiScaleQuantizer, code_usage
 
 
 @torch.no_grad()
@@ -70,11 +70,9 @@ def _draw(map_BZhw: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def usage(counts_KV: Tensor) -> tuple[list[float], list[float]]:
-    """Per scale: the share of codes used at least once, and the perplexity exp(entropy) of their usage."""
-    counts_KV = counts_KV.cpu()  # Apple's GPUs have no float64
-    share_KV = counts_KV.double() / counts_KV.sum(1, keepdim=True).clamp(min=1)
-    entropy_K = -torch.xlogy(share_KV, share_KV).sum(1)
-    return (counts_KV > 0).double().mean(1).tolist(), entropy_K.exp().tolist()
+    """Per scale: the share of codes used at least once, and the perplexity of their usage."""
+    used, perplexity = zip(*map(code_usage, counts_KV.cpu()), strict=True)
+    return [count / counts_KV.shape[1] for count in used], list(perplexity)
 
 
 def count_tokens(tokens: Sequence[Tensor], vocab_size: int) -> Tensor:

@@ -36,7 +36,7 @@ class RunConfig:
         val_images: at most so many validation images.
         seed: of everything random; step i depends on (seed, i) only.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        dtype: of the matrix products; weights stay in float32.
+        dtype: of the matrix products, weights stay in float32; None takes bfloat16 where the processor is quick at it.
         log_every: steps between lines of metrics.
         validate_every: steps between validations, each with a preview.
         checkpoint_every: steps between checkpoints.
@@ -59,7 +59,7 @@ class RunConfig:
     val_images: int = 5000
     seed: int = 0
     device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] | None = None
     log_every: int = 50
     validate_every: int = 1000
     checkpoint_every: int = 1000
@@ -123,6 +123,11 @@ class TokenizerTraining(RunConfig):
     revive_until: float = 0.7
     dead_below: float = 0.03
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "TokenizerTraining":
+        """A run with a preset's values and these changes, such as data and out; raises ValueError for another name."""
+        return cls(**{**_preset(TOKENIZER_PRESETS, name), **changes})
+
     def problems(self) -> list[str]:
         found = super().problems() + self.model.problems()
         for name in ("l1", "l2", "dead_below"):
@@ -151,6 +156,11 @@ class GeneratorTraining(RunConfig):
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     label_smoothing: float = 0.0
     preview_per_class: int = 4
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "GeneratorTraining":
+        """A run with a preset's values and these changes, such as data, tokenizer and out; raises as a tokenizer's."""
+        return cls(**{**_preset(GENERATOR_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
         found = super().problems() + self.model.problems()
@@ -189,8 +199,8 @@ _TINY_TOKENIZER = {
 }  # fmt: skip
 
 TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
-    "f16-256": {"model": TOKENIZERS["f16-256"], "base_lr": 3e-4, "betas": (0.5, 0.9), "steps": 250_000},
-    "f16-512": {"model": TOKENIZERS["f16-512"], "base_lr": 3e-4, "betas": (0.5, 0.9), "steps": 250_000},
+    "f16-256": {"model": TOKENIZERS["f16-256"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
+    "f16-512": {"model": TOKENIZERS["f16-512"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
     "tiny32": {"model": TOKENIZERS["tiny32"], **_TINY_TOKENIZER},
     "tiny64": {"model": TOKENIZERS["tiny64"], **_TINY_TOKENIZER},
 }
@@ -198,3 +208,9 @@ TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
 GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
     name: {"model": model, **_generator_recipe(name, model.depth)} for name, model in GENERATORS.items()
 }
+
+
+def _preset(presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    if name not in presets:
+        raise ValueError(f"preset = {name!r}: choose from {', '.join(presets)}")
+    return presets[name]

@@ -22,7 +22,7 @@ from mvar.data.splits import open_splits
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.model import Model, from_bundle, load
+from mvar.model import Model, find_device, find_dtype, from_bundle, load
 from mvar.sampling import engine
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import save_image
@@ -31,8 +31,9 @@ from mvar.tokenizer.network import Tokenizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.loop import Metrics, fit
 from mvar.training.optim import build_optimizer
-from mvar.training.run_folder import RunFolder, provenance
+from mvar.training.run_folder import RunFolder, fingerprint, provenance
 
+VIEWED_AT_ONCE = 64  # images of a pass without gradients
 PREVIEW_CLASSES = 16
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
@@ -45,6 +46,7 @@ def train(config: GeneratorTraining) -> Model:
         FloatingPointError: the loss or a gradient is not finite.
     """
     config.validate()
+    find_device(config.device)
     try:
         tokenizer = load(config.tokenizer, config.device, "float32").tokenizer
     except ValueError as error:
@@ -56,7 +58,7 @@ def train(config: GeneratorTraining) -> Model:
             resize_factor=config.resize_factor,
             on_bad_image=config.on_bad_image,
         )
-        folder.begin(train_images)
+        folder.begin(train_images, fingerprint(tokenizer))
         task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images))
         fit(task, config, folder)
     return from_bundle(task.bundle(), config.device, "float32")
@@ -65,13 +67,13 @@ def train(config: GeneratorTraining) -> Model:
 class TokenSource:
     """Token maps of images: all encoded once where every epoch shows the same pixels, else batch by batch."""
 
-    def __init__(self, images: PixelSource, tokenizer: Tokenizer, batch_size: int, label: str) -> None:
+    def __init__(self, images: PixelSource, tokenizer: Tokenizer, label: str) -> None:
         self.images, self.tokenizer = images, tokenizer
         self.device = tokenizer.quantizer.codebook.device
         self.areas = tokenizer.config.schedule.areas
         self.tokens_NL: Tensor | None = None
         if images.resize_factor == 1:
-            batches = torch.arange(len(images)).split(batch_size)
+            batches = torch.arange(len(images)).split(VIEWED_AT_ONCE)
             encoded = [self._encode(indices_B, None).int() for indices_B in track(batches, len(batches), label)]
             self.tokens_NL = torch.cat(encoded)
 
@@ -99,12 +101,13 @@ class GeneratorTask:
     ) -> None:
         self.config, self.tokenizer, self.classes = config, tokenizer, train_images.classes
         self.device = tokenizer.quantizer.codebook.device
-        self.train_tokens = TokenSource(train_images, tokenizer, 4 * config.batch_size, "encoding training images")
-        self.val_tokens = TokenSource(val_images, tokenizer, 4 * config.batch_size, "encoding validation images")
+        self.train_tokens = TokenSource(train_images, tokenizer, "encoding training images")
+        self.val_tokens = TokenSource(val_images, tokenizer, "encoding validation images")
         self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
         initialise(self.model, config.seed)
         self.model.to(self.device).train()
         self.optimizer = build_optimizer(self.model, config, decays)
+        self.dtype = find_dtype(config.dtype, self.device)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         seed = self.config.seed
@@ -118,7 +121,7 @@ class GeneratorTask:
 
     def _logits(self, tokens: list[Tensor], labels_B: Tensor) -> Tensor:
         inputs_BlZ = self.tokenizer.generator_inputs(tokens)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return self.model(labels_B, inputs_BlZ)
 
     def after_update(self, step: int) -> None:
@@ -146,7 +149,7 @@ class GeneratorTask:
         }
 
     def _val_batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        for indices_B in torch.arange(len(self.val_tokens)).split(2 * self.config.batch_size):
+        for indices_B in torch.arange(len(self.val_tokens)).split(VIEWED_AT_ONCE):
             yield self.val_tokens.batch(indices_B)
 
     def preview(self, path: Path) -> None:

@@ -9,6 +9,7 @@ previews/*.png           sheets of images
 config.json, ...         the model as a bundle
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch import nn
 
 from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
 from mvar.data.source import PixelSource
-from mvar.files import atomic_write, writable_folder
+from mvar.files import atomic_write, writable_folder, write_text
 from mvar.training.config import RunConfig
 from mvar.validation import raise_problems
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT, METRICS, SETTINGS, DATA, PREVIEWS = "checkpoint.pt", "metrics.jsonl", "run.json", "data.json", "previews"
 # What may differ between a run and its continuation; the remedies for a loss that is not finite with a warning.
-FREE = {"out", "data", "device", "resume", "log_every", "validate_every", "checkpoint_every", "val_images"}
+FREE = {"out", "data", "tokenizer", "device", "resume", "log_every", "validate_every", "checkpoint_every", "val_images"}
 REMEDIES = {"base_lr", "grad_clip"}
 
 
@@ -44,7 +46,7 @@ class RunFolder:
 
         Raises:
             ValueError: the folder cannot be written; it holds a run or a model and `resume` is off; or `resume` is
-                on and it holds no run, or one with other settings.
+                on and it holds no run, a damaged one, or one with other settings.
         """
         self.path = writable_folder(config.out, "out")
         self._done = 0  # steps in the checkpoint that the run goes on from
@@ -57,6 +59,7 @@ class RunFolder:
         if not found and config.resume:
             raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
         self._settings = json.loads(json.dumps(asdict(config)))
+        self._checkpoint = self._read_checkpoint() if found else {}
         if found:
             self._check_same(self._settings)
 
@@ -73,18 +76,25 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(self, images: PixelSource) -> None:
+    def begin(self, images: PixelSource, tokenizer: str | None = None) -> None:
         """Note the settings and what the run trains on; when it is resumed, see that this is still so.
 
+        Args:
+            images: the training images.
+            tokenizer: `fingerprint` of the tokenizer whose token maps are trained on.
+
         Raises:
-            ValueError: the classes have changed.
+            ValueError: the classes or the tokenizer have changed.
         """
-        path, now = self.path / DATA, {"images": len(images), "classes": images.classes}
+        path = self.path / DATA
+        now = {"images": len(images), "classes": images.classes, "tokenizer": tokenizer}
         before = _read_json(path) if (self.path / CHECKPOINT).is_file() and path.is_file() else now
         if before.get("classes") != now["classes"]:
             raise ValueError(
                 f"data: has classes {now['classes']}, the run began with {before.get('classes')}; resume with its data"
             )
+        if before.get("tokenizer") != tokenizer:
+            raise ValueError("tokenizer: has other weights than the one the run began with; resume with that one")
         if before.get("images") != now["images"]:
             text = f"data: has {now['images']} training images, the run began with {before.get('images')}"
             warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=2)
@@ -121,12 +131,7 @@ class RunFolder:
         """Write the checkpoint in place of the one before."""
         atomic_write(self.path / CHECKPOINT, partial(_save_and_sync, dict(state)))
 
-    def load(self) -> dict[str, Any]:
-        """Read the checkpoint, and cut from metrics.jsonl what was logged after it.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
+    def _read_checkpoint(self) -> dict[str, Any]:
         path = self.path / CHECKPOINT
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -134,12 +139,26 @@ class RunFolder:
         except Exception as error:  # a damaged archive raises errors of many kinds
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"{path}: cannot be read ({reason}); the file is damaged, start a new run") from error
+        return state
+
+    def load(self) -> dict[str, Any]:
+        """Hand over the checkpoint, and cut from metrics.jsonl what was logged after it."""
+        state, self._checkpoint = self._checkpoint, {}
         metrics = self.path / METRICS
         if metrics.is_file():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
             write_text(metrics, "".join(line for line in whole if json.loads(line)["step"] <= self._done))
         return state
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A hash of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
@@ -151,11 +170,6 @@ def provenance(config: RunConfig) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename."""
-    atomic_write(path, lambda partial_path: partial_path.write_text(text, encoding="utf-8"))
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -14,17 +14,19 @@ from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
-from mvar.model import Model, find_device, from_bundle
+from mvar.model import Model, find_device, find_dtype, from_bundle
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import strip
 from mvar.tokenizer.network import Tokenizer
+from mvar.tokenizer.quantizer import Quantized
 from mvar.training.codebook import count_tokens, revive, start_from_data, usage
 from mvar.training.config import TokenizerTraining
 from mvar.training.loop import Metrics, fit
 from mvar.training.optim import build_optimizer
 from mvar.training.run_folder import RunFolder, provenance
 
+VIEWED_AT_ONCE = 64  # images of a pass without gradients
 START_IMAGES = 1024  # whose latents fill the codebook
 PREVIEW_IMAGES = 8
 
@@ -64,6 +66,7 @@ class TokenizerTask:
         self.model = Tokenizer(config.model).to(self.device)
         self.optimizer = build_optimizer(self.model, config, _decays)
         self.counts_KV = self._no_counts()
+        self.dtype = find_dtype(config.dtype, device)
 
     def start_codebook(self) -> None:
         """Fill the codebook from the untrained encoder's latents."""
@@ -72,7 +75,7 @@ class TokenizerTask:
         with torch.no_grad():
             latents = [
                 self.model.latent(self.train_images.batch(part)[0].to(self.device) / 255)
-                for part in indices.split(self.config.batch_size)
+                for part in indices.split(VIEWED_AT_ONCE)
             ]
         start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
 
@@ -80,18 +83,22 @@ class TokenizerTask:
         indices_B, epochs_B = batch_indices(len(self.train_images), self.config.batch_size, self.config.seed, step)
         noise_B2 = None if self.config.resize_factor == 1 else crop_noise(self.config.seed, epochs_B, indices_B)
         target_B3HW = self.train_images.batch(indices_B, noise_B2)[0].to(self.device) / 255
-        loss, parts, tokens, self.residuals = self._losses(target_B3HW)
-        self.counts_KV += count_tokens(tokens, self.config.model.vocab_size)
+        loss, parts, quantized = self._losses(target_B3HW)
+        self.residuals = quantized.residuals
+        self.counts_KV += count_tokens(quantized.tokens, self.config.model.vocab_size)
         return loss, parts
 
-    def _losses(self, target_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor], list[Tensor], list[Tensor]]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+    def _losses(self, target_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor], Quantized]:
+        """The loss, its parts and the mean PSNR to log, and the quantiser's results."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             output_B3HW, quantized = self.model(target_B3HW)
         error_B3HW = output_B3HW.float() - (2 * target_B3HW - 1)
         l1, l2 = error_B3HW.abs().mean(), error_B3HW.square().mean()
         loss = self.config.l1 * l1 + self.config.l2 * l2 + quantized.loss
-        parts = {"l1": l1.detach(), "l2": l2.detach(), "vq": quantized.loss.detach()}
-        return loss, parts, quantized.tokens, quantized.residuals
+        restored_B3HW = (output_B3HW.detach().float().clamp(-1, 1) + 1) / 2
+        mse_B = (restored_B3HW - target_B3HW).square().mean((1, 2, 3))
+        psnr = -10 * mse_B.clamp(min=1e-10).log10().mean()
+        return loss, {"l1": l1.detach(), "l2": l2.detach(), "vq": quantized.loss.detach(), "psnr": psnr}, quantized
 
     def after_update(self, step: int) -> None:
         config, done = self.config, step + 1
@@ -108,18 +115,15 @@ class TokenizerTask:
         sums: dict[str, float] = {}
         counts_KV, n = self._no_counts(), len(self.val_images)
         for pixels_B3HW in self._val_batches():
-            _, parts, tokens, _ = self._losses(pixels_B3HW)
-            restored_B3HW = self.model.decode(tokens)
-            mse_B = (restored_B3HW - pixels_B3HW).square().mean((1, 2, 3))
-            parts["psnr"] = -10 * mse_B.clamp(min=1e-10).log10().mean()
-            for name, value in parts.items():
+            loss, parts, quantized = self._losses(pixels_B3HW)
+            for name, value in {"loss": loss, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(pixels_B3HW) / n
-            counts_KV += count_tokens(tokens, self.config.model.vocab_size)
+            counts_KV += count_tokens(quantized.tokens, self.config.model.vocab_size)
         used, perplexity = usage(counts_KV)
         return {**{f"val_{name}": value for name, value in sums.items()}, "used": used, "perplexity": perplexity}
 
     def _val_batches(self) -> Iterator[Tensor]:
-        for indices_B in torch.arange(len(self.val_images)).split(2 * self.config.batch_size):
+        for indices_B in torch.arange(len(self.val_images)).split(VIEWED_AT_ONCE):
             yield self.val_images.batch(indices_B)[0].to(self.device) / 255
 
     @torch.no_grad()
