@@ -43,7 +43,7 @@ def refused(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labels", "2"], "mvar: labels has 2: give an index from 0 to 1, or -1 for no class"),
+        (["--labels", "2,2"], "mvar: labels has 2: give an index from 0 to 1, or -1 for no class"),
         (["--labels", "dgo"], "mvar: labels has 'dgo': no class of this name; close: dog"),
         (["--guidance", "-1"], "mvar: guidance = -1.0: must be 0 (no guidance) or more"),
         (["--top-p", "0"], "mvar: top_p = 0.0: must lie in (0, 1]; 1 keeps all codes"),
@@ -80,7 +80,7 @@ def test_data_that_is_missing_or_empty(capsys, tmp_path):
         lines = refused(capsys, "train", "tokenizer", "--preset", "tiny32", "--data", str(folder), "--out", str(run))
         assert len(lines) == 1
         assert lines[0].startswith(f"mvar: data = '{folder}': {reason}")
-        assert not run.exists() or not list(run.iterdir())
+        assert not run.exists()
 
 
 def test_output_that_cannot_be_written(bundle, capsys, tmp_path):

@@ -110,7 +110,10 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         return parser
     named = _preset(arguments, command.presets)
     parser.add_argument(
-        "--preset", choices=list(command.presets), required=True, help="values to start from, by image size or depth"
+        "--preset",
+        choices=list(command.presets),
+        required=True,
+        help="what the other options start from, by image size or depth; --preset NAME --help shows its values",
     )
     parser.add_argument("--config", action="config", help="YAML file with options")
     parser.add_class_arguments(command.config)

@@ -127,7 +127,7 @@ def sample(
 
     loaded = load(model, device, dtype)
     asked = _labels(labels, loaded)
-    names = [loaded.label_name(label) for label in asked]
+    names = [loaded.class_name(i) for i in loaded.label_ids(asked)]
     if out is not None:
         check_size(len(asked), per_class, loaded.tokenizer.config.image_shape)
 

@@ -22,6 +22,7 @@ from mvar.generator.network import Generator
 from mvar.sampling import engine
 from mvar.sampling.config import SamplingSettings
 from mvar.tokenizer.network import Tokenizer
+from mvar.validation import raise_problems
 
 Dtype = Literal["float32", "bfloat16"]
 Label = int | str | None
@@ -126,12 +127,18 @@ class Model:
         labels = [labels] if labels is None or isinstance(labels, (str, int)) else list(labels)
         if not labels:
             raise ValueError("labels is empty: give at least one class index or name, or -1 for no class")
-        return [self._label_id(label) for label in labels]
+        ids, problems = [], []
+        for label in labels:
+            try:
+                ids.append(self._label_id(label))
+            except ValueError as error:
+                problems.append(str(error))
+        raise_problems(dict.fromkeys(problems))
+        return ids
 
-    def label_name(self, label: Label) -> str:
-        """The name of a label's class: "no class" for the null class."""
-        i = self.label_ids(label)[0]
-        return "no class" if i == self._null else self.classes[i]
+    def class_name(self, class_id: int) -> str:
+        """The name of a class index, "no class" for the null class."""
+        return "no class" if class_id == self._null else self.classes[class_id]
 
     @property
     def _null(self) -> int:

@@ -291,7 +291,7 @@ def test_bad_settings_are_refused_before_anything_is_written(kind):
 
 
 def test_an_unknown_tokenizer_is_named(generator_run):
-    with pytest.raises(ValueError, match=r"^tokenizer = './nowhere': cannot be loaded: .*no such model"):
+    with pytest.raises(ValueError, match=r"^tokenizer = './nowhere': no such model"):
         generator.train(generator_run(tokenizer="./nowhere"))
 
 
@@ -299,7 +299,7 @@ def test_events_after_the_checkpoint_are_hidden_when_the_run_goes_on(tokenizer_r
     config = tokenizer_run()
     images, _ = open_splits(config.data, config.model.image_shape)
     with RunFolder(config) as folder:
-        folder.begin(images)
+        folder.begin(images, images)
         folder.log(1, {"loss": 4.0})
         folder.save({"step": 1})
         folder.log(2, {"loss": 9.0, "used": [1.0, 2.0]})

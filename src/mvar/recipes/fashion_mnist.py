@@ -42,9 +42,9 @@ from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
 from mvar.training.run_folder import METRICS, SETTINGS
 
-# What `guidance` tries: every strength with every (top-k, top-p).
-STRENGTHS = (0.0, 1.0, 1.5, 2.0, 3.0)
-FILTERS = ((0, 1.0), (0, 0.95))
+# What `guidance` tries: every strength with every (temperature, top-p), all without top-k.
+STRENGTHS = (1.0, 1.5, 2.0, 3.0)
+FILTERS = ((1.0, 1.0), (1.2, 1.0))
 # The spread ratio that the chosen setting shall keep: the aim of 0.9 to 1.1, and room for other images and seeds.
 SPREAD_BAND = (0.92, 1.08)
 REAL_PER_CLASS = 1000  # training images whose spread is the measure
@@ -96,7 +96,7 @@ def choose_guidance(
     seed: int = 1,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Choose guidance, top-k and top-p against the training images; writes guidance.json and guidance.png.
+    """Choose guidance and temperature against the training images; writes guidance.json and guidance.png.
 
     Args:
         model: run or bundle.
@@ -116,12 +116,13 @@ def choose_guidance(
     real = measuring.originals(data, "train", loaded.classes, REAL_PER_CLASS)
     real_C = mean_distance(real.images_N1hw, real.labels_N, len(real.classes))
     trials = []
-    for top_k, top_p in FILTERS:
+    for temperature, top_p in FILTERS:
         for strength in STRENGTHS:
-            settings = SamplingSettings(guidance=strength, top_k=top_k, top_p=top_p)
+            tried: dict[str, Any] = {"guidance": strength, "temperature": temperature, "top_k": 0, "top_p": top_p}
+            settings = SamplingSettings(**tried)
             drawn = measuring.draw(loaded, samples_per_class, seed, settings)
             judged = measuring.judged(critic, drawn.images, real_C)
-            trials.append({"guidance": strength, "top_k": top_k, "top_p": top_p, **judged})
+            trials.append({**tried, **judged})
             print(_described(trials[-1]), flush=True)
     chosen = best(trials)
     print(f"chosen: {_described(chosen)}")
@@ -132,14 +133,10 @@ def choose_guidance(
 
 
 def best(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The trial of the highest accuracy with a spread ratio in the band, or the one nearest to the band."""
+    """The trial of the highest accuracy among those with a spread ratio in the band; among all where none is."""
     low, high = SPREAD_BAND
-
-    def rank(trial: Mapping[str, float]) -> tuple[float, float]:
-        ratio = trial["spread_ratio"]
-        return max(low - ratio, ratio - high, 0.0), -trial["accuracy"]
-
-    return min(trials, key=rank)
+    inside = [trial for trial in trials if low <= trial["spread_ratio"] <= high]
+    return max(inside or trials, key=lambda trial: trial["accuracy"])
 
 
 def package(model: str, guidance: str, out: str, tokenizer_run: str | None = None) -> Path:
@@ -153,7 +150,7 @@ def package(model: str, guidance: str, out: str, tokenizer_run: str | None = Non
     """
     loaded = _load_whole(model, "cpu")
     chosen = _read_json(guidance, "guidance").get("chosen", {})
-    names = ("guidance", "top_k", "top_p")
+    names = ("guidance", "temperature", "top_k", "top_p")
     if missing := [name for name in names if name not in chosen]:
         raise ValueError(f"guidance = {guidance!r}: has no chosen {missing[0]}; write it with the guidance command")
     loaded.defaults = SamplingSettings(**{name: chosen[name] for name in names})
@@ -285,7 +282,7 @@ def _run(folder: str, field: str) -> dict[str, Any]:
 
 
 def _described(trial: Mapping[str, Any]) -> str:
-    setting = f"guidance {trial['guidance']:g}, top-k {trial['top_k']}, top-p {trial['top_p']:g}"
+    setting = f"guidance {trial['guidance']:g}, temperature {trial['temperature']:g}, top-p {trial['top_p']:g}"
     return f"{setting}: accuracy {100 * trial['accuracy']:.2f} %, spread ratio {trial['spread_ratio']:.3f}"
 
 

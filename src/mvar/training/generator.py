@@ -50,7 +50,8 @@ def train(config: GeneratorTraining) -> Model:
     try:
         tokenizer = load(config.tokenizer, config.device, "float32").tokenizer
     except ValueError as error:
-        raise ValueError(f"tokenizer = {config.tokenizer!r}: cannot be loaded: {error}") from error
+        reason = str(error).removeprefix(f"model = {config.tokenizer!r}: ")
+        raise ValueError(f"tokenizer = {config.tokenizer!r}: {reason}") from error
     with RunFolder(config) as folder:
         train_images, val_images = open_splits(
             config.data,
@@ -58,7 +59,7 @@ def train(config: GeneratorTraining) -> Model:
             resize_factor=config.resize_factor,
             on_bad_image=config.on_bad_image,
         )
-        folder.begin(train_images, fingerprint(tokenizer))
+        folder.begin(train_images, val_images, fingerprint(tokenizer))
         task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images))
         fit(task, config, folder)
     return from_bundle(task.bundle(), config.device, "float32")

@@ -12,8 +12,10 @@ config.json, ...         the model as a bundle
 import hashlib
 import json
 import os
+import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -76,16 +78,19 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(self, images: PixelSource, tokenizer: str | None = None) -> None:
-        """Note the settings and what the run trains on; when it is resumed, see that this is still so.
+    def begin(self, images: PixelSource, held_out: PixelSource, tokenizer: str | None = None) -> None:
+        """Say and note what the run trains on, and its settings; when it is resumed, see that this is still so.
 
         Args:
             images: the training images.
+            held_out: the validation images.
             tokenizer: `fingerprint` of the tokenizer whose token maps are trained on.
 
         Raises:
             ValueError: the classes or the tokenizer have changed.
         """
+        classes = f"{len(images.classes)} classes" if images.classes else "no classes"
+        print(f"{len(images)} training images of {classes}, {len(held_out)} for validation", file=sys.stderr)
         path = self.path / DATA
         now = {"images": len(images), "classes": images.classes, "tokenizer": tokenizer}
         before = _read_json(path) if (self.path / CHECKPOINT).is_file() and path.is_file() else now
@@ -108,6 +113,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self.path.rmdir()  # of a run that was refused before it wrote anything
         if self._events is not None:
             self._events.close()
 

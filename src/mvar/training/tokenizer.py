@@ -47,7 +47,7 @@ def train(config: TokenizerTraining) -> Model:
             resize_factor=config.resize_factor,
             on_bad_image=config.on_bad_image,
         )
-        folder.begin(train_images)
+        folder.begin(train_images, val_images)
         task = TokenizerTask(config, device, train_images, val_images.spread(config.val_images))
         if not config.resume:
             task.start_codebook()
