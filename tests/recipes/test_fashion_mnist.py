@@ -160,16 +160,15 @@ def test_best_is_the_most_accurate_in_the_band_else_of_all():
 
 def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "STRENGTHS", (0.0, 1.25))
-    monkeypatch.setattr(recipe, "FILTERS", ((7, 0.5),))
+    monkeypatch.setattr(recipe, "FILTERS", ((0.7, 0.5),))
     judge = str(work / "judge.safetensors")
     chosen = recipe.choose_guidance(str(work / "model"), str(fashion_excerpt), judge, str(tmp_path), 2)
     assert len(json.loads((tmp_path / "guidance.json").read_text())["trials"]) == 2
     guidance, out = str(tmp_path / "guidance.json"), tmp_path / "fashion-mnist"
     recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
     packaged = load(out)
-    assert (packaged.defaults.guidance, packaged.defaults.top_k, packaged.defaults.top_p) == (
-        chosen["guidance"], 7, 0.5
-    )  # fmt: skip
+    settings = packaged.defaults
+    assert (settings.guidance, settings.temperature, settings.top_p) == (chosen["guidance"], 0.7, 0.5)
     assert packaged.provenance["tokenizer_steps"] == 150
     size = sum(file.stat().st_size for file in out.iterdir())
     monkeypatch.setattr(recipe, "MOST_BYTES", size - 1)
