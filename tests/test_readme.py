@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-pytestmark = pytest.mark.filterwarnings("default:.*smaller than 32x32")
+pytestmark = pytest.mark.filterwarnings("ignore:.*smaller than 32x32")
 
 
 @pytest.fixture
