@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mvar: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
+        print("mvar: interrupted; a training run goes on from its checkpoint with --resume", file=sys.stderr)
         sys.exit(130)
 
 
