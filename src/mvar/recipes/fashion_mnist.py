@@ -16,7 +16,7 @@
 Machine: 2 cores (Intel Xeon with AMX), shared with other work. Minutes: tokenizer 50, generator 52, judge 6 on one
 core, measure 5. Expect: tokenizer 26.3 dB PSNR on the original 28x28 test images, all codes used by the maps from 3x3
 up together; generator 5.95 bits per token; 96 % of samples judged to be of their class, spread ratio 0.82, 0.022 s an
-image. (The figures that ship: `guidance --samples_per_class 50`, `measure --samples_per_class 500`.)
+image. (The settings that ship were chosen with `guidance --samples_per_class 50`.)
 
 Settings are chosen on training images only; `measure` alone looks at the 10,000 test images, and `page` writes all of
 its figures into docs/models/fashion-mnist.md.
