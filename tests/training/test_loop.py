@@ -13,6 +13,7 @@ from mvar.data.splits import open_splits
 from mvar.model import load
 from mvar.training import generator, tokenizer
 from mvar.training.generator import GeneratorTask
+from mvar.training.optim import lr_factor
 from mvar.training.run_folder import RunFolder
 from mvar.training.tokenizer import TokenizerTask
 
@@ -217,11 +218,25 @@ def test_resuming_with_other_settings_names_them_all(tokenizer_run):
     tokenizer.train(config)
     settings = Path(config.out, "run.json").read_bytes()
     with pytest.raises(ValueError) as caught:
-        tokenizer.train(replace(config, resume=True, steps=9, l1=3.0, log_every=7))
+        tokenizer.train(replace(config, resume=True, batch_size=9, l1=3.0, log_every=7))
     lines = str(caught.value).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["l1 = 3.0", "steps = 9"]
-    assert lines[0].endswith("has 0.2; resume with its settings, or start a new run")
+    assert [line.split(":")[0] for line in lines] == ["batch_size = 9", "l1 = 3.0"]
+    assert lines[1].endswith("has 0.2; resume with its settings, or start a new run")
     assert Path(config.out, "run.json").read_bytes() == settings
+
+
+def test_a_run_is_prolonged_with_its_schedule_stretched(kind):
+    train, _, config = kind
+    config = config(steps=4, log_every=1)
+    train(config)
+    more = replace(config, resume=True, steps=8)
+    with pytest.warns(UserWarning, match=r"steps = 8: the run in .* has 4; it goes on with the new value"):
+        train(more)
+    lr = {line["step"]: line["lr"] for line in metrics(config.out) if "lr" in line}
+    assert list(lr) == list(range(1, 9))
+    assert lr[5] == more.peak_lr * lr_factor(4, 8, more.warmup, more.lr_end) > lr[4]
+    with pytest.raises(ValueError, match=r"^steps = 6: the run in .* has done 8; give at least as many$"):
+        train(replace(config, resume=True, steps=6))
 
 
 def test_a_run_of_the_other_kind_is_not_resumed(generator_run, tokenizer_run):

@@ -40,7 +40,7 @@ class RunConfig:
         log_every: steps between lines of metrics.
         validate_every: steps between validations, each with a preview.
         checkpoint_every: steps between checkpoints.
-        resume: continue the run in `out` from its checkpoint.
+        resume: continue the run in `out` from its checkpoint; `steps` may then be more than before.
     """
 
     data: str

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT, METRICS, SETTINGS, DATA, PREVIEWS = "checkpoint.pt", "metrics.jsonl", "run.json", "data.json", "previews"
-# What may differ between a run and its continuation; the remedies for a loss that is not finite with a warning.
+# What may differ between a run and its continuation; ADJUSTABLE with a warning: more steps, which the schedules of
+# learning rate and weight decay then stretch over, and the remedies for a loss that is not finite.
 FREE = {"out", "data", "tokenizer", "device", "resume", "log_every", "validate_every", "checkpoint_every", "val_images"}
-REMEDIES = {"base_lr", "grad_clip"}
+ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
 
 
 class RunFolder:
@@ -62,6 +63,9 @@ class RunFolder:
             raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
         self._settings = json.loads(json.dumps(asdict(config)))
         self._checkpoint = self._read_checkpoint() if found else {}
+        if found and config.steps < self._done:
+            done = f"the run in {str(self.path)!r} has done {self._done}"
+            raise ValueError(f"steps = {config.steps}: {done}; give at least as many")
         if found:
             self._check_same(self._settings)
 
@@ -72,7 +76,7 @@ class RunFolder:
             if before.get(name) == settings[name]:
                 continue
             text = f"{name} = {settings[name]!r}: the run in {str(self.path)!r} has {before.get(name)!r}"
-            if name in REMEDIES:
+            if name in ADJUSTABLE:
                 warnings.warn(f"{text}; it goes on with the new value", stacklevel=3)
             else:
                 problems.append(f"{text}; resume with its settings, or start a new run")
