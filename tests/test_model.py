@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import mvar
-from mvar import model as model_module
+from mvar.checkpoint import hub, placement
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
@@ -135,7 +135,7 @@ def test_bfloat16_runs_and_keeps_the_quantizer_exact(model, tmp_path):
 def test_large_generators_run_in_bfloat16_by_default(model, tmp_path, monkeypatch):
     folder = model.save(tmp_path)
     assert load(folder).generator.word_embed.weight.dtype == torch.float32
-    monkeypatch.setattr(model_module, "LARGE", 1000)
+    monkeypatch.setattr(placement, "LARGE", 1000)
     for is_quick, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda is_quick=is_quick: is_quick)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -143,7 +143,7 @@ def test_large_generators_run_in_bfloat16_by_default(model, tmp_path, monkeypatc
 
 
 def test_packaged_names_win_over_folders(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_module, "_packaged_root", lambda: tmp_path / "models")
+    monkeypatch.setattr(hub, "packaged_root", lambda: tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     model.save(tmp_path / "models" / "tiny")
     (tmp_path / "tiny").mkdir()

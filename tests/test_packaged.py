@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import mvar
+from mvar.checkpoint.hub import packaged_models, packaged_root
 from mvar.data.images import ImageFolder
 from mvar.data.source import PixelSource
-from mvar.model import packaged_models
 
 MEGABYTE = 1_000_000
 
@@ -30,7 +30,7 @@ def garments(fashion_excerpt):
 
 
 def test_size_of_the_files(model):
-    folder = mvar.model._packaged_root() / "fashion-mnist"
+    folder = packaged_root() / "fashion-mnist"
     assert "fashion-mnist" in packaged_models()
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12 * MEGABYTE
 

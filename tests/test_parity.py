@@ -5,7 +5,7 @@ import torch
 
 from mvar.checkpoint import official
 from mvar.sampling.config import SamplingSettings
-from mvar.sampling.engine import sample
+from mvar.sampling.engine import Sampler
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_greedy_decoding_scale_by_scale(parity, model):
 
 def test_greedy_decoding_by_the_engine(parity, model):
     settings = SamplingSettings(guidance=parity.settings["guidance"], top_k=1, top_p=1.0)
-    out = sample(model.tokenizer, model.generator, parity.outputs["label"], [0, 1], 0, settings)
+    out = Sampler(model.tokenizer, model.generator, 0, settings).sample(parity.outputs["label"], [0, 1])
     for k, tokens_BP in enumerate(out.tokens):
         assert torch.equal(tokens_BP, parity.outputs[f"greedy_cfg_logits_{k}"].argmax(-1))
     close(out.pixels, parity.outputs["greedy_image"])

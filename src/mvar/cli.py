@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from mvar import __version__, commands
+from mvar import __version__
+from mvar.commands import drawing, models, training
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 
@@ -27,13 +28,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "data fashion-mnist": Command(commands.data_fashion_mnist),
-    "train tokenizer": Command(commands.train_tokenizer, config=TokenizerTraining, presets=TOKENIZER_PRESETS),
-    "train generator": Command(commands.train_generator, config=GeneratorTraining, presets=GENERATOR_PRESETS),
-    "sample": Command(commands.sample),
-    "info": Command(commands.info, positional=True),
-    "convert": Command(commands.convert),
+    "data fashion-mnist": Command(training.data_fashion_mnist),
+    "train tokenizer": Command(training.train_tokenizer, config=TokenizerTraining, presets=TOKENIZER_PRESETS),
+    "train generator": Command(training.train_generator, config=GeneratorTraining, presets=GENERATOR_PRESETS),
+    "sample": Command(drawing.sample),
+    "edit": Command(drawing.edit),
+    "vary": Command(drawing.vary),
+    "score": Command(models.score),
+    "classify": Command(models.classify),
+    "info": Command(models.info, positional=True),
+    "convert": Command(models.convert),
+    "reschedule": Command(models.reschedule),
 }
+LIST_OPTIONS = ("box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "sides")
 GROUPS = {"data": "Get real images", "train": "Train on a folder of images"}
 
 
@@ -180,7 +187,7 @@ def _allow_bare_switches(parser: ArgumentParser) -> None:
 
 
 def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Options as the parser wants them: --per_class for --per-class, and --labels=-1,0 for --labels -1,0."""
+    """Options as the parser wants them: --per_class for --per-class, --labels=-1,0 for --labels -1,0, [8,9] for 8,9."""
     normal: list[str] = []
     for argument in arguments:
         option = re.match(r"--[a-z][\w.+-]*", argument)
@@ -190,4 +197,22 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
             normal[-1] += f"={argument}"
         else:
             normal.append(argument)
-    return normal
+    return _bracketed(normal)
+
+
+def _bracketed(arguments: list[str]) -> list[str]:
+    """Values with commas as lists, for the options that take one: --box 4,4,8,8."""
+    lists = rf"--([\w]+\.)*({'|'.join(LIST_OPTIONS)})"
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if not re.fullmatch(lists, name):
+            continue
+        if equals:
+            arguments[i] = name + equals + _list(value)
+        elif i + 1 < len(arguments):
+            arguments[i + 1] = _list(arguments[i + 1])
+    return arguments
+
+
+def _list(value: str) -> str:
+    return f"[{value}]" if re.match(r"[\d.]+\s*,", value) or re.match(r"\[[^\]]*\]\s*,", value) else value

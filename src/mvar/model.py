@@ -3,41 +3,49 @@
 Shapes: B images, P_k tokens of scale k, H W pixels.
 """
 
-import operator
-import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from torch import nn
+from huggingface_hub import ModelHubMixin
+from PIL import Image
+from torch import Tensor
 
-from mvar.checkpoint import official
+from mvar.checkpoint import hub, official
 from mvar.checkpoint.bundle import Bundle, StoredDtype, read_bundle, write_bundle
-from mvar.checkpoint.card import model_facts
+from mvar.checkpoint.card import TAGS, model_facts
+from mvar.checkpoint.placement import Dtype, place, weight_bytes
+from mvar.data.images import as_image
+from mvar.data.source import fitted
 from mvar.generator.network import Generator
-from mvar.sampling import engine
-from mvar.sampling.config import SamplingSettings
+from mvar.generator.reschedule import rescheduled
+from mvar.sampling import editing, likelihood
+from mvar.sampling.config import GuidanceSchedule, SamplingSettings
+from mvar.sampling.cost import cost, fitting_batch
+from mvar.sampling.engine import OnScale, SampleOutput, Sampler
+from mvar.sampling.labels import Label, label_ids
+from mvar.sampling.masks import MaskLike, pasted, read_hole, resized
+from mvar.scales import Side
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import raise_problems
 
-Dtype = Literal["float32", "bfloat16"]
-Label = int | str | None
-LARGE = 100_000_000  # parameters from which bfloat16 is the default: reading weights then takes most of the time
+ImageLike = str | Path | Image.Image
+ENCODED_AT_ONCE = 64  # images
 
 
 @dataclass
-class Model:
+class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
     """A tokenizer, the generator of its token maps, and what belongs to them.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are huggingface_hub's; what they write is a bundle.
 
     Attributes:
         tokenizer: pixels to token maps and back.
         generator: token maps from a class; None in a tokenizer-only model.
         classes: names in order of their index; empty for a model without classes.
-        defaults: sampling settings used where `sample` is given none.
+        defaults: sampling settings used where a call gives none.
         provenance: where the weights come from.
     """
 
@@ -52,141 +60,310 @@ class Model:
         """Where the weights are."""
         return self.tokenizer.quantizer.codebook.device
 
+    # --- drawing ---
+
     def sample(
         self,
         labels: Label | Sequence[Label],
         *,
-        guidance: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        guidance: float | list[float] | None = None,
+        guidance_schedule: GuidanceSchedule | None = None,
+        top_k: int | list[int] | None = None,
+        top_p: float | list[float] | None = None,
         temperature: float | None = None,
         smooth: bool | None = None,
         seed: int = 0,
         index: Sequence[int] | None = None,
-        on_scale: engine.OnScale | None = None,
+        on_scale: OnScale | None = None,
         batch_size: int | None = None,
-    ) -> engine.SampleOutput:
+    ) -> SampleOutput:
         """Draw one image for each label; settings left None are the model's defaults.
 
         Args:
             labels: class indices or names; -1 or None for no class. One label alone gives one image.
-            guidance: strength of classifier-free guidance; 0 switches it off.
-            top_k: sample from the k most likely codes; 0 switches it off, 1 is greedy.
-            top_p: sample from the most likely codes that hold this much probability; 1 switches it off.
+            guidance: strength of classifier-free guidance, 0 switches it off; a list has a value for each scale.
+            guidance_schedule: "linear" (from 0 at the first scale to the full strength at the last) or "constant".
+            top_k: sample from the k most likely codes, 0 switches it off, 1 is greedy; or a list.
+            top_p: sample from the most likely codes that hold this much probability, 1 switches it off; or a list.
             temperature: divides the guided logits before the filters.
             smooth: mix code vectors instead of choosing one; prettier, but not for metrics.
             seed: of the run.
             index: each image's number, 0 and up by default; image i depends on (seed, index[i], label, settings) only.
             on_scale: called as on_scale(k, K, preview) after each scale; preview() decodes what there is, (B, 3, H, W).
-            batch_size: at most so many images at once (`on_scale` then sees each batch); None takes all at once.
+            batch_size: at most so many images at once (`on_scale` then sees each batch); None takes what memory allows.
 
         Raises:
             ValueError: a field, its value and the fix, a line for each problem.
         """
-        if self.generator is None:
-            raise ValueError(
-                "this model is a tokenizer without a generator: load a bundle that has generator.safetensors"
-            )
-        changes: dict[str, Any] = {
-            "guidance": guidance,
-            "top_k": top_k,
-            "top_p": top_p,
-            "temperature": temperature,
-            "smooth": smooth,
-        }
-        settings = replace(self.defaults, **{name: value for name, value in changes.items() if value is not None})
-        settings.validate()
-        ids = self.label_ids(labels)
-        index = list(range(len(ids)) if index is None else index)
-        if len(index) != len(ids):
-            raise ValueError(f"index has {len(index)} numbers for {len(ids)} labels: give one for each image")
-        size = len(ids) if batch_size is None else batch_size
-        if size < 1:
-            raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+        sampler = self.sampler(
+            seed,
+            guidance=guidance,
+            guidance_schedule=guidance_schedule,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            smooth=smooth,
+        )
+        labels_B = torch.tensor(self.label_ids(labels))
+        index = list(range(len(labels_B)) if index is None else index)
+        if len(index) != len(labels_B):
+            raise ValueError(f"index has {len(index)} numbers for {len(labels_B)} labels: give one for each image")
+        size = self.fitting_batch_size(batch_size)
+        return sampler.in_batches(len(index), size, lambda part: sampler.start(labels_B[part], index[part]), on_scale)
 
-        parts = [
-            engine.sample(
-                self.tokenizer,
-                self.generator,
-                torch.tensor(ids[start : start + size]),
-                index[start : start + size],
-                seed,
-                settings,
-                on_scale,
-            )
-            for start in range(0, len(ids), size)
-        ]
-        return engine.join(parts)
+    def sampler(self, seed: int = 0, **settings: Any) -> Sampler:
+        """What `sample` draws with: start it, stop it between scales, fork what there is; see `mvar.sampling.engine`.
 
-    def label_ids(self, labels: Label | Sequence[Label]) -> list[int]:
-        """Class indices of labels given as indices or names; the null class is len(classes).
+        Args:
+            seed: of the run.
+            settings: guidance, top_k, ... as of `sample`; those left out or None are the model's defaults.
 
         Raises:
-            ValueError: no label, an index out of range, or a name that is unknown (close ones are listed) or ambiguous.
+            ValueError: a setting out of range, or a model without a generator.
         """
-        labels = [labels] if labels is None or isinstance(labels, (str, int)) else list(labels)
-        if not labels:
-            raise ValueError("labels is empty: give at least one class index or name, or -1 for no class")
-        ids, problems = [], []
-        for label in labels:
-            try:
-                ids.append(self._label_id(label))
-            except ValueError as error:
-                problems.append(str(error))
-        raise_problems(dict.fromkeys(problems))
-        return ids
+        given = {name: value for name, value in settings.items() if value is not None}
+        if unknown := sorted(set(given) - {f.name for f in fields(SamplingSettings)}):
+            raise TypeError(f"no sampling setting is named {unknown[0]!r}")
+        return Sampler(self.tokenizer, self._generator(), seed, replace(self.defaults, **given))
+
+    def fitting_batch_size(self, asked: int | None = None) -> int:
+        """How many images to draw at once: as asked, else what memory allows, at most 64.
+
+        Raises:
+            ValueError: below 1.
+        """
+        if asked is None:
+            return fitting_batch(self.tokenizer.config, self._generator().config, self.device)
+        if asked < 1:
+            raise ValueError(f"batch_size = {asked}: must be at least 1")
+        return asked
+
+    def edit(
+        self,
+        image: ImageLike,
+        mask: MaskLike | None = None,
+        *,
+        box: Sequence[int] | None = None,
+        keep_box: Sequence[int] | None = None,
+        label: Label = None,
+        n: int = 1,
+        mode: editing.EditMode = editing.DEFAULT_MODE,
+        paste: bool = False,
+        feather: int = 4,
+        seed: int = 0,
+        index: Sequence[int] | None = None,
+        on_scale: OnScale | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> editing.EditOutput:
+        """Repaint a part of an image: in-painting, out-painting, and with a label class-conditional editing.
+
+        Args:
+            image: a file or Pillow's image, of the model's aspect; resized to the model's size.
+            mask: a file, Pillow's image or bool tensor of the image's size; white (true) marks what to repaint.
+            box: instead of a mask, (left, top, right, bottom) in the image's pixels: repaint what is inside.
+            keep_box: likewise: repaint what is outside.
+            label: a class index or name for what is painted; None leaves it to the surroundings.
+            n: how many results.
+            mode: what the kept cells hold, see `mvar.sampling.editing.edit`.
+            paste: put the original pixels back outside the hole, in the image's own size.
+            feather: with `paste`, pixels around the hole over which the two are blended.
+            seed, index, on_scale, batch_size: as of `sample`.
+            settings: guidance, top_k, ... as of `sample`.
+
+        Raises:
+            ValueError: a field, its value and the fix, a line for each problem.
+        """
+        sampler = self.sampler(seed, **settings)
+        index = self._index(n, index)
+        if feather < 0:
+            raise ValueError(f"feather = {feather}: must be 0 or more pixels")
+        original = as_image(image)
+        pixels_3HW = self._pixels(original)
+        hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
+        labels_B = torch.tensor(self.label_ids(label) * n)
+        size = self.fitting_batch_size(batch_size)
+        hole_hw = resized(hole_HW, self.tokenizer.config.image_shape)
+        out = editing.edit(sampler, pixels_3HW[None], hole_hw, labels_B, index, mode, size, on_scale)
+        if paste:
+            original_3HW = fitted(original, (original.height, original.width))
+            out = replace(out, pixels=pasted(out.pixels, original_3HW, hole_HW, feather))
+        return out
+
+    def vary(
+        self,
+        image: ImageLike | Sequence[Tensor],
+        label: Label = None,
+        *,
+        from_scale: int,
+        n: int = 8,
+        seed: int = 0,
+        index: Sequence[int] | None = None,
+        on_scale: OnScale | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> SampleOutput:
+        """Keep the first `from_scale` maps of an image and draw the finer ones anew, n times.
+
+        Args:
+            image: a file or Pillow's image, of the model's aspect; or one image's token maps.
+            label: its class index or name; None for no class.
+            from_scale: how many maps are kept, 0 (none) to K - 1 (all but the finest).
+            n: how many variations.
+            seed, index, on_scale, batch_size: as of `sample`.
+            settings: guidance, top_k, ... as of `sample`.
+
+        Raises:
+            ValueError: a field, its value and the fix, a line for each problem.
+        """
+        sampler = self.sampler(seed, **settings)
+        index = self._index(n, index)
+        if not 0 <= from_scale < sampler.scales:
+            raise ValueError(f"from_scale = {from_scale}: give 0 (keep nothing) to {sampler.scales - 1}")
+        if isinstance(image, (str, Path, Image.Image)):
+            maps = self.tokenizer.encode(self._pixels(as_image(image))[None].to(self.device))
+        else:
+            maps = [tokens_P.to(self.device).reshape(1, -1) for tokens_P in image]
+            if len(maps) < from_scale:
+                raise ValueError(f"from_scale = {from_scale}: {len(maps)} token maps are given")
+        label_1 = torch.tensor(self.label_ids(label))
+        return editing.vary(sampler, maps, label_1, index, from_scale, self.fitting_batch_size(batch_size), on_scale)
+
+    # --- likelihood ---
+
+    def score(self, images: Sequence[ImageLike] | Tensor, labels: Label | Sequence[Label] = None) -> likelihood.Score:
+        """Exact log p(tokens | class) and bits per token of images, for each scale.
+
+        Args:
+            images: files or Pillow's images, resized and cropped as in training; or pixels (B, 3, H, W) in [0, 1].
+            labels: one for each image, or one for all; None for no class.
+
+        Raises:
+            ValueError: an image that cannot be used, an unknown label, or not as many labels as images.
+        """
+        generator, maps = self._generator(), self._maps(images)
+        B, ids = len(maps[0]), self.label_ids(labels)
+        if len(ids) not in (1, B):
+            raise ValueError(f"labels has {len(ids)} for {B} images: give one for each, or one for all")
+        return likelihood.score(self.tokenizer, generator, maps, torch.tensor(ids).expand(B))
+
+    def classify(
+        self, images: Sequence[ImageLike] | Tensor, prior: Sequence[float] | None = None
+    ) -> likelihood.Classification:
+        """The class of images by Bayes' rule: p(class | tokens) proportional to p(tokens | class) p(class).
+
+        Args:
+            images: as of `score`.
+            prior: p(class) for each class, in order; None for a uniform one.
+
+        Raises:
+            ValueError: an image that cannot be used, a prior that is none, or a model without classes.
+        """
+        generator, C = self._generator(), len(self.classes)
+        if C < 2:
+            raise ValueError(f"this model has {C} classes: classifying takes one with two or more")
+        prior_C = torch.full((C,), 1 / C) if prior is None else torch.tensor([float(p) for p in prior])
+        prior_C = prior_C.double()
+        if len(prior_C) != C or not bool((prior_C >= 0).all()) or abs(float(prior_C.sum()) - 1) > 1e-3:
+            raise ValueError(f"prior = {prior}: give {C} probabilities that sum to 1")
+        log_prob_BC = likelihood.class_log_probs(self.tokenizer, generator, self._maps(images))
+        return likelihood.Classification(likelihood.bayes(log_prob_BC, prior_C), self.classes)
+
+    # --- labels and facts ---
+
+    def label_ids(self, labels: Label | Sequence[Label]) -> list[int]:
+        """Class indices of labels given as indices or names; see `mvar.sampling.labels.label_ids`."""
+        return label_ids(labels, self.classes, self._null)
 
     def class_name(self, class_id: int) -> str:
         """The name of a class index, "no class" for the null class."""
         return "no class" if class_id == self._null else self.classes[class_id]
+
+    def facts(self) -> dict[str, str]:
+        """What this model is, by name: sizes, parameters, memory, arithmetic, classes, defaults, origin."""
+        found = model_facts(self._bundle().config(), self.classes)
+        for name, network in (("Tokenizer", self.tokenizer), ("Generator", self.generator)):
+            if network is not None:
+                found[f"{name} parameters"] = f"{sum(p.numel() for p in network.parameters()):,}"
+        float32, bfloat16 = weight_bytes(self.tokenizer, self.generator)
+        found["Weights in memory"] = f"{float32 / 1e6:,.1f} MB in float32, {bfloat16 / 1e6:,.1f} MB in bfloat16"
+        if self.generator is not None:
+            spent = cost(self.tokenizer.config, self.generator.config)
+            gflop = [flop / 1e9 for flop in (spent.generator_flop, spent.decoder_flop)]
+            found["FLOP of an image"] = f"{gflop[0]:,.2f} G generator with guidance, {gflop[1]:,.2f} G decoder"
+            found["State between scales"] = f"{spent.state_bytes / 1e6:,.2f} MB a branch, float32"
+        return found
+
+    # --- files ---
+
+    def save(self, folder: str | Path, dtype: StoredDtype = "float32") -> Path:
+        """Write the model as a bundle and return its folder; see `mvar.checkpoint.bundle.write_bundle`."""
+        if self._rounded and dtype == "float32":
+            raise ValueError(
+                "dtype = 'float32': the weights in use are rounded to bfloat16; "
+                "load the model with dtype='float32' to save it whole, or save it as bfloat16"
+            )
+        return write_bundle(folder, self._bundle(), dtype)
+
+    def rescheduled(self, sides: list[Side]) -> "Model":
+        """The model at other scales, and so for other image sizes; its weights are shared.
+
+        Embeddings of positions and levels are interpolated: the result needs fine-tuning, as a warning says.
+
+        Args:
+            sides: token maps from coarse to fine, p for p x p or (h, w).
+
+        Raises:
+            ValueError: sides that are no schedule, or that this tokenizer cannot take.
+        """
+        tokenizer = self.tokenizer.rescheduled(sides)
+        generator = None if self.generator is None else rescheduled(self.generator, sides)
+        warnings.warn(
+            "the position and level embeddings are interpolated to other scales: fine-tune the generator before use",
+            stacklevel=2,
+        )
+        provenance = {**self.provenance, "rescheduled": f"from {self.tokenizer.config.sides}; not fine-tuned"}
+        return replace(self, tokenizer=tokenizer, generator=generator, provenance=provenance)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory, "bfloat16" if self._rounded else "float32")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        device: str | torch.device | None = None,
+        dtype: Dtype | None = None,
+        **_: Any,  # parts of config.json, which the bundle reads itself
+    ) -> "Model":
+        how = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+        return from_bundle(read_bundle(hub.find(model_id, local_files_only=local_files_only, **how)), device, dtype)
+
+    # --- parts ---
 
     @property
     def _null(self) -> int:
         """The null class's index."""
         return self.generator.config.num_classes if self.generator else len(self.classes)
 
-    def _label_id(self, label: Label) -> int:
-        null = self._null
-        if label is None:
-            return null
-        if isinstance(label, str):
-            return self._named(label)
-        try:
-            number = operator.index(label)
-        except TypeError:
-            raise ValueError(f"labels has {label!r}: give a class index, a class name, or -1 for no class") from None
-        if not -1 <= number < null:
-            choices = (
-                f"an index from 0 to {null - 1}, or -1 for no class" if null else "-1, as this model has no classes"
-            )
-            raise ValueError(f"labels has {number}: give {choices}")
-        return null if number == -1 else number
-
-    def _named(self, name: str) -> int:
-        """The class of this name: exactly, else without regard to case."""
-        folded = [known.casefold() for known in self.classes]
-        found = [i for i, known in enumerate(self.classes) if known == name]
-        found = found or [i for i, known in enumerate(folded) if known == name.casefold()]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"labels has {name!r}: {len(found)} classes have this name; give an index of {found}")
-        close = [known for known in self.classes if name.casefold() in known.casefold()][:5]
-        close += [self.classes[folded.index(match)] for match in get_close_matches(name.casefold(), folded, n=5)]
-        hint = ", ".join(dict.fromkeys(close)) or ", ".join(self.classes[:10]) or "none, give -1"
-        raise ValueError(f"labels has {name!r}: no class of this name; {'close' if close else 'classes'}: {hint}")
-
     @property
-    def _networks(self) -> list[nn.Module]:
-        return [self.tokenizer] if self.generator is None else [self.tokenizer, self.generator]
+    def _rounded(self) -> bool:
+        return any(
+            p.dtype == torch.bfloat16 for net in (self.tokenizer, self.generator) if net for p in net.parameters()
+        )
 
-    def facts(self) -> dict[str, str]:
-        """What this model is, by name: sizes, parameters, classes, sampling defaults, origin."""
-        found = model_facts(self._bundle().config(), self.classes)
-        for name, network in (("Tokenizer", self.tokenizer), ("Generator", self.generator)):
-            if network is not None:
-                found[f"{name} parameters"] = f"{sum(p.numel() for p in network.parameters()):,}"
-        return found
+    def _generator(self) -> Generator:
+        if self.generator is None:
+            raise ValueError(
+                "this model is a tokenizer without a generator: load a bundle that has generator.safetensors"
+            )
+        return self.generator
 
     def _bundle(self) -> Bundle:
         return Bundle(
@@ -197,15 +374,32 @@ class Model:
             provenance=self.provenance,
         )
 
-    def save(self, folder: str | Path, dtype: StoredDtype = "float32") -> Path:
-        """Write the model as a bundle and return its folder; see `mvar.checkpoint.bundle.write_bundle`."""
-        rounded = any(p.dtype == torch.bfloat16 for network in self._networks for p in network.parameters())
-        if rounded and dtype == "float32":
-            raise ValueError(
-                "dtype = 'float32': the weights in use are rounded to bfloat16; "
-                "load the model with dtype='float32' to save it whole, or save it as bfloat16"
-            )
-        return write_bundle(folder, self._bundle(), dtype)
+    def _index(self, n: int, index: Sequence[int] | None) -> Sequence[int]:
+        if n < 1:
+            raise ValueError(f"n = {n}: must be at least 1")
+        if index is not None and len(index) != n:
+            raise ValueError(f"index has {len(index)} numbers for n = {n}: give one for each image")
+        return range(n) if index is None else list(index)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """The pixels (3, H, W) of an image of the model's aspect."""
+        return fitted(image, self.tokenizer.config.image_shape, same_aspect=True)
+
+    def _maps(self, images: Sequence[ImageLike] | Tensor) -> list[Tensor]:
+        """The token maps of images, a few at a time."""
+        if isinstance(images, (str, Path, Image.Image)):
+            images = [images]
+        if not len(images):
+            raise ValueError("images is empty: give at least one")
+        parts = []
+        for start in range(0, len(images), ENCODED_AT_ONCE):
+            some = images[start : start + ENCODED_AT_ONCE]
+            if isinstance(some, Tensor):
+                pixels_B3HW = some
+            else:
+                pixels_B3HW = torch.stack([fitted(as_image(i), self.tokenizer.config.image_shape) for i in some])
+            parts.append(self.tokenizer.encode(pixels_B3HW.to(self.device)))
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
 
 def load(source: str | Path, device: str | torch.device | None = None, dtype: Dtype | None = None) -> Model:
@@ -221,7 +415,7 @@ def load(source: str | Path, device: str | torch.device | None = None, dtype: Dt
     Raises:
         ValueError: nothing is found there (packaged names are listed), or the bundle is not sound.
     """
-    return from_bundle(read_bundle(_find(source)), device, dtype)
+    return from_bundle(read_bundle(hub.find(source)), device, dtype)
 
 
 def load_official(
@@ -243,106 +437,11 @@ def load_official(
     return from_bundle(official.load(tokenizer, generator), device, dtype)
 
 
-def find_dtype(dtype: Dtype | None, device: torch.device) -> Dtype:
-    """The dtype of matrix products: as asked, else bfloat16 where the processor multiplies it faster than float32."""
-    if dtype is not None:
-        return dtype
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
-
-
 def from_bundle(bundle: Bundle, device: str | torch.device | None = None, dtype: Dtype | None = None) -> Model:
     """A model of the networks in a bundle, moved to where and how they shall run; see `load`."""
-    if dtype is not None and dtype not in get_args(Dtype):
-        later = "int8 is not available yet; " if dtype == "int8" else ""
-        raise ValueError(f"dtype = {dtype!r}: {later}give float32 or bfloat16")
     if unknown := sorted(set(bundle.defaults) - {f.name for f in fields(SamplingSettings)}):
         raise ValueError(f"defaults.{unknown[0]}: no sampling setting of this name; remove it from config.json")
     defaults = SamplingSettings(**bundle.defaults)
-    defaults.validate()
-    tokenizer, generator = bundle.tokenizer, bundle.generator
-    place = find_device(device)
-    if dtype is None:
-        large = generator is not None and sum(p.numel() for p in generator.parameters()) >= LARGE
-        dtype = find_dtype(None, place) if large else "float32"
-    for network in (tokenizer, generator):
-        if network is not None:
-            network.to(place).eval()  # networks that come from training too
-    if dtype == "bfloat16":
-        _to_bfloat16(tokenizer, generator)
-    return Model(tokenizer, generator, bundle.classes, defaults, bundle.provenance)
-
-
-def find_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name; None takes CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-        raise ValueError(f"device = {str(device)!r}: not available here ({_first_line(error)})") from error
-    return place
-
-
-def _to_bfloat16(tokenizer: Tokenizer, generator: Generator | None) -> None:
-    """Put the generator's projections and the decoder in bfloat16; what makes tokens of an image stays in float32."""
-    head = generator.head if generator else None  # logits are computed in float32
-    for module in generator.modules() if generator else ():
-        if isinstance(module, nn.Linear) and module is not head:
-            module.to(torch.bfloat16)
-    tokenizer.decoder.to(torch.bfloat16)
-
-
-def packaged_models() -> list[str]:
-    """Names of the models that ship with the package."""
-    root = _packaged_root()
-    return sorted(path.name for path in root.iterdir() if (path / "config.json").is_file()) if root.is_dir() else []
-
-
-def _packaged_root() -> Path:
-    return Path(str(resources.files("mvar"))) / "models"
-
-
-def _find(source: str | Path) -> Path:
-    """The folder of a bundle."""
-    packaged = packaged_models()
-    if source in packaged:
-        return _packaged_root() / source
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise ValueError(
-            f"model = {str(source)!r}: is a file; give a bundle folder, or use load_official for .pth files"
-        )
-    if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        parent, name = source.split("/")
-        if Path(parent).is_dir():  # a mistyped path, no hub id
-            raise ValueError(
-                f"model = {source!r}: the folder {parent!r} here has no {name!r} in it; correct the path, "
-                "or run in another folder if it is an id of the Hugging Face hub"
-            )
-        return _download(source)
-    raise ValueError(
-        f"model = {str(source)!r}: no such model; give a packaged name ({', '.join(packaged) or 'none here'}), "
-        "a bundle or run folder, or owner/name of the Hugging Face hub"
-    )
-
-
-def _download(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "README.md"]))
-    except Exception as error:  # the hub client raises errors of a dozen libraries
-        raise ValueError(
-            f"model = {repo!r}: no local folder of this name, and not fetched from the Hugging Face hub "
-            f"({_first_line(error)}); packaged models: {', '.join(packaged_models()) or 'none here'}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    defaults.validate(len(bundle.tokenizer.config.sides))
+    place(bundle.tokenizer, bundle.generator, device, dtype)
+    return Model(bundle.tokenizer, bundle.generator, bundle.classes, defaults, bundle.provenance)

@@ -75,7 +75,7 @@ class ScaleSchedule:
         return tuple(k for k, area in enumerate(self.areas) for _ in range(area))
 
     @property
-    def sides(self) -> list[int | list[int]]:
+    def sides(self) -> list[Side]:
         """The schedule as users write it: ints for square maps, [h, w] for others."""
         return [h if h == w else [h, w] for h, w in self.shapes]
 

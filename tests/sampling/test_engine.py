@@ -5,7 +5,7 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.ops.noise import gumbel
 from mvar.sampling.config import SamplingSettings
-from mvar.sampling.engine import SampleOutput, sample, to_uint8
+from mvar.sampling.engine import SampleOutput, Sampler, to_uint8
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
@@ -13,6 +13,10 @@ V, Z, CLASSES = 48, 8, 3
 GREEDY = SamplingSettings(guidance=1.5, top_k=1)
 USUAL = SamplingSettings(guidance=2.0, top_k=20, top_p=0.9, temperature=0.8)
 MARGIN = 1e-4  # below it, two ways to batch a matmul may decide differently
+
+
+def sample(tokenizer, generator, labels, index, seed, settings, on_scale=None):
+    return Sampler(tokenizer, generator, seed, settings).sample(labels, index, on_scale)
 
 
 def build(sides=(1, 2, 3, 4), num_classes=CLASSES, **generator):

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+TAGS = ["image-generation", "autoregressive", "m-var", "vq-vae"]  # by which the hub finds models
 _MAX_CLASSES = 20  # a longer list is shortened; classes.json has it all
 
 
 def model_card(name: str, config: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """The text of README.md.
+    """The text of README.md, headed by what the Hugging Face hub wants to know.
 
     Args:
         name: of the model, its folder's name.
@@ -22,7 +23,8 @@ def model_card(name: str, config: Mapping[str, Any], classes: Sequence[str]) -> 
         usage = f'import mvar\n\ntokens = mvar.load("{name}").tokenizer.encode(pixels)  # RGB, (B, 3, H, W) in [0, 1]'
         what = "A multi-scale image tokenizer (VQ-VAE), without a generator."
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
-    return f"# {name}\n\n{what}\n\n| | |\n|---|---|\n{table}\n\n```python\n{usage}\n```\n"
+    header = "\n".join(["---", "library_name: mvar", "tags:", *(f"- {tag}" for tag in TAGS), "---"])
+    return f"{header}\n\n# {name}\n\n{what}\n\n| | |\n|---|---|\n{table}\n\n```python\n{usage}\n```\n"
 
 
 def model_facts(config: Mapping[str, Any], classes: Sequence[str]) -> dict[str, str]:

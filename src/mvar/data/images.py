@@ -111,6 +111,20 @@ def decode(path: str | Path) -> Image.Image:
         raise ValueError(" ".join(str(reason).split())) from error
 
 
+def as_image(image: str | Path | Image.Image, field: str = "image") -> Image.Image:
+    """An image given as a file's name or by Pillow as 8-bit RGB, upright; see `decode`.
+
+    Raises:
+        ValueError: one line with the field, the file and the reason why it cannot be used.
+    """
+    if isinstance(image, Image.Image):
+        return _rgb(ImageOps.exif_transpose(image))
+    try:
+        return decode(image)
+    except ValueError as error:
+        raise ValueError(f"{field} = {str(image)!r}: {error}") from error
+
+
 def report(bad: Sequence[tuple[Path, str]], total: int, root: Path, most: int = 20) -> str:
     """Say which images of a folder cannot be used and why, the first `most` by name."""
     lines = [f"{len(bad)} of {total} images in {str(root)!r} cannot be used:"]

@@ -161,6 +161,22 @@ class PixelSource:
             raise ValueError(f"data: {str(path)!r} was readable before and is not now: {error}") from error
 
 
+def fitted(image: Image.Image, image_shape: tuple[int, int], same_aspect: bool = False) -> Tensor:
+    """One image as training sees it without random crops: resized, its centre cropped; (3, h, w) float in [0, 1].
+
+    Raises:
+        ValueError: `same_aspect`, and the image would lose more than 2 % of a side by the crop.
+    """
+    h, w = image_shape
+    if same_aspect and not 0.98 < image.width * h / (image.height * w) < 1.02:
+        raise ValueError(
+            f"image: is {image.width}x{image.height} pixels, the model draws {w}x{h}; crop it to this aspect first"
+        )
+    pixels_HW3 = _resized(image, image_shape, 1)
+    top, left = _offset(pixels_HW3.shape[0] - h, None), _offset(pixels_HW3.shape[1] - w, None)
+    return torch.from_numpy(pixels_HW3[top : top + h, left : left + w].copy()).permute(2, 0, 1) / 255
+
+
 def _resized(image: Image.Image, image_shape: tuple[int, int], resize_factor: float) -> np.ndarray:
     """Resize by Lanczos, aspect kept, to the smallest size that covers resize_factor times the shape; (H, W, 3)."""
     H, W = (round(side * resize_factor) for side in image_shape)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mvar.generator.network import Generator
+from mvar.sampling.likelihood import token_log_probs
 from mvar.tokenizer.network import Tokenizer
 from mvar.tokenizer.quantizer import code_usage
 
@@ -51,11 +51,9 @@ def bits_per_token(
     N = len(tokens[0])
     if N == 0 or len(labels_N) != N:
         raise ValueError(f"{len(labels_N)} labels for {N} images: give one for each, and at least one")
-    device = generator.head.weight.device
-    nats_L = torch.zeros(generator.schedule.length, dtype=torch.float64, device=device)
+    total_L = torch.zeros(generator.schedule.length, dtype=torch.float64)
     for rows_B in torch.arange(N).split(batch_size):
-        maps = [tokens_NP[rows_B].to(device) for tokens_NP in tokens]
-        logits_BLV = generator(labels_N[rows_B].to(device), tokenizer.generator_inputs(maps))
-        nats_N = F.cross_entropy(logits_BLV.flatten(0, 1), torch.cat(maps, dim=1).flatten(), reduction="none")
-        nats_L += nats_N.view(len(rows_B), -1).double().sum(0)
-    return nats_L.cpu() / N / math.log(2)
+        maps = [tokens_NP[rows_B].to(tokenizer.quantizer.codebook.device) for tokens_NP in tokens]
+        inputs_BlZ, tokens_BL = tokenizer.generator_inputs(maps), torch.cat(maps, dim=1)
+        total_L += token_log_probs(generator, labels_N[rows_B], inputs_BlZ, tokens_BL).sum(0).cpu()
+    return -total_L / N / math.log(2)

@@ -16,7 +16,7 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.state import BlockState, GeneratorState, Modulation
 from mvar.nn.adaln import adaln
 from mvar.nn.linear import Linear
-from mvar.ops.precision import at_least_float32
+from mvar.ops.precision import at_least_float32, without_autocast
 
 
 class Generator(nn.Module):
@@ -153,7 +153,7 @@ class Generator(nn.Module):
             after.append(block_state)
         scale_B1C, shift_B1C = modulation.head_B2C[:head_rows].split(1, dim=1)
         x_BlC = adaln(x_BlC[:head_rows], scale_B1C, shift_B1C)
-        with torch.autocast(x_BlC.device.type, enabled=False):
+        with without_autocast(x_BlC):
             logits_BlV = at_least_float32(self.head(x_BlC))
         return logits_BlV, GeneratorState(tuple(after), scales.stop)
 

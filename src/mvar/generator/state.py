@@ -29,6 +29,11 @@ class Modulation:
     head_B2C: Tensor
     class_embedding_BC: Tensor
 
+    def select(self, index: Tensor) -> "Modulation":
+        """The labels at these positions, in that order."""
+        blocks = tuple(block_BRC[index] for block_BRC in self.blocks)
+        return Modulation(blocks, self.head_B2C[index], self.class_embedding_BC[index])
+
 
 class BlockState(NamedTuple):
     """What one block carries; None for a mixer it lacks, or that has seen nothing yet."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mvar.nn.linear import Linear
 from mvar.ops.causal_conv import causal_conv
-from mvar.ops.precision import at_least_float32
+from mvar.ops.precision import at_least_float32, without_autocast
 from mvar.ops.ssd import ssd
 
 EXPANSION = 2
@@ -59,7 +59,7 @@ class Mamba2(nn.Module):
         z_BLE, xbc_BLD, dt_BLh = self.in_proj(x_BLC).split((E, self.conv_channels, self.num_heads), dim=-1)
         tail_BVD, ssm_BhPN = (None, None) if state is None else state
 
-        with torch.autocast(x_BLC.device.type, enabled=False):
+        with without_autocast(x_BLC):
             weight_DW, bias_D, dt_bias_h, A_log_h, D_h, norm_E = (
                 at_least_float32(p)
                 for p in (self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D, self.norm_weight)

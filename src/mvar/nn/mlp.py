@@ -4,11 +4,11 @@ Shapes: B batch, L tokens, C width, M hidden width.
 Source: VAR (Tian et al. 2024), appendix.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.nn.linear import Linear
+from mvar.ops.precision import without_autocast
 
 
 class MLP(nn.Module):
@@ -22,6 +22,6 @@ class MLP(nn.Module):
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
         hidden_BLM = self.fc1(x_BLC)
-        with torch.autocast(x_BLC.device.type, enabled=False):  # on a CPU it would cast to float32 and back
+        with without_autocast(x_BLC):  # on a CPU it would cast to float32 and back
             hidden_BLM = F.gelu(hidden_BLM, approximate="tanh")
         return self.fc2(hidden_BLM)

@@ -8,11 +8,6 @@ import torch
 from torch import Tensor
 
 
-def guidance_ratio(k: int, scales: int) -> float:
-    """The share of the guidance used at scale k of K: 0 at the first to 1 at the last; 1 where there is one scale."""
-    return k / (scales - 1) if scales > 1 else 1.0
-
-
 def guide(cond_BlV: Tensor, uncond_BlV: Tensor, t: float) -> Tensor:
     """Push the logits away from the unconditional ones: (1 + t) cond - t uncond."""
     return (1 + t) * cond_BlV - t * uncond_BlV

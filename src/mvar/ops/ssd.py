@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mvar.ops.precision import without_autocast
+
 # About as long as the state is wide, where a chunk's Q x Q products cost as much as its state's; and the usual
 # lengths 130, 680 and 2240 fall into equal pieces without padding.
 LONGEST_CHUNK = 72
@@ -64,7 +66,7 @@ def ssd(
 
     n = -(-L // (chunk or LONGEST_CHUNK))
     Q = min(chunk, L) if chunk else -(-L // n)
-    with torch.autocast(x_BLhP.device.type, enabled=False):
+    with without_autocast(x_BLhP):
         state_BNE = None if state_BhPN is None else state_BhPN.permute(0, 3, 1, 2).reshape(B, N, h * P)
         padded = (_pad(t, n * Q - L) for t in (x_BLhP, dt_BLh, dt_BLh * A_h, key_BLN, query_BLN))  # dt 0: no effect
         y_BLhP, state_BNE = _ChunkedScan.apply(*padded, state_BNE, Q)
@@ -123,7 +125,7 @@ class _ChunkedScan(torch.autograd.Function):
         last = n if dstate_BNE is not None else n - 1  # chunks whose writing is used: all before this one
         dy_BnQhP = torch.zeros_like(y_BnQhP) if dy_BLhP is None else dy_BLhP.unflatten(1, (n, Q))
 
-        with torch.autocast(x_BnQhP.device.type, enabled=False):
+        with without_autocast(x_BnQhP):
             # Inside each chunk.
             decay_BnhQQ = _decays(c_BnQh)
             dy_zQP = _by_head(dy_BnQhP)

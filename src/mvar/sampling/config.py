@@ -1,57 +1,93 @@
 """How images are sampled; standard library only, so that `--help` stays quick."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-from mvar.validation import raise_problems
+from mvar.validation import is_integer, raise_problems
+
+GuidanceSchedule = Literal["linear", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """What shapes a sample, besides its label, seed and index.
 
+    Guidance, top_k and top_p may be lists with a value for each scale, coarse to fine.
+
     Attributes:
-        guidance: g of classifier-free guidance, growing from 0 at the first scale to g at the last; 0 switches it off.
+        guidance: strength g of classifier-free guidance; 0 switches it off. A list is taken as it is.
+        guidance_schedule: a single g grows from 0 at the first scale to g at the last ("linear"), or holds at each.
         top_k: sample from the k most likely codes only; 0 switches it off, 1 is greedy.
         top_p: sample from the most likely codes that hold this much probability; 1 switches it off.
         temperature: divides the guided logits before the filters.
         smooth: mix code vectors instead of choosing one; for looks, never for metrics.
     """
 
-    guidance: float = 1.5
-    top_k: int = 900
-    top_p: float = 0.96
+    guidance: float | list[float] = 1.5
+    guidance_schedule: GuidanceSchedule = "linear"
+    top_k: int | list[int] = 900
+    top_p: float | list[float] = 0.96
     temperature: float = 1.0
     smooth: bool = False
 
-    def problems(self) -> list[str]:
-        """What is wrong with these settings, a line each; empty when they are sound."""
+    def guidance_weights(self, scales: int) -> tuple[float, ...]:
+        """The weight t of each of K scales: logits are (1 + t) cond - t uncond."""
+        if isinstance(self.guidance, list):
+            return tuple(self.guidance)
+        if self.guidance_schedule == "constant":
+            return (self.guidance,) * scales
+        return tuple(self.guidance * scale_ratio(k, scales) for k in range(scales))
+
+    def filters(self, scales: int) -> tuple[tuple[int, float], ...]:
+        """(top_k, top_p) of each of K scales."""
+        ks = self.top_k if isinstance(self.top_k, list) else [self.top_k] * scales
+        ps = self.top_p if isinstance(self.top_p, list) else [self.top_p] * scales
+        return tuple(zip(ks, ps, strict=True))
+
+    def problems(self, scales: int | None = None) -> list[str]:
+        """What is wrong with these settings, a line each; empty when they are sound.
+
+        Args:
+            scales: K of the model, to check the lengths of lists; None where it is not known yet.
+        """
         found = []
-        for name in ("guidance", "top_k", "top_p", "temperature"):
+        for name, (kind, is_sound, fix) in _NUMBERS.items():
             value = getattr(self, name)
-            number = int if name == "top_k" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, number):
-                found.append(f"{name} = {value!r}: must be {'an integer' if name == 'top_k' else 'a number'}")
-            elif not _IN_RANGE[name](value):
-                found.append(f"{name} = {value}: {_FIX[name]}")
+            many = isinstance(value, list) and name in PER_SCALE
+            if many and scales is not None and len(value) != scales:
+                found.append(f"{name} has {len(value)} values: give one number, or one for each of the {scales} scales")
+            for number in value if many else [value]:
+                whole = is_integer(number)
+                if not (whole or (kind is float and isinstance(number, float))):
+                    found.append(f"{name} = {number!r}: must be {'an integer' if kind is int else 'a number'}")
+                elif not is_sound(number):
+                    found.append(f"{name} = {number}: {fix}")
+        if self.guidance_schedule not in get_args(GuidanceSchedule):
+            found.append(f"guidance_schedule = {self.guidance_schedule!r}: choose linear or constant")
         if not isinstance(self.smooth, bool):
             found.append(f"smooth = {self.smooth!r}: must be true or false")
         return found
 
-    def validate(self) -> None:
-        """Raise ValueError with every problem, a line each."""
-        raise_problems(self.problems())
+    def validate(self, scales: int | None = None) -> None:
+        """Raise ValueError with every problem, a line each; see `problems`."""
+        raise_problems(self.problems(scales))
 
 
-# Comparisons that a NaN or an infinity fails too.
-_IN_RANGE = {
-    "guidance": lambda g: 0 <= g < float("inf"),
-    "top_k": lambda k: k >= 0,
-    "top_p": lambda p: 0 < p <= 1,
-    "temperature": lambda t: 0 < t < float("inf"),
-}
-_FIX = {
-    "guidance": "must be 0 (no guidance) or more",
-    "top_k": "must be 0 (all codes) or more",
-    "top_p": "must lie in (0, 1]; 1 keeps all codes",
-    "temperature": "must be above 0; for greedy sampling set top_k = 1",
+def scale_ratio(k: int, scales: int) -> float:
+    """How far scale k of K is along the schedule: 0 at the first to 1 at the last; 1 where there is one scale."""
+    return k / (scales - 1) if scales > 1 else 1.0
+
+
+PER_SCALE = ("guidance", "top_k", "top_p")
+# Kind of number, range (with comparisons that a NaN or an infinity fails too), and how to mend what is outside.
+_NUMBERS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "guidance": (float, lambda g: 0 <= g < float("inf"), "must be 0 (no guidance) or more"),
+    "top_k": (int, lambda k: k >= 0, "must be 0 (all codes) or more"),
+    "top_p": (float, lambda p: 0 < p <= 1, "must lie in (0, 1]; 1 keeps all codes"),
+    "temperature": (
+        float,
+        lambda t: 0 < t < float("inf"),
+        "must be above 0; for greedy sampling set top_k = 1",
+    ),
 }

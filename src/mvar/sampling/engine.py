@@ -1,12 +1,12 @@
 """The scale loop: from labels to token maps to images, each scale's map drawn at once, coarse to fine.
 
-Shapes: B images, R rows of the generator's batch (B, or 2B with the unconditional branch), C width, V codes, Z latent
-channels; l tokens of the current scale, h w its sides, H W the finest sides.
+Shapes: B images, R rows of the generator's batch (B, or 2B with the unconditional branch), V codes, Z latent channels;
+P tokens of a scale, l tokens of this call, h w a scale's sides, H W the finest sides or pixels.
 Source: VAR (Tian et al. 2024), sections 3 and 4; M-VAR carries its Mamba state from scale to scale.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,13 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvar.generator.network import Generator
-from mvar.ops.filtering import guidance_ratio, guide, top_k, top_p
+from mvar.generator.state import GeneratorState, Modulation
+from mvar.ops.filtering import guide, top_k, top_p
 from mvar.ops.noise import gumbel
-from mvar.sampling.config import SamplingSettings
+from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.tokenizer.network import Tokenizer
 
 # Called after each scale with k, K and a function that decodes what there is so far to pixels (B, 3, H, W).
 OnScale = Callable[[int, int, Callable[[], Tensor]], None]
+# What of scale k is not drawn: from k and f_hat (B, Z, H, W), which places are kept, bool (B, P) or (1, P), and the
+# tokens (B, P) that stay there.
+Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,235 @@ class SampleOutput:
         return to_images(self.pixels)
 
 
+@dataclass(frozen=True)
+class Canvas:
+    """Images in the making: all that their next maps depend on besides seed and settings.
+
+    Never changed once made. To take a snapshot, keep the canvas; to go back to it, use it again.
+
+    Attributes:
+        index: each image's own number.
+        modulation: of R = B conditional rows, then as many unconditional ones where guidance still needs them.
+        state: of the same rows, after the first `scales` maps.
+        f_hat_BZHW: the latent that these maps stand for.
+        tokens: these maps, (B, P_k) each; none for smooth samples.
+    """
+
+    index: tuple[int, ...]
+    modulation: Modulation
+    state: GeneratorState
+    f_hat_BZHW: Tensor
+    tokens: tuple[Tensor, ...] = ()
+
+    @property
+    def scales(self) -> int:
+        """How many maps there are already."""
+        return self.state.scales
+
+    @property
+    def guided(self) -> bool:
+        """Whether there are unconditional rows."""
+        return len(self.modulation.class_embedding_BC) > len(self.index)
+
+    def fork(self, index: Sequence[int]) -> "Canvas":
+        """Each image several times in a row, as continuations that share what there is so far.
+
+        Args:
+            index: the numbers of all continuations, a multiple of the images here; distinct ones go distinct ways.
+
+        Raises:
+            ValueError: as many numbers cannot be shared evenly.
+        """
+        B = len(self.index)
+        if not index or len(index) % B:
+            raise ValueError(f"index has {len(index)} numbers for {B} images: give the same number for each")
+        rows = torch.arange(B).repeat_interleave(len(index) // B)
+        return replace(self.select(rows), index=tuple(index))
+
+    def select(self, rows: Tensor) -> "Canvas":
+        """The images at these positions, in that order."""
+        device = self.f_hat_BZHW.device
+        rows = torch.arange(len(self.index))[rows]  # masks too
+        both = torch.cat((rows, rows + len(self.index))) if self.guided else rows
+        return Canvas(
+            tuple(self.index[i] for i in rows.tolist()),
+            self.modulation.select(both.to(device)),
+            self.state.select(both.to(device)),
+            self.f_hat_BZHW[rows.to(device)],
+            tuple(tokens_BP[rows.to(device)] for tokens_BP in self.tokens),
+        )
+
+    def unguided(self) -> "Canvas":
+        """Without the unconditional rows."""
+        rows = torch.arange(len(self.index), device=self.f_hat_BZHW.device)
+        return replace(self, modulation=self.modulation.select(rows), state=self.state.select(rows))
+
+
+class Sampler:
+    """Draws images by a tokenizer and a generator of one model, with one seed and one set of settings.
+
+    `sample` is the whole; `start`, `follow`, `draw` and `output` are its steps, for whoever wants to stop between them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, generator: Generator, seed: int, settings: SamplingSettings) -> None:
+        """Args:
+            tokenizer, generator: of the same schedule and codebook, in eval mode, on one device.
+            seed: of the run, 0 to 2**64 - 1.
+            settings: guidance and filters.
+
+        Raises:
+            ValueError: settings out of range.
+        """
+        self.tokenizer, self.generator, self.seed = tokenizer, generator, seed
+        self.scales = len(tokenizer.quantizer.schedule)
+        settings.validate(self.scales)
+        self.settings = settings
+        self.guidance, self.filters = settings.guidance_weights(self.scales), settings.filters(self.scales)
+
+    @torch.no_grad()
+    def start(self, labels_B: Tensor, index: Sequence[int]) -> Canvas:
+        """The empty canvas.
+
+        Args:
+            labels_B: class indices; num_classes is the null class.
+            index: each image's own number: image i depends on (seed, index[i], labels_B[i], settings) only.
+
+        Raises:
+            ValueError: not one index for each label.
+        """
+        if len(index) != len(labels_B):
+            raise ValueError(f"index has {len(index)} numbers for {len(labels_B)} labels: give one for each image")
+        null = self.generator.config.num_classes
+        labels_R = labels_B.cpu()
+        # Guidance between two equal branches changes nothing: images without a class need one branch.
+        if any(self.guidance) and bool((labels_R != null).any()):
+            labels_R = torch.cat((labels_R, torch.full_like(labels_R, null)))
+        modulation = self.generator.modulation(labels_R.to(self.generator.head.weight.device))
+        state = self.generator.initial_state(len(labels_R))
+        return Canvas(tuple(index), modulation, state, self.tokenizer.quantizer.zeros(len(labels_B)))
+
+    @torch.no_grad()
+    def follow(self, canvas: Canvas, maps: Sequence[Tensor]) -> Canvas:
+        """The canvas after these token maps (B, P_k), the next ones, run through the generator all at once."""
+        if not maps:
+            return canvas
+        quantizer = self.tokenizer.quantizer
+        scales = range(canvas.scales, canvas.scales + len(maps))
+        f_hat_BZHW, inputs, tokens = canvas.f_hat_BZHW, [], list(canvas.tokens)
+        for k, tokens_BP in zip(scales, maps, strict=True):
+            inputs.append(self._input(f_hat_BZHW, k))
+            tokens.append(tokens_BP.to(f_hat_BZHW.device))
+            f_hat_BZHW = quantizer.add(f_hat_BZHW, quantizer.lookup(tokens[-1], k), k)
+        _, state = self._step(canvas, torch.cat(inputs, dim=1), scales, head_rows=0)
+        return replace(canvas, state=state, f_hat_BZHW=f_hat_BZHW, tokens=tuple(tokens))
+
+    @torch.no_grad()
+    def draw(self, canvas: Canvas, keep: Keep | None = None) -> Canvas:
+        """The canvas with one more map.
+
+        Args:
+            canvas: with fewer than K maps.
+            keep: what of the map is not drawn; see `Keep`.
+        """
+        quantizer, settings = self.tokenizer.quantizer, self.settings
+        k, B = canvas.scales, len(canvas.index)
+        if canvas.guided and not any(self.guidance[k:]):
+            canvas = canvas.unguided()
+        t = self.guidance[k] if canvas.guided else 0.0
+        # Without guidance at this scale the other branch fills its state only.
+        logits_RlV, state = self._step(
+            canvas, self._input(canvas.f_hat_BZHW, k), range(k, k + 1), head_rows=None if t else B
+        )
+        logits_BlV = guide(logits_RlV[:B], logits_RlV[B:], t) if t else logits_RlV
+        most, mass = self.filters[k]
+        logits_BlV = top_p(top_k(logits_BlV / settings.temperature, most), mass)
+        noise_BlV = gumbel(self.seed, canvas.index, k, logits_BlV.shape[1:]).to(logits_BlV.device)
+
+        tokens_BP = (logits_BlV + noise_BlV).argmax(dim=-1)
+        if settings.smooth:
+            codes_BZhw = self._mix(logits_BlV, noise_BlV, k)
+        kept = None if keep is None else keep(k, canvas.f_hat_BZHW)
+        if kept is not None:
+            tokens_BP = torch.where(*kept, tokens_BP)
+        if not settings.smooth:
+            codes_BZhw = quantizer.lookup(tokens_BP, k)
+        elif kept is not None:
+            places_B1hw = kept[0].unflatten(1, (1, *codes_BZhw.shape[2:]))
+            codes_BZhw = torch.where(places_B1hw, quantizer.lookup(tokens_BP, k), codes_BZhw)
+        f_hat_BZHW = quantizer.add(canvas.f_hat_BZHW, codes_BZhw, k)
+        tokens = () if settings.smooth else (*canvas.tokens, tokens_BP)
+        return replace(canvas, state=state, f_hat_BZHW=f_hat_BZHW, tokens=tokens)
+
+    def finish(self, canvas: Canvas, on_scale: OnScale | None = None, keep: Keep | None = None) -> SampleOutput:
+        """Draw all maps that are missing, and decode.
+
+        Args:
+            canvas: with any number of maps.
+            on_scale: called after each scale drawn; see `OnScale`.
+            keep: what is not drawn; see `Keep`.
+        """
+        for k in range(canvas.scales, self.scales):
+            canvas = self.draw(canvas, keep)
+            if on_scale is not None:
+                on_scale(k, self.scales, partial(self.pixels, canvas))
+        return self.output(canvas)
+
+    def sample(self, labels_B: Tensor, index: Sequence[int], on_scale: OnScale | None = None) -> SampleOutput:
+        """Draw one image for each label; arguments and errors are those of `start` and `finish`."""
+        return self.finish(self.start(labels_B, index), on_scale)
+
+    def in_batches(
+        self,
+        count: int,
+        size: int,
+        begin: Callable[[slice], Canvas],
+        on_scale: OnScale | None = None,
+        keep: Keep | None = None,
+    ) -> SampleOutput:
+        """Finish `count` images, at most `size` at once.
+
+        Args:
+            begin: the canvas of the images in a slice.
+            on_scale, keep: as of `finish`; each batch is seen on its own.
+        """
+        parts = [
+            self.finish(begin(slice(start, min(start + size, count))), on_scale, keep)
+            for start in range(0, count, size)
+        ]
+        maps = zip(*(part.tokens for part in parts if part.tokens is not None), strict=True)
+        tokens = None if self.settings.smooth else [torch.cat(tokens) for tokens in maps]
+        return SampleOutput(torch.cat([part.pixels for part in parts]), tokens)
+
+    def pixels(self, canvas: Canvas) -> Tensor:
+        """The images as they are so far, (B, 3, H, W) in [0, 1] on the CPU."""
+        return self.tokenizer.decode_latent(canvas.f_hat_BZHW).cpu()
+
+    def output(self, canvas: Canvas) -> SampleOutput:
+        """The images and their maps."""
+        tokens = None if self.settings.smooth else [tokens_BP.cpu() for tokens_BP in canvas.tokens]
+        return SampleOutput(self.pixels(canvas), tokens)
+
+    def _input(self, f_hat_BZHW: Tensor, k: int) -> Tensor:
+        """What scale k is predicted from, (B, P_k, Z); nothing at the first scale, which starts from the class."""
+        words_BlZ = self.tokenizer.quantizer.input_of(f_hat_BZHW, k).flatten(2).transpose(1, 2)
+        return words_BlZ if k > 0 else words_BlZ[:, :0]
+
+    def _step(
+        self, canvas: Canvas, inputs_BlZ: Tensor, scales: range, head_rows: int | None
+    ) -> tuple[Tensor, GeneratorState]:
+        inputs_RlZ = torch.cat((inputs_BlZ, inputs_BlZ)) if canvas.guided else inputs_BlZ
+        x_RlC = self.generator.embed(inputs_RlZ, canvas.modulation, scales)
+        return self.generator.step(x_RlC, canvas.modulation, canvas.state, scales, head_rows)
+
+    def _mix(self, logits_BlV: Tensor, noise_BlV: Tensor, k: int) -> Tensor:
+        """Gumbel-softmax over the filtered codes, sharper at each scale: a map (B, Z, h, w) of mixed code vectors."""
+        quantizer, ratio = self.tokenizer.quantizer, scale_ratio(k, self.scales)
+        temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
+        weights_BlV = F.softmax((logits_BlV * (1 + ratio) + noise_BlV) / temperature, dim=-1)
+        mixed_BlZ = weights_BlV @ quantizer.codebook.float()
+        return mixed_BlZ.transpose(1, 2).unflatten(2, quantizer.schedule.shapes[k])
+
+
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:
     """Pixels in [0, 1] as a uint8 array (B, H, W, 3), rounded to nearest."""
     return (255 * pixels_B3HW.float().cpu()).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
@@ -51,91 +284,3 @@ def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:
 def to_images(pixels_B3HW: Tensor) -> list[Image.Image]:
     """Pixels in [0, 1] as 8-bit RGB images, rounded to nearest."""
     return [Image.fromarray(array) for array in to_uint8(pixels_B3HW)]
-
-
-def join(parts: Sequence[SampleOutput]) -> SampleOutput:
-    """Samples drawn in several batches as one, in order."""
-    pixels_B3HW = torch.cat([part.pixels for part in parts])
-    tokens = [part.tokens for part in parts if part.tokens is not None]
-    return SampleOutput(pixels_B3HW, [torch.cat(maps) for maps in zip(*tokens, strict=True)] if tokens else None)
-
-
-@torch.no_grad()
-def sample(
-    tokenizer: Tokenizer,
-    generator: Generator,
-    labels_B: Tensor,
-    index: Sequence[int],
-    seed: int,
-    settings: SamplingSettings,
-    on_scale: OnScale | None = None,
-) -> SampleOutput:
-    """Draw one image for each label.
-
-    Args:
-        tokenizer, generator: of the same schedule and codebook, in eval mode, on one device.
-        labels_B: class indices; num_classes is the null class.
-        index: each image's own number: image i depends on (seed, index[i], labels_B[i], settings) only.
-        seed: of the run, 0 to 2**64 - 1.
-        settings: guidance and filters.
-        on_scale: called after each scale; see `OnScale`.
-
-    Raises:
-        ValueError: settings, seed or index out of range, or not one index for each label.
-    """
-    settings.validate()
-    B, device = len(labels_B), generator.head.weight.device
-    if len(index) != B:
-        raise ValueError(f"index has {len(index)} numbers for {B} labels: give one for each image")
-    quantizer = tokenizer.quantizer
-    schedule, K, V = quantizer.schedule, len(quantizer.schedule), quantizer.codebook.shape[0]
-
-    null = generator.config.num_classes
-    labels_R = labels_B.to(device)
-    # Guidance between two equal branches changes nothing: images without a class need one branch.
-    if settings.guidance > 0 and bool((labels_R != null).any()):
-        labels_R = torch.cat((labels_R, torch.full_like(labels_R, null)))
-    guided = len(labels_R) > B
-
-    modulation = generator.modulation(labels_R)
-    state = generator.initial_state(len(labels_R))
-    f_hat_BZHW = quantizer.zeros(B)
-    inputs_RlZ = None
-    tokens = []
-    for k in range(K):
-        ratio = guidance_ratio(k, K)
-        t = settings.guidance * ratio if guided else 0.0
-        scale = range(k, k + 1)
-        x_RlC = generator.embed(inputs_RlZ, modulation, scale)
-        # Without guidance at this scale the other branch fills its state only.
-        logits_RlV, state = generator.step(x_RlC, modulation, state, scale, head_rows=None if t else B)
-        logits_BlV = guide(logits_RlV[:B], logits_RlV[B:], t) if t else logits_RlV
-        logits_BlV = top_p(top_k(logits_BlV / settings.temperature, settings.top_k), settings.top_p)
-        noise_BlV = gumbel(seed, index, k, (schedule.areas[k], V)).to(device)
-
-        if settings.smooth:
-            codes_BZhw = _mix(logits_BlV, noise_BlV, ratio, quantizer.codebook, schedule.shapes[k])
-        else:
-            tokens.append((logits_BlV + noise_BlV).argmax(dim=-1))
-            codes_BZhw = quantizer.lookup(tokens[-1], k)
-        f_hat_BZHW = quantizer.add(f_hat_BZHW, codes_BZhw, k)
-
-        if on_scale is not None:
-            on_scale(k, K, partial(_pixels, tokenizer, f_hat_BZHW))
-        if k + 1 < K:
-            inputs_BlZ = quantizer.input_of(f_hat_BZHW, k + 1).flatten(2).transpose(1, 2)
-            inputs_RlZ = torch.cat((inputs_BlZ, inputs_BlZ)) if guided else inputs_BlZ
-
-    pixels_B3HW = _pixels(tokenizer, f_hat_BZHW)
-    return SampleOutput(pixels_B3HW, None if settings.smooth else [tokens_BP.cpu() for tokens_BP in tokens])
-
-
-def _pixels(tokenizer: Tokenizer, f_hat_BZHW: Tensor) -> Tensor:
-    return tokenizer.decode_latent(f_hat_BZHW).cpu()
-
-
-def _mix(logits_BlV: Tensor, noise_BlV: Tensor, ratio: float, codebook_VZ: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Gumbel-softmax over the filtered codes, sharper at each scale: a map (B, Z, h, w) of mixed code vectors."""
-    temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
-    weights_BlV = F.softmax((logits_BlV * (1 + ratio) + noise_BlV) / temperature, dim=-1)
-    return (weights_BlV @ codebook_VZ.float()).transpose(1, 2).unflatten(2, shape)

@@ -5,10 +5,12 @@ Source: VAR (Tian et al. 2024), section 3.2.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from mvar.scales import ScaleSchedule, Side
 from mvar.tokenizer.autoencoder import Decoder, Encoder
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.quantizer import MultiScaleQuantizer, Quantized
@@ -66,6 +68,23 @@ class Tokenizer(nn.Module):
     def reconstruct(self, pixels_B3HW: Tensor) -> Tensor:
         """Images after a round trip through their tokens."""
         return self.decode(self.encode(pixels_B3HW))
+
+    def rescheduled(self, sides: list[Side]) -> "Tokenizer":
+        """A tokenizer of the same weights at other scales.
+
+        Raises:
+            ValueError: sides that are no schedule, or of another number where each scale has a phi of its own.
+        """
+        config = replace(self.config, sides=list(ScaleSchedule(sides).sides))
+        if self.config.phis == 0 and len(sides) != len(self.config.sides):
+            raise ValueError(
+                f"sides has {len(sides)} scales, the tokenizer has {len(self.config.sides)} and a residual convolution "
+                "for each: give as many"
+            )
+        with torch.device("meta"):
+            tokenizer = Tokenizer(config)
+        tokenizer.load_state_dict(self.state_dict(), assign=True)
+        return tokenizer.train(self.training)
 
     @torch.no_grad()
     def generator_inputs(self, tokens: Sequence[Tensor]) -> Tensor:

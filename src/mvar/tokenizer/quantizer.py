@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mvar.ops.precision import without_autocast
 from mvar.tokenizer.config import TokenizerConfig
 
 NEAREST_ROWS = 16384  # vectors compared with the codebook at once: bounds the distances' memory
@@ -66,7 +67,7 @@ class MultiScaleQuantizer(nn.Module):
                 "downsample it with input_of first"
             )
         B, Z = rest_BZhw.shape[:2]
-        with torch.autocast(rest_BZhw.device.type, enabled=False):
+        with without_autocast(rest_BZhw):
             e_VZ = self.codebook.float()
             norm_V = e_VZ.square().sum(1)
             tokens = []
@@ -96,7 +97,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def add(self, f_hat_BZHW: Tensor, codes_BZhw: Tensor, k: int) -> Tensor:
         """f_hat after scale k: upsample the code vectors, refine by phi_k, sum."""
-        with torch.autocast(f_hat_BZHW.device.type, enabled=False):
+        with without_autocast(f_hat_BZHW):
             h_BZHW = codes_BZhw.float()
             if k < len(self.schedule) - 1:
                 h_BZHW = F.interpolate(h_BZHW, size=self.schedule.shapes[-1], mode="bicubic", align_corners=False)

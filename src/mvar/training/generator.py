@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
+from mvar.checkpoint.placement import find_device, find_dtype
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.progress import track
 from mvar.data.source import PixelSource
@@ -22,9 +23,9 @@ from mvar.data.splits import open_splits
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.model import Model, find_device, find_dtype, from_bundle, load
-from mvar.sampling import engine
+from mvar.model import Model, from_bundle, load
 from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 from mvar.tokenizer.network import Tokenizer
@@ -159,9 +160,8 @@ class GeneratorTask:
         n = self.config.preview_per_class
         ids = range(len(names)) if self.classes else [self.model.config.num_classes]
         labels_B = torch.tensor([i for i in ids for _ in range(n)])
-        settings = SamplingSettings()
-        out = engine.sample(self.tokenizer, self.model, labels_B, range(len(labels_B)), self.config.seed, settings)
-        images = out.images
+        sampler = Sampler(self.tokenizer, self.model, self.config.seed, SamplingSettings())
+        images = sampler.sample(labels_B, range(len(labels_B))).images
         rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
         save_image(class_sheet(rows), path)
 

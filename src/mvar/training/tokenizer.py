@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
+from mvar.checkpoint.placement import find_device, find_dtype
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
-from mvar.model import Model, find_device, find_dtype, from_bundle
+from mvar.model import Model, from_bundle
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import strip

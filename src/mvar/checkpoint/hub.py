@@ -1,0 +1,110 @@
+"""Where models come from: those that ship with the package, folders, the Hugging Face hub, and the official files."""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mvar.checkpoint.placement import first_line
+
+BUNDLE_FILES = ["*.json", "*.safetensors", "README.md"]
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that ship with the package."""
+    root = packaged_root()
+    return sorted(path.name for path in root.iterdir() if (path / "config.json").is_file()) if root.is_dir() else []
+
+
+def packaged_root() -> Path:
+    """The folder of the models that ship with the package."""
+    return Path(str(resources.files("mvar"))) / "models"
+
+
+def find(source: str | Path, **download: Any) -> Path:
+    """The folder of a bundle: a packaged one of this name, a folder, or one fetched from the hub.
+
+    Args:
+        source: name, folder, or owner/name of the hub.
+        download: how to fetch, as huggingface_hub's `snapshot_download` takes it.
+
+    Raises:
+        ValueError: nothing is found there.
+    """
+    packaged = packaged_models()
+    if source in packaged:
+        return packaged_root() / source
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(
+            f"model = {str(source)!r}: is a file; give a bundle folder, or use load_official for .pth files"
+        )
+    if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+        parent, name = source.split("/")
+        if Path(parent).is_dir():  # a mistyped path, no hub id
+            raise ValueError(
+                f"model = {source!r}: the folder {parent!r} here has no {name!r} in it; correct the path, "
+                "or run in another folder if it is an id of the Hugging Face hub"
+            )
+        return _download(source, download)
+    raise ValueError(
+        f"model = {str(source)!r}: no such model; give a packaged name ({', '.join(packaged) or 'none here'}), "
+        "a bundle or run folder, or owner/name of the Hugging Face hub"
+    )
+
+
+def _download(repo: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=BUNDLE_FILES, **options))
+    except Exception as error:  # the hub client raises errors of a dozen libraries
+        raise ValueError(
+            f"model = {repo!r}: no local folder of this name, and not fetched from the Hugging Face hub "
+            f"({first_line(error)}); packaged models: {', '.join(packaged_models()) or 'none here'}"
+        ) from error
+
+
+# --- official files ---
+
+VAR_REPO, OFFICIAL_TOKENIZER = "FoundationVision/var", "vae_ch160v4096z32.pth"
+M_VAR_REPO = "OliverRen/M-VAR"
+# A public model's repository and the depth in its file's name.
+OFFICIAL = {
+    **{f"d{depth}": (M_VAR_REPO, depth) for depth in (12, 16, 20, 24, 30, 32)},
+    **{f"var-d{depth}": (VAR_REPO, depth) for depth in (16, 20, 24, 30, 36)},
+}
+
+
+def official_files(name: str) -> tuple[Path, Path]:
+    """Fetch a public official model's tokenizer and generator files, or say where they are.
+
+    Args:
+        name: "d16", ... for M-VAR, "var-d16", ... for VAR.
+
+    Raises:
+        ValueError: no public model of this name; or the hub cannot be reached: the addresses, and what to do.
+    """
+    if name not in OFFICIAL:
+        raise ValueError(f"official = {name!r}: no public model of this name; known: {', '.join(OFFICIAL)}")
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    repo, depth = OFFICIAL[name]
+    try:
+        published = HfApi().list_repo_files(repo)
+        files = [file for file in published if re.search(rf"d{depth}\b.*\.(pth|safetensors)$", file)]
+        if len(files) == 1:
+            return Path(hf_hub_download(VAR_REPO, OFFICIAL_TOKENIZER)), Path(hf_hub_download(repo, files[0]))
+    except Exception as error:  # as above
+        raise ValueError(
+            f"official = {name!r}: not fetched from the Hugging Face hub ({first_line(error)}); get by other means\n"
+            f"  {constants.ENDPOINT}/{VAR_REPO}/resolve/main/{OFFICIAL_TOKENIZER}\n"
+            f"  {constants.ENDPOINT}/{repo}/tree/main (the file of d{depth})\n"
+            f"and run  mvar convert --tokenizer {OFFICIAL_TOKENIZER} --generator FILE --out DIR"
+        ) from error
+    raise ValueError(
+        f"official = {name!r}: {repo} has {len(files)} files for depth {depth}, of {', '.join(published)}; "
+        "download the right one and give it by --generator"
+    )

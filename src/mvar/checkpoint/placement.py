@@ -1,0 +1,85 @@
+"""Where and in which dtype networks run."""
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from mvar.generator.network import Generator
+from mvar.tokenizer.network import Tokenizer
+
+Dtype = Literal["float32", "bfloat16"]
+LARGE = 100_000_000  # parameters from which bfloat16 is the default: reading weights then takes most of the time
+
+
+def place(
+    tokenizer: Tokenizer, generator: Generator | None, device: str | torch.device | None, dtype: Dtype | None
+) -> None:
+    """Move networks to a device and a dtype, ready to run.
+
+    Args:
+        device: None takes CUDA where there is one, else the CPU.
+        dtype: None takes float32, and for a generator of 100 M parameters or more bfloat16 where the processor is
+            quick at it.
+
+    Raises:
+        ValueError: an unknown dtype, or no such device here.
+    """
+    if dtype is not None and dtype not in get_args(Dtype):
+        later = "int8 is not available yet; " if dtype == "int8" else ""
+        raise ValueError(f"dtype = {dtype!r}: {later}give float32 or bfloat16")
+    where = find_device(device)
+    if dtype is None:
+        large = generator is not None and sum(p.numel() for p in generator.parameters()) >= LARGE
+        dtype = find_dtype(None, where) if large else "float32"
+    for network in (tokenizer, generator):
+        if network is not None:
+            network.to(where).eval()  # networks that come from training too
+    if dtype == "bfloat16":
+        for module in halved(tokenizer, generator):
+            module.to(torch.bfloat16)
+
+
+def halved(tokenizer: Tokenizer, generator: Generator | None) -> Iterator[nn.Module]:
+    """What bfloat16 is for: the generator's projections and the decoder; what makes tokens of an image is exact."""
+    head = generator.head if generator else None  # logits are computed in float32
+    for module in generator.modules() if generator else ():
+        if isinstance(module, nn.Linear) and module is not head:
+            yield module
+    yield tokenizer.decoder
+
+
+def weight_bytes(tokenizer: Tokenizer, generator: Generator | None) -> tuple[int, int]:
+    """Memory that the weights of a model take in float32, and in bfloat16 as `place` does it."""
+    networks = [tokenizer] if generator is None else [tokenizer, generator]
+    count = sum(p.numel() for network in networks for p in network.parameters())
+    half = sum(p.numel() for module in halved(tokenizer, generator) for p in module.parameters())
+    return 4 * count, 4 * count - 2 * half
+
+
+def find_dtype(dtype: Dtype | None, device: torch.device) -> Dtype:
+    """The dtype of matrix products: as asked, else bfloat16 where the processor multiplies it faster than float32."""
+    if dtype is not None:
+        return dtype
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name; None takes CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        raise ValueError(f"device = {str(device)!r}: not available here ({first_line(error)})") from error
+    return place
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

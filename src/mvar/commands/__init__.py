@@ -1,0 +1,1 @@
+"""What each `mvar` command does: plain functions whose arguments are the command's options."""

@@ -1,0 +1,337 @@
+"""Commands that draw images: sample, edit, vary.
+
+torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mvar.sampling.config import GuidanceSchedule, SamplingSettings
+from mvar.validation import raise_problems
+
+MOST_ROWS = 10  # of a sheet whose labels were not asked for
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mvar.model import Model
+    from mvar.sampling.labels import Label
+
+
+def settings_of(
+    guidance: float | list[float] | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
+    top_k: int | list[int] | None = None,
+    top_p: float | list[float] | None = None,
+    temperature: float | None = None,
+    smooth: bool | None = None,
+) -> dict[str, Any]:
+    """The sampling options that were given; those left out are the model's own.
+
+    Args:
+        guidance: strength of classifier-free guidance, 0 switches it off; a,b,... gives each scale its own.
+        guidance_schedule: a single strength grows from 0 at the first scale (linear) or holds at each (constant).
+        top_k: sample from the k most likely codes, 0 switches it off, 1 is greedy; or a list as above.
+        top_p: sample from the most likely codes that hold this much probability, 1 switches it off; or a list as above.
+        temperature: divides the guided logits before the filters.
+        smooth: mix code vectors instead of choosing one; prettier, but not for metrics.
+    """
+    given: dict[str, Any] = {
+        "guidance": guidance,
+        "guidance_schedule": guidance_schedule,
+        "top_k": top_k,
+        "top_p": top_p,
+        "temperature": temperature,
+        "smooth": smooth,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def sample(
+    model: str,
+    labels: str | None = None,
+    per_class: int = 1,
+    out: str | None = None,
+    out_dir: str | None = None,
+    npz: str | None = None,
+    show_scales: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    **options: Any,
+) -> None:
+    """Draw images and write them as a sheet, as single files, or as an .npz.
+
+    Sampling options left out are the model's own.
+
+    Args:
+        model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
+        labels: classes to draw, indices or names between commas; -1 for no class. The first ten by default.
+        per_class: images for each of the labels.
+        out: sheet with a row for each class, .png or .webp; samples.png by default.
+        out_dir: folder for one PNG an image, named by class and number.
+        npz: file for all images as one uint8 array, as evaluation suites read it.
+        show_scales: below the sheet, how the first image grows scale by scale.
+        seed: the run's; image i depends on (seed, i, its label, the settings) only.
+        batch_size: images at once; as many as fit into memory, at most 64, by default.
+        device: cpu, cuda, ...; a GPU where there is one by default.
+        dtype: of the weights in use.
+    """
+    from mvar.data.progress import track
+    from mvar.files import writable_folder
+    from mvar.model import load
+    from mvar.sampling.engine import to_uint8
+    from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, save_image, save_npz, save_pngs, target
+    from mvar.sampling.sheet import check_size
+
+    if out is None and out_dir is None and npz is None:
+        out = "samples.png"
+    settings = settings_of(**options)
+    problems = _problems(settings, seed, per_class=per_class, batch_size=batch_size)
+    if show_scales and out is None:
+        problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
+    raise_problems(problems)
+    if out is not None:
+        target(out, IMAGE_SUFFIXES, "out")
+    if npz is not None:
+        target(npz, NPZ_SUFFIXES, "npz")
+    if out_dir is not None:
+        writable_folder(out_dir, "out_dir")
+
+    loaded = load(model, device, dtype)
+    size = loaded.fitting_batch_size(batch_size)
+    asked = _labels(labels, loaded)
+    names = [loaded.class_name(i) for i in loaded.label_ids(asked)]
+    if out is not None:
+        check_size(len(asked), per_class, loaded.tokenizer.config.image_shape)
+
+    rows = [i for i in range(len(asked)) for _ in range(per_class)]
+    starts = range(0, len(rows), size)
+    pixels = []
+    for start in track(starts, len(starts), "batches"):
+        index = range(start, min(start + size, len(rows)))
+        drawn = loaded.sample([asked[rows[i]] for i in index], **settings, seed=seed, index=index)
+        if out_dir is not None:
+            save_pngs(drawn, out_dir, [names[rows[i]] for i in index], index)
+        if out is not None or npz is not None:
+            pixels.append(to_uint8(drawn.pixels))
+
+    written = [out_dir] if out_dir is not None else []
+    if npz is not None:
+        written.append(str(save_npz(np.concatenate(pixels), loaded.label_ids([asked[i] for i in rows]), npz)))
+    if out is not None:
+        sheet = _sheet(names, np.concatenate(pixels))
+        if show_scales:
+            sheet = _with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
+        written.append(str(save_image(sheet, out)))
+    print(f"wrote {len(rows)} images: {', '.join(written)}")
+
+
+def edit(
+    model: str,
+    image: str,
+    out: str,
+    mask: str | None = None,
+    box: list[int] | None = None,
+    keep_box: list[int] | None = None,
+    label: str | None = None,
+    n: int = 1,
+    mode: Literal["reencode", "own"] = "reencode",
+    paste: bool = False,
+    feather: int = 4,
+    compare: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    **options: Any,
+) -> None:
+    """Repaint a part of an image: in-painting, out-painting, or another class.
+
+    Says how far the pixels outside the hole moved, by distance from it. Sampling options left out are the model's own.
+
+    Args:
+        model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
+        image: file of the model's aspect; it is resized to the model's size.
+        out: the result, .png or .webp; several stand side by side.
+        mask: image of the same size, white where to repaint.
+        box: instead of a mask, left,top,right,bottom in pixels: repaint what is inside.
+        keep_box: likewise: repaint what is outside.
+        label: class of what is painted, index or name; left to the surroundings by default.
+        n: how many results.
+        mode: kept cells hold the image's codes as re-encoded against what is painted so far, or its own tokens.
+        paste: put the original pixels back outside the hole, in the image's own size.
+        feather: with --paste, pixels around the hole over which the two are blended.
+        compare: before the results, the image and its hole.
+        seed: the run's; result i depends on (seed, i, the settings) only.
+        batch_size: results at once; as many as fit into memory, at most 64, by default.
+        device: cpu, cuda, ...; a GPU where there is one by default.
+        dtype: of the weights in use.
+    """
+    from mvar.data.images import as_image
+    from mvar.model import load
+    from mvar.sampling.engine import to_images
+    from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
+    from mvar.sampling.masks import read_hole
+
+    settings = settings_of(**options)
+    raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
+    original = as_image(image)
+    hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
+    target(out, IMAGE_SUFFIXES, "out")
+    loaded = load(model, device, dtype)
+    result = loaded.edit(
+        original,
+        hole_HW,
+        label=_label(label, loaded),
+        n=n,
+        mode=mode,
+        paste=paste,
+        feather=feather,
+        seed=seed,
+        batch_size=batch_size,
+        **settings,
+    )
+    for ring in result.drift:
+        where = f"{ring.nearest}" if ring.nearest == ring.farthest else f"{ring.nearest}-{ring.farthest}"
+        print(
+            f"{where:>9} pixels from the hole: changed by {ring.edited:.1f} of 255, by the tokenizer alone "
+            f"{ring.tokenizer:.1f}"
+        )
+    images = result.images
+    if compare:
+        shown = original.resize(images[0].size)
+        images = [shown, _with_hole(shown, to_images(hole_HW[None, None].float().expand(-1, 3, -1, -1))[0]), *images]
+    save_image(images[0] if len(images) == 1 else _rows([("", images)]), out)
+    print(f"wrote {out}")
+
+
+def vary(
+    model: str,
+    out: str,
+    from_scale: int | list[int],
+    image: str | None = None,
+    label: str | None = None,
+    n: int = 8,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    **options: Any,
+) -> None:
+    """Keep the coarse maps of an image and draw the finer ones anew.
+
+    Sampling options left out are the model's own.
+
+    Args:
+        model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
+        out: sheet with the image and its variations, .png or .webp.
+        from_scale: how many maps are kept, 0 (none) to all but the finest; a,b,... gives a row for each.
+        image: file of the model's aspect; a sample of the label by default.
+        label: the image's class, index or name; no class by default.
+        n: how many variations.
+        seed: the run's; variation i depends on (seed, i, the settings) only.
+        batch_size: variations at once; as many as fit into memory, at most 64, by default.
+        device: cpu, cuda, ...; a GPU where there is one by default.
+        dtype: of the weights in use.
+    """
+    from mvar.data.images import as_image
+    from mvar.model import load
+    from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
+
+    settings = settings_of(**options)
+    raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
+    target(out, IMAGE_SUFFIXES, "out")
+    source: Any = None if image is None else as_image(image)
+    loaded = load(model, device, dtype)
+    asked = _label(label, loaded)
+    if source is None:
+        drawn = loaded.sample(asked, **{**settings, "smooth": False}, seed=seed, index=[n])  # none of the variations
+        source, shown = drawn.tokens, drawn.images[0]
+    else:
+        shown = source
+    rows = []
+    shapes = loaded.tokenizer.config.schedule.shapes
+    for k in from_scale if isinstance(from_scale, list) else [from_scale]:
+        varied = loaded.vary(source, asked, from_scale=k, n=n, seed=seed, batch_size=batch_size, **settings)
+        h, w = shapes[k - 1]
+        name = f"{k} kept, to {h}x{w}" if k else "none kept"
+        rows.append((name, [shown.resize(varied.images[0].size), *varied.images]))
+    save_image(_rows(rows), out)
+    print(f"wrote {out}: the image, then {n} variations")
+
+
+# --- parts ---
+
+
+def _problems(settings: dict[str, Any], seed: int, **counts: int | None) -> list[str]:
+    """What is wrong with sampling options, a seed and numbers of images, a line each."""
+    found = replace(SamplingSettings(), **settings).problems()
+    found += [f"{name} = {n}: must be at least 1" for name, n in counts.items() if n is not None and n < 1]
+    if not 0 <= seed < 2**64:
+        found.append(f"seed = {seed}: must lie in 0 to 2**64 - 1")
+    return found
+
+
+def _labels(text: str | None, model: "Model") -> list["Label"]:
+    """Labels between commas: numbers are class indices, all else names; None takes all classes, or the first few.
+
+    Raises:
+        ValueError: a number that is the name of a class at another index.
+    """
+    classes = model.classes
+    if text is None:
+        if len(classes) > MOST_ROWS:
+            print(f"the first {MOST_ROWS} of {len(classes)} classes; name others by --labels", file=sys.stderr)
+        return list(range(min(len(classes), MOST_ROWS))) if classes else [-1]
+    return [_label(part, model) for part in filter(None, (part.strip() for part in text.split(",")))]
+
+
+def _label(text: str | None, model: "Model") -> "Label":
+    """One label, as of `_labels`; None for no class."""
+    classes = model.classes
+    if text is None or not re.fullmatch(r"-?[0-9]+", text):
+        return text
+    if text in classes and classes.index(text) != int(text):
+        i = classes.index(text)
+        raise ValueError(f"labels has {text}: index {text} or the class named {text!r}? For the class, give {i}")
+    return int(text)
+
+
+def _sheet(names: list[str], pixels_NHW3: np.ndarray) -> "Image.Image":
+    """A row for each name, with its share of the images."""
+    from PIL import Image
+
+    images = [Image.fromarray(pixels_HW3) for pixels_HW3 in pixels_NHW3]
+    columns = len(images) // len(names)
+    return _rows([(name, images[r * columns : (r + 1) * columns]) for r, name in enumerate(names)])
+
+
+def _rows(rows: "Sequence[tuple[str, Sequence[Image.Image]]]") -> "Image.Image":
+    from mvar.sampling.sheet import class_sheet
+
+    return class_sheet(rows)
+
+
+def _with_hole(image: "Image.Image", hole: "Image.Image") -> "Image.Image":
+    """The image with its hole in a colour that images seldom have."""
+    from PIL import Image
+
+    return Image.composite(Image.new("RGB", image.size, (255, 0, 160)), image, hole.convert("L").resize(image.size))
+
+
+def _with_growth(sheet: "Image.Image", model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":
+    """The sheet, and below it how its first image grows scale by scale: drawn again, which gives the same image."""
+    from mvar.sampling.engine import to_images
+    from mvar.sampling.sheet import stack, strip
+
+    previews = []
+    model.sample(label, **settings, on_scale=lambda k, K, preview: previews.append(to_images(preview())[0]))
+    shapes = model.tokenizer.config.schedule.shapes
+    return stack(sheet, strip([previews], [f"{h}x{w}" for h, w in shapes]))

@@ -1,0 +1,36 @@
+"""Commands that get data and train on it.
+
+torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
+"""
+
+from mvar.training.config import GeneratorTraining, TokenizerTraining
+
+
+def data_fashion_mnist(out: str, source: str | None = None) -> None:
+    """Write Fashion-MNIST as image folders: 60,000 training and 10,000 validation images of 10 classes.
+
+    Args:
+        out: a new or empty folder; gets train/<class>/*.png and val/<class>/*.png.
+        source: folder with the four original .gz files; by default the installed Debian package
+            dataset-fashion-mnist is used, or fetched by apt-get.
+    """
+    from mvar.data.builtin import fashion_mnist
+
+    fashion_mnist(out, source)
+    print(f"wrote {out}/train and {out}/val")
+
+
+def train_tokenizer(config: TokenizerTraining) -> None:
+    """Train a tokenizer on a folder of images."""
+    from mvar.training.tokenizer import train
+
+    train(config)
+    print(f"wrote {config.out}: use it as --tokenizer {config.out}")
+
+
+def train_generator(config: GeneratorTraining) -> None:
+    """Train a generator on a folder of images, with a trained tokenizer."""
+    from mvar.training.generator import train
+
+    model = train(config)
+    print(f"wrote {config.out}: try  mvar sample --model {config.out}{' --per-class 8' if model.classes else ''}")

@@ -1,0 +1,106 @@
+"""New images from a given one: repaint a part of it, or keep its coarse maps and draw the finer ones anew.
+
+Shapes: B results, Z latent channels, H W pixels or the finest sides, h w cells of a token map; P tokens of a scale.
+Source: zero-shot editing of VAR (Tian et al. 2024), section 5.4; the re-encoded mode is ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mvar.sampling.engine import Canvas, OnScale, SampleOutput, Sampler
+from mvar.sampling.masks import Drift, drift, kept_cells
+
+EditMode = Literal["reencode", "own"]
+DEFAULT_MODE: EditMode = "reencode"
+
+
+@dataclass(frozen=True)
+class EditOutput(SampleOutput):
+    """What editing gives, besides pixels and tokens.
+
+    Attributes:
+        kept: for each scale, which cells stayed, bool (h, w).
+        drift: how far pixels outside the hole are from the image's own, by distance from the hole, before any pasting.
+    """
+
+    kept: list[Tensor]
+    drift: list[Drift]
+
+
+def edit(
+    sampler: Sampler,
+    pixels_13HW: Tensor,
+    hole_HW: Tensor,
+    labels_B: Tensor,
+    index: Sequence[int],
+    mode: EditMode,
+    batch_size: int,
+    on_scale: OnScale | None = None,
+) -> EditOutput:
+    """Repaint the hole; cells that do not touch it stay.
+
+    Args:
+        sampler: seed and settings.
+        pixels_13HW: the image in [0, 1], of the model's size.
+        hole_HW: bool, true where to repaint.
+        labels_B: a class for each result; the null class leaves the choice to the surroundings.
+        index: each result's number.
+        mode: what kept cells hold. "own": the image's own tokens. "reencode": at each scale the codes nearest to what
+            the mixed f_hat still lacks of the image there, so that they also mend what repainted coarse cells spilled
+            over the border.
+        batch_size: results at once.
+        on_scale: see `mvar.sampling.engine.OnScale`.
+    """
+    if mode not in get_args(EditMode):
+        raise ValueError(f"mode = {mode!r}: choose from {', '.join(get_args(EditMode))}")
+    tokenizer = sampler.tokenizer
+    quantizer = tokenizer.quantizer
+    device = quantizer.codebook.device
+    kept = kept_cells(hole_HW, quantizer.schedule)
+    with torch.no_grad():
+        f_1ZHW = tokenizer.latent(pixels_13HW.to(device))
+        own = quantizer.encode(f_1ZHW)
+
+    def keep(k: int, f_hat_BZHW: Tensor) -> tuple[Tensor, Tensor]:
+        kept_1P = kept[k].flatten()[None].to(device)
+        if mode == "own":
+            return kept_1P, own[k].expand(len(f_hat_BZHW), -1)
+        return kept_1P, quantizer.nearest(quantizer.input_of(f_1ZHW - f_hat_BZHW, k), k)
+
+    def begin(part: slice) -> Canvas:
+        return sampler.start(labels_B[part], index[part])
+
+    out = sampler.in_batches(len(index), batch_size, begin, on_scale, keep)
+    restored_3HW = tokenizer.decode(own)[0].cpu()
+    rings = drift(out.pixels, pixels_13HW[0].cpu(), restored_3HW, hole_HW)
+    return EditOutput(out.pixels, out.tokens, kept, rings)
+
+
+def vary(
+    sampler: Sampler,
+    maps: Sequence[Tensor],
+    labels_1: Tensor,
+    index: Sequence[int],
+    from_scale: int,
+    batch_size: int,
+    on_scale: OnScale | None = None,
+) -> SampleOutput:
+    """Keep the first maps of an image, draw the others anew.
+
+    The kept maps run through the generator once; the results are forks of the state after them.
+
+    Args:
+        sampler: seed and settings.
+        maps: the image's token maps, (1, P_k) each; the first `from_scale` are used.
+        labels_1: its class.
+        index: each result's number.
+        from_scale: how many maps are kept, 0 to K - 1.
+        batch_size: results at once.
+        on_scale: see `mvar.sampling.engine.OnScale`.
+    """
+    prefix = sampler.follow(sampler.start(labels_1, index[:1]), maps[:from_scale])
+    return sampler.in_batches(len(index), batch_size, lambda part: prefix.fork(index[part]), on_scale)

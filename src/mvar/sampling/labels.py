@@ -1,0 +1,63 @@
+"""Classes as users give them: indices, names, or none."""
+
+import operator
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from mvar.validation import raise_problems
+
+Label = int | str | None
+
+
+def label_ids(labels: Label | Sequence[Label], classes: Sequence[str], null: int) -> list[int]:
+    """Class indices of labels given as indices or names.
+
+    Args:
+        labels: -1 and None stand for no class. One label alone gives one index.
+        classes: names, in order.
+        null: the null class's index.
+
+    Raises:
+        ValueError: no label, an index out of range, or a name that is unknown (close ones are listed) or ambiguous.
+    """
+    labels = [labels] if labels is None or isinstance(labels, (str, int)) else list(labels)
+    if not labels:
+        raise ValueError("labels is empty: give at least one class index or name, or -1 for no class")
+    ids, problems = [], []
+    for label in labels:
+        try:
+            ids.append(_label_id(label, classes, null))
+        except ValueError as error:
+            problems.append(str(error))
+    raise_problems(dict.fromkeys(problems))
+    return ids
+
+
+def _label_id(label: Label, classes: Sequence[str], null: int) -> int:
+    if label is None:
+        return null
+    if isinstance(label, str):
+        return _named(label, classes)
+    try:
+        number = operator.index(label)
+    except TypeError:
+        raise ValueError(f"labels has {label!r}: give a class index, a class name, or -1 for no class") from None
+    if not -1 <= number < null:
+        choices = f"an index from 0 to {null - 1}, or -1 for no class" if null else "-1, as this model has no classes"
+        raise ValueError(f"labels has {number}: give {choices}")
+    return null if number == -1 else number
+
+
+def _named(name: str, classes: Sequence[str]) -> int:
+    """The class of this name: exactly, else without regard to case."""
+    folded = [known.casefold() for known in classes]
+    found = [i for i, known in enumerate(classes) if known == name]
+    found = found or [i for i, known in enumerate(folded) if known == name.casefold()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"labels has {name!r}: {len(found)} classes have this name; give an index of {found}")
+    close = [known for known in classes if name.casefold() in known.casefold()][:5]
+    close += [classes[folded.index(match)] for match in get_close_matches(name.casefold(), folded, n=5)]
+    hint = ", ".join(dict.fromkeys(close)) or ", ".join(classes[:10]) or "none, give -1"
+    raise ValueError(f"labels has {name!r}: no class of this name; {'close' if close else 'classes'}: {hint}")

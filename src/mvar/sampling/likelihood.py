@@ -1,0 +1,126 @@
+"""How likely a model finds images: exact log p(tokens | class), and the class by Bayes' rule.
+
+Shapes: B images, C classes, K scales, L tokens, V codes; P tokens of a scale.
+Source: p(maps | class) = product over the scales of p(map | coarser maps, class), and each map's tokens are
+independent of one another given these (VAR, Tian et al. 2024, equation 3): one teacher-forced pass gives every factor.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mvar.generator.network import Generator
+from mvar.scales import ScaleSchedule
+from mvar.tokenizer.network import Tokenizer
+
+ROWS = 64  # sequences in the generator at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """Likelihood of images' token maps.
+
+    Attributes:
+        log_prob_BK: log p(map k | coarser maps, class) in nats, float64, on the CPU.
+        areas: tokens of each scale.
+    """
+
+    log_prob_BK: Tensor
+    areas: tuple[int, ...]
+
+    @property
+    def log_prob(self) -> Tensor:
+        """log p(all maps | class) in nats, (B,)."""
+        return self.log_prob_BK.sum(1)
+
+    @property
+    def bits_per_token(self) -> Tensor:
+        """-log2 p(all maps | class) over the number of tokens, (B,)."""
+        return -self.log_prob / (sum(self.areas) * math.log(2))
+
+    @property
+    def bits_per_token_scales(self) -> Tensor:
+        """The same for each scale's tokens, (B, K)."""
+        return -self.log_prob_BK / (torch.tensor(self.areas) * math.log(2))
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Classes by Bayes' rule.
+
+    Attributes:
+        log_posterior_BC: log p(class | maps), float64, on the CPU; each row's exponentials sum to 1.
+        names: of the classes.
+    """
+
+    log_posterior_BC: Tensor
+    names: list[str]
+
+    @property
+    def ids(self) -> list[int]:
+        """The likeliest class of each image."""
+        return self.log_posterior_BC.argmax(1).tolist()
+
+    @property
+    def labels(self) -> list[str]:
+        """Its name."""
+        return [self.names[i] for i in self.ids]
+
+
+@torch.no_grad()
+def token_log_probs(
+    generator: Generator, labels_B: Tensor, inputs_BlZ: Tensor, tokens_BL: Tensor, rows: int = ROWS
+) -> Tensor:
+    """log p(token | tokens of coarser scales, class) of every token, float64 (B, L) on the generator's device.
+
+    Args:
+        generator: in eval mode.
+        labels_B: class indices; num_classes for no class.
+        inputs_BlZ: what the tokenizer's `generator_inputs` gives.
+        tokens_BL: all maps, coarse to fine.
+        rows: sequences at once.
+    """
+    device = generator.head.weight.device
+    parts = []
+    for labels_r, inputs_rlZ, tokens_rL in zip(
+        labels_B.split(rows), inputs_BlZ.split(rows), tokens_BL.split(rows), strict=True
+    ):
+        logits_rLV = generator(labels_r.to(device), inputs_rlZ.to(device))
+        nll_rL = F.cross_entropy(logits_rLV.flatten(0, 1), tokens_rL.to(device).flatten(), reduction="none")
+        parts.append(-nll_rL.view(tokens_rL.shape).double())
+    return torch.cat(parts)
+
+
+def score(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Score:
+    """Likelihood of token maps, one (B, P_k) for each scale, each image given its class."""
+    log_prob_BL = token_log_probs(generator, labels_B, tokenizer.generator_inputs(maps), torch.cat(list(maps), dim=1))
+    return Score(_by_scale(log_prob_BL.cpu(), generator.schedule), generator.schedule.areas)
+
+
+def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor]) -> Tensor:
+    """log p(all maps | class) for every class, float64 (B, C) on the CPU.
+
+    Tokens and inputs are those of the images, once; classes are batched.
+    """
+    B, C = len(maps[0]), generator.config.num_classes
+    inputs_BlZ, tokens_BL = tokenizer.generator_inputs(maps), torch.cat(list(maps), dim=1)
+    parts = []
+    for rows_r in torch.arange(B * C).split(ROWS):  # row r is image r // C under class r % C
+        images_r = rows_r.to(tokens_BL.device) // C
+        log_prob_rL = token_log_probs(generator, rows_r % C, inputs_BlZ[images_r], tokens_BL[images_r])
+        parts.append(log_prob_rL.sum(1).cpu())
+    return torch.cat(parts).view(B, C)
+
+
+def bayes(log_prob_BC: Tensor, prior_C: Tensor) -> Tensor:
+    """log p(class | maps) from log p(maps | class) and p(class), (B, C)."""
+    return (log_prob_BC + prior_C.log()).log_softmax(dim=1)
+
+
+def _by_scale(values_BL: Tensor, schedule: ScaleSchedule) -> Tensor:
+    """Sums over each scale's tokens, (B, K)."""
+    return torch.stack([part_BP.sum(1) for part_BP in values_BL.split(schedule.areas, dim=1)], dim=1)

@@ -1,0 +1,157 @@
+"""Holes: what of an image is to be repainted, in pixels, in cells of the token maps, and at its border.
+
+Shapes: H W pixels, h w cells of a token map. A hole is bool (H, W), true where the image is repainted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from mvar.data.images import as_image
+from mvar.scales import ScaleSchedule
+
+WHOLE = 3  # maps of at most so many tokens are kept as they are, whatever the hole
+MaskLike = str | Path | Image.Image | Tensor
+
+
+def read_hole(
+    shape: tuple[int, int],
+    mask: MaskLike | None = None,
+    box: Sequence[int] | None = None,
+    keep_box: Sequence[int] | None = None,
+) -> Tensor:
+    """The hole that one of mask, box and keep_box asks for.
+
+    Args:
+        shape: (height, width) of the image.
+        mask: an image of this size, white where to repaint; or bool (H, W).
+        box: (left, top, right, bottom) in pixels: repaint what is inside.
+        keep_box: likewise: repaint what is outside.
+
+    Raises:
+        ValueError: none or several are given, another size, a box outside the image, or a hole that is nothing or all.
+    """
+    given = {"mask": mask, "box": box, "keep_box": keep_box}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        have = " and ".join(names) or "none of them"
+        raise ValueError(f"mask, box, keep_box: have {have}; give exactly one to say what to repaint")
+    name, (H, W) = names[0], shape
+    if mask is not None:
+        hole_HW = _from_mask(mask, shape)
+    else:
+        corners = box if box is not None else keep_box
+        left, top, right, bottom = _corners(name, corners or (), shape)
+        hole_HW = torch.zeros(H, W, dtype=torch.bool)
+        hole_HW[top:bottom, left:right] = True
+        if keep_box is not None:
+            hole_HW = ~hole_HW
+    if not hole_HW.any():
+        raise ValueError(
+            f"{name}: marks nothing to repaint; {'make some of it white' if mask is not None else 'shrink it'}"
+        )
+    if hole_HW.all():
+        raise ValueError(f"{name}: repaints the whole image, so that nothing of it would stay; use sample instead")
+    return hole_HW
+
+
+def _from_mask(mask: MaskLike, shape: tuple[int, int]) -> Tensor:
+    if isinstance(mask, Tensor):
+        hole_HW = mask.cpu() > 0.5 if mask.is_floating_point() else mask.cpu() != 0
+    else:
+        grey = np.asarray(as_image(mask, "mask").convert("L"))
+        hole_HW = torch.from_numpy(grey >= 128)
+    if tuple(hole_HW.shape) != shape:
+        have, need = ("x".join(map(str, reversed(size))) for size in (hole_HW.shape, shape))
+        raise ValueError(f"mask: is {have} pixels, the image is {need}; give a mask of the image's size")
+    return hole_HW
+
+
+def _corners(name: str, corners: Sequence[int], shape: tuple[int, int]) -> Sequence[int]:
+    H, W = shape
+    whole = len(corners) == 4 and all(isinstance(n, int) for n in corners)
+    if not whole or not (0 <= corners[0] < corners[2] <= W and 0 <= corners[1] < corners[3] <= H):
+        raise ValueError(
+            f"{name} = {' '.join(map(str, corners))}: give left top right bottom in pixels, inside the image of {W}x{H}"
+        )
+    return corners
+
+
+def resized(hole_HW: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The hole on an image of another size: true wherever any of it was."""
+    return F.adaptive_max_pool2d(hole_HW[None, None].float(), shape)[0, 0] > 0
+
+
+def kept_cells(hole_HW: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+    """Which cells of each token map stay, bool (h, w).
+
+    A cell of the finest map stays where none of its pixels is repainted. This map, resized bilinearly, decides for
+    the others (above 0.5); those of at most three tokens stay whole.
+    """
+    finest_11hw = 1 - F.adaptive_max_pool2d(hole_HW[None, None].float(), schedule.shapes[-1])
+    kept = []
+    for shape, area in zip(schedule.shapes, schedule.areas, strict=True):
+        share_hw = F.interpolate(finest_11hw, size=shape, mode="bilinear", align_corners=False)[0, 0]
+        kept.append(torch.ones(shape, dtype=torch.bool) if area <= WHOLE else share_hw > 0.5)
+    return kept
+
+
+def distance(hole_HW: Tensor) -> Tensor:
+    """Steps (to any of eight neighbours) from each pixel to the nearest of the hole, int (H, W); 0 inside it."""
+    reached, steps_HW = hole_HW[None, None].float(), torch.where(hole_HW, 0, -1)
+    step = 0
+    while (steps_HW < 0).any():
+        step += 1
+        reached = F.max_pool2d(reached, 3, stride=1, padding=1)
+        steps_HW = torch.where((steps_HW < 0) & (reached[0, 0] > 0), step, steps_HW)
+    return steps_HW
+
+
+class Drift(NamedTuple):
+    """How far the pixels in a ring around the hole are from the image's own."""
+
+    nearest: int  # the ring's distance from the hole in pixels, first
+    farthest: int  # and last
+    edited: float  # mean absolute change of 8-bit levels
+    tokenizer: float  # the same by a round trip through the tokenizer alone
+
+
+def drift(pixels_B3HW: Tensor, original_3HW: Tensor, restored_3HW: Tensor, hole_HW: Tensor) -> list[Drift]:
+    """The change outside the hole by distance from it, in rings that double: 1, 2, 3-4, 5-8, ...
+
+    Args:
+        pixels_B3HW: edited images, in [0, 1].
+        original_3HW: the image.
+        restored_3HW: the image after a round trip through the tokenizer.
+    """
+    steps_HW = distance(hole_HW)
+    edited_HW = (pixels_B3HW - original_3HW).abs().mean((0, 1)) * 255
+    tokenizer_HW = (restored_3HW - original_3HW).abs().mean(0) * 255
+    rings, near, far = [], 1, 1
+    while near <= int(steps_HW.max()):
+        ring_HW = (steps_HW >= near) & (steps_HW <= far)
+        last = min(far, int(steps_HW.max()))
+        rings.append(Drift(near, last, float(edited_HW[ring_HW].mean()), float(tokenizer_HW[ring_HW].mean())))
+        near, far = far + 1, 2 * far
+    return rings
+
+
+def pasted(pixels_B3hw: Tensor, original_3HW: Tensor, hole_HW: Tensor, feather: int) -> Tensor:
+    """The image with the repainted hole in it, in its own size, (B, 3, H, W).
+
+    The weight of what was painted falls from 1 inside the hole to 0 at `feather` pixels from it; where it is 0, the
+    result is the original exactly.
+    """
+    H, W = hole_HW.shape
+    steps_HW = distance(hole_HW)
+    weight_HW = (1 - steps_HW / (feather + 1)).clamp(min=0)
+    painted_B3HW = pixels_B3hw
+    if tuple(pixels_B3hw.shape[-2:]) != (H, W):
+        painted_B3HW = F.interpolate(pixels_B3hw, size=(H, W), mode="bicubic", align_corners=False).clamp(0, 1)
+    return torch.where(weight_HW > 0, weight_HW * painted_B3HW + (1 - weight_HW) * original_3HW, original_3HW)
