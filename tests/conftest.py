@@ -1,5 +1,6 @@
 """What tests share: real images (an excerpt of Fashion-MNIST, 200 training and 50 validation images a class), and the
-parity cases (outputs of the official code, and the weights that a rule rebuilds, see tests/parity/README.md).
+parity cases (outputs of the official code, and the weights that a rule rebuilds, see tests/parity/README.md), a tiny
+bundle and what a refused command prints.
 """
 
 import json
@@ -17,6 +18,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+
+from mvar.cli import main
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.model import Model
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
 
 EXCERPT = Path(__file__).parent / "data" / "fashion-excerpt"
 CLASSES = (
@@ -55,6 +64,37 @@ def fashion_excerpt(fashion_arrays, tmp_path_factory) -> Path:
             for i, image in enumerate(row):
                 Image.fromarray(image).save(folder / f"{i:04d}.png")
     return root
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory) -> str:
+    """A bundle of a tiny untrained model of 8x8 pixels with two classes; read only."""
+    torch.manual_seed(0)
+    shared = {"latent_channels": 8, "vocab_size": 32, "sides": [1, 2, 4]}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared)).eval()
+    generator = Generator(GeneratorConfig(depth=1, width=64, num_classes=2, **shared)).eval()
+    initialise(generator, seed=0)
+    folder = tmp_path_factory.mktemp("bundle")
+    Model(tokenizer, generator, ["cat", "dog"]).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., list[str]]:
+    """Run a command that must exit with 2 and give the lines that it prints."""
+
+    def run(*arguments: str) -> list[str]:
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return captured.err.splitlines()
+
+    return run
 
 
 # --- parity ---

@@ -9,35 +9,6 @@ import torch
 from PIL import Image
 
 from mvar.cli import COMMANDS, command_parser, main
-from mvar.generator.config import GeneratorConfig
-from mvar.generator.init import initialise
-from mvar.generator.network import Generator
-from mvar.model import Model
-from mvar.tokenizer.config import TokenizerConfig
-from mvar.tokenizer.network import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """A bundle of a tiny untrained model with two classes."""
-    torch.manual_seed(0)
-    shared = {"latent_channels": 8, "vocab_size": 32, "sides": [1, 2, 4]}
-    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared)).eval()
-    generator = Generator(GeneratorConfig(depth=1, width=64, num_classes=2, **shared)).eval()
-    initialise(generator, seed=0)
-    folder = tmp_path_factory.mktemp("bundle")
-    Model(tokenizer, generator, ["cat", "dog"]).save(folder)
-    return str(folder)
-
-
-def refused(capsys, *arguments):
-    """The lines that a command prints before it exits with 2."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return captured.err.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -55,50 +26,50 @@ def refused(capsys, *arguments):
         (["--device", "nowhere"], "mvar: device = 'nowhere': not available here"),
     ],
 )
-def test_sample_refuses(bundle, capsys, tmp_path, monkeypatch, arguments, message):
+def test_sample_refuses(refused, bundle, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    lines = refused(capsys, "sample", "--model", bundle, *arguments)
+    lines = refused("sample", "--model", bundle, *arguments)
     assert len(lines) == 1
     assert lines[0].startswith(message)
     assert not list(tmp_path.iterdir())
 
 
-def test_two_wrong_values_are_both_named(bundle, capsys, tmp_path):
+def test_two_wrong_values_are_both_named(refused, bundle, tmp_path):
     sample = ["sample", "--model", bundle, "--out", str(tmp_path / "a.png"), "--guidance", "-1", "--top-p", "0"]
-    assert [line.split(" = ")[0] for line in refused(capsys, *sample)] == ["mvar: guidance", "mvar: top_p"]
+    assert [line.split(" = ")[0] for line in refused(*sample)] == ["mvar: guidance", "mvar: top_p"]
     places = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
     train = ["train", "tokenizer", "--preset", "tiny32", *places]
-    lines = refused(capsys, *train, "--steps", "0", "--model.channels", "7")
+    lines = refused(*train, "--steps", "0", "--model.channels", "7")
     assert [line.split(" = ")[0] for line in lines] == ["mvar: steps", "mvar: tokenizer.channels"]
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_is_missing_or_empty(capsys, tmp_path):
+def test_data_that_is_missing_or_empty(refused, tmp_path):
     empty, run = tmp_path / "empty", tmp_path / "run"
     empty.mkdir()
     for folder, reason in ((tmp_path / "nowhere", "does not exist"), (empty, "holds no images")):
-        lines = refused(capsys, "train", "tokenizer", "--preset", "tiny32", "--data", str(folder), "--out", str(run))
+        lines = refused("train", "tokenizer", "--preset", "tiny32", "--data", str(folder), "--out", str(run))
         assert len(lines) == 1
         assert lines[0].startswith(f"mvar: data = '{folder}': {reason}")
         assert not run.exists()
 
 
-def test_output_that_cannot_be_written(bundle, capsys, tmp_path):
+def test_output_that_cannot_be_written(refused, bundle, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    lines = refused(capsys, "sample", "--model", bundle, "--out-dir", str(tmp_path / "file" / "images"))
+    lines = refused("sample", "--model", bundle, "--out-dir", str(tmp_path / "file" / "images"))
     assert len(lines) == 1
     assert "out_dir = " in lines[0]
     assert "give a writable folder" in lines[0]
 
 
-def test_unknown_options_and_settings(capsys, tmp_path):
-    assert any("unrecognized arguments: --lr" in line for line in refused(capsys, "train", "tokenizer", "--lr", "3"))
+def test_unknown_options_and_settings(refused, tmp_path):
+    assert any("unrecognized arguments: --lr" in line for line in refused("train", "tokenizer", "--lr", "3"))
     config = tmp_path / "run.yaml"
     config.write_text("preset: tiny32\nmodel:\n  chanels: 64\n")
-    assert refused(capsys, "train", "tokenizer", "--data", "x", "--out", "y") == [
+    assert refused("train", "tokenizer", "--data", "x", "--out", "y") == [
         "mvar train tokenizer: the following arguments are required: preset; see mvar train tokenizer --help"
     ]
-    lines = refused(capsys, "train", "tokenizer", "--config", str(config), "--data", "x", "--out", "y")
+    lines = refused("train", "tokenizer", "--config", str(config), "--data", "x", "--out", "y")
     assert any("chanels" in line for line in lines)
 
 
@@ -134,10 +105,10 @@ def test_sample_writes_what_was_asked(bundle, tmp_path, capsys):
     assert (tmp_path / "null.png").exists()
 
 
-def test_a_number_that_is_a_class_name_is_not_guessed(bundle, tmp_path, capsys):
+def test_a_number_that_is_a_class_name_is_not_guessed(refused, bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "numbers")
     (folder / "classes.json").write_text('["1", "10"]')
-    lines = refused(capsys, "sample", "--model", str(folder), "--labels", "1", "--out", str(tmp_path / "a.png"))
+    lines = refused("sample", "--model", str(folder), "--labels", "1", "--out", str(tmp_path / "a.png"))
     assert lines == ["mvar: labels has 1: index 1 or the class named '1'? For the class, give 0"]
     main(["sample", "--model", str(folder), "--labels", "0", "--out", str(tmp_path / "a.png")])
 
@@ -173,6 +144,6 @@ def test_every_option_is_explained(name):
         assert len(str(action.help or "").split()) > 1, f"--{action.dest} is not explained"
 
 
-def test_a_command_that_does_not_exist(capsys):
+def test_a_command_that_does_not_exist(refused):
     for arguments in (["paint"], ["train", "painter"]):
-        assert refused(capsys, *arguments)[-1] == f"mvar: no such command: {' '.join(arguments)}"
+        assert refused(*arguments)[-1] == f"mvar: no such command: {' '.join(arguments)}"

@@ -1,15 +1,13 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
-from mvar.generator.config import GeneratorConfig
-from mvar.generator.network import Generator
 from mvar.ops.noise import gumbel
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import SampleOutput, Sampler, to_uint8
-from mvar.tokenizer.config import TokenizerConfig
-from mvar.tokenizer.network import Tokenizer
 
-V, Z, CLASSES = 48, 8, 3
+Z, CLASSES = 8, 3
 GREEDY = SamplingSettings(guidance=1.5, top_k=1)
 USUAL = SamplingSettings(guidance=2.0, top_k=20, top_p=0.9, temperature=0.8)
 MARGIN = 1e-4  # below it, two ways to batch a matmul may decide differently
@@ -17,24 +15,6 @@ MARGIN = 1e-4  # below it, two ways to batch a matmul may decide differently
 
 def sample(tokenizer, generator, labels, index, seed, settings, on_scale=None):
     return Sampler(tokenizer, generator, seed, settings).sample(labels, index, on_scale)
-
-
-def build(sides=(1, 2, 3, 4), num_classes=CLASSES, **generator):
-    """A tiny random model whose logits are far from flat."""
-    rng = torch.Generator().manual_seed(0)
-    shared = {"vocab_size": V, "latent_channels": Z, "sides": list(sides)}
-    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared))
-    config = {"depth": 2, "width": 64, "heads": 2, "state_size": 16, "num_classes": num_classes} | generator
-    network = Generator(GeneratorConfig(**config, **shared))
-    with torch.no_grad():
-        for parameter in [*tokenizer.parameters(), *network.parameters()]:
-            if parameter.dim() > 1:
-                fan_in = parameter[0].numel()
-                parameter.copy_(torch.randn(parameter.shape, generator=rng) / fan_in**0.5)
-        tokenizer.quantizer.codebook.mul_(Z**0.5)
-        network.class_embed.weight.mul_(3)
-        network.head.weight.mul_(3)
-    return tokenizer.eval(), network.eval()
 
 
 def decisions(tokenizer, generator, labels, index, seed, settings, tokens):
@@ -78,7 +58,7 @@ def close_calls(tokens, scores):
 @pytest.mark.parametrize(
     "mixers", [{}, {"attention": "global", "mamba": False}, {"attention": "none", "shared_adaln": True}]
 )
-def test_tokens_are_the_decisions_of_the_teacher_forced_forward(settings, mixers):
+def test_tokens_are_the_decisions_of_the_teacher_forced_forward(build, settings, mixers):
     tokenizer, generator = build(**mixers)
     labels, index, seed = torch.tensor([0, 2, 1, CLASSES]), [4, 0, 7, 9], 11
     out = sample(tokenizer, generator, labels, index, seed, settings)
@@ -90,7 +70,7 @@ def test_tokens_are_the_decisions_of_the_teacher_forced_forward(settings, mixers
     assert not out.pixels.requires_grad
 
 
-def test_an_image_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch(build):
     tokenizer, generator = build()
     labels, index, seed = torch.tensor([0, 1, 2, CLASSES, 0]), [0, 1, 2, 3, 4], 5
     whole = sample(tokenizer, generator, labels, index, seed, USUAL)
@@ -112,6 +92,23 @@ def test_an_image_does_not_depend_on_its_batch():
     assert not torch.equal(whole.tokens[-1][0], whole.tokens[-1][4])  # same label, other index
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_random_batch_splits_change_no_clear_decision(build, seed):
+    tokenizer, generator = build()
+    rng = torch.Generator().manual_seed(seed)
+    labels, index = torch.randint(0, 4, (12,), generator=rng), torch.randperm(1000, generator=rng)[:12].tolist()
+    whole = sample(tokenizer, generator, labels, index, seed, USUAL)
+    cuts = sorted({0, 12, *torch.randint(1, 12, (4,), generator=rng).tolist()})
+    pieces = [sample(tokenizer, generator, labels[a:b], index[a:b], seed, USUAL) for a, b in pairwise(cuts)]
+    tokens = [torch.cat(maps) for maps in zip(*(piece.tokens for piece in pieces), strict=True)]
+    # Every decision of either is the right one but for close calls, which matmuls of another size may round otherwise.
+    close = sum(
+        close_calls(t, decisions(tokenizer, generator, labels, index, seed, USUAL, t)) for t in (whole.tokens, tokens)
+    )
+    differing = sum(int((a != b).sum()) for a, b in zip(whole.tokens, tokens, strict=True))
+    assert differing == 0 or close > 0
+
+
 class Rows:
     """Counts what goes through the generator."""
 
@@ -126,7 +123,7 @@ class Rows:
         monkeypatch.setattr(generator, "step", counted)
 
 
-def test_guidance_runs_two_branches_and_saves_the_first_head(monkeypatch):
+def test_guidance_runs_two_branches_and_saves_the_first_head(build, monkeypatch):
     tokenizer, generator = build()
     rows = Rows(generator, monkeypatch)
     sample(tokenizer, generator, torch.tensor([0, 1]), [0, 1], 0, USUAL)
@@ -134,7 +131,7 @@ def test_guidance_runs_two_branches_and_saves_the_first_head(monkeypatch):
 
 
 @pytest.mark.parametrize(("label", "guidance"), [(0, 0.0), (CLASSES, 1.5)])
-def test_one_branch_where_guidance_changes_nothing(label, guidance, monkeypatch):
+def test_one_branch_where_guidance_changes_nothing(build, label, guidance, monkeypatch):
     tokenizer, generator = build()
     rows = Rows(generator, monkeypatch)
     settings = SamplingSettings(guidance=guidance, top_k=20)
@@ -143,7 +140,7 @@ def test_one_branch_where_guidance_changes_nothing(label, guidance, monkeypatch)
     close_calls(out.tokens, decisions(tokenizer, generator, torch.tensor([label]), [0], 0, settings, out.tokens))
 
 
-def test_one_scale_and_no_classes():
+def test_one_scale_and_no_classes(build):
     tokenizer, generator = build(sides=(3,))
     labels = torch.tensor([1, 2])
     out = sample(tokenizer, generator, labels, [0, 1], 0, USUAL)
@@ -152,7 +149,7 @@ def test_one_scale_and_no_classes():
     assert out.pixels.shape == (1, 3, 8, 8)
 
 
-def test_smooth_mixes_code_vectors():
+def test_smooth_mixes_code_vectors(build):
     tokenizer, generator = build()
     labels = torch.tensor([0, 1])
     smooth = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(smooth=True, top_k=5))
@@ -167,7 +164,7 @@ def test_smooth_mixes_code_vectors():
     torch.testing.assert_close(mixed.pixels, greedy.pixels, rtol=0, atol=1e-5)
 
 
-def test_smooth_is_the_definition():
+def test_smooth_is_the_definition(build):
     tokenizer, generator = build()
     quantizer, K = tokenizer.quantizer, 4
     settings = SamplingSettings(smooth=True, top_k=6, top_p=1.0, guidance=0.0)
@@ -181,7 +178,7 @@ def test_smooth_is_the_definition():
                 inputs[:, where.start - 1 : where.stop - 1] = quantizer.input_of(f_hat, k).flatten(2).transpose(1, 2)
             logits = generator(torch.tensor([2]), inputs)[0, where]
             codes = []
-            for row, noise in zip(logits, gumbel(1, [3], k, (side * side, V))[0], strict=True):
+            for row, noise in zip(logits, gumbel(1, [3], k, (side * side, len(quantizer.codebook)))[0], strict=True):
                 kept = row.topk(6)
                 scores = (kept.values * (1 + ratio) + noise[kept.indices]) / max(0.27 * (1 - 0.95 * ratio), 0.005)
                 codes.append(scores.softmax(-1) @ quantizer.codebook[kept.indices])
@@ -189,7 +186,7 @@ def test_smooth_is_the_definition():
     torch.testing.assert_close(out.pixels, tokenizer.decode_latent(f_hat), rtol=0, atol=1e-4)
 
 
-def test_on_scale_decodes_only_when_asked(monkeypatch):
+def test_on_scale_decodes_only_when_asked(build, monkeypatch):
     tokenizer, generator = build()
     decoded, decode = [], tokenizer.decode_latent
     monkeypatch.setattr(tokenizer, "decode_latent", lambda f_hat: decoded.append(1) or decode(f_hat))
@@ -234,15 +231,15 @@ def test_settings_refused(settings, message):
         SamplingSettings(**settings).validate()
 
 
-def test_top_k_above_the_codebook_keeps_all():
+def test_top_k_above_the_codebook_keeps_all(build):
     tokenizer, generator = build()
     a, b = (
-        sample(tokenizer, generator, torch.tensor([0]), [0], 0, SamplingSettings(top_k=k)).tokens for k in (0, 10 * V)
+        sample(tokenizer, generator, torch.tensor([0]), [0], 0, SamplingSettings(top_k=k)).tokens for k in (0, 10_000)
     )
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_index_and_seed_refused():
+def test_index_and_seed_refused(build):
     tokenizer, generator = build()
     with pytest.raises(ValueError, match="index has 1 numbers for 2 labels"):
         sample(tokenizer, generator, torch.tensor([0, 1]), [0], 0, USUAL)

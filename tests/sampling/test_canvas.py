@@ -1,0 +1,134 @@
+"""The steps of the engine: what can be stopped, kept, forked and gone back to between scales."""
+
+import pytest
+import torch
+
+from mvar.ops.filtering import guide
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import Sampler
+
+USUAL = SamplingSettings(guidance=2.0, top_k=20, top_p=0.9, temperature=0.8)
+MIXERS = [{}, {"attention": "global", "mamba": False}]
+LABELS = torch.tensor([0, 2, 1])
+
+
+def bits(canvas):
+    """Every tensor that a canvas holds."""
+    state = [t for block in canvas.state.blocks for part in block if part is not None for t in part]
+    return [*canvas.modulation.blocks, canvas.modulation.head_B2C, *state, canvas.f_hat_BZHW, *canvas.tokens]
+
+
+def same_maps(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_a_canvas_never_changes_so_that_going_back_is_bit_exact(build, mixers):
+    sampler = Sampler(*build(**mixers), 3, USUAL)
+    snapshot = sampler.draw(sampler.draw(sampler.start(LABELS, [5, 6, 7])))
+    before = [t.clone() for t in bits(snapshot)]
+    first = sampler.finish(snapshot)
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(snapshot), strict=True))
+    again = sampler.finish(snapshot)
+    assert torch.equal(first.pixels, again.pixels)
+    assert same_maps(first.tokens, sampler.sample(LABELS, [5, 6, 7]).tokens)
+
+
+@pytest.mark.parametrize("mixers", MIXERS)
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_following_given_maps_equals_having_drawn_them(build, mixers, guidance):
+    sampler = Sampler(*build(**mixers), 0, SamplingSettings(guidance=guidance, top_k=20))
+    start = sampler.start(LABELS, [0, 1, 2])
+    drawn = sampler.draw(sampler.draw(sampler.draw(start)))
+    for steps in ([3], [1, 2], [0, 2, 1]):  # all at once, or in pieces
+        followed, done = start, 0
+        for n in steps:
+            followed = sampler.follow(followed, drawn.tokens[done : done + n])
+            done += n
+        assert followed.scales == 3
+        for a, b in zip(bits(drawn), bits(followed), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert same_maps(drawn.tokens, followed.tokens)
+
+
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_forks_share_the_past_and_go_their_own_ways(build, mixers):
+    sampler = Sampler(*build(**mixers), 1, USUAL)
+    stem = sampler.draw(sampler.draw(sampler.start(torch.tensor([1, 2]), [0, 1])))
+    forks = sampler.finish(stem.fork([10, 11, 12, 20, 21, 22]))
+    for k, tokens in enumerate(forks.tokens):
+        assert (len(tokens[:3].unique(dim=0)) == 1) == (k < 2)
+    # A fork is what one would get from the start with the past forced.
+    alone = sampler.follow(sampler.start(torch.tensor([2]), [21]), [t[1:] for t in stem.tokens])
+    assert same_maps([t[4:5] for t in forks.tokens], sampler.finish(alone).tokens)
+    with pytest.raises(ValueError, match="index has 3 numbers for 2 images: give the same number for each"):
+        stem.fork([1, 2, 3])
+
+
+def test_selecting_images_keeps_them_as_they_were(build):
+    sampler = Sampler(*build(), 1, USUAL)
+    canvas = sampler.draw(sampler.start(LABELS, [0, 1, 2]))
+    whole = sampler.finish(canvas)
+    for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
+        some = sampler.finish(canvas.select(rows))
+        assert same_maps([t[rows] for t in whole.tokens], some.tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"guidance": 3.0}, (0.0, 1.0, 2.0, 3.0)),
+        ({"guidance": 3.0, "guidance_schedule": "constant"}, (3.0,) * 4),
+        ({"guidance": [0, 2.5, 0.5, 0.0]}, (0, 2.5, 0.5, 0.0)),
+    ],
+)
+def test_guidance_by_scale(build, settings, weights):
+    tokenizer, generator = build()
+    sampler = Sampler(tokenizer, generator, 0, SamplingSettings(top_k=1, **settings))
+    assert sampler.guidance == weights
+    out = sampler.sample(LABELS, [0, 1, 2])
+    inputs = tokenizer.generator_inputs(out.tokens)
+    with torch.no_grad():
+        cond, uncond = generator(LABELS, inputs), generator(torch.full_like(LABELS, 3), inputs)
+    for k, t in enumerate(weights):
+        where = generator.schedule.slice(k)
+        assert torch.equal(out.tokens[k], guide(cond, uncond, t)[:, where].argmax(-1))
+
+
+def test_filters_by_scale(build):
+    parts = build()
+    by_scale = SamplingSettings(guidance=0.0, top_k=[1, 5, 0, 1], top_p=[1.0, 1.0, 0.5, 1.0])
+    out = Sampler(*parts, 0, by_scale).sample(LABELS, [0, 1, 2])
+    sampler, greedy = Sampler(*parts, 0, by_scale), Sampler(*parts, 9, SamplingSettings(guidance=0.0, top_k=1))
+    start = greedy.draw(greedy.start(LABELS, [0, 1, 2]))  # greedy whatever the seed
+    assert torch.equal(out.tokens[0], start.tokens[0])
+    assert sampler.filters == ((1, 1.0), (5, 1.0), (0, 0.5), (1, 1.0))
+    last = greedy.follow(greedy.start(LABELS, [0, 1, 2]), out.tokens[:3])
+    assert torch.equal(out.tokens[3], greedy.draw(last).tokens[3])
+
+
+def test_the_unconditional_branch_ends_with_the_last_weight(build, monkeypatch):
+    tokenizer, generator = build()
+    rows, step = [], generator.step
+    monkeypatch.setattr(generator, "step", lambda x, *rest, **more: rows.append(len(x)) or step(x, *rest, **more))
+    out = Sampler(tokenizer, generator, 0, SamplingSettings(guidance=[0, 2, 0, 0], top_k=9)).sample(LABELS, [0, 1, 2])
+    assert rows == [6, 6, 3, 3]
+    monkeypatch.undo()
+    alone = Sampler(tokenizer, generator, 0, SamplingSettings(guidance=0.0, top_k=9))
+    rest = alone.finish(alone.follow(alone.start(LABELS, [0, 1, 2]), out.tokens[:2]))
+    assert same_maps(out.tokens, rest.tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guidance": [1.0, 2.0]}, "guidance has 2 values: give one number, or one for each of the 4 scales"),
+        ({"top_k": [1, 2, 3, -4]}, "top_k = -4: must be 0"),
+        ({"top_p": [0.5, 0, 1, 1]}, r"top_p = 0: must lie in \(0, 1\]"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule = 'cosine': choose linear or constant"),
+        ({"temperature": [1.0] * 4}, r"temperature = \[1.0, 1.0, 1.0, 1.0\]: must be a number"),
+    ],
+)
+def test_wrong_settings_by_scale(build, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(*build(), 0, SamplingSettings(**settings))

@@ -1,0 +1,188 @@
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from mvar.sampling import masks
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.editing import edit, vary
+from mvar.sampling.engine import Sampler
+from mvar.scales import ScaleSchedule
+
+USUAL = SamplingSettings(guidance=1.5, top_k=20)
+MIXERS = [{}, {"attention": "global", "mamba": False}]
+
+
+@pytest.fixture(params=[((1, 2, 3, 6), {}), ((1, 2, 3, 6), MIXERS[1]), ((1, (2, 3), (4, 6)), {})])
+def sampler(build, request):
+    sides, mixers = request.param
+    return Sampler(*build(sides=sides, **mixers), 0, USUAL)
+
+
+def picture(sampler, seed=0):
+    shape = sampler.tokenizer.config.image_shape
+    return torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def corner(pixels):
+    hole = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
+    hole[: pixels.shape[2] // 2, : pixels.shape[3] // 2] = True
+    return hole
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_kept_cells_hold_the_images_own_tokens(sampler, smooth):
+    pixels = picture(sampler)
+    tokenizer = sampler.tokenizer
+    own, labels = tokenizer.encode(pixels), torch.tensor([0, 1, 3])
+    settings = SamplingSettings(guidance=1.5, top_k=20, smooth=smooth)
+    sampler = Sampler(tokenizer, sampler.generator, 0, settings)
+    out = edit(sampler, pixels, corner(pixels), labels, [0, 1, 2], "own", 2)
+    kept_any = painted_any = 0
+    for k, kept in enumerate(out.kept):
+        kept_any, painted_any = kept_any + int(kept.sum()), painted_any + int((~kept).sum())
+        if not smooth:
+            where = kept.flatten()
+            assert torch.equal(out.tokens[k][:, where], own[k][:, where].expand(3, -1))
+    assert kept_any > 3
+    assert painted_any > 3
+    if not smooth:
+        assert not torch.equal(out.tokens[-1][0], out.tokens[-1][1])
+    assert out.pixels.shape == (3, 3, *tokenizer.config.image_shape)
+
+
+def test_reencoded_cells_are_nearest_to_what_the_mixed_latent_lacks(sampler):
+    pixels = picture(sampler)
+    tokenizer, quantizer = sampler.tokenizer, sampler.tokenizer.quantizer
+    out = edit(sampler, pixels, corner(pixels), torch.tensor([1]), [0], "reencode", 8)
+    with torch.no_grad():
+        f, f_hat = tokenizer.latent(pixels), quantizer.zeros(1)
+        for k, tokens in enumerate(out.tokens):
+            rest = F.adaptive_avg_pool2d(f - f_hat, quantizer.schedule.shapes[k])
+            where = out.kept[k].flatten()
+            assert torch.equal(tokens[:, where], quantizer.nearest(rest, k)[:, where])
+            f_hat = quantizer.add(f_hat, quantizer.lookup(tokens, k), k)
+
+
+@pytest.mark.parametrize("mode", ["own", "reencode"])
+def test_editing_everything_is_sampling_from_the_kept_scales(sampler, mode):
+    pixels, labels = picture(sampler), torch.tensor([2])
+    hole = torch.ones(pixels.shape[-2:], dtype=torch.bool)
+    out = edit(sampler, pixels, hole, labels, [0], mode, 8)
+    small = sum(area <= masks.WHOLE for area in sampler.generator.schedule.areas)
+    forced = sampler.finish(sampler.follow(sampler.start(labels, [0]), out.tokens[:small]))
+    assert all(torch.equal(a, b) for a, b in zip(out.tokens, forced.tokens, strict=True))
+    own = sampler.tokenizer.encode(pixels)
+    assert all(torch.equal(a, b) for a, b in zip(out.tokens[:small], own[:small], strict=True))
+
+
+def test_the_rule_for_kept_cells():
+    schedule = ScaleSchedule([1, (1, 2), 2, 4, 8])
+    hole = torch.zeros(16, 16, dtype=torch.bool)
+    hole[0, 0] = True  # one pixel takes its cell
+    finest = masks.kept_cells(hole, schedule)
+    assert [int((~cells).sum()) for cells in finest] == [0, 0, 0, 0, 1]
+    hole[:, :8] = True
+    cells = masks.kept_cells(hole, schedule)
+    assert [c.sum().item() for c in cells] == [1, 2, 2, 8, 32]
+    assert not cells[2][:, 0].any()
+    expected = F.interpolate(cells[4][None, None].float(), size=(4, 4), mode="bilinear", align_corners=False) > 0.5
+    assert torch.equal(cells[3], expected[0, 0])
+
+
+def test_distance_is_the_number_of_steps_to_the_hole():
+    hole = torch.zeros(9, 7, dtype=torch.bool)
+    hole[2, 3] = hole[8, 0] = True
+    steps = masks.distance(hole)
+    for y in range(9):
+        for x in range(7):
+            assert steps[y, x] == min(max(abs(y - v), abs(x - u)) for v, u in ((2, 3), (8, 0)))
+
+
+def test_drift_by_distance():
+    original, hole = torch.zeros(3, 12, 12), torch.zeros(12, 12, dtype=torch.bool)
+    hole[:, 0] = True
+    edited = torch.linspace(1, 0, 12).expand(1, 3, 12, 12)
+    rings = masks.drift(edited, original, original + 0.1, hole)
+    assert [(r.nearest, r.farthest) for r in rings] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 11)]
+    assert [r.edited for r in rings] == sorted((r.edited for r in rings), reverse=True)
+    assert rings[2].edited == pytest.approx(255 * (edited[0, 0, 0, 3] + edited[0, 0, 0, 4]).item() / 2, rel=1e-5)
+    assert all(r.tokenizer == pytest.approx(25.5, rel=1e-5) for r in rings)
+
+
+@pytest.mark.parametrize("feather", [0, 3])
+def test_pasting_is_exact_where_the_feather_ends(feather):
+    rng = torch.Generator().manual_seed(0)
+    original = torch.randint(0, 256, (3, 20, 30), generator=rng) / 255
+    hole = torch.zeros(20, 30, dtype=torch.bool)
+    hole[5:10, 5:10] = True
+    painted = torch.rand(2, 3, 10, 15, generator=rng)
+    out, steps = masks.pasted(painted, original, hole, feather), masks.distance(hole)
+    assert torch.equal(out[:, :, steps > feather], original[:, steps > feather].expand(2, -1, -1))
+    large = F.interpolate(painted, size=(20, 30), mode="bicubic", align_corners=False).clamp(0, 1)
+    torch.testing.assert_close(out[:, :, hole], large[:, :, hole])
+    if feather:
+        halfway = 0.5 * large[:, :, steps == 2] + 0.5 * original[:, steps == 2]
+        torch.testing.assert_close(out[:, :, steps == 2], halfway)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "mask, box, keep_box: have none of them; give exactly one"),
+        ({"box": [0, 0, 2, 2], "keep_box": [0, 0, 1, 1]}, "have box and keep_box; give exactly one"),
+        ({"box": [0, 0, 9, 2]}, "box = 0 0 9 2: give left top right bottom in pixels, inside the image of 8x6"),
+        ({"box": [3, 0, 3, 2]}, "box = 3 0 3 2: give left top right bottom"),
+        ({"box": [1, 2, 3]}, "box = 1 2 3: give left top right bottom"),
+        ({"box": [0, 0, 8, 6]}, "box: repaints the whole image, so that nothing of it would stay"),
+        ({"keep_box": [0, 0, 8, 6]}, "keep_box: marks nothing to repaint"),
+        ({"mask": torch.zeros(6, 8)}, "mask: marks nothing to repaint"),
+        ({"mask": torch.ones(6, 8)}, "mask: repaints the whole image"),
+        ({"mask": torch.ones(8, 6)}, "mask: is 6x8 pixels, the image is 8x6; give a mask of the image's size"),
+        ({"mask": "nowhere.png"}, "mask = 'nowhere.png': not a file"),
+    ],
+)
+def test_wrong_holes(asked, message):
+    with pytest.raises(ValueError, match=message):
+        masks.read_hole((6, 8), **asked)
+
+
+def test_holes_from_masks_and_boxes(tmp_path):
+    inside = masks.read_hole((9, 10), box=[2, 1, 5, 4])
+    assert inside.sum() == 9
+    assert inside[1:4, 2:5].all()
+    assert torch.equal(masks.read_hole((9, 10), keep_box=[2, 1, 5, 4]), ~inside)
+    grey = Image.fromarray((inside * 200).byte().numpy())
+    grey.save(tmp_path / "mask.png")
+    for mask in (grey, tmp_path / "mask.png", inside, inside.float()):
+        assert torch.equal(masks.read_hole((9, 10), mask), inside)
+
+
+@pytest.mark.parametrize("mixers", MIXERS)
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_variations_keep_the_coarse_maps_and_nothing_else(build, mixers, batch_size):
+    sampler = Sampler(*build(**mixers), 0, USUAL)
+    maps = sampler.sample(torch.tensor([1]), [9]).tokens
+    for k in range(4):
+        varied = vary(sampler, maps, torch.tensor([1]), [0, 1, 2], k, batch_size)
+        for scale, (tokens, own) in enumerate(zip(varied.tokens, maps, strict=True)):
+            if scale < k:
+                assert torch.equal(tokens, own.expand(3, -1))
+        assert len(varied.tokens[-1].unique(dim=0)) == 3
+    whole = vary(sampler, maps, torch.tensor([1]), [0, 1, 2], 0, batch_size)
+    fresh = sampler.sample(torch.tensor([1, 1, 1]), [0, 1, 2])
+    assert all(torch.equal(a, b) for a, b in zip(whole.tokens, fresh.tokens, strict=True))
+
+
+def test_the_prefix_runs_once(build, monkeypatch):
+    tokenizer, generator = build()
+    sampler = Sampler(tokenizer, generator, 0, USUAL)
+    maps = sampler.sample(torch.tensor([1]), [9]).tokens
+    calls, step = [], generator.step
+    monkeypatch.setattr(
+        generator,
+        "step",
+        lambda x, m, s, scales, *rest: calls.append((len(x), len(scales))) or step(x, m, s, scales, *rest),
+    )
+    vary(sampler, maps, torch.tensor([1]), [0, 1, 2], 3, 8)
+    assert calls == [(2, 3), (6, 1)]

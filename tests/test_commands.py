@@ -1,0 +1,193 @@
+"""edit, vary, score, classify, info, reschedule and convert as a user runs them."""
+
+import csv
+
+import pytest
+import torch
+from PIL import Image
+
+from mvar.checkpoint import hub
+from mvar.cli import main
+from mvar.model import load
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with photo.png (16x16, twice the model's size), mask.png, wide.png and images/cat, images/dog."""
+    monkeypatch.chdir(tmp_path)
+    rng = torch.Generator().manual_seed(0)
+
+    def save(path, width=16, height=16):
+        pixels = torch.randint(0, 256, (height, width, 3), generator=rng, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path)
+
+    save("photo.png")
+    save("wide.png", width=24)
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (4, 4, 12, 12))
+    mask.save("mask.png")
+    for name in ("dog", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            save(f"images/{name}/{i}.png", width=20)
+    return tmp_path
+
+
+def opened(path):
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def pixels(path):
+    return torch.frombuffer(bytearray(opened(path).tobytes()), dtype=torch.uint8)
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("hole", [["--mask", "mask.png"], ["--box", "4,4,12,12"], ["--box=[4,4,12,12]"]])
+def test_edit_writes_the_image_and_says_how_far_the_rest_moved(bundle, capsys, hole):
+    main(["edit", "--model", bundle, "--image", "photo.png", *hole, "--label", "dog", "--out", "edited.png"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("        1 pixels from the hole: changed by ")
+    assert lines[-1] == "wrote edited.png"
+    assert opened("edited.png").size == (8, 8)
+    main(["edit", "--model", bundle, "--image", "photo.png", *hole, "--paste", "--feather", "2", "--out", "pasted.png"])
+    assert opened("pasted.png").size == (16, 16)
+    outside = torch.ones(16, 16, 3, dtype=torch.bool)
+    outside[2:14, 2:14] = False
+    same = pixels("pasted.png") == pixels("photo.png")
+    assert same[outside.flatten()].all()
+    assert not same.all()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_edit_gives_several_results_and_compares(bundle):
+    outpaint = ["edit", "--model", bundle, "--image", "photo.png", "--keep-box", "8,0,16,16"]
+    main([*outpaint, "--n", "3", "--compare", "--mode", "own", "--out", "sheet.png", "--batch-size", "2"])
+    assert opened("sheet.png").width > 5 * 96
+    main([*outpaint, "--top-k", "1", "--out", "a.png"])
+    main([*outpaint, "--top-k", "1,1,1", "--guidance", "0,0,0", "--guidance-schedule", "constant", "--out", "b.png"])
+    assert torch.equal(pixels("a.png"), pixels("b.png"))  # no class: guidance changes nothing
+
+
+@pytest.mark.usefixtures("workplace")
+def test_vary_draws_a_row_for_each_prefix(bundle, capsys):
+    main(["vary", "--model", bundle, "--image", "photo.png", "--from-scale", "2", "--n", "3", "--out", "one.png"])
+    assert "wrote one.png: the image, then 3 variations" in capsys.readouterr().out
+    main(["vary", "--model", bundle, "--label", "cat", "--from-scale", "0,1,2", "--n", "2", "--out", "three.png"])
+    assert opened("three.png").height > 2.5 * opened("one.png").height - 60
+
+
+def test_score_and_classify_read_a_folder_of_classes(bundle, capsys, workplace):
+    model = load(bundle)
+    files = sorted((workplace / "images").rglob("*.png"))
+    labels = [file.parent.name for file in files]
+    main(["score", "--model", bundle, "--images", "images", "--out", "scores.csv"])
+    found = model.score(files, labels)
+    out = capsys.readouterr().out
+    assert out.startswith(f"6 images: {found.bits_per_token.mean():.3f} bits per token")
+    with open("scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == labels
+    assert [float(row["log_prob"]) for row in rows] == pytest.approx(found.log_prob.tolist(), abs=1e-3)
+
+    main(["classify", "--model", bundle, "--images", "images", "--limit", "4", "--out", "classes.csv"])
+    out = capsys.readouterr().out
+    named = model.classify([files[i] for i in (0, 1, 3, 4)])
+    right = sum(a == b for a, b in zip(named.labels, ["cat", "cat", "dog", "dog"], strict=True))
+    assert out.startswith(f"4 images: {25 * right:.2f} % classified right")
+    main(["classify", "--model", bundle, "--images", "photo.png"])
+    assert capsys.readouterr().out.startswith("photo.png: ")
+    main(["score", "--model", bundle, "--images", "photo.png"])
+    assert capsys.readouterr().out.startswith("1 images: ")
+
+
+@pytest.mark.filterwarnings("ignore:the position and level embeddings")
+@pytest.mark.usefixtures("workplace")
+def test_reschedule_writes_a_bundle_of_another_size(bundle, capsys):
+    main(["reschedule", "--model", bundle, "--sides", "1,2,[2,4],[4,8]", "--out", "wide"])
+    assert "wrote wide: 16x8 pixels" in capsys.readouterr().out
+    main(["sample", "--model", "wide", "--labels", "cat", "--out-dir", "drawn"])
+    assert opened("drawn/cat-000000.png").size == (16, 8)
+    opened("photo.png").resize((32, 16)).save("twice.png")
+    main(["edit", "--model", "wide", "--image", "twice.png", "--box", "0,0,8,8", "--out", "edited.png"])
+    assert opened("edited.png").size == (16, 8)
+
+
+def test_info_tells_what_an_image_costs(bundle, capsys):
+    main(["info", bundle])
+    out = capsys.readouterr().out
+    for part in (
+        "MB in float32",
+        "MB in bfloat16",
+        "G generator with guidance",
+        "G decoder",
+        "MB a branch",
+        "cat, dog",
+    ):
+        assert part in out
+
+
+def test_a_public_model_that_cannot_be_fetched_says_where_it_is(refused, tmp_path, monkeypatch):
+    def offline(self, repo):
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", offline)
+    lines = refused("convert", "--official", "d24", "--out", str(tmp_path / "d24"))
+    assert lines[0].startswith("mvar: official = 'd24': not fetched from the Hugging Face hub (no network)")
+    assert any("FoundationVision/var/resolve/main/vae_ch160v4096z32.pth" in line for line in lines)
+    assert any(f"{hub.M_VAR_REPO}/tree/main (the file of d24)" in line for line in lines)
+    assert not (tmp_path / "d24").exists()
+    assert refused("convert", "--official", "d25", "--out", str(tmp_path / "d24"))[0].startswith(
+        "mvar: official = 'd25': no public model of this name; known: d12, d16"
+    )
+
+
+def test_a_public_model_is_found_by_its_depth(monkeypatch):
+    files = ["README.md", "var_d16.pth", "var_d160.pth", "vae_ch160v4096z32.pth"]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo: files)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, file: f"{repo}/{file}")
+    tokenizer, generator = map(str, hub.official_files("var-d16"))
+    assert tokenizer == "FoundationVision/var/vae_ch160v4096z32.pth"
+    assert generator == "FoundationVision/var/var_d16.pth"
+    with pytest.raises(ValueError, match=r"FoundationVision/var has 0 files for depth 20, of README\.md"):
+        hub.official_files("var-d20")
+
+
+EDIT = ["edit", "--image", "photo.png", "--out", "out.png"]
+VARY = ["vary", "--image", "photo.png", "--out", "out.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*EDIT], "mvar: mask, box, keep_box: have none of them; give exactly one to say what to repaint"),
+        ([*EDIT, "--box", "0,0,16,16"], "mvar: box: repaints the whole image, so that nothing of it would stay"),
+        ([*EDIT, "--box", "0,0,17,16"], "mvar: box = 0 0 17 16: give left top right bottom in pixels, inside"),
+        ([*EDIT, "--mask", "wide.png"], "mvar: mask: is 24x16 pixels, the image is 16x16; give a mask of the image's"),
+        ([*EDIT, "--mask", "nowhere.png"], "mvar: mask = 'nowhere.png': not a file"),
+        ([*EDIT, "--image", "wide.png", "--box", "0,0,4,4"], "mvar: image: is 24x16 pixels, the model draws 8x8; crop"),
+        ([*EDIT, "--box", "0,0,4,4", "--label", "bird"], "mvar: labels has 'bird': no class of this name"),
+        ([*EDIT, "--box", "0,0,4,4", "--feather", "-1"], "mvar: feather = -1: must be 0 or more pixels"),
+        ([*EDIT, "--box", "0,0,4,4", "--n", "0", "--top-p", "2"], "mvar: top_p = 2.0: must lie in (0, 1]"),
+        (
+            [*EDIT, "--box", "0,0,4,4", "--top-k", "1,2"],
+            "mvar: top_k has 2 values: give one number, or one for each of",
+        ),
+        ([*VARY, "--from-scale", "3"], "mvar: from_scale = 3: give 0 (keep nothing) to 2"),
+        ([*VARY, "--from-scale", "-1"], "mvar: from_scale = -1: give 0 (keep nothing) to 2"),
+        ([*VARY, "--from-scale", "1", "--image", "wide.png"], "mvar: image: is 24x16 pixels, the model draws 8x8"),
+        (["score", "--images", "photo.png", "--label", "7"], "mvar: labels has 7: give an index from 0 to 1"),
+        (["score", "--images", "nowhere"], "mvar: images = 'nowhere': does not exist"),
+        (["score", "--images", "images", "--out", "scores.txt"], "mvar: out = 'scores.txt': give a name that ends"),
+        (["classify", "--images", "images", "--limit", "0"], "mvar: limit = 0: must be at least 1"),
+        (
+            ["reschedule", "--sides", "2,1", "--out", "x"],
+            "mvar: sides must grow from coarse to fine, but (1, 1) follows",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_refused(refused, bundle, arguments, message):
+    lines = refused(*arguments, "--model", bundle)
+    assert any(line.startswith(message) for line in lines), lines
+    assert len(lines) <= 2
