@@ -44,8 +44,8 @@ from mvar.sampling.sheet import class_sheet
 from mvar.training.run_folder import METRICS, SETTINGS
 
 # What `guidance` tries: every strength with every (temperature, top-p), all without top-k.
-STRENGTHS = (1.0, 1.5, 2.0, 3.0)
-FILTERS = ((1.0, 1.0), (1.2, 1.0))
+STRENGTHS = (1.0, 2.0, 3.0, 4.0)
+FILTERS = ((1.0, 1.0), (1.1, 1.0), (1.2, 1.0), (1.3, 1.0))
 # The spread ratio that the chosen setting shall keep: the aim of 0.9 to 1.1, and room for other images and seeds.
 SPREAD_BAND = (0.92, 1.08)
 REAL_PER_CLASS = 1000  # training images whose spread is the measure
