@@ -32,9 +32,22 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
 
-docs: $(READY)
+# The pictures and the tables of the documentation, from the packaged model and Fashion-MNIST.
+docs: $(READY) out/fashion-mnist
 	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --show-scales --out docs/images/demo.png
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
+	$(BIN)/python -m mvar.recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \
+		--page-file docs/editing.md --sheet docs/images/editing.png
+	$(BIN)/mvar vary --model fashion-mnist --label Sneaker --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/variation.png
+	$(BIN)/python -m mvar.recipes.likelihood --model fashion-mnist --data out/fashion-mnist \
+		--out docs/images/likelihood --page-file docs/likelihood.md
+	$(BIN)/mvar score --model fashion-mnist --images out/fashion-mnist/val --limit 1000 --sheet docs/images/likelihood.png
+	rm -rf out/wide
+	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
+	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
+
+out/fashion-mnist:
+	$(BIN)/mvar data fashion-mnist --out $@
 
 clean:
 	rm -rf .venv out dist .pytest_cache .ruff_cache .mypy_cache

@@ -81,7 +81,7 @@ def test_score_and_classify_read_a_folder_of_classes(bundle, capsys, workplace):
     model = load(bundle)
     files = sorted((workplace / "images").rglob("*.png"))
     labels = [file.parent.name for file in files]
-    main(["score", "--model", bundle, "--images", "images", "--out", "scores.csv"])
+    main(["score", "--model", bundle, "--images", "images", "--out", "scores.csv", "--sheet", "ranked.png"])
     found = model.score(files, labels)
     out = capsys.readouterr().out
     assert out.startswith(f"6 images: {found.bits_per_token.mean():.3f} bits per token")
@@ -89,6 +89,8 @@ def test_score_and_classify_read_a_folder_of_classes(bundle, capsys, workplace):
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == labels
     assert [float(row["log_prob"]) for row in rows] == pytest.approx(found.log_prob.tolist(), abs=1e-3)
+
+    assert opened("ranked.png").height > 2 * 96
 
     main(["classify", "--model", bundle, "--images", "images", "--limit", "4", "--out", "classes.csv"])
     out = capsys.readouterr().out

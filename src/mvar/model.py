@@ -266,8 +266,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         prior_C = prior_C.double()
         if len(prior_C) != C or not bool((prior_C >= 0).all()) or abs(float(prior_C.sum()) - 1) > 1e-3:
             raise ValueError(f"prior = {prior}: give {C} probabilities that sum to 1")
-        log_prob_BC = likelihood.class_log_probs(self.tokenizer, generator, self._maps(images))
-        return likelihood.Classification(likelihood.bayes(log_prob_BC, prior_C), self.classes)
+        log_prob_BCK = likelihood.class_log_probs(self.tokenizer, generator, self._maps(images))
+        return likelihood.Classification(likelihood.bayes(log_prob_BCK.sum(2), prior_C), self.classes)
 
     # --- labels and facts ---
 

@@ -69,7 +69,7 @@ def test_classes_in_one_go_equal_classes_one_by_one(model, monkeypatch):
     monkeypatch.setattr(likelihood, "ROWS", 4)  # batches that cut images and classes apart
     together = likelihood.class_log_probs(tokenizer, generator, maps)
     for c in range(3):
-        alone = likelihood.score(tokenizer, generator, maps, torch.full((5,), c)).log_prob
+        alone = likelihood.score(tokenizer, generator, maps, torch.full((5,), c)).log_prob_BK
         torch.testing.assert_close(together[:, c], alone, rtol=0, atol=1e-3)
 
 

@@ -176,9 +176,9 @@ def edit(
     """
     from mvar.data.images import as_image
     from mvar.model import load
-    from mvar.sampling.engine import to_images
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
     from mvar.sampling.masks import read_hole
+    from mvar.sampling.sheet import with_hole
 
     settings = settings_of(**options)
     raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
@@ -207,7 +207,7 @@ def edit(
     images = result.images
     if compare:
         shown = original.resize(images[0].size)
-        images = [shown, _with_hole(shown, to_images(hole_HW[None, None].float().expand(-1, 3, -1, -1))[0]), *images]
+        images = [shown, with_hole(shown, hole_HW), *images]
     save_image(images[0] if len(images) == 1 else _rows([("", images)]), out)
     print(f"wrote {out}")
 
@@ -317,13 +317,6 @@ def _rows(rows: "Sequence[tuple[str, Sequence[Image.Image]]]") -> "Image.Image":
     from mvar.sampling.sheet import class_sheet
 
     return class_sheet(rows)
-
-
-def _with_hole(image: "Image.Image", hole: "Image.Image") -> "Image.Image":
-    """The image with its hole in a colour that images seldom have."""
-    from PIL import Image
-
-    return Image.composite(Image.new("RGB", image.size, (255, 0, 160)), image, hole.convert("L").resize(image.size))
 
 
 def _with_growth(sheet: "Image.Image", model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":

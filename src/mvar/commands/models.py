@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from mvar.scales import Side
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mvar.model import Model
 
 
@@ -91,6 +93,7 @@ def score(
     label: str | None = None,
     limit: int | None = None,
     out: str | None = None,
+    sheet: str | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> None:
@@ -102,6 +105,7 @@ def score(
         label: class of all images, index or name, where no folders say it; no class by default.
         limit: at most so many images, evenly spread.
         out: .csv with a line for each image.
+        sheet: the likeliest and the least likely images of each class, .png or .webp.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
@@ -110,8 +114,11 @@ def score(
     from mvar.commands.drawing import _label
     from mvar.data.progress import track
     from mvar.model import load
+    from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 
     _check_csv(out)
+    if sheet is not None:
+        target(sheet, IMAGE_SUFFIXES, "sheet")
     loaded = load(model, device, dtype)
     paths, labels = _images(images, limit, loaded)
     asked = labels or [loaded.label_ids(_label(label, loaded))[0]] * len(paths)
@@ -128,6 +135,9 @@ def score(
     for (h, w), bits in zip(loaded.tokenizer.config.schedule.shapes, mean.bits_per_token_scales[0], strict=True):
         print(f"{f'{h}x{w}':>9}  {float(bits):.3f}")
     _write_csv(out, ["image", "class", "bits_per_token", "log_prob"], lines)
+    if sheet is not None:
+        save_image(_ranked(lines), sheet, "sheet")
+        print(f"wrote {sheet}")
 
 
 def classify(
@@ -177,6 +187,7 @@ def classify(
 # --- parts ---
 
 AT_ONCE = 64  # images
+RANKED = 5  # images at either end of a sheet's rows
 
 
 def _images(source: str, limit: int | None, model: "Model") -> tuple[list[Path], list[int] | None]:
@@ -202,6 +213,19 @@ def _images(source: str, limit: int | None, model: "Model") -> tuple[list[Path],
     except ValueError as error:
         raise ValueError(f"images = {source!r}: folders that are no classes of the model\n{error}") from error
     return paths, [of_folder[folder.labels[i]] for i in chosen]
+
+
+def _ranked(lines: Sequence[Sequence[str]]) -> "Image.Image":
+    """A row for each class: its likeliest images, then its least likely ones. Lines are file, class, bits, ..."""
+    from mvar.data.images import as_image
+    from mvar.sampling.sheet import class_sheet
+
+    rows = []
+    for name in dict.fromkeys(line[1] for line in lines):
+        files = [line[0] for line in sorted(lines, key=lambda line: float(line[2])) if line[1] == name]
+        ends = dict.fromkeys([*files[:RANKED], *files[-RANKED:]])
+        rows.append((name, [as_image(file) for file in ends]))
+    return class_sheet(rows)
 
 
 def _check_csv(out: str | None) -> None:

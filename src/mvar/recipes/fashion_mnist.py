@@ -24,20 +24,18 @@ its figures into docs/models/fashion-mnist.md.
 
 import json
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
-from mvar.files import writable_folder, write_text
+from mvar.files import writable_folder
 from mvar.model import Model, load
 from mvar.recipes import figures, measuring, page
+from mvar.recipes.cli import run_cli
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
@@ -129,7 +127,7 @@ def choose_guidance(
     print(f"chosen: {_described(chosen)}")
     figures.guidance_curves(trials, SPREAD_BAND, folder / "guidance.png")
     summary = {"chosen": chosen, "samples_per_class": samples_per_class, "seed": seed, "band": SPREAD_BAND}
-    _write_json(folder / "guidance.json", {**summary, "trials": trials})
+    page.write_json(folder / "guidance.json", {**summary, "trials": trials})
     return chosen
 
 
@@ -235,7 +233,7 @@ def measure(
         scales = measuring.scale_names(loaded)
         figures.training_curves(run["records"], PANELS[name], scales, folder / f"{name}-training.png")
     report["minutes"] = (time.perf_counter() - start) / 60
-    _write_json(folder / "report.json", report)
+    page.write_json(folder / "report.json", report)
     print(page.results(report))
     return report
 
@@ -302,19 +300,6 @@ def _read_json(path: str | Path, field: str) -> dict[str, Any]:
     return value
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(_rounded(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers to five places, so that people can read the file."""
-    if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    return round(value, 5) if isinstance(value, float) else value
-
-
 COMMANDS: Any = {  # Any: jsonargparse takes no Callable values by its own types
     "judge": make_judge,
     "guidance": choose_guidance,
@@ -325,19 +310,8 @@ COMMANDS: Any = {  # Any: jsonargparse takes no Callable values by its own types
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command of the recipe; bad input prints what is wrong and exits with 2."""
-    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    try:
-        auto_cli(COMMANDS, args=arguments, as_positional=False, prog="python -m mvar.recipes.fashion_mnist")
-    except ValueError as error:
-        for line in str(error).splitlines():
-            print(f"mvar: {line}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _with_underscores(argument: str) -> str:
-    """--tokenizer-run as --tokenizer_run, which is how the parser names it; values stay as they are."""
-    return re.sub(r"(?<=\w)-", "_", argument) if re.fullmatch(r"--[a-z-]+", argument) else argument
+    """Run one command of the recipe."""
+    run_cli(COMMANDS, "python -m mvar.recipes.fashion_mnist", argv)
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def as_originals(pixels_B3HW: Tensor) -> Tensor:
 
 @cache
 def _restoring(side: int) -> Tensor:
-    """The matrix (28, side) that takes a line of pixels back to 28; by Lanczos from smaller models, which reduced it."""
+    """The matrix (28, side) that takes a line of pixels back to 28; by Lanczos where it was reduced."""
     return _lanczos(side, SIDE) if side < SIDE else torch.linalg.pinv(_lanczos(SIDE, side))
 
 

@@ -1,5 +1,6 @@
-"""The results of a report as Markdown, and the place for them in a documentation page."""
+"""The results of a report as JSON and as Markdown, and the place for them in a documentation page."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def _headline(report: Mapping[str, Any]) -> str:
         rows.append(["Pixel distance inside a class, reconstructions / real", f"{restored['spread_ratio']:.3f}"])
         text = f"{samples['seconds_per_image']:.4f} in batches of {samples['batch_size']}"
         rows.append(["Seconds per image", text])
-    return _table(["", ""], rows)
+    return table(["", ""], rows)
 
 
 def _scales(report: Mapping[str, Any]) -> str:
@@ -82,7 +83,7 @@ def _scales(report: Mapping[str, Any]) -> str:
         head += ["Bits per token", "Bits by frequencies alone"]
         for row, bits, alone in zip(rows, generator["scales"], generator["frequencies_alone"], strict=True):
             row += [f"{bits:.3f}", f"{alone:.3f}"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _classes(samples: Mapping[str, Any]) -> str:
@@ -92,13 +93,28 @@ def _classes(samples: Mapping[str, Any]) -> str:
         [name, _percent(right), _percent(real), f"{ratio:.3f}"]
         for name, right, real, ratio in zip(samples["classes"], *columns, strict=True)
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and the others are numbers."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a report, its floats rounded to what means something."""
+    write_text(path, json.dumps(_rounded(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to five places, so that people can read the file."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return round(value, 5) if isinstance(value, float) else value

@@ -102,7 +102,7 @@ def score(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], la
 
 
 def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor]) -> Tensor:
-    """log p(all maps | class) for every class, float64 (B, C) on the CPU.
+    """log p(map k | coarser maps, class) for every class and map, float64 (B, C, K) on the CPU.
 
     Tokens and inputs are those of the images, once; classes are batched.
     """
@@ -112,8 +112,8 @@ def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[T
     for rows_r in torch.arange(B * C).split(ROWS):  # row r is image r // C under class r % C
         images_r = rows_r.to(tokens_BL.device) // C
         log_prob_rL = token_log_probs(generator, rows_r % C, inputs_BlZ[images_r], tokens_BL[images_r])
-        parts.append(log_prob_rL.sum(1).cpu())
-    return torch.cat(parts).view(B, C)
+        parts.append(_by_scale(log_prob_rL.cpu(), generator.schedule))
+    return torch.cat(parts).unflatten(0, (B, C))
 
 
 def bayes(log_prob_BC: Tensor, prior_C: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from textwrap import fill
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 INK = (32, 33, 36)
 PAPER = (255, 255, 255)
+HOLE = (255, 0, 160)
 MIN_SIDE = 96  # smaller images are enlarged to at least this, pixel by pixel
 MOST_SIDE = 14_000  # without margins; a WebP file ends at 16,383
 NAME_WIDTH = 20  # characters in a line of a name
@@ -28,6 +30,12 @@ def strip(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] = ()) -> I
         ValueError: there is no image.
     """
     return _sheet([list(row) for row in rows], column_names=names)
+
+
+def with_hole(image: Image.Image, hole_HW: Tensor) -> Image.Image:
+    """The image with its hole (bool, of any size) in a colour that images seldom have."""
+    shape = Image.fromarray(hole_HW.numpy()).resize(image.size)
+    return Image.composite(Image.new("RGB", image.size, HOLE), image.convert("RGB"), shape)
 
 
 def check_size(rows: int, columns: int, image_shape: tuple[int, int]) -> None:
