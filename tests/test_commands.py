@@ -1,6 +1,7 @@
 """edit, vary, score, classify, info, reschedule and convert as a user runs them."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ def pixels(path):
 def test_edit_writes_the_image_and_says_how_far_the_rest_moved(bundle, capsys, hole):
     main(["edit", "--model", bundle, "--image", "photo.png", *hole, "--label", "dog", "--out", "edited.png"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("        1 pixels from the hole: changed by ")
+    assert lines[0] == "change outside the hole, of 255:"
+    assert lines[1].startswith("        1 pixels from it: ")
     assert lines[-1] == "wrote edited.png"
     assert opened("edited.png").size == (8, 8)
     main(["edit", "--model", bundle, "--image", "photo.png", *hole, "--paste", "--feather", "2", "--out", "pasted.png"])
@@ -64,6 +66,8 @@ def test_edit_gives_several_results_and_compares(bundle):
     outpaint = ["edit", "--model", bundle, "--image", "photo.png", "--keep-box", "8,0,16,16"]
     main([*outpaint, "--n", "3", "--compare", "--mode", "own", "--out", "sheet.png", "--batch-size", "2"])
     assert opened("sheet.png").width > 5 * 96
+    main([*outpaint, "--n", "2", "--out-dir", "edits"])
+    assert opened("edits/edited-000001.png").size == (8, 8)
     main([*outpaint, "--top-k", "1", "--out", "a.png"])
     main([*outpaint, "--top-k", "1,1,1", "--guidance", "0,0,0", "--guidance-schedule", "constant", "--out", "b.png"])
     assert torch.equal(pixels("a.png"), pixels("b.png"))  # no class: guidance changes nothing
@@ -97,13 +101,16 @@ def test_score_and_classify_read_a_folder_of_classes(bundle, capsys, workplace):
     named = model.classify([files[i] for i in (0, 1, 3, 4)])
     right = sum(a == b for a, b in zip(named.labels, ["cat", "cat", "dog", "dog"], strict=True))
     assert out.startswith(f"4 images: {25 * right:.2f} % classified right")
+    shutil.rmtree("images/dog")
+    main(["classify", "--model", bundle, "--images", "images"])  # a single class folder is one too
+    assert " % of 3" in capsys.readouterr().out
     main(["classify", "--model", bundle, "--images", "photo.png"])
     assert capsys.readouterr().out.startswith("photo.png: ")
     main(["score", "--model", bundle, "--images", "photo.png"])
     assert capsys.readouterr().out.startswith("1 images: ")
 
 
-@pytest.mark.filterwarnings("ignore:the position and level embeddings")
+@pytest.mark.filterwarnings("ignore:the model was not trained at these scales")
 @pytest.mark.usefixtures("workplace")
 def test_reschedule_writes_a_bundle_of_another_size(bundle, capsys):
     main(["reschedule", "--model", bundle, "--sides", "1,2,[2,4],[4,8]", "--out", "wide"])
@@ -129,6 +136,15 @@ def test_info_tells_what_an_image_costs(bundle, capsys):
         assert part in out
 
 
+def test_edit_pastes_a_photo_of_nearly_the_models_aspect_where_it_was(bundle, workplace):
+    with Image.open("photo.png") as photo:
+        photo.resize((1000, 1015)).save("large.png")
+    main(["edit", "--model", bundle, "--image", "large.png", "--box", "400,400,600,600", "--paste", "--out", "out.png"])
+    outside = torch.ones(1015, 1000, 3, dtype=torch.bool)
+    outside[396:604, 396:604] = False
+    assert (pixels("out.png") == pixels("large.png"))[outside.flatten()].all()
+
+
 def test_a_public_model_that_cannot_be_fetched_says_where_it_is(refused, tmp_path, monkeypatch):
     def offline(self, repo):
         raise OSError("no network\nat all")
@@ -137,7 +153,7 @@ def test_a_public_model_that_cannot_be_fetched_says_where_it_is(refused, tmp_pat
     lines = refused("convert", "--official", "d24", "--out", str(tmp_path / "d24"))
     assert lines[0].startswith("mvar: official = 'd24': not fetched from the Hugging Face hub (no network)")
     assert any("FoundationVision/var/resolve/main/vae_ch160v4096z32.pth" in line for line in lines)
-    assert any(f"{hub.M_VAR_REPO}/tree/main (the file of d24)" in line for line in lines)
+    assert any("OliverRen/M-VAR/resolve/main/d24.pth" in line for line in lines)
     assert not (tmp_path / "d24").exists()
     assert refused("convert", "--official", "d25", "--out", str(tmp_path / "d24"))[0].startswith(
         "mvar: official = 'd25': no public model of this name; known: d12, d16"
@@ -145,14 +161,25 @@ def test_a_public_model_that_cannot_be_fetched_says_where_it_is(refused, tmp_pat
 
 
 def test_a_public_model_is_found_by_its_depth(monkeypatch):
-    files = ["README.md", "var_d16.pth", "var_d160.pth", "vae_ch160v4096z32.pth"]
+    files = ["README.md", "var_d16_ema.pth", "var_d160.pth", "vae_ch160v4096z32.pth"]
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo: files)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, file: f"{repo}/{file}")
     tokenizer, generator = map(str, hub.official_files("var-d16"))
     assert tokenizer == "FoundationVision/var/vae_ch160v4096z32.pth"
-    assert generator == "FoundationVision/var/var_d16.pth"
+    assert generator == "FoundationVision/var/var_d16_ema.pth"
     with pytest.raises(ValueError, match=r"FoundationVision/var has 0 files for depth 20, of README\.md"):
         hub.official_files("var-d20")
+
+
+def test_a_public_model_becomes_a_bundle(load_parity, tmp_path, monkeypatch):
+    case = load_parity("var")
+    files = {"vae_ch160v4096z32.pth": case.tokenizer, "var_d16.pth": case.generator}
+    for name, state in files.items():
+        torch.save(state, tmp_path / name)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo: list(files))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, file: str(tmp_path / file))
+    main(["convert", "--official", "var-d16", "--out", str(tmp_path / "var-d16")])
+    assert load(tmp_path / "var-d16").generator.config.attention == "global"
 
 
 EDIT = ["edit", "--image", "photo.png", "--out", "out.png"]
@@ -164,6 +191,7 @@ VARY = ["vary", "--image", "photo.png", "--out", "out.png"]
     [
         ([*EDIT], "mvar: mask, box, keep_box: have none of them; give exactly one to say what to repaint"),
         ([*EDIT, "--box", "0,0,16,16"], "mvar: box: repaints the whole image, so that nothing of it would stay"),
+        ([*EDIT, "--box", "-1,0,4,4"], "mvar: box = -1 0 4 4: give left top right bottom in pixels, inside"),
         ([*EDIT, "--box", "0,0,17,16"], "mvar: box = 0 0 17 16: give left top right bottom in pixels, inside"),
         ([*EDIT, "--mask", "wide.png"], "mvar: mask: is 24x16 pixels, the image is 16x16; give a mask of the image's"),
         ([*EDIT, "--mask", "nowhere.png"], "mvar: mask = 'nowhere.png': not a file"),
@@ -178,6 +206,7 @@ VARY = ["vary", "--image", "photo.png", "--out", "out.png"]
         ([*VARY, "--from-scale", "3"], "mvar: from_scale = 3: give 0 (keep nothing) to 2"),
         ([*VARY, "--from-scale", "-1"], "mvar: from_scale = -1: give 0 (keep nothing) to 2"),
         ([*VARY, "--from-scale", "1", "--image", "wide.png"], "mvar: image: is 24x16 pixels, the model draws 8x8"),
+        (["score", "--images", "images", "--label", "cat"], "mvar: label = 'cat': the folders of 'images' give the"),
         (["score", "--images", "photo.png", "--label", "7"], "mvar: labels has 7: give an index from 0 to 1"),
         (["score", "--images", "nowhere"], "mvar: images = 'nowhere': does not exist"),
         (["score", "--images", "images", "--out", "scores.txt"], "mvar: out = 'scores.txt': give a name that ends"),

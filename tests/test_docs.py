@@ -56,7 +56,7 @@ def few_fashion_files(fashion_arrays, monkeypatch):
 
 
 @pytest.mark.usefixtures("few_fashion_files")
-@pytest.mark.filterwarnings("ignore:the position and level embeddings")
+@pytest.mark.filterwarnings("ignore:the model was not trained at these scales")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
 def test_commands(workplace, page):
     for line in "".join(blocks(page, "bash")).splitlines():
@@ -68,7 +68,7 @@ def test_commands(workplace, page):
                 assert (workplace / arguments[arguments.index(option) + 1]).exists()
 
 
-@pytest.mark.filterwarnings("ignore:the position and level embeddings")
+@pytest.mark.filterwarnings("ignore:the model was not trained at these scales")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python(workplace, page):
     for block in blocks(page, "python"):

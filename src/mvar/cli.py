@@ -215,4 +215,4 @@ def _bracketed(arguments: list[str]) -> list[str]:
 
 
 def _list(value: str) -> str:
-    return f"[{value}]" if re.match(r"[\d.]+\s*,", value) or re.match(r"\[[^\]]*\]\s*,", value) else value
+    return f"[{value}]" if re.match(r"-?[\d.]+\s*,", value) or re.match(r"\[[^\]]*\]\s*,", value) else value

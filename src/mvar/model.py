@@ -15,15 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.checkpoint import hub, official
-from mvar.checkpoint.bundle import Bundle, StoredDtype, read_bundle, write_bundle
-from mvar.checkpoint.card import TAGS, model_facts
+from mvar.checkpoint.bundle import CARD, Bundle, StoredDtype, read_bundle, write_bundle
+from mvar.checkpoint.card import TAGS, model_card, model_facts
 from mvar.checkpoint.placement import Dtype, place, weight_bytes
 from mvar.data.images import as_image
-from mvar.data.source import fitted
+from mvar.data.source import fitted, whole
+from mvar.files import write_text
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
 from mvar.sampling import editing, likelihood
-from mvar.sampling.config import GuidanceSchedule, SamplingSettings
+from mvar.sampling.config import EDIT_MODE, PER_SCALE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.sampling.cost import cost, fitting_batch
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
 from mvar.sampling.labels import Label, label_ids
@@ -147,7 +148,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         keep_box: Sequence[int] | None = None,
         label: Label = None,
         n: int = 1,
-        mode: editing.EditMode = editing.DEFAULT_MODE,
+        mode: EditMode = EDIT_MODE,
         paste: bool = False,
         feather: int = 4,
         seed: int = 0,
@@ -160,7 +161,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
 
         Args:
             image: a file or Pillow's image, of the model's aspect; resized to the model's size.
-            mask: a file, Pillow's image or bool tensor of the image's size; white (true) marks what to repaint.
+            mask: a file, Pillow's image or an array of the image's size; white (true) marks what to repaint.
             box: instead of a mask, (left, top, right, bottom) in the image's pixels: repaint what is inside.
             keep_box: likewise: repaint what is outside.
             label: a class index or name for what is painted; None leaves it to the surroundings.
@@ -168,7 +169,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             mode: what the kept cells hold, see `mvar.sampling.editing.edit`.
             paste: put the original pixels back outside the hole, in the image's own size.
             feather: with `paste`, pixels around the hole over which the two are blended.
-            seed, index, on_scale, batch_size: as of `sample`.
+            seed, index, on_scale, batch_size: as of `sample`; result i depends on (seed, index[i], image, hole, label,
+                mode, settings) only.
             settings: guidance, top_k, ... as of `sample`.
 
         Raises:
@@ -179,9 +181,9 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if feather < 0:
             raise ValueError(f"feather = {feather}: must be 0 or more pixels")
         original = as_image(image)
-        pixels_3HW = self._pixels(original)
+        pixels_3HW = whole(original, self.tokenizer.config.image_shape)
         hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
-        labels_B = torch.tensor(self.label_ids(label) * n)
+        labels_B = self._one_label(label).expand(n)
         size = self.fitting_batch_size(batch_size)
         hole_hw = resized(hole_HW, self.tokenizer.config.image_shape)
         out = editing.edit(sampler, pixels_3HW[None], hole_hw, labels_B, index, mode, size, on_scale)
@@ -206,7 +208,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """Keep the first `from_scale` maps of an image and draw the finer ones anew, n times.
 
         Args:
-            image: a file or Pillow's image, of the model's aspect; or one image's token maps.
+            image: a file or Pillow's image, of the model's aspect; or one image's token maps, (1, P_k) or (P_k,) each.
             label: its class index or name; None for no class.
             from_scale: how many maps are kept, 0 (none) to K - 1 (all but the finest).
             n: how many variations.
@@ -221,13 +223,15 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if not 0 <= from_scale < sampler.scales:
             raise ValueError(f"from_scale = {from_scale}: give 0 (keep nothing) to {sampler.scales - 1}")
         if isinstance(image, (str, Path, Image.Image)):
-            maps = self.tokenizer.encode(self._pixels(as_image(image))[None].to(self.device))
+            pixels_3HW = whole(as_image(image), self.tokenizer.config.image_shape)
+            maps = self.tokenizer.encode(pixels_3HW[None].to(self.device))
         else:
-            maps = [tokens_P.to(self.device).reshape(1, -1) for tokens_P in image]
+            maps = [tokens_P.to(self.device).unsqueeze(0) if tokens_P.dim() == 1 else tokens_P for tokens_P in image]
             if len(maps) < from_scale:
                 raise ValueError(f"from_scale = {from_scale}: {len(maps)} token maps are given")
-        label_1 = torch.tensor(self.label_ids(label))
-        return editing.vary(sampler, maps, label_1, index, from_scale, self.fitting_batch_size(batch_size), on_scale)
+        return editing.vary(
+            sampler, maps, self._one_label(label), index, from_scale, self.fitting_batch_size(batch_size), on_scale
+        )
 
     # --- likelihood ---
 
@@ -290,7 +294,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if self.generator is not None:
             spent = cost(self.tokenizer.config, self.generator.config)
             gflop = [flop / 1e9 for flop in (spent.generator_flop, spent.decoder_flop)]
-            found["FLOP of an image"] = f"{gflop[0]:,.2f} G generator with guidance, {gflop[1]:,.2f} G decoder"
+            guided = " with guidance" if self.classes else ""
+            found["FLOP of an image"] = f"{gflop[0]:,.2f} G generator{guided}, {gflop[1]:,.2f} G decoder"
             found["State between scales"] = f"{spent.state_bytes / 1e6:,.2f} MB a branch, float32"
         return found
 
@@ -317,33 +322,50 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             ValueError: sides that are no schedule, or that this tokenizer cannot take.
         """
         tokenizer = self.tokenizer.rescheduled(sides)
+        if tokenizer.config.schedule == self.tokenizer.config.schedule:
+            return self
         generator = None if self.generator is None else rescheduled(self.generator, sides)
-        warnings.warn(
-            "the position and level embeddings are interpolated to other scales: fine-tune the generator before use",
-            stacklevel=2,
-        )
+        interpolated = "" if generator is None else "; its position and level embeddings are interpolated"
+        warnings.warn(f"the model was not trained at these scales: fine-tune it{interpolated}", stacklevel=2)
         provenance = {**self.provenance, "rescheduled": f"from {self.tokenizer.config.sides}; not fine-tuned"}
-        return replace(self, tokenizer=tokenizer, generator=generator, provenance=provenance)
+        by_scale = [name for name in PER_SCALE if isinstance(getattr(self.defaults, name), list)]
+        library = SamplingSettings()
+        defaults = replace(self.defaults, **{name: getattr(library, name) for name in by_scale})
+        return replace(self, tokenizer=tokenizer, generator=generator, defaults=defaults, provenance=provenance)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self.save(save_directory, "bfloat16" if self._rounded else "float32")
+        self.save(save_directory)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model as huggingface_hub's `push_to_hub` does, with a card that names the repository."""
+        return super().push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> str | None:
+        """Write the model as a bundle, as `save` does; arguments are those of huggingface_hub's `save_pretrained`."""
+        result = super().save_pretrained(save_directory, model_card_kwargs=model_card_kwargs, **options)
+        if name := (model_card_kwargs or {}).get("name"):
+            write_text(Path(save_directory) / CARD, model_card(name, self._bundle().config(), self.classes))
+        return result
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
         device: str | torch.device | None = None,
         dtype: Dtype | None = None,
-        **_: Any,  # parts of config.json, which the bundle reads itself
+        **download: Any,
     ) -> "Model":
-        how = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
-        return from_bundle(read_bundle(hub.find(model_id, local_files_only=local_files_only, **how)), device, dtype)
+        """Load a model as `mvar.load` does.
+
+        Args:
+            pretrained_model_name_or_path: packaged name, folder, or owner/name of the hub.
+            device, dtype: as of `mvar.load`.
+            download: revision, token, cache_dir, ... as huggingface_hub's `snapshot_download` takes them.
+        """
+        return from_bundle(read_bundle(hub.find(pretrained_model_name_or_path, **download)), device, dtype)
 
     # --- parts ---
 
@@ -381,9 +403,12 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             raise ValueError(f"index has {len(index)} numbers for n = {n}: give one for each image")
         return range(n) if index is None else list(index)
 
-    def _pixels(self, image: Image.Image) -> Tensor:
-        """The pixels (3, H, W) of an image of the model's aspect."""
-        return fitted(image, self.tokenizer.config.image_shape, same_aspect=True)
+    def _one_label(self, label: Label) -> Tensor:
+        """The class index of one label, (1,)."""
+        ids = self.label_ids(label)
+        if len(ids) != 1:
+            raise ValueError(f"label has {len(ids)} classes: give one")
+        return torch.tensor(ids)
 
     def _maps(self, images: Sequence[ImageLike] | Tensor) -> list[Tensor]:
         """The token maps of images, a few at a time."""

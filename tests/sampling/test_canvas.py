@@ -95,6 +95,20 @@ def test_guidance_by_scale(build, settings, weights):
         assert torch.equal(out.tokens[k], guide(cond, uncond, t)[:, where].argmax(-1))
 
 
+def test_following_drops_the_unconditional_branch_too_and_refuses_wrong_maps(build):
+    sampler = Sampler(*build(), 0, SamplingSettings(guidance=[2, 0, 0, 0]))
+    start = sampler.start(LABELS, [0, 1, 2])
+    assert start.guided
+    drawn = sampler.draw(start)
+    followed = sampler.follow(start, drawn.tokens)
+    assert not followed.guided
+    assert same_maps(sampler.finish(followed).tokens, sampler.finish(drawn).tokens)
+    with pytest.raises(ValueError, match="maps: are of 1 images, the canvas has 3"):
+        sampler.follow(start, [drawn.tokens[0][:1]])
+    with pytest.raises(ValueError, match="maps: 5 given, 4 of 4 are missing"):
+        sampler.follow(start, [drawn.tokens[0]] * 5)
+
+
 def test_filters_by_scale(build):
     parts = build()
     by_scale = SamplingSettings(guidance=0.0, top_k=[1, 5, 0, 1], top_p=[1.0, 1.0, 0.5, 1.0])
@@ -105,6 +119,22 @@ def test_filters_by_scale(build):
     assert sampler.filters == ((1, 1.0), (5, 1.0), (0, 0.5), (1, 1.0))
     last = greedy.follow(greedy.start(LABELS, [0, 1, 2]), out.tokens[:3])
     assert torch.equal(out.tokens[3], greedy.draw(last).tokens[3])
+    # Between them, each token is among those that its scale's filter leaves, and not always the likeliest.
+    tokenizer, generator = parts
+    with torch.no_grad():
+        logits = generator(LABELS, tokenizer.generator_inputs(out.tokens))
+    others = 0
+    for k, rank in ((1, 5), (2, None)):
+        rows = logits[:, generator.schedule.slice(k)]
+        chosen = rows.gather(-1, out.tokens[k][..., None])
+        likelier = (rows > chosen).sum(-1)
+        if rank is None:
+            mass = rows.softmax(-1).where(rows > chosen, torch.zeros(())).sum(-1)
+            assert (mass < 0.5).all()
+        else:
+            assert (likelier < rank).all()
+        others += int((likelier > 0).sum())
+    assert others > 5
 
 
 def test_the_unconditional_branch_ends_with_the_last_weight(build, monkeypatch):

@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,10 +34,14 @@ def corner(pixels):
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-def test_kept_cells_hold_the_images_own_tokens(sampler, smooth):
+def test_kept_cells_hold_the_images_own_tokens(sampler, smooth, monkeypatch):
     pixels = picture(sampler)
     tokenizer = sampler.tokenizer
     own, labels = tokenizer.encode(pixels), torch.tensor([0, 1, 3])
+    added, add = [], tokenizer.quantizer.add
+    monkeypatch.setattr(
+        tokenizer.quantizer, "add", lambda f_hat, codes, k: added.append((k, codes)) or add(f_hat, codes, k)
+    )
     settings = SamplingSettings(guidance=1.5, top_k=20, smooth=smooth)
     sampler = Sampler(tokenizer, sampler.generator, 0, settings)
     out = edit(sampler, pixels, corner(pixels), labels, [0, 1, 2], "own", 2)
@@ -44,6 +51,10 @@ def test_kept_cells_hold_the_images_own_tokens(sampler, smooth):
         if not smooth:
             where = kept.flatten()
             assert torch.equal(out.tokens[k][:, where], own[k][:, where].expand(3, -1))
+    monkeypatch.undo()
+    for k, codes in added[-2 * len(own) :]:  # the batches of two images and of one
+        expected = tokenizer.quantizer.lookup(own[k], k)[:, :, out.kept[k]]
+        assert torch.equal(codes[:, :, out.kept[k]], expected.expand(len(codes), -1, -1))
     assert kept_any > 3
     assert painted_any > 3
     if not smooth:
@@ -58,8 +69,17 @@ def test_reencoded_cells_are_nearest_to_what_the_mixed_latent_lacks(sampler):
     with torch.no_grad():
         f, f_hat = tokenizer.latent(pixels), quantizer.zeros(1)
         for k, tokens in enumerate(out.tokens):
-            rest = F.adaptive_avg_pool2d(f - f_hat, quantizer.schedule.shapes[k])
-            where = out.kept[k].flatten()
+            where, shape = out.kept[k].flatten(), quantizer.schedule.shapes[k]
+            rest = torch.zeros(1, f.shape[1], *shape)  # the mean over the places of a cell that stay
+            for y in range(shape[0]):
+                for x in range(shape[1]):
+                    (top, left), (bottom, right) = (
+                        [rounded(place * side / n) for place, side, n in zip(at, f.shape[2:], shape, strict=True)]
+                        for at, rounded in (((y, x), math.floor), ((y + 1, x + 1), math.ceil))
+                    )
+                    stays = out.kept[-1][top:bottom, left:right]
+                    if stays.any():
+                        rest[0, :, y, x] = (f - f_hat)[0, :, top:bottom, left:right][:, stays].mean(1)
             assert torch.equal(tokens[:, where], quantizer.nearest(rest, k)[:, where])
             f_hat = quantizer.add(f_hat, quantizer.lookup(tokens, k), k)
 
@@ -69,7 +89,7 @@ def test_editing_everything_is_sampling_from_the_kept_scales(sampler, mode):
     pixels, labels = picture(sampler), torch.tensor([2])
     hole = torch.ones(pixels.shape[-2:], dtype=torch.bool)
     out = edit(sampler, pixels, hole, labels, [0], mode, 8)
-    small = sum(area <= masks.WHOLE for area in sampler.generator.schedule.areas)
+    small = sum(area <= masks.KEPT_WHOLE_TOKENS for area in sampler.generator.schedule.areas)
     forced = sampler.finish(sampler.follow(sampler.start(labels, [0]), out.tokens[:small]))
     assert all(torch.equal(a, b) for a, b in zip(out.tokens, forced.tokens, strict=True))
     own = sampler.tokenizer.encode(pixels)
@@ -97,6 +117,9 @@ def test_distance_is_the_number_of_steps_to_the_hole():
     for y in range(9):
         for x in range(7):
             assert steps[y, x] == min(max(abs(y - v), abs(x - u)) for v, u in ((2, 3), (8, 0)))
+    assert torch.equal(masks.distance(hole, most=2), steps.clamp(max=3))
+    with pytest.raises(ValueError, match="hole: is nowhere"):
+        masks.distance(torch.zeros(3, 3, dtype=torch.bool))
 
 
 def test_drift_by_distance():
@@ -119,7 +142,7 @@ def test_pasting_is_exact_where_the_feather_ends(feather):
     painted = torch.rand(2, 3, 10, 15, generator=rng)
     out, steps = masks.pasted(painted, original, hole, feather), masks.distance(hole)
     assert torch.equal(out[:, :, steps > feather], original[:, steps > feather].expand(2, -1, -1))
-    large = F.interpolate(painted, size=(20, 30), mode="bicubic", align_corners=False).clamp(0, 1)
+    large = F.interpolate(painted, size=(20, 30), mode="bicubic", antialias=True).clamp(0, 1)
     torch.testing.assert_close(out[:, :, hole], large[:, :, hole])
     if feather:
         halfway = 0.5 * large[:, :, steps == 2] + 0.5 * original[:, steps == 2]
@@ -140,6 +163,8 @@ def test_pasting_is_exact_where_the_feather_ends(feather):
         ({"mask": torch.ones(6, 8)}, "mask: repaints the whole image"),
         ({"mask": torch.ones(8, 6)}, "mask: is 6x8 pixels, the image is 8x6; give a mask of the image's size"),
         ({"mask": "nowhere.png"}, "mask = 'nowhere.png': not a file"),
+        ({"mask": [[0, 1]]}, "mask: is a list; give a file's name or an image of Pillow"),
+        ({"box": [0, 0, 2.5, 2]}, "box = 0 0 2.5 2: give left top right bottom"),
     ],
 )
 def test_wrong_holes(asked, message):
@@ -154,21 +179,27 @@ def test_holes_from_masks_and_boxes(tmp_path):
     assert torch.equal(masks.read_hole((9, 10), keep_box=[2, 1, 5, 4]), ~inside)
     grey = Image.fromarray((inside * 200).byte().numpy())
     grey.save(tmp_path / "mask.png")
-    for mask in (grey, tmp_path / "mask.png", inside, inside.float()):
+    clear = Image.new("RGBA", grey.size, (255, 255, 255, 0))  # white paint on a transparent ground
+    clear.putalpha(grey)
+    for mask in (grey, tmp_path / "mask.png", clear, inside, inside.float(), inside.numpy(), inside.byte() * 200):
         assert torch.equal(masks.read_hole((9, 10), mask), inside)
+    assert torch.equal(masks.read_hole((9, 10), box=np.array([2, 1, 5, 4])), inside)
 
 
 @pytest.mark.parametrize("mixers", MIXERS)
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_variations_keep_the_coarse_maps_and_nothing_else(build, mixers, batch_size):
     sampler = Sampler(*build(**mixers), 0, USUAL)
-    maps = sampler.sample(torch.tensor([1]), [9]).tokens
+    whole_maps = sampler.sample(torch.tensor([1, 1, 2]), [7, 8, 9]).tokens
+    maps = [tokens[1:2] for tokens in whole_maps]
     for k in range(4):
         varied = vary(sampler, maps, torch.tensor([1]), [0, 1, 2], k, batch_size)
         for scale, (tokens, own) in enumerate(zip(varied.tokens, maps, strict=True)):
             if scale < k:
                 assert torch.equal(tokens, own.expand(3, -1))
-        assert len(varied.tokens[-1].unique(dim=0)) == 3
+        assert len(varied.tokens[-1].unique(dim=0)) > 1
+    with pytest.raises(ValueError, match="image: these are token maps of 3 images; give those of one"):
+        vary(sampler, whole_maps, torch.tensor([1]), [0], 1, batch_size)
     whole = vary(sampler, maps, torch.tensor([1]), [0, 1, 2], 0, batch_size)
     fresh = sampler.sample(torch.tensor([1, 1, 1]), [0, 1, 2])
     assert all(torch.equal(a, b) for a, b in zip(whole.tokens, fresh.tokens, strict=True))

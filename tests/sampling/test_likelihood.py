@@ -66,8 +66,12 @@ def test_probabilities_of_all_maps_sum_to_one(build):
 def test_classes_in_one_go_equal_classes_one_by_one(model, monkeypatch):
     tokenizer, generator = model
     maps = drawn(model, 5)
-    monkeypatch.setattr(likelihood, "ROWS", 4)  # batches that cut images and classes apart
-    together = likelihood.class_log_probs(tokenizer, generator, maps)
+    ways = []
+    for rows in (2, 4, 7, 64):  # batches that cut classes, images, or nothing
+        monkeypatch.setattr(likelihood, "fitting_rows", lambda *_, rows=rows: rows)
+        ways.append(likelihood.class_log_probs(tokenizer, generator, maps))
+        torch.testing.assert_close(ways[0], ways[-1], rtol=0, atol=1e-3)
+    together = ways[0]
     for c in range(3):
         alone = likelihood.score(tokenizer, generator, maps, torch.full((5,), c)).log_prob_BK
         torch.testing.assert_close(together[:, c], alone, rtol=0, atol=1e-3)

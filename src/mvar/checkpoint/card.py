@@ -23,7 +23,8 @@ def model_card(name: str, config: Mapping[str, Any], classes: Sequence[str]) -> 
         usage = f'import mvar\n\ntokens = mvar.load("{name}").tokenizer.encode(pixels)  # RGB, (B, 3, H, W) in [0, 1]'
         what = "A multi-scale image tokenizer (VQ-VAE), without a generator."
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
-    header = "\n".join(["---", "library_name: mvar", "tags:", *(f"- {tag}" for tag in TAGS), "---"])
+    metadata = ["library_name: mvar", "pipeline_tag: unconditional-image-generation", "tags:"]
+    header = "\n".join(["---", *metadata, *(f"- {tag}" for tag in TAGS), "---"])
     return f"{header}\n\n# {name}\n\n{what}\n\n| | |\n|---|---|\n{table}\n\n```python\n{usage}\n```\n"
 
 

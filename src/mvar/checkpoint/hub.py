@@ -92,17 +92,18 @@ def official_files(name: str) -> tuple[Path, Path]:
     from huggingface_hub import HfApi, constants, hf_hub_download
 
     repo, depth = OFFICIAL[name]
+    generator = f"{'var_' if repo == VAR_REPO else ''}d{depth}.pth"
     try:
         published = HfApi().list_repo_files(repo)
-        files = [file for file in published if re.search(rf"d{depth}\b.*\.(pth|safetensors)$", file)]
+        files = [file for file in published if re.search(rf"d{depth}(?!\d).*\.(pth|safetensors)$", file)]
         if len(files) == 1:
             return Path(hf_hub_download(VAR_REPO, OFFICIAL_TOKENIZER)), Path(hf_hub_download(repo, files[0]))
     except Exception as error:  # as above
         raise ValueError(
             f"official = {name!r}: not fetched from the Hugging Face hub ({first_line(error)}); get by other means\n"
             f"  {constants.ENDPOINT}/{VAR_REPO}/resolve/main/{OFFICIAL_TOKENIZER}\n"
-            f"  {constants.ENDPOINT}/{repo}/tree/main (the file of d{depth})\n"
-            f"and run  mvar convert --tokenizer {OFFICIAL_TOKENIZER} --generator FILE --out DIR"
+            f"  {constants.ENDPOINT}/{repo}/resolve/main/{generator}\n"
+            f"and run  mvar convert --tokenizer {OFFICIAL_TOKENIZER} --generator {generator} --out DIR"
         ) from error
     raise ValueError(
         f"official = {name!r}: {repo} has {len(files)} files for depth {depth}, of {', '.join(published)}; "

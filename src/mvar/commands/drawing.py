@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mvar.sampling.config import GuidanceSchedule, SamplingSettings
+from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
 
 MOST_ROWS = 10  # of a sheet whose labels were not asked for
+ORIGINAL = 2**63  # the number of the sample that is varied: none of its variations'
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -106,7 +107,7 @@ def sample(
 
     loaded = load(model, device, dtype)
     size = loaded.fitting_batch_size(batch_size)
-    asked = _labels(labels, loaded)
+    asked = parse_labels(labels, loaded)
     names = [loaded.class_name(i) for i in loaded.label_ids(asked)]
     if out is not None:
         check_size(len(asked), per_class, loaded.tokenizer.config.image_shape)
@@ -116,7 +117,7 @@ def sample(
     pixels = []
     for start in track(starts, len(starts), "batches"):
         index = range(start, min(start + size, len(rows)))
-        drawn = loaded.sample([asked[rows[i]] for i in index], **settings, seed=seed, index=index)
+        drawn = loaded.sample([asked[rows[i]] for i in index], **settings, seed=seed, index=index, batch_size=size)
         if out_dir is not None:
             save_pngs(drawn, out_dir, [names[rows[i]] for i in index], index)
         if out is not None or npz is not None:
@@ -136,13 +137,14 @@ def sample(
 def edit(
     model: str,
     image: str,
-    out: str,
+    out: str | None = None,
+    out_dir: str | None = None,
     mask: str | None = None,
     box: list[int] | None = None,
     keep_box: list[int] | None = None,
     label: str | None = None,
     n: int = 1,
-    mode: Literal["reencode", "own"] = "reencode",
+    mode: EditMode = EDIT_MODE,
     paste: bool = False,
     feather: int = 4,
     compare: bool = False,
@@ -159,7 +161,8 @@ def edit(
     Args:
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
         image: file of the model's aspect; it is resized to the model's size.
-        out: the result, .png or .webp; several stand side by side.
+        out: the result, .png or .webp; several stand side by side. edited.png by default.
+        out_dir: folder for one PNG a result.
         mask: image of the same size, white where to repaint.
         box: instead of a mask, left,top,right,bottom in pixels: repaint what is inside.
         keep_box: likewise: repaint what is outside.
@@ -169,27 +172,36 @@ def edit(
         paste: put the original pixels back outside the hole, in the image's own size.
         feather: with --paste, pixels around the hole over which the two are blended.
         compare: before the results, the image and its hole.
-        seed: the run's; result i depends on (seed, i, the settings) only.
+        seed: the run's; result i depends on (seed, i, image, hole, label, mode, settings) only.
         batch_size: results at once; as many as fit into memory, at most 64, by default.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
     from mvar.data.images import as_image
+    from mvar.files import writable_folder
     from mvar.model import load
-    from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
+    from mvar.sampling.export import IMAGE_SUFFIXES, save_image, save_pngs, target
     from mvar.sampling.masks import read_hole
-    from mvar.sampling.sheet import with_hole
+    from mvar.sampling.sheet import check_size, with_hole
 
+    if out is None and out_dir is None:
+        out = "edited.png"
     settings = settings_of(**options)
     raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
     original = as_image(image)
     hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
-    target(out, IMAGE_SUFFIXES, "out")
+    if out is not None:
+        target(out, IMAGE_SUFFIXES, "out")
+    if out_dir is not None:
+        writable_folder(out_dir, "out_dir")
     loaded = load(model, device, dtype)
+    if out is not None and (n > 1 or compare):
+        shape = (original.height, original.width) if paste else loaded.tokenizer.config.image_shape
+        check_size(1, n + 2 * compare, shape)
     result = loaded.edit(
         original,
         hole_HW,
-        label=_label(label, loaded),
+        label=parse_label(label, loaded),
         n=n,
         mode=mode,
         paste=paste,
@@ -198,18 +210,23 @@ def edit(
         batch_size=batch_size,
         **settings,
     )
+    if not result.kept[-1].any():
+        print("the hole touches every cell of the finest map: only coarser ones keep something", file=sys.stderr)
+    print("change outside the hole, of 255" + (", before pasting:" if paste else ":"))
     for ring in result.drift:
         where = f"{ring.nearest}" if ring.nearest == ring.farthest else f"{ring.nearest}-{ring.farthest}"
-        print(
-            f"{where:>9} pixels from the hole: changed by {ring.edited:.1f} of 255, by the tokenizer alone "
-            f"{ring.tokenizer:.1f}"
-        )
+        print(f"{where:>9} pixels from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
+    written = [] if out is None else [out]
+    if out_dir is not None:
+        written.append(out_dir)
+        save_pngs(result, out_dir, ["edited"] * n, range(n))
     images = result.images
     if compare:
         shown = original.resize(images[0].size)
         images = [shown, with_hole(shown, hole_HW), *images]
-    save_image(images[0] if len(images) == 1 else _rows([("", images)]), out)
-    print(f"wrote {out}")
+    if out is not None:
+        save_image(images[0] if len(images) == 1 else _rows([("", images)]), out)
+    print(f"wrote {', '.join(written)}")
 
 
 def vary(
@@ -236,7 +253,7 @@ def vary(
         image: file of the model's aspect; a sample of the label by default.
         label: the image's class, index or name; no class by default.
         n: how many variations.
-        seed: the run's; variation i depends on (seed, i, the settings) only.
+        seed: the run's; variation i depends on (seed, i, image, label, from_scale, settings) only.
         batch_size: variations at once; as many as fit into memory, at most 64, by default.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
@@ -244,21 +261,26 @@ def vary(
     from mvar.data.images import as_image
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
+    from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
     raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
     target(out, IMAGE_SUFFIXES, "out")
     source: Any = None if image is None else as_image(image)
     loaded = load(model, device, dtype)
-    asked = _label(label, loaded)
+    asked = parse_label(label, loaded)
+    shapes = loaded.tokenizer.config.schedule.shapes
+    prefixes = from_scale if isinstance(from_scale, list) else [from_scale]
+    if wrong := [k for k in prefixes if not 0 <= k < len(shapes)]:
+        raise ValueError(f"from_scale = {wrong[0]}: give 0 (keep nothing) to {len(shapes) - 1}")
+    check_size(len(prefixes), n + 1, loaded.tokenizer.config.image_shape)
     if source is None:
-        drawn = loaded.sample(asked, **{**settings, "smooth": False}, seed=seed, index=[n])  # none of the variations
+        drawn = loaded.sample(asked, **{**settings, "smooth": False}, seed=seed, index=[ORIGINAL])
         source, shown = drawn.tokens, drawn.images[0]
     else:
         shown = source
     rows = []
-    shapes = loaded.tokenizer.config.schedule.shapes
-    for k in from_scale if isinstance(from_scale, list) else [from_scale]:
+    for k in prefixes:
         varied = loaded.vary(source, asked, from_scale=k, n=n, seed=seed, batch_size=batch_size, **settings)
         h, w = shapes[k - 1]
         name = f"{k} kept, to {h}x{w}" if k else "none kept"
@@ -279,7 +301,7 @@ def _problems(settings: dict[str, Any], seed: int, **counts: int | None) -> list
     return found
 
 
-def _labels(text: str | None, model: "Model") -> list["Label"]:
+def parse_labels(text: str | None, model: "Model") -> list["Label"]:
     """Labels between commas: numbers are class indices, all else names; None takes all classes, or the first few.
 
     Raises:
@@ -290,11 +312,11 @@ def _labels(text: str | None, model: "Model") -> list["Label"]:
         if len(classes) > MOST_ROWS:
             print(f"the first {MOST_ROWS} of {len(classes)} classes; name others by --labels", file=sys.stderr)
         return list(range(min(len(classes), MOST_ROWS))) if classes else [-1]
-    return [_label(part, model) for part in filter(None, (part.strip() for part in text.split(",")))]
+    return [parse_label(part, model) for part in filter(None, (part.strip() for part in text.split(",")))]
 
 
-def _label(text: str | None, model: "Model") -> "Label":
-    """One label, as of `_labels`; None for no class."""
+def parse_label(text: str | None, model: "Model") -> "Label":
+    """One label, as of `parse_labels`; None for no class."""
     classes = model.classes
     if text is None or not re.fullmatch(r"-?[0-9]+", text):
         return text

@@ -5,7 +5,8 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +14,12 @@ from mvar.scales import Side
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
+    from mvar.data.images import ImageFolder
+    from mvar.data.source import PixelSource
     from mvar.model import Model
+    from mvar.sampling.labels import Label
 
 
 def info(model: str) -> None:
@@ -111,32 +116,35 @@ def score(
     """
     import torch
 
-    from mvar.commands.drawing import _label
+    from mvar.commands.drawing import parse_label
     from mvar.data.progress import track
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
+    from mvar.sampling.likelihood import Score
 
     _check_csv(out)
     if sheet is not None:
         target(sheet, IMAGE_SUFFIXES, "sheet")
     loaded = load(model, device, dtype)
-    paths, labels = _images(images, limit, loaded)
-    asked = labels or [loaded.label_ids(_label(label, loaded))[0]] * len(paths)
-    lines, log_probs = [], []
-    for start in track(range(0, len(paths), AT_ONCE), -(-len(paths) // AT_ONCE), "batches"):
-        some = slice(start, start + AT_ONCE)
-        ids = [-1 if loaded.class_name(i) == "no class" else i for i in asked[some]]
-        found = loaded.score(paths[some], ids)
-        log_probs.append(found.log_prob_BK)
-        for path, i, bits, nats in zip(paths[some], asked[some], found.bits_per_token, found.log_prob, strict=True):
-            lines.append([str(path), loaded.class_name(i), f"{bits:.4f}", f"{nats:.4f}"])
-    mean = type(found)(torch.cat(log_probs).mean(0, keepdim=True), found.areas)
-    print(f"{len(paths)} images: {float(mean.bits_per_token):.3f} bits per token, log p = {float(mean.log_prob):.1f}")
+    source, labels = _images(images, limit, loaded)
+    if labels is not None and label is not None:
+        raise ValueError(f"label = {label!r}: the folders of {images!r} give the classes; leave it out")
+    if labels is None:
+        labels = loaded.label_ids(parse_label(label, loaded)) * len(source)
+    parts = []
+    batches = torch.arange(len(source)).split(AT_ONCE)
+    for rows_B in track(batches, len(batches), "batches"):
+        parts.append(loaded.score(source.batch(rows_B)[0] / 255, _asked(labels, rows_B, loaded)).log_prob_BK)
+    found = Score(torch.cat(parts), loaded.tokenizer.config.schedule.areas)
+    mean = Score(found.log_prob_BK.mean(0, keepdim=True), found.areas)
+    print(f"{len(source)} images: {float(mean.bits_per_token):.3f} bits per token, log p = {float(mean.log_prob):.1f}")
     for (h, w), bits in zip(loaded.tokenizer.config.schedule.shapes, mean.bits_per_token_scales[0], strict=True):
         print(f"{f'{h}x{w}':>9}  {float(bits):.3f}")
+    names = [loaded.class_name(i) for i in labels]
+    lines = zip(source.paths, names, found.bits_per_token.tolist(), found.log_prob.tolist(), strict=True)
     _write_csv(out, ["image", "class", "bits_per_token", "log_prob"], lines)
     if sheet is not None:
-        save_image(_ranked(lines), sheet, "sheet")
+        save_image(_ranked(source, names, found.bits_per_token.tolist()), sheet, "sheet")
         print(f"wrote {sheet}")
 
 
@@ -158,29 +166,30 @@ def classify(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
+    import torch
+
     from mvar.data.progress import track
     from mvar.model import load
 
     _check_csv(out)
     loaded = load(model, device, dtype)
-    paths, labels = _images(images, limit, loaded)
-    lines: list[list[str]] = []
+    source, labels = _images(images, limit, loaded)
     ids: list[int] = []
-    for start in track(range(0, len(paths), AT_ONCE), -(-len(paths) // AT_ONCE), "batches"):
-        found = loaded.classify(paths[start : start + AT_ONCE])
+    sure: list[float] = []
+    batches = torch.arange(len(source)).split(AT_ONCE)
+    for rows_B in track(batches, len(batches), "batches"):
+        found = loaded.classify(source.batch(rows_B)[0] / 255)
         ids += found.ids
-        sure = found.log_posterior_BC.exp().amax(1).tolist()
-        for path, name, p in zip(paths[start : start + AT_ONCE], found.labels, sure, strict=True):
-            lines.append([str(path), name, f"{p:.4f}"])
+        sure += found.log_posterior_BC.exp().amax(1).tolist()
+    lines = list(zip(source.paths, map(loaded.class_name, ids), sure, strict=True))
     if labels is not None:
-        right = [a == b for a, b in zip(ids, labels, strict=True)]
-        print(f"{len(paths)} images: {100 * sum(right) / len(right):.2f} % classified right")
-        count, hits = Counter(labels), Counter(i for i, is_right in zip(labels, right, strict=True) if is_right)
+        count, hits = Counter(labels), Counter(i for i, own in zip(ids, labels, strict=True) if i == own)
+        print(f"{len(source)} images: {100 * hits.total() / len(source):.2f} % classified right")
         for i in sorted(count):
             print(f"{loaded.class_name(i):>20}  {100 * hits[i] / count[i]:6.2f} % of {count[i]}")
     elif out is None:
         for image, name, probability in lines:
-            print(f"{image}: {name}, p = {probability}")
+            print(f"{image}: {name}, p = {probability:.4f}")
     _write_csv(out, ["image", "class", "probability"], lines)
 
 
@@ -190,41 +199,60 @@ AT_ONCE = 64  # images
 RANKED = 5  # images at either end of a sheet's rows
 
 
-def _images(source: str, limit: int | None, model: "Model") -> tuple[list[Path], list[int] | None]:
-    """Image files, and their classes where they lie in folders of the model's class names.
+def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource, list[int] | None]":
+    """Images as the model sees them, and their class indices where they lie in folders of the model's class names.
+
+    Images that cannot be read are left out, with one report.
 
     Raises:
         ValueError: nothing there, a limit below 1, or class folders that the model does not know.
     """
     from mvar.data.images import ImageFolder
+    from mvar.data.source import PixelSource
 
     if limit is not None and limit < 1:
         raise ValueError(f"limit = {limit}: must be at least 1")
-    if Path(source).is_file():
-        return [Path(source)], None
-    folder = ImageFolder.scan(source, "images")
+    path = Path(place)
+    folder = ImageFolder(path.parent, [path], [0], []) if path.is_file() else ImageFolder.scan(path, "images")
+    names = _folder_names(folder, model)
+    try:
+        ids = None if names is None else [model.label_ids(name)[0] for name in names]
+    except ValueError as error:
+        raise ValueError(f"images = {place!r}: has folders that are no classes of the model\n{error}") from error
     n = min(limit or len(folder.paths), len(folder.paths))
     chosen = [i * len(folder.paths) // n for i in range(n)]
-    paths = [folder.paths[i] for i in chosen]
-    if not folder.classes or not model.classes:
-        return paths, None
-    try:
-        of_folder = model.label_ids(folder.classes)
-    except ValueError as error:
-        raise ValueError(f"images = {source!r}: folders that are no classes of the model\n{error}") from error
-    return paths, [of_folder[folder.labels[i]] for i in chosen]
+    some = replace(folder, paths=[folder.paths[i] for i in chosen], labels=chosen)
+    source = PixelSource.read(some, model.tokenizer.config.image_shape, resize_factor=1.0)
+    return source, None if ids is None else [ids[i] for i in source.labels.tolist()]
 
 
-def _ranked(lines: Sequence[Sequence[str]]) -> "Image.Image":
-    """A row for each class: its likeliest images, then its least likely ones. Lines are file, class, bits, ..."""
-    from mvar.data.images import as_image
-    from mvar.sampling.sheet import class_sheet
+def _folder_names(folder: "ImageFolder", model: "Model") -> list[str] | None:
+    """The class folder of each image; None where there are none, or a single one that is no class of the model."""
+    if not model.classes:
+        return None
+    if folder.classes:
+        return [folder.classes[label] for label in folder.labels]
+    names = [path.relative_to(folder.root).parts[0] for path in folder.paths]
+    return names if set(names) <= set(model.classes) else None
+
+
+def _asked(ids: Sequence[int], rows_B: "Tensor", model: "Model") -> "list[Label]":
+    """Class indices of some images as `score` takes them: None for no class."""
+    classes = len(model.classes)
+    return [ids[i] if ids[i] < classes else None for i in rows_B.tolist()]
+
+
+def _ranked(source: "PixelSource", names: Sequence[str], bits: Sequence[float]) -> "Image.Image":
+    """A row for each class: its likeliest images as the model sees them, then its least likely ones."""
+    from mvar.sampling.engine import to_images
+    from mvar.sampling.sheet import check_size, class_sheet
 
     rows = []
-    for name in dict.fromkeys(line[1] for line in lines):
-        files = [line[0] for line in sorted(lines, key=lambda line: float(line[2])) if line[1] == name]
-        ends = dict.fromkeys([*files[:RANKED], *files[-RANKED:]])
-        rows.append((name, [as_image(file) for file in ends]))
+    for name in dict.fromkeys(names):
+        order = sorted((i for i, other in enumerate(names) if other == name), key=lambda i: bits[i])
+        ends = list(dict.fromkeys([*order[:RANKED], *order[-RANKED:]]))
+        rows.append((name, to_images(source.batch(ends)[0] / 255)))
+    check_size(len(rows), 2 * RANKED, source.image_shape)
     return class_sheet(rows)
 
 
@@ -235,7 +263,7 @@ def _check_csv(out: str | None) -> None:
         target(out, (".csv",), "out")
 
 
-def _write_csv(out: str | None, head: list[str], lines: Sequence[Sequence[Any]]) -> None:
+def _write_csv(out: str | None, head: list[str], lines: Iterable[Sequence[Any]]) -> None:
     from mvar.files import atomic_write
 
     if out is None:

@@ -81,11 +81,11 @@ def visible_folders(root: Path) -> list[Path]:
     return sorted((entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."), key=_natural)
 
 
-def decode(path: str | Path) -> Image.Image:
+def decode(path: str | Path, background: str = "white") -> Image.Image:
     """Read one image as 8-bit RGB, upright.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled down; CMYK, palette and grey images
-    are converted. Of an animation, the first frame counts. The content decides the format, not the suffix.
+    EXIF rotation is applied, transparency is laid on the background, 16-bit grey is scaled down; CMYK, palette and grey
+    images are converted. Of an animation, the first frame counts. The content decides the format, not the suffix.
 
     Raises:
         ValueError: the reason why the file cannot be used, without its name.
@@ -101,7 +101,7 @@ def decode(path: str | Path) -> Image.Image:
                 raise ValueError(f"{width}x{height} pixels, one side more than {MAX_ASPECT} times the other")
             if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
                 raise ValueError(f"{width}x{height} pixels, more than {Image.MAX_IMAGE_PIXELS} in all")
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(image), background)
     except Image.UnidentifiedImageError as error:
         raise ValueError("empty file" if os.path.getsize(path) == 0 else "not a PNG, JPEG or WebP file") from error
     except ValueError:
@@ -111,16 +111,18 @@ def decode(path: str | Path) -> Image.Image:
         raise ValueError(" ".join(str(reason).split())) from error
 
 
-def as_image(image: str | Path | Image.Image, field: str = "image") -> Image.Image:
+def as_image(image: str | Path | Image.Image, field: str = "image", background: str = "white") -> Image.Image:
     """An image given as a file's name or by Pillow as 8-bit RGB, upright; see `decode`.
 
     Raises:
         ValueError: one line with the field, the file and the reason why it cannot be used.
     """
     if isinstance(image, Image.Image):
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(ImageOps.exif_transpose(image), background)
+    if not isinstance(image, (str, Path)):
+        raise ValueError(f"{field}: is a {type(image).__name__}; give a file's name or an image of Pillow")
     try:
-        return decode(image)
+        return decode(image, background)
     except ValueError as error:
         raise ValueError(f"{field} = {str(image)!r}: {error}") from error
 
@@ -134,14 +136,13 @@ def report(bad: Sequence[tuple[Path, str]], total: int, root: Path, most: int = 
     return "\n".join(lines)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
         sixteen = np.asarray(image).astype(np.float32)
         return Image.fromarray((sixteen / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         clear = image.convert("RGBA")
-        white = Image.new("RGBA", clear.size, "white")
-        return Image.alpha_composite(white, clear).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, background), clear).convert("RGB")
     return image.convert("RGB")
 
 

@@ -161,20 +161,30 @@ class PixelSource:
             raise ValueError(f"data: {str(path)!r} was readable before and is not now: {error}") from error
 
 
-def fitted(image: Image.Image, image_shape: tuple[int, int], same_aspect: bool = False) -> Tensor:
-    """One image as training sees it without random crops: resized, its centre cropped; (3, h, w) float in [0, 1].
+def fitted(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
+    """One image as training sees it without random crops: resized, its centre cropped; (3, h, w) float in [0, 1]."""
+    h, w = image_shape
+    pixels_HW3 = _resized(image, image_shape, 1)
+    top, left = _offset(pixels_HW3.shape[0] - h, None), _offset(pixels_HW3.shape[1] - w, None)
+    return _as_pixels(pixels_HW3[top : top + h, left : left + w])
+
+
+def whole(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
+    """All of one image at another size, (3, h, w) float in [0, 1].
 
     Raises:
-        ValueError: `same_aspect`, and the image would lose more than 2 % of a side by the crop.
+        ValueError: its aspect differs by more than 2 %, so that its contents would be stretched.
     """
     h, w = image_shape
-    if same_aspect and not 0.98 < image.width * h / (image.height * w) < 1.02:
+    if not 0.98 < image.width * h / (image.height * w) < 1.02:
         raise ValueError(
             f"image: is {image.width}x{image.height} pixels, the model draws {w}x{h}; crop it to this aspect first"
         )
-    pixels_HW3 = _resized(image, image_shape, 1)
-    top, left = _offset(pixels_HW3.shape[0] - h, None), _offset(pixels_HW3.shape[1] - w, None)
-    return torch.from_numpy(pixels_HW3[top : top + h, left : left + w].copy()).permute(2, 0, 1) / 255
+    return _as_pixels(np.asarray(image.resize((w, h), Image.Resampling.LANCZOS)))
+
+
+def _as_pixels(pixels_hw3: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels_hw3.copy()).permute(2, 0, 1) / 255
 
 
 def _resized(image: Image.Image, image_shape: tuple[int, int], resize_factor: float) -> np.ndarray:

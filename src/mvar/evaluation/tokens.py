@@ -35,9 +35,7 @@ def usage(tokens: Tensor, vocab_size: int) -> Usage:
 
 
 @torch.inference_mode()
-def bits_per_token(
-    tokenizer: Tokenizer, generator: Generator, tokens: Sequence[Tensor], labels_N: Tensor, batch_size: int = 100
-) -> Tensor:
+def bits_per_token(tokenizer: Tokenizer, generator: Generator, tokens: Sequence[Tensor], labels_N: Tensor) -> Tensor:
     """Teacher-forced -log2 p(token | tokens of coarser scales, class), averaged over the images, for each place (L,).
 
     Args:
@@ -51,9 +49,4 @@ def bits_per_token(
     N = len(tokens[0])
     if N == 0 or len(labels_N) != N:
         raise ValueError(f"{len(labels_N)} labels for {N} images: give one for each, and at least one")
-    total_L = torch.zeros(generator.schedule.length, dtype=torch.float64)
-    for rows_B in torch.arange(N).split(batch_size):
-        maps = [tokens_NP[rows_B].to(tokenizer.quantizer.codebook.device) for tokens_NP in tokens]
-        inputs_BlZ, tokens_BL = tokenizer.generator_inputs(maps), torch.cat(maps, dim=1)
-        total_L += token_log_probs(generator, labels_N[rows_B], inputs_BlZ, tokens_BL).sum(0).cpu()
-    return -total_L / N / math.log(2)
+    return -token_log_probs(tokenizer, generator, tokens, labels_N).mean(0) / math.log(2)

@@ -23,7 +23,7 @@ from mvar.files import writable_folder
 from mvar.model import Model, load
 from mvar.recipes import measuring, page
 from mvar.recipes.cli import run_cli
-from mvar.sampling.editing import EditMode
+from mvar.sampling.config import EditMode
 from mvar.sampling.export import save_image
 from mvar.sampling.masks import distance, read_hole
 from mvar.sampling.sheet import class_sheet, with_hole
@@ -111,36 +111,51 @@ def _measured(
     n: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Mean absolute distance from the image in 8-bit levels: inside the hole, and in rings around it."""
+    """Mean absolute distance from the image in 8-bit levels: inside the hole and in rings around it; and the mean step
+    between neighbouring pixels on either side of the border, beside the image's own.
+    """
     shape = loaded.tokenizer.config.image_shape
     steps_HW = distance(hole_HW)
     error_HW, alone_HW = torch.zeros(shape), torch.zeros(shape)
+    step = own_step = 0.0
     for number, (picture, label) in enumerate(track(list(zip(pictures, labels, strict=True)), len(pictures), mode)):
         sized = picture.resize((shape[1], shape[0]), Image.Resampling.LANCZOS)
         results = range(number * n, number * n + n)
         edited = loaded.edit(sized, hole_HW, label=label, n=n, mode=mode, seed=seed, index=results)
         pixels_3HW = fitted(sized, shape)
         error_HW += (edited.pixels - pixels_3HW).abs().mean((0, 1)) * 255 / len(pictures)
+        step += _step(edited.pixels, hole_HW) / len(pictures)
+        own_step += _step(pixels_3HW[None], hole_HW) / len(pictures)
         restored_3HW = loaded.tokenizer.reconstruct(pixels_3HW[None].to(loaded.device))[0].cpu()
         alone_HW += (restored_3HW - pixels_3HW).abs().mean(0) * 255 / len(pictures)
     rings = [(steps_HW >= near) & (steps_HW <= far) for near, far in RINGS]
     return {
         "inside": float(error_HW[hole_HW].mean()),
+        "border_step": step,
+        "border_step_of_image": own_step,
         "rings": [float(error_HW[ring_HW].mean()) for ring_HW in rings],
         "tokenizer": [float(alone_HW[ring_HW].mean()) for ring_HW in rings],
     }
 
 
+def _step(pixels_B3HW: Tensor, hole_HW: Tensor) -> float:
+    """Mean absolute difference of neighbours, one in the hole and one outside, in 8-bit levels."""
+    down, right = hole_HW[1:] != hole_HW[:-1], hole_HW[:, 1:] != hole_HW[:, :-1]
+    steps = torch.cat([pixels_B3HW.diff(dim=2)[:, :, down].flatten(), pixels_B3HW.diff(dim=3)[:, :, right].flatten()])
+    return float(steps.abs().mean()) * 255
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     names = [f"{near}" if near == far else f"{near}-{far}" for near, far in RINGS]
-    head = ["Hole", "Mode", "Inside", *(f"{name} px outside" for name in names)]
+    head = ["Hole", "Mode", "Inside", *(f"{name} px outside" for name in names), "Step at the border"]
     rows: list[list[str]] = []
     before: dict[str, Any] | None = None
     for row in report["rows"]:
         if before is not None and row["hole"] != before["hole"]:
             rows.append(_alone(before))
-        rows.append([row["hole"], f"`{row['mode']}`", *(f"{v:.2f}" for v in (row["inside"], *row["rings"]))])
+        values = (row["inside"], *row["rings"], row["border_step"])
+        rows.append([row["hole"], f"`{row['mode']}`", *(f"{v:.2f}" for v in values)])
         before = row
     rows.append(_alone(report["rows"][-1]))
     machine = report["machine"]
@@ -152,7 +167,8 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _alone(row: dict[str, Any]) -> list[str]:
-    return [row["hole"], "tokenizer alone", "", *(f"{v:.2f}" for v in row["tokenizer"])]
+    own_step = f"{row['border_step_of_image']:.2f} (the image)"
+    return [row["hole"], "tokenizer alone", "", *(f"{v:.2f}" for v in row["tokenizer"]), own_step]
 
 
 if __name__ == "__main__":

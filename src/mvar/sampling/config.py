@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 from mvar.validation import is_integer, raise_problems
 
 GuidanceSchedule = Literal["linear", "constant"]
+EditMode = Literal["reencode", "own"]
+EDIT_MODE: EditMode = "reencode"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,11 @@ class SamplingSettings:
     top_p: float | list[float] = 0.96
     temperature: float = 1.0
     smooth: bool = False
+
+    def __post_init__(self) -> None:
+        for name in PER_SCALE:
+            if isinstance(value := getattr(self, name), tuple):
+                object.__setattr__(self, name, list(value))
 
     def guidance_weights(self, scales: int) -> tuple[float, ...]:
         """The weight t of each of K scales: logits are (1 + t) cond - t uncond."""

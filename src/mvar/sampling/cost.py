@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvar.generator.config import GeneratorConfig
@@ -17,13 +16,13 @@ from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
-MOST_IMAGES = 64  # at once: more is no faster, and the first result comes later
+MOST_IMAGES = 64  # at once, so that the first results do not wait for the last
 FLOAT = 4  # bytes
 SHARE = 0.5  # of the free memory that a batch may take
 
 
 class Cost(NamedTuple):
-    """Of one image, drawn with guidance (two branches)."""
+    """Of one image, drawn with guidance: two branches, or one for a model without classes."""
 
     generator_flop: int  # of matrix products and convolutions, 2 for a multiplication with its addition
     decoder_flop: int
@@ -35,39 +34,43 @@ def cost(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> Cost:
     with torch.device("meta"):
         networks = Tokenizer(tokenizer).eval(), Generator(generator).eval()
     sampler = Sampler(*networks, seed=0, settings=SamplingSettings(guidance=1.0, top_k=0, top_p=1.0))
-    # A label that is not the null class: a model without classes has one branch.
-    canvas = sampler.start(torch.tensor([0]), [0])
-    branches = 2 if canvas.guided else 1
     with FlopCounterMode(display=False) as drawing:
+        canvas = sampler.start(torch.tensor([0]), [0])  # no null class, but in a model without classes
         for _ in range(sampler.scales):
             canvas = sampler.draw(canvas)
     with FlopCounterMode(display=False) as decoding:
         networks[0].decode_latent(canvas.f_hat_BZHW)
+    branches = 2 if canvas.guided else 1
     carried = [t for block in canvas.state.blocks for part in block if part is not None for t in part]
     state_bytes = sum(t.numel() * t.element_size() for t in carried) // branches
     return Cost(drawing.get_total_flops(), decoding.get_total_flops(), state_bytes)
 
 
-def parameter_bytes(network: nn.Module) -> int:
-    """Memory of a network's weights as they are."""
-    return sum(p.numel() * p.element_size() for p in network.parameters())
-
-
 def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device: torch.device) -> int:
     """How many images to draw at once: at most 64, fewer where memory is short, at least one."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return int(max(1, min(MOST_IMAGES, SHARE * free // _peak_bytes(tokenizer, generator))))
+    return int(max(1, min(MOST_IMAGES, SHARE * _free_bytes(device) // _peak_bytes(tokenizer, generator))))
+
+
+def fitting_rows(generator: GeneratorConfig, device: torch.device) -> int:
+    """How many whole sequences to score at once: likewise."""
+    L, C = generator.schedule.length, generator.width
+    row = FLOAT * L * (C * (6 + 2 * generator.mlp_ratio + 16) + 3 * generator.vocab_size)
+    return int(max(1, min(MOST_IMAGES, SHARE * _free_bytes(device) // row)))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":  # what torch keeps for itself is free too
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available
 
 
 def _peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
     """An upper estimate of an image's memory: the generator's widest moment, its key-value cache, the decoder's end."""
     height, width = tokenizer.image_shape
-    decoder = 6 * tokenizer.channels * max(tokenizer.multipliers[:2]) * height * width
+    decoder = 8 * tokenizer.channels * max(tokenizer.multipliers[:2]) * height * width
     R, C, l = 2, generator.width, max(generator.schedule.areas)
-    hidden = R * l * C * (6 + 2 * generator.mlp_ratio + 8)  # tokens, MLP, Mamba's projections and their products
+    hidden = R * l * C * (6 + 2 * generator.mlp_ratio + 16)  # tokens, MLP, Mamba's projections and their products
     logits = 8 * l * generator.vocab_size  # two branches, guided, filtered, sorted, noise
     cached = sum(mixer.attention == "global" for mixer in generator.mixers) * R * 2 * generator.schedule.length * C
     return FLOAT * (max(decoder, hidden + logits) + 2 * cached)

@@ -6,16 +6,14 @@ Source: zero-shot editing of VAR (Tian et al. 2024), section 5.4; the re-encoded
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from mvar.sampling.config import EditMode
 from mvar.sampling.engine import Canvas, OnScale, SampleOutput, Sampler
 from mvar.sampling.masks import Drift, drift, kept_cells
-
-EditMode = Literal["reencode", "own"]
-DEFAULT_MODE: EditMode = "reencode"
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def edit(
         labels_B: a class for each result; the null class leaves the choice to the surroundings.
         index: each result's number.
         mode: what kept cells hold. "own": the image's own tokens. "reencode": at each scale the codes nearest to what
-            the mixed f_hat still lacks of the image there, so that they also mend what repainted coarse cells spilled
-            over the border.
+            the mixed f_hat still lacks of the image, averaged over what stays of it, so that they mend what repainted
+            coarse cells spilled over the border and say nothing of what was in the hole.
         batch_size: results at once.
         on_scale: see `mvar.sampling.engine.OnScale`.
     """
@@ -65,11 +63,15 @@ def edit(
         f_1ZHW = tokenizer.latent(pixels_13HW.to(device))
         own = quantizer.encode(f_1ZHW)
 
+    stays_11HW = kept[-1][None, None].float().to(device)
+
     def keep(k: int, f_hat_BZHW: Tensor) -> tuple[Tensor, Tensor]:
         kept_1P = kept[k].flatten()[None].to(device)
         if mode == "own":
             return kept_1P, own[k].expand(len(f_hat_BZHW), -1)
-        return kept_1P, quantizer.nearest(quantizer.input_of(f_1ZHW - f_hat_BZHW, k), k)
+        lacking_BZhw = quantizer.input_of((f_1ZHW - f_hat_BZHW) * stays_11HW, k)
+        share_11hw = quantizer.input_of(stays_11HW, k).clamp(min=1e-6)
+        return kept_1P, quantizer.nearest(lacking_BZhw / share_11hw, k)
 
     def begin(part: slice) -> Canvas:
         return sampler.start(labels_B[part], index[part])
@@ -101,6 +103,11 @@ def vary(
         from_scale: how many maps are kept, 0 to K - 1.
         batch_size: results at once.
         on_scale: see `mvar.sampling.engine.OnScale`.
+
+    Raises:
+        ValueError: maps of several images.
     """
+    if more := [len(tokens_BP) for tokens_BP in maps if len(tokens_BP) != 1]:
+        raise ValueError(f"image: these are token maps of {more[0]} images; give those of one")
     prefix = sampler.follow(sampler.start(labels_1, index[:1]), maps[:from_scale])
     return sampler.in_batches(len(index), batch_size, lambda part: prefix.fork(index[part]), on_scale)

@@ -95,7 +95,7 @@ class Canvas:
     def select(self, rows: Tensor) -> "Canvas":
         """The images at these positions, in that order."""
         device = self.f_hat_BZHW.device
-        rows = torch.arange(len(self.index))[rows]  # masks too
+        rows = torch.arange(len(self.index))[rows.cpu()]  # masks too
         both = torch.cat((rows, rows + len(self.index))) if self.guided else rows
         return Canvas(
             tuple(self.index[i] for i in rows.tolist()),
@@ -156,11 +156,21 @@ class Sampler:
 
     @torch.no_grad()
     def follow(self, canvas: Canvas, maps: Sequence[Tensor]) -> Canvas:
-        """The canvas after these token maps (B, P_k), the next ones, run through the generator all at once."""
+        """The canvas after these token maps (B, P_k), the next ones, run through the generator all at once.
+
+        Raises:
+            ValueError: more maps than there are scales left, or not of as many images as the canvas.
+        """
         if not maps:
             return canvas
-        quantizer = self.tokenizer.quantizer
+        quantizer, B = self.tokenizer.quantizer, len(canvas.index)
         scales = range(canvas.scales, canvas.scales + len(maps))
+        if scales.stop > self.scales:
+            raise ValueError(f"maps: {len(maps)} given, {self.scales - canvas.scales} of {self.scales} are missing")
+        if wrong := [len(tokens_BP) for tokens_BP in maps if len(tokens_BP) != B]:
+            raise ValueError(f"maps: are of {wrong[0]} images, the canvas has {B}")
+        if canvas.guided and not any(self.guidance[scales.stop :]):
+            canvas = canvas.unguided()
         f_hat_BZHW, inputs, tokens = canvas.f_hat_BZHW, [], list(canvas.tokens)
         for k, tokens_BP in zip(scales, maps, strict=True):
             inputs.append(self._input(f_hat_BZHW, k))

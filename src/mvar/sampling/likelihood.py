@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvar.generator.network import Generator
+from mvar.sampling.cost import fitting_rows
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
-
-ROWS = 64  # sequences in the generator at once
 
 
 @dataclass(frozen=True)
@@ -72,48 +71,50 @@ class Classification:
 
 
 @torch.no_grad()
-def token_log_probs(
-    generator: Generator, labels_B: Tensor, inputs_BlZ: Tensor, tokens_BL: Tensor, rows: int = ROWS
-) -> Tensor:
-    """log p(token | tokens of coarser scales, class) of every token, float64 (B, L) on the generator's device.
+def token_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Tensor:
+    """log p(token | tokens of coarser scales, class) of every token, float64 (B, L) on the CPU.
 
     Args:
-        generator: in eval mode.
+        tokenizer, generator: of one model, in eval mode.
+        maps: token maps, one (B, P_k) for each scale.
         labels_B: class indices; num_classes for no class.
-        inputs_BlZ: what the tokenizer's `generator_inputs` gives.
-        tokens_BL: all maps, coarse to fine.
-        rows: sequences at once.
     """
-    device = generator.head.weight.device
-    parts = []
-    for labels_r, inputs_rlZ, tokens_rL in zip(
-        labels_B.split(rows), inputs_BlZ.split(rows), tokens_BL.split(rows), strict=True
-    ):
-        logits_rLV = generator(labels_r.to(device), inputs_rlZ.to(device))
-        nll_rL = F.cross_entropy(logits_rLV.flatten(0, 1), tokens_rL.to(device).flatten(), reduction="none")
-        parts.append(-nll_rL.view(tokens_rL.shape).double())
+    device, parts = generator.head.weight.device, []
+    for rows_r in torch.arange(len(labels_B)).split(fitting_rows(generator.config, device)):
+        some = [tokens_BP[rows_r.to(tokens_BP.device)].to(device) for tokens_BP in maps]
+        inputs_rlZ, tokens_rL = tokenizer.generator_inputs(some), torch.cat(some, dim=1)
+        parts.append(_log_probs(generator, labels_B[rows_r], inputs_rlZ, tokens_rL))
     return torch.cat(parts)
 
 
 def score(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Score:
     """Likelihood of token maps, one (B, P_k) for each scale, each image given its class."""
-    log_prob_BL = token_log_probs(generator, labels_B, tokenizer.generator_inputs(maps), torch.cat(list(maps), dim=1))
-    return Score(_by_scale(log_prob_BL.cpu(), generator.schedule), generator.schedule.areas)
+    log_prob_BL = token_log_probs(tokenizer, generator, maps, labels_B)
+    return Score(_by_scale(log_prob_BL, generator.schedule), generator.schedule.areas)
 
 
+@torch.no_grad()
 def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor]) -> Tensor:
     """log p(map k | coarser maps, class) for every class and map, float64 (B, C, K) on the CPU.
 
-    Tokens and inputs are those of the images, once; classes are batched.
+    An image's inputs are computed once, its classes are batched.
     """
-    B, C = len(maps[0]), generator.config.num_classes
-    inputs_BlZ, tokens_BL = tokenizer.generator_inputs(maps), torch.cat(list(maps), dim=1)
+    device, C = generator.head.weight.device, generator.config.num_classes
+    rows = fitting_rows(generator.config, device)
     parts = []
-    for rows_r in torch.arange(B * C).split(ROWS):  # row r is image r // C under class r % C
-        images_r = rows_r.to(tokens_BL.device) // C
-        log_prob_rL = token_log_probs(generator, rows_r % C, inputs_BlZ[images_r], tokens_BL[images_r])
-        parts.append(_by_scale(log_prob_rL.cpu(), generator.schedule))
-    return torch.cat(parts).unflatten(0, (B, C))
+    for images_b in torch.arange(len(maps[0])).split(max(1, rows // C)):
+        some = [tokens_BP[images_b.to(tokens_BP.device)].to(device) for tokens_BP in maps]
+        inputs_blZ, tokens_bL = tokenizer.generator_inputs(some), torch.cat(some, dim=1)
+        for rows_r in torch.arange(len(images_b) * C).split(rows):  # row r is image r // C under class r % C
+            image_r = (rows_r // C).to(device)
+            parts.append(_log_probs(generator, rows_r % C, inputs_blZ[image_r], tokens_bL[image_r]))
+    return _by_scale(torch.cat(parts), generator.schedule).unflatten(0, (-1, C))
+
+
+def _log_probs(generator: Generator, labels_r: Tensor, inputs_rlZ: Tensor, tokens_rL: Tensor) -> Tensor:
+    logits_rLV = generator(labels_r.to(tokens_rL.device), inputs_rlZ)
+    nll_rL = F.cross_entropy(logits_rLV.flatten(0, 1), tokens_rL.flatten(), reduction="none").view(tokens_rL.shape)
+    return -nll_rL.cpu().double()  # in this order: Apple's GPUs have no float64
 
 
 def bayes(log_prob_BC: Tensor, prior_C: Tensor) -> Tensor:

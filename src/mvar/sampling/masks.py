@@ -3,6 +3,7 @@
 Shapes: H W pixels, h w cells of a token map. A hole is bool (H, W), true where the image is repainted.
 """
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from torch.nn import functional as F
 from mvar.data.images import as_image
 from mvar.scales import ScaleSchedule
 
-WHOLE = 3  # maps of at most so many tokens are kept as they are, whatever the hole
-MaskLike = str | Path | Image.Image | Tensor
+KEPT_WHOLE_TOKENS = 3  # maps of at most so many tokens are kept as they are, whatever the hole
+MaskLike = str | Path | Image.Image | Tensor | np.ndarray
 
 
 def read_hole(
@@ -30,7 +31,8 @@ def read_hole(
 
     Args:
         shape: (height, width) of the image.
-        mask: an image of this size, white where to repaint; or bool (H, W).
+        mask: an image of this size, white where to repaint (transparent is black); or an array (H, W): bool, uint8 as
+            of an image, or float in [0, 1].
         box: (left, top, right, bottom) in pixels: repaint what is inside.
         keep_box: likewise: repaint what is outside.
 
@@ -47,7 +49,7 @@ def read_hole(
         hole_HW = _from_mask(mask, shape)
     else:
         corners = box if box is not None else keep_box
-        left, top, right, bottom = _corners(name, corners or (), shape)
+        left, top, right, bottom = _corners(name, [] if corners is None else corners, shape)
         hole_HW = torch.zeros(H, W, dtype=torch.bool)
         hole_HW[top:bottom, left:right] = True
         if keep_box is not None:
@@ -62,11 +64,11 @@ def read_hole(
 
 
 def _from_mask(mask: MaskLike, shape: tuple[int, int]) -> Tensor:
-    if isinstance(mask, Tensor):
-        hole_HW = mask.cpu() > 0.5 if mask.is_floating_point() else mask.cpu() != 0
+    if isinstance(mask, (Tensor, np.ndarray)):
+        values = torch.as_tensor(mask).cpu()
+        hole_HW = values if values.dtype == torch.bool else values >= (0.5 if values.is_floating_point() else 128)
     else:
-        grey = np.asarray(as_image(mask, "mask").convert("L"))
-        hole_HW = torch.from_numpy(grey >= 128)
+        hole_HW = torch.from_numpy(np.asarray(as_image(mask, "mask", background="black").convert("L")) >= 128)
     if tuple(hole_HW.shape) != shape:
         have, need = ("x".join(map(str, reversed(size))) for size in (hole_HW.shape, shape))
         raise ValueError(f"mask: is {have} pixels, the image is {need}; give a mask of the image's size")
@@ -75,12 +77,14 @@ def _from_mask(mask: MaskLike, shape: tuple[int, int]) -> Tensor:
 
 def _corners(name: str, corners: Sequence[int], shape: tuple[int, int]) -> Sequence[int]:
     H, W = shape
-    whole = len(corners) == 4 and all(isinstance(n, int) for n in corners)
-    if not whole or not (0 <= corners[0] < corners[2] <= W and 0 <= corners[1] < corners[3] <= H):
-        raise ValueError(
-            f"{name} = {' '.join(map(str, corners))}: give left top right bottom in pixels, inside the image of {W}x{H}"
-        )
-    return corners
+    wrong = f"{name} = {' '.join(map(str, corners))}: give left top right bottom in pixels, inside the image of {W}x{H}"
+    try:
+        left, top, right, bottom = map(operator.index, corners)
+    except (TypeError, ValueError) as error:
+        raise ValueError(wrong) from error
+    if not (0 <= left < right <= W and 0 <= top < bottom <= H):
+        raise ValueError(wrong)
+    return left, top, right, bottom
 
 
 def resized(hole_HW: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -98,15 +102,24 @@ def kept_cells(hole_HW: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
     kept = []
     for shape, area in zip(schedule.shapes, schedule.areas, strict=True):
         share_hw = F.interpolate(finest_11hw, size=shape, mode="bilinear", align_corners=False)[0, 0]
-        kept.append(torch.ones(shape, dtype=torch.bool) if area <= WHOLE else share_hw > 0.5)
+        kept.append(torch.ones(shape, dtype=torch.bool) if area <= KEPT_WHOLE_TOKENS else share_hw > 0.5)
     return kept
 
 
-def distance(hole_HW: Tensor) -> Tensor:
-    """Steps (to any of eight neighbours) from each pixel to the nearest of the hole, int (H, W); 0 inside it."""
+def distance(hole_HW: Tensor, most: int | None = None) -> Tensor:
+    """Steps (to any of eight neighbours) from each pixel to the nearest of the hole, int (H, W); 0 inside it.
+
+    Args:
+        hole_HW: true somewhere.
+        most: pixels farther away are all given most + 1, which saves the search for them.
+    """
+    if not hole_HW.any():
+        raise ValueError("hole: is nowhere, so that nothing has a distance from it")
     reached, steps_HW = hole_HW[None, None].float(), torch.where(hole_HW, 0, -1)
     step = 0
     while (steps_HW < 0).any():
+        if step == most:
+            return torch.where(steps_HW < 0, step + 1, steps_HW)
         step += 1
         reached = F.max_pool2d(reached, 3, stride=1, padding=1)
         steps_HW = torch.where((steps_HW < 0) & (reached[0, 0] > 0), step, steps_HW)
@@ -145,13 +158,13 @@ def drift(pixels_B3HW: Tensor, original_3HW: Tensor, restored_3HW: Tensor, hole_
 def pasted(pixels_B3hw: Tensor, original_3HW: Tensor, hole_HW: Tensor, feather: int) -> Tensor:
     """The image with the repainted hole in it, in its own size, (B, 3, H, W).
 
-    The weight of what was painted falls from 1 inside the hole to 0 at `feather` pixels from it; where it is 0, the
-    result is the original exactly.
+    The weight of what was painted falls from 1 inside the hole to 0 beyond `feather` pixels from it; there the result
+    is the original exactly.
     """
     H, W = hole_HW.shape
-    steps_HW = distance(hole_HW)
+    steps_HW = distance(hole_HW, most=feather)
     weight_HW = (1 - steps_HW / (feather + 1)).clamp(min=0)
     painted_B3HW = pixels_B3hw
     if tuple(pixels_B3hw.shape[-2:]) != (H, W):
-        painted_B3HW = F.interpolate(pixels_B3hw, size=(H, W), mode="bicubic", align_corners=False).clamp(0, 1)
+        painted_B3HW = F.interpolate(pixels_B3hw, size=(H, W), mode="bicubic", antialias=True).clamp(0, 1)
     return torch.where(weight_HW > 0, weight_HW * painted_B3HW + (1 - weight_HW) * original_3HW, original_3HW)
