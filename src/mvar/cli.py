@@ -40,7 +40,7 @@ COMMANDS = {
     "convert": Command(models.convert),
     "reschedule": Command(models.reschedule),
 }
-LIST_OPTIONS = ("box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "sides")
+LIST_OPTIONS = ("box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")
 GROUPS = {"data": "Get real images", "train": "Train on a folder of images"}
 
 

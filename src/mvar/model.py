@@ -71,7 +71,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         guidance_schedule: GuidanceSchedule | None = None,
         top_k: int | list[int] | None = None,
         top_p: float | list[float] | None = None,
-        temperature: float | None = None,
+        temperature: float | list[float] | None = None,
         smooth: bool | None = None,
         seed: int = 0,
         index: Sequence[int] | None = None,
@@ -86,7 +86,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             guidance_schedule: "linear" (from 0 at the first scale to the full strength at the last) or "constant".
             top_k: sample from the k most likely codes, 0 switches it off, 1 is greedy; or a list.
             top_p: sample from the most likely codes that hold this much probability, 1 switches it off; or a list.
-            temperature: divides the guided logits before the filters.
+            temperature: divides the guided logits before the filters; or a list.
             smooth: mix code vectors instead of choosing one; prettier, but not for metrics.
             seed: of the run.
             index: each image's number, 0 and up by default; image i depends on (seed, index[i], label, settings) only.

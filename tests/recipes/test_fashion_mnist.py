@@ -146,7 +146,7 @@ def test_a_tokenizer_alone_is_measured_as_far_as_it_goes(work, fashion_excerpt, 
 def trial(guidance, accuracy, ratio):
     return {
         "guidance": guidance,
-        "temperature": 1.0,
+        "temperature": [1.2, 1.0],
         "top_k": 0,
         "top_p": 1.0,
         "accuracy": accuracy,
@@ -155,14 +155,14 @@ def trial(guidance, accuracy, ratio):
 
 
 def test_best_is_the_most_accurate_in_the_band_else_of_all():
-    trials = [trial(0, 0.7, 1.0), trial(1, 0.8, 0.93), trial(2, 0.95, 0.91), trial(3, 0.99, 1.2)]
+    trials = [trial(0, 0.7, 1.0), trial(1, 0.8, 0.93), trial(2, 0.95, 0.9), trial(3, 0.99, 1.2)]
     assert recipe.best(trials)["guidance"] == 1
     assert recipe.best(trials[2:])["guidance"] == 3
 
 
 def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "STRENGTHS", (0.0, 1.25))
-    monkeypatch.setattr(recipe, "FILTERS", ((0.7, 0.5),))
+    monkeypatch.setattr(recipe, "FIRST_TEMPERATURES", (2.0,))
     judge = str(work / "judge.safetensors")
     chosen = recipe.choose_guidance(str(work / "model"), str(fashion_excerpt), judge, str(tmp_path), 2)
     assert len(json.loads((tmp_path / "guidance.json").read_text())["trials"]) == 2
@@ -170,7 +170,9 @@ def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp
     recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
     packaged = load(out)
     settings = packaged.defaults
-    assert (settings.guidance, settings.temperature, settings.top_p) == (chosen["guidance"], 0.7, 0.5)
+    assert (settings.guidance, settings.temperature) == (chosen["guidance"], chosen["temperature"])
+    assert settings.temperature[0] == 2
+    assert settings.temperature[-1] == 1
     assert packaged.provenance["tokenizer_steps"] == 150
     size = sum(file.stat().st_size for file in out.iterdir())
     monkeypatch.setattr(recipe, "MOST_BYTES", size - 1)

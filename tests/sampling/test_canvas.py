@@ -111,12 +111,14 @@ def test_following_drops_the_unconditional_branch_too_and_refuses_wrong_maps(bui
 
 def test_filters_by_scale(build):
     parts = build()
-    by_scale = SamplingSettings(guidance=0.0, top_k=[1, 5, 0, 1], top_p=[1.0, 1.0, 0.5, 1.0])
+    by_scale = SamplingSettings(
+        guidance=0.0, top_k=[1, 5, 0, 0], top_p=[1.0, 1.0, 0.5, 1.0], temperature=[9.0, 1.0, 1.0, 1e-3]
+    )  # the last scale is greedy by its temperature
     out = Sampler(*parts, 0, by_scale).sample(LABELS, [0, 1, 2])
     sampler, greedy = Sampler(*parts, 0, by_scale), Sampler(*parts, 9, SamplingSettings(guidance=0.0, top_k=1))
     start = greedy.draw(greedy.start(LABELS, [0, 1, 2]))  # greedy whatever the seed
     assert torch.equal(out.tokens[0], start.tokens[0])
-    assert sampler.filters == ((1, 1.0), (5, 1.0), (0, 0.5), (1, 1.0))
+    assert sampler.filters == ((9.0, 1, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.5), (1e-3, 0, 1.0))
     last = greedy.follow(greedy.start(LABELS, [0, 1, 2]), out.tokens[:3])
     assert torch.equal(out.tokens[3], greedy.draw(last).tokens[3])
     # Between them, each token is among those that its scale's filter leaves, and not always the likeliest.
@@ -156,7 +158,8 @@ def test_the_unconditional_branch_ends_with_the_last_weight(build, monkeypatch):
         ({"top_k": [1, 2, 3, -4]}, "top_k = -4: must be 0"),
         ({"top_p": [0.5, 0, 1, 1]}, r"top_p = 0: must lie in \(0, 1\]"),
         ({"guidance_schedule": "cosine"}, "guidance_schedule = 'cosine': choose linear or constant"),
-        ({"temperature": [1.0] * 4}, r"temperature = \[1.0, 1.0, 1.0, 1.0\]: must be a number"),
+        ({"temperature": [1.0, 1.0, 1.0, 0.0]}, "temperature = 0.0: must be above 0"),
+        ({"temperature": "hot"}, "temperature = 'hot': must be a number"),
     ],
 )
 def test_wrong_settings_by_scale(build, settings, message):

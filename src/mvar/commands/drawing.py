@@ -29,7 +29,7 @@ def settings_of(
     guidance_schedule: GuidanceSchedule | None = None,
     top_k: int | list[int] | None = None,
     top_p: float | list[float] | None = None,
-    temperature: float | None = None,
+    temperature: float | list[float] | None = None,
     smooth: bool | None = None,
 ) -> dict[str, Any]:
     """The sampling options that were given; those left out are the model's own.
@@ -39,7 +39,7 @@ def settings_of(
         guidance_schedule: a single strength grows from 0 at the first scale (linear) or holds at each (constant).
         top_k: sample from the k most likely codes, 0 switches it off, 1 is greedy; or a list as above.
         top_p: sample from the most likely codes that hold this much probability, 1 switches it off; or a list as above.
-        temperature: divides the guided logits before the filters.
+        temperature: divides the guided logits before the filters; or a list as above.
         smooth: mix code vectors instead of choosing one; prettier, but not for metrics.
     """
     given: dict[str, Any] = {

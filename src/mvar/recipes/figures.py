@@ -94,14 +94,14 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], path
 
 
 def guidance_curves(trials: Sequence[Mapping[str, Any]], band: tuple[float, float], path: Path) -> None:
-    """Class accuracy and spread ratio over the guidance strength, a line for each temperature and top-p."""
-    filters = list(dict.fromkeys((trial["temperature"], trial["top_p"]) for trial in trials))
+    """Class accuracy and spread ratio over the guidance strength, a line for each first map's temperature."""
+    firsts = sorted({trial["temperature"][0] for trial in trials})
     figure = _figure(9.5, 3.6)
     accuracy_axes, ratio_axes = figure.subplots(1, 2)
-    for (temperature, top_p), shade in zip(filters, _shades(len(filters)), strict=True):
-        line = [trial for trial in trials if (trial["temperature"], trial["top_p"]) == (temperature, top_p)]
+    for first, shade in zip(firsts, _shades(len(firsts)), strict=True):
+        line = [trial for trial in trials if trial["temperature"][0] == first]
         strengths = [trial["guidance"] for trial in line]
-        style = {"color": shade, "marker": "o", "label": f"temperature {temperature:g}, top-p {top_p:g}"}
+        style = {"color": shade, "marker": "o", "label": f"temperature {first:g} to {line[0]['temperature'][-1]:g}"}
         accuracy_axes.plot(strengths, [100 * trial["accuracy"] for trial in line], **style)
         ratio_axes.plot(strengths, [trial["spread_ratio"] for trial in line], **style)
     ratio_axes.axhspan(*band, color=GREY, alpha=0.2, linewidth=0)

@@ -63,8 +63,9 @@ def _headline(report: Mapping[str, Any]) -> str:
         rows.append(["Bits per token by code frequencies alone", f"{generator['frequencies_alone_per_token']:.3f}"])
     if samples := report.get("samples"):
         real, restored, settings = samples["real"], samples["reconstructed"], samples["settings"]
-        setting = f"guidance {settings['guidance']:g}, top-k {settings['top_k'] or 'off'}, top-p {settings['top_p']:g}"
-        rows.append(["Samples", f"{samples['images']:,}, {setting}, temperature {settings['temperature']:g}"])
+        names = ("guidance", "temperature", "top_k", "top_p")
+        setting = ", ".join(f"{name.replace('_', '-')} {numbers(settings[name])}" for name in names)
+        rows.append(["Samples", f"{samples['images']:,}, {setting}"])
         rows.append(["Samples judged to be of the asked class", f"**{_percent(samples['accuracy'])}**"])
         rows.append(["The judge on the real test images", _percent(real["accuracy"])])
         rows.append(["The judge on their reconstructions", _percent(restored["accuracy"])])
@@ -94,6 +95,11 @@ def _classes(samples: Mapping[str, Any]) -> str:
         for name, right, real, ratio in zip(samples["classes"], *columns, strict=True)
     ]
     return table(head, rows)
+
+
+def numbers(value: float | Sequence[float]) -> str:
+    """A number, or one for each scale."""
+    return " ".join(f"{number:g}" for number in (value if isinstance(value, Sequence) else [value]))
 
 
 def _percent(share: float) -> str:

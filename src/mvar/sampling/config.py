@@ -15,7 +15,7 @@ EDIT_MODE: EditMode = "reencode"
 class SamplingSettings:
     """What shapes a sample, besides its label, seed and index.
 
-    Guidance, top_k and top_p may be lists with a value for each scale, coarse to fine.
+    All numbers may be lists with a value for each scale, coarse to fine.
 
     Attributes:
         guidance: strength g of classifier-free guidance; 0 switches it off. A list is taken as it is.
@@ -30,7 +30,7 @@ class SamplingSettings:
     guidance_schedule: GuidanceSchedule = "linear"
     top_k: int | list[int] = 900
     top_p: float | list[float] = 0.96
-    temperature: float = 1.0
+    temperature: float | list[float] = 1.0
     smooth: bool = False
 
     def __post_init__(self) -> None:
@@ -46,11 +46,11 @@ class SamplingSettings:
             return (self.guidance,) * scales
         return tuple(self.guidance * scale_ratio(k, scales) for k in range(scales))
 
-    def filters(self, scales: int) -> tuple[tuple[int, float], ...]:
-        """(top_k, top_p) of each of K scales."""
-        ks = self.top_k if isinstance(self.top_k, list) else [self.top_k] * scales
-        ps = self.top_p if isinstance(self.top_p, list) else [self.top_p] * scales
-        return tuple(zip(ks, ps, strict=True))
+    def filters(self, scales: int) -> tuple[tuple[float, int, float], ...]:
+        """(temperature, top_k, top_p) of each of K scales."""
+        values = (getattr(self, name) for name in ("temperature", "top_k", "top_p"))
+        by_scale = (value if isinstance(value, list) else [value] * scales for value in values)
+        return tuple(zip(*by_scale, strict=True))
 
     def problems(self, scales: int | None = None) -> list[str]:
         """What is wrong with these settings, a line each; empty when they are sound.
@@ -61,7 +61,7 @@ class SamplingSettings:
         found = []
         for name, (kind, is_sound, fix) in _NUMBERS.items():
             value = getattr(self, name)
-            many = isinstance(value, list) and name in PER_SCALE
+            many = isinstance(value, list)
             if many and scales is not None and len(value) != scales:
                 found.append(f"{name} has {len(value)} values: give one number, or one for each of the {scales} scales")
             for number in value if many else [value]:
@@ -86,7 +86,7 @@ def scale_ratio(k: int, scales: int) -> float:
     return k / (scales - 1) if scales > 1 else 1.0
 
 
-PER_SCALE = ("guidance", "top_k", "top_p")
+PER_SCALE = ("guidance", "top_k", "top_p", "temperature")
 # Kind of number, range (with comparisons that a NaN or an infinity fails too), and how to mend what is outside.
 _NUMBERS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "guidance": (float, lambda g: 0 <= g < float("inf"), "must be 0 (no guidance) or more"),

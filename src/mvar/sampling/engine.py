@@ -197,8 +197,8 @@ class Sampler:
             canvas, self._input(canvas.f_hat_BZHW, k), range(k, k + 1), head_rows=None if t else B
         )
         logits_BlV = guide(logits_RlV[:B], logits_RlV[B:], t) if t else logits_RlV
-        most, mass = self.filters[k]
-        logits_BlV = top_p(top_k(logits_BlV / settings.temperature, most), mass)
+        temperature, most, mass = self.filters[k]
+        logits_BlV = top_p(top_k(logits_BlV / temperature, most), mass)
         noise_BlV = gumbel(self.seed, canvas.index, k, logits_BlV.shape[1:]).to(logits_BlV.device)
 
         tokens_BP = (logits_BlV + noise_BlV).argmax(dim=-1)

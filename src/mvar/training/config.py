@@ -179,7 +179,7 @@ IMAGENET_TRAIN = 1_281_167
 def _generator_recipe(name: str, depth: int) -> dict[str, Any]:
     """The official recipe for ImageNet by depth; ours for small images."""
     if name.startswith("tiny"):
-        small = {"steps": 4_800, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "resize_factor": 1.0}
+        small = {"steps": 15_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "resize_factor": 1.0}
         return {**small, "val_images": 2000, "checkpoint_every": 500}
     batch_size = 1024 if depth >= 30 and not name.endswith("-s") else 768
     epochs = next(epochs for limit, epochs in ((16, 200), (20, 250), (99, 350)) if depth <= limit)
