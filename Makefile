@@ -8,10 +8,11 @@ READY := .venv/.ready
 
 demo: $(READY)
 	@mkdir -p out
-	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --show-scales --out out/demo.png
+	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales --out out/demo.png
 	@echo
 	@echo "Look at out/demo.png. What to try next:"
 	@echo "  $(BIN)/mvar sample --model fashion-mnist --labels Sandal,Bag --per-class 12 --seed 7 --out out/mine.png"
+	@echo "  $(BIN)/mvar vary --model fashion-mnist --label Bag --from-scale 0,2,4 --n 8 --out out/variations.png"
 	@echo "  $(BIN)/mvar info fashion-mnist"
 	@echo "  $(BIN)/mvar train tokenizer --help     # your own images: see README.md"
 
@@ -34,7 +35,8 @@ $(READY): pyproject.toml constraints.txt
 
 # The pictures and the tables of the documentation, from the packaged model and Fashion-MNIST.
 docs: $(READY) out/fashion-mnist
-	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --show-scales --out docs/images/demo.png
+	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales \
+		--out docs/images/demo.png
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
 	$(BIN)/python -m mvar.recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \
 		--page-file docs/editing.md --sheet docs/images/editing.png

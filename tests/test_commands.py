@@ -191,13 +191,14 @@ VARY = ["vary", "--image", "photo.png", "--out", "out.png"]
     [
         ([*EDIT], "mvar: mask, box, keep_box: have none of them; give exactly one to say what to repaint"),
         ([*EDIT, "--box", "0,0,16,16"], "mvar: box: repaints the whole image, so that nothing of it would stay"),
-        ([*EDIT, "--box", "-1,0,4,4"], "mvar: box = -1 0 4 4: give left top right bottom in pixels, inside"),
-        ([*EDIT, "--box", "0,0,17,16"], "mvar: box = 0 0 17 16: give left top right bottom in pixels, inside"),
+        ([*EDIT, "--box", "-1,0,4,4"], "mvar: box = -1,0,4,4: give left,top,right,bottom in whole pixels"),
+        ([*EDIT, "--box", "0,0,17,16"], "mvar: box = 0,0,17,16: give left,top,right,bottom in whole pixels"),
         ([*EDIT, "--mask", "wide.png"], "mvar: mask: is 24x16 pixels, the image is 16x16; give a mask of the image's"),
         ([*EDIT, "--mask", "nowhere.png"], "mvar: mask = 'nowhere.png': not a file"),
         ([*EDIT, "--image", "wide.png", "--box", "0,0,4,4"], "mvar: image: is 24x16 pixels, the model draws 8x8; crop"),
         ([*EDIT, "--box", "0,0,4,4", "--label", "bird"], "mvar: labels has 'bird': no class of this name"),
-        ([*EDIT, "--box", "0,0,4,4", "--feather", "-1"], "mvar: feather = -1: must be 0 or more pixels"),
+        ([*EDIT, "--box", "0,0,4,4", "--feather", "-1", "--paste"], "mvar: feather = -1: must be 0 or more pixels"),
+        ([*EDIT, "--box", "0,0,4,4", "--feather", "3"], "mvar: feather = 3: blends what paste puts back; give --paste"),
         ([*EDIT, "--box", "0,0,4,4", "--n", "0", "--top-p", "2"], "mvar: top_p = 2.0: must lie in (0, 1]"),
         (
             [*EDIT, "--box", "0,0,4,4", "--top-k", "1,2"],

@@ -28,7 +28,7 @@ from mvar.sampling.config import EDIT_MODE, PER_SCALE, EditMode, GuidanceSchedul
 from mvar.sampling.cost import cost, fitting_batch
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
 from mvar.sampling.labels import Label, label_ids
-from mvar.sampling.masks import MaskLike, pasted, read_hole, resized
+from mvar.sampling.masks import FEATHER, MaskLike, pasted, read_hole, resized
 from mvar.scales import Side
 from mvar.tokenizer.network import Tokenizer
 
@@ -150,7 +150,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         n: int = 1,
         mode: EditMode = EDIT_MODE,
         paste: bool = False,
-        feather: int = 4,
+        feather: int | None = None,
         seed: int = 0,
         index: Sequence[int] | None = None,
         on_scale: OnScale | None = None,
@@ -168,7 +168,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             n: how many results.
             mode: what the kept cells hold, see `mvar.sampling.editing.edit`.
             paste: put the original pixels back outside the hole, in the image's own size.
-            feather: with `paste`, pixels around the hole over which the two are blended.
+            feather: with `paste`, pixels around the hole over which the two are blended; None takes 4.
             seed, index, on_scale, batch_size: as of `sample`; result i depends on (seed, index[i], image, hole, label,
                 mode, settings) only.
             settings: guidance, top_k, ... as of `sample`.
@@ -178,8 +178,10 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """
         sampler = self.sampler(seed, **settings)
         index = self._index(n, index)
-        if feather < 0:
+        if feather is not None and feather < 0:
             raise ValueError(f"feather = {feather}: must be 0 or more pixels")
+        if feather is not None and not paste:
+            raise ValueError(f"feather = {feather}: blends what paste puts back; give --paste (paste=True) too")
         original = as_image(image)
         pixels_3HW = whole(original, self.tokenizer.config.image_shape)
         hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
@@ -189,7 +191,9 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         out = editing.edit(sampler, pixels_3HW[None], hole_hw, labels_B, index, mode, size, on_scale)
         if paste:
             original_3HW = fitted(original, (original.height, original.width))
-            out = replace(out, pixels=pasted(out.pixels, original_3HW, hole_HW, feather))
+            out = replace(
+                out, pixels=pasted(out.pixels, original_3HW, hole_HW, FEATHER if feather is None else feather)
+            )
         return out
 
     def vary(

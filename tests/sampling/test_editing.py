@@ -154,9 +154,12 @@ def test_pasting_is_exact_where_the_feather_ends(feather):
     [
         ({}, "mask, box, keep_box: have none of them; give exactly one"),
         ({"box": [0, 0, 2, 2], "keep_box": [0, 0, 1, 1]}, "have box and keep_box; give exactly one"),
-        ({"box": [0, 0, 9, 2]}, "box = 0 0 9 2: give left top right bottom in pixels, inside the image of 8x6"),
-        ({"box": [3, 0, 3, 2]}, "box = 3 0 3 2: give left top right bottom"),
-        ({"box": [1, 2, 3]}, "box = 1 2 3: give left top right bottom"),
+        (
+            {"box": [0, 0, 9, 2]},
+            "box = 0,0,9,2: give left,top,right,bottom in whole pixels, left < right <= 8 and top < bottom <= 6",
+        ),
+        ({"box": [3, 0, 3, 2]}, "box = 3,0,3,2: give left,top,right,bottom"),
+        ({"box": [1, 2, 3]}, "box = 1,2,3: give left,top,right,bottom"),
         ({"box": [0, 0, 8, 6]}, "box: repaints the whole image, so that nothing of it would stay"),
         ({"keep_box": [0, 0, 8, 6]}, "keep_box: marks nothing to repaint"),
         ({"mask": torch.zeros(6, 8)}, "mask: marks nothing to repaint"),
@@ -164,7 +167,7 @@ def test_pasting_is_exact_where_the_feather_ends(feather):
         ({"mask": torch.ones(8, 6)}, "mask: is 6x8 pixels, the image is 8x6; give a mask of the image's size"),
         ({"mask": "nowhere.png"}, "mask = 'nowhere.png': not a file"),
         ({"mask": [[0, 1]]}, "mask: is a list; give a file's name or an image of Pillow"),
-        ({"box": [0, 0, 2.5, 2]}, "box = 0 0 2.5 2: give left top right bottom"),
+        ({"box": [0, 0, 2.5, 2]}, "box = 0,0,2.5,2: give left,top,right,bottom"),
     ],
 )
 def test_wrong_holes(asked, message):

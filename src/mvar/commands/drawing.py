@@ -146,7 +146,7 @@ def edit(
     n: int = 1,
     mode: EditMode = EDIT_MODE,
     paste: bool = False,
-    feather: int = 4,
+    feather: int | None = None,
     compare: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
@@ -170,7 +170,7 @@ def edit(
         n: how many results.
         mode: kept cells hold the image's codes as re-encoded against what is painted so far, or its own tokens.
         paste: put the original pixels back outside the hole, in the image's own size.
-        feather: with --paste, pixels around the hole over which the two are blended.
+        feather: with --paste, pixels around the hole over which the two are blended; 4 by default.
         compare: before the results, the image and its hole.
         seed: the run's; result i depends on (seed, i, image, hole, label, mode, settings) only.
         batch_size: results at once; as many as fit into memory, at most 64, by default.

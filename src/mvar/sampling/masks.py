@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mvar.data.images import as_image
 from mvar.scales import ScaleSchedule
 
+FEATHER = 4  # pixels over which a pasted hole is blended, where nothing else is asked
 KEPT_WHOLE_TOKENS = 3  # maps of at most so many tokens are kept as they are, whatever the hole
 MaskLike = str | Path | Image.Image | Tensor | np.ndarray
 
@@ -77,7 +78,8 @@ def _from_mask(mask: MaskLike, shape: tuple[int, int]) -> Tensor:
 
 def _corners(name: str, corners: Sequence[int], shape: tuple[int, int]) -> Sequence[int]:
     H, W = shape
-    wrong = f"{name} = {' '.join(map(str, corners))}: give left top right bottom in pixels, inside the image of {W}x{H}"
+    given = ",".join(map(str, corners))
+    wrong = f"{name} = {given}: give left,top,right,bottom in whole pixels, left < right <= {W} and top < bottom <= {H}"
     try:
         left, top, right, bottom = map(operator.index, corners)
     except (TypeError, ValueError) as error:
