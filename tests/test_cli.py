@@ -147,3 +147,24 @@ def test_every_option_is_explained(name):
 def test_a_command_that_does_not_exist(refused):
     for arguments in (["paint"], ["train", "painter"]):
         assert refused(*arguments)[-1] == f"mvar: no such command: {' '.join(arguments)}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edit", "--n", "x"], "n = x: give a whole number"),
+        (["edit", "--box", "a,b"], "box = a,b: give whole numbers with commas between them"),
+        (["edit", "--mode", "best"], "mode = best: give one of reencode, own"),
+        (["edit", "--paste", "maybe"], "paste = maybe: give true or false"),
+        (["edit", "--dtype", "int9"], "dtype = int9: give one of float32, bfloat16"),
+        (["sample", "--guidance", "much"], "guidance = much: give a number or numbers with commas between them"),
+        (
+            ["sample", "--top-k", "1,x"],
+            "top_k = [1, 'x']: give a whole number or whole numbers with commas between them",
+        ),
+        (["train", "tokenizer", "--preset", "tiny32", "--steps", "many"], "steps = many: give a whole number"),
+    ],
+)
+def test_values_of_the_wrong_type_are_told_in_plain_words(refused, arguments, message):
+    command = " ".join(arguments[: 2 if arguments[0] == "train" else 1])
+    assert refused(*arguments) == [f"mvar {command}: {message}; see mvar {command} --help"]

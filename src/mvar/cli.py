@@ -161,8 +161,30 @@ class _Parser(ArgumentParser):
     """Says what is wrong in one line, without the usage of every option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"{self.prog}: {' '.join(_dashed(message).split())}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {_plain(' '.join(_dashed(message).split()))}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _plain(message: str) -> str:
+    """The parser's message about a value of the wrong type, in the words of a user; others as they are."""
+    # The last "value" is the whole option's; those before it are of the attempts to read it as one type or another.
+    found = re.search(r'Parser key "([\w.]+)": (.*)(?:Got|Given) value: (.*)', message)
+    if found is None:
+        return message
+    name, types, value = found.groups()
+    expected = [text for kind, text in _KINDS.items() if kind in types]
+    expected += [f"one of {choices.replace(chr(39), '')}" for choices in re.findall(r"Literal\[(.*?)\]", types)[:1]]
+    return f"{name} = {value}: give {' or '.join(expected)}" if expected else message
+
+
+# Types as the parser prints them, and as users know them.
+_KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "list[int]": "whole numbers with commas between them",
+    "list[float]": "numbers with commas between them",
+}
 
 
 class _Formatter(DefaultHelpFormatter):

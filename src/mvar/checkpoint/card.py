@@ -46,7 +46,10 @@ def model_facts(config: Mapping[str, Any], classes: Sequence[str]) -> dict[str, 
     }
     if generator:
         facts["Generator"] = f"depth {generator['depth']}, width {generator['width']}, {generator['heads']} heads"
-        facts["Mixers"] = f"attention {generator['attention']}, Mamba-2 {generator['mamba']}"
+        mamba = (
+            generator["mamba"] if isinstance(generator["mamba"], list) else [generator["mamba"]] * generator["depth"]
+        )
+        facts["Mixers"] = f"attention {generator['attention']}, Mamba-2 in {sum(mamba)} of {len(mamba)} blocks"
         facts["Classes"] = _listed(classes) if classes else "none (unconditional)"
     facts |= {f"Sampling: {key}": str(value) for key, value in config["defaults"].items()}
     facts |= {str(key).replace("_", " ").capitalize(): str(value) for key, value in config["provenance"].items()}
