@@ -191,9 +191,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         out = editing.edit(sampler, pixels_3HW[None], hole_hw, labels_B, index, mode, size, on_scale)
         if paste:
             original_3HW = fitted(original, (original.height, original.width))
-            out = replace(
-                out, pixels=pasted(out.pixels, original_3HW, hole_HW, FEATHER if feather is None else feather)
-            )
+            width = FEATHER if feather is None else feather
+            out = replace(out, pixels=pasted(out.pixels, original_3HW, hole_HW, width))
         return out
 
     def vary(

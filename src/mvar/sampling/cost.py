@@ -53,8 +53,7 @@ def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device
 
 def fitting_rows(generator: GeneratorConfig, device: torch.device) -> int:
     """How many whole sequences to score at once: likewise."""
-    L, C = generator.schedule.length, generator.width
-    row = FLOAT * L * (C * (6 + 2 * generator.mlp_ratio + 16) + 3 * generator.vocab_size)
+    row = FLOAT * generator.schedule.length * (_hidden(generator) + 3 * generator.vocab_size)
     return int(max(1, min(MOST_IMAGES, SHARE * _free_bytes(device) // row)))
 
 
@@ -65,12 +64,17 @@ def _free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def _hidden(generator: GeneratorConfig) -> int:
+    """Numbers a token takes at a block's widest moment: tokens, MLP, Mamba's projections and their products."""
+    return generator.width * (6 + 2 * generator.mlp_ratio + 16)
+
+
 def _peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
     """An upper estimate of an image's memory: the generator's widest moment, its key-value cache, the decoder's end."""
     height, width = tokenizer.image_shape
     decoder = 8 * tokenizer.channels * max(tokenizer.multipliers[:2]) * height * width
     R, C, l = 2, generator.width, max(generator.schedule.areas)
-    hidden = R * l * C * (6 + 2 * generator.mlp_ratio + 16)  # tokens, MLP, Mamba's projections and their products
+    hidden = R * l * _hidden(generator)
     logits = 8 * l * generator.vocab_size  # two branches, guided, filtered, sorted, noise
     cached = sum(mixer.attention == "global" for mixer in generator.mixers) * R * 2 * generator.schedule.length * C
     return FLOAT * (max(decoder, hidden + logits) + 2 * cached)
