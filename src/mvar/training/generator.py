@@ -29,6 +29,7 @@ from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 from mvar.tokenizer.network import Tokenizer
+from mvar.training.average import WeightAverage
 from mvar.training.config import GeneratorTraining
 from mvar.training.loop import Metrics, fit
 from mvar.training.optim import build_optimizer
@@ -108,7 +109,9 @@ class GeneratorTask:
         self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
         initialise(self.model, config.seed)
         self.model.to(self.device).train()
+        self.networks: dict[str, nn.Module] = {"model": self.model}
         self.optimizer = build_optimizer(self.model, config, decays)
+        self.average = WeightAverage(self.model, config.ema)
         self.dtype = find_dtype(config.dtype, self.device)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
