@@ -1,10 +1,13 @@
 """Training a generator on the token maps of images, by a frozen tokenizer.
 
-Shapes: B images, K scales, L tokens, V codes, Z latent channels; P tokens of a scale.
+Shapes: B images, K scales, L tokens, l tokens of the scales in use, Z latent channels, U random numbers an image;
+P tokens of a scale.
 Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, averaged uniformly.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.checkpoint.placement import find_device, find_dtype
@@ -24,18 +26,22 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle, load
+from mvar.ops.noise import uniform
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 from mvar.tokenizer.network import Tokenizer
 from mvar.training.config import GeneratorTraining
+from mvar.training.fine_tuning import Start, freeze, load_start, take_weights
+from mvar.training.generator_loss import GeneratorLoss, scales_in_use
 from mvar.training.loop import Metrics, fit
 from mvar.training.optim import build_optimizer
 from mvar.training.run_folder import RunFolder, fingerprint, provenance
 
 VIEWED_AT_ONCE = 64  # images of a pass without gradients
 PREVIEW_CLASSES = 16
+DROPS = 2**32  # stream of the noise that drops classes and branches; crops use the epoch's number
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
 
@@ -47,12 +53,17 @@ def train(config: GeneratorTraining) -> Model:
         FloatingPointError: the loss or a gradient is not finite.
     """
     config.validate()
-    find_device(config.device)
+    device = find_device(config.device)
+    if config.compile:
+        check_compiler(device)
     try:
         tokenizer = load(config.tokenizer, config.device, "float32").tokenizer
     except ValueError as error:
         reason = str(error).removeprefix(f"model = {config.tokenizer!r}: ")
         raise ValueError(f"tokenizer = {config.tokenizer!r}: {reason}") from error
+    start = None
+    if config.init_from is not None and not config.resume:
+        start = load_start(config.init_from, config.model, tokenizer)
     with RunFolder(config) as folder:
         train_images, val_images = open_splits(
             config.data,
@@ -61,7 +72,7 @@ def train(config: GeneratorTraining) -> Model:
             on_bad_image=config.on_bad_image,
         )
         folder.begin(train_images, val_images, fingerprint(tokenizer))
-        task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images))
+        task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images), start)
         fit(task, config, folder)
     return from_bundle(task.bundle(), config.device, "float32")
 
@@ -99,32 +110,57 @@ class GeneratorTask:
     """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
 
     def __init__(
-        self, config: GeneratorTraining, tokenizer: Tokenizer, train_images: PixelSource, val_images: PixelSource
+        self,
+        config: GeneratorTraining,
+        tokenizer: Tokenizer,
+        train_images: PixelSource,
+        val_images: PixelSource,
+        start: Start | None = None,
     ) -> None:
+        """Args:
+        config: of the run.
+        tokenizer: frozen.
+        train_images, val_images: what to learn from, and what to be judged by.
+        start: the weights to begin with; None draws them.
+        """
         self.config, self.tokenizer, self.classes = config, tokenizer, train_images.classes
         self.device = tokenizer.quantizer.codebook.device
-        self.train_tokens = TokenSource(train_images, tokenizer, "encoding training images")
-        self.val_tokens = TokenSource(val_images, tokenizer, "encoding validation images")
         self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
         initialise(self.model, config.seed)
+        new_classes = take_weights(self.model, start, self.classes) if start else []
+        freeze(self.model, config.freeze, new_classes)
+        self.model.activation_checkpointing = config.activation_checkpointing
         self.model.to(self.device).train()
+        if config.compile:
+            compile_blocks(self.model)
+        self.losses = GeneratorLoss(self.model, config.label_smoothing)
         self.optimizer = build_optimizer(self.model, config, decays)
         self.dtype = find_dtype(config.dtype, self.device)
+        self.train_tokens = TokenSource(train_images, tokenizer, "encoding training images")
+        self.val_tokens = TokenSource(val_images, tokenizer, "encoding validation images")
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        seed = self.config.seed
-        indices_B, epochs_B = batch_indices(len(self.train_tokens), self.config.batch_size, seed, step)
-        noise_B2 = None if self.config.resize_factor == 1 else crop_noise(seed, epochs_B, indices_B)
+        config, seed = self.config, self.config.seed
+        indices_B, epochs_B = batch_indices(len(self.train_tokens), config.batch_size, seed, step)
+        noise_B2 = None if config.resize_factor == 1 else crop_noise(seed, epochs_B, indices_B)
         tokens, labels_B = self.train_tokens.batch(indices_B, noise_B2)
-        logits_BLV = self._logits(tokens, labels_B)
-        smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(logits_BLV.flatten(0, 1), torch.cat(tokens, 1).flatten(), label_smoothing=smoothing)
-        return loss, {"accuracy": _correct(logits_BLV.detach(), tokens).mean()}
+        count, share_l = scales_in_use(
+            step, config.steps, config.progressive, config.progressive_from, self.model.schedule
+        )
+        positions_B = range(step * config.batch_size, (step + 1) * config.batch_size)
+        noise_BU = uniform(seed, positions_B, DROPS, (self.model.noise_size,)).to(self.device)
+        nll_Bl, correct_Bl = self._token_losses(tokens[:count], labels_B, noise_BU)
+        loss = (nll_Bl.mean(0) * share_l.to(self.device)).sum()
+        return loss, {"accuracy": correct_Bl.float().mean()}
 
-    def _logits(self, tokens: list[Tensor], labels_B: Tensor) -> Tensor:
+    def _token_losses(
+        self, tokens: list[Tensor], labels_B: Tensor, noise_BU: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `GeneratorLoss`."""
         inputs_BlZ = self.tokenizer.generator_inputs(tokens)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            return self.model(labels_B, inputs_BlZ)
+        # Each weight is used once, so that keeping its bfloat16 copy would only take memory.
+        with torch.autocast(self.device.type, torch.bfloat16, self.dtype == "bfloat16", cache_enabled=False):
+            return self.losses(labels_B, inputs_BlZ, torch.cat(tokens, 1), noise_BU)
 
     def after_update(self, step: int) -> None:
         pass
@@ -136,10 +172,9 @@ class GeneratorTask:
         loss_L = torch.zeros(L, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
         correct_L = torch.zeros_like(loss_L)
         for tokens, labels_B in self._val_batches():
-            logits_BLV = self._logits(tokens, labels_B)
-            nll_BL = F.cross_entropy(logits_BLV.transpose(1, 2), torch.cat(tokens, 1), reduction="none")
+            nll_BL, correct_BL = self._token_losses(tokens, labels_B)
             loss_L += nll_BL.sum(0).cpu()
-            correct_L += _correct(logits_BLV, tokens).sum(0).cpu()
+            correct_L += correct_BL.sum(0).cpu()
         n, schedule = len(self.val_tokens), self.model.schedule
         by_scale = [schedule.slice(k) for k in range(len(schedule))]
         return {
@@ -168,6 +203,8 @@ class GeneratorTask:
     def bundle(self) -> Bundle:
         """Tokenizer and generator, and how the generator was trained."""
         origin = {**provenance(self.config), "tokenizer": Path(self.config.tokenizer).name}
+        if self.config.init_from is not None:
+            origin["fine_tuned_from"] = Path(self.config.init_from).name
         return Bundle(tokenizer=self.tokenizer, generator=self.model, classes=self.classes, provenance=origin)
 
     def save_bundle(self, folder: Path) -> None:
@@ -197,6 +234,14 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() > 1 and not name.endswith(UNDECAYED)
 
 
-def _correct(logits_BLV: Tensor, tokens: list[Tensor]) -> Tensor:
-    """1 where the likeliest code is the right one, (B, L)."""
-    return (logits_BLV.argmax(dim=-1) == torch.cat(tokens, 1)).float()
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where torch.compile would find no C++ compiler, which it needs on a CPU."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in names if name):
+        raise ValueError("compile = True: finds no C++ compiler here; install g++, or leave compile out")
+
+
+def compile_blocks(generator: Generator) -> None:
+    """Run each block through torch.compile, all but its scan."""
+    for block in generator.blocks:
+        block.compile()
