@@ -120,7 +120,7 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         parser.add_function_arguments(command.run, as_group=False, as_positional=command.positional)
         _allow_bare_switches(parser)
         return parser
-    named = _preset(arguments, command.presets)
+    named = _given(arguments, "preset")
     parser.add_argument(
         "--preset",
         choices=list(command.presets),
@@ -129,26 +129,28 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file with options")
     parser.add_class_arguments(command.config)
-    if named is not None:
+    if named is not None and named in command.presets:  # the parser refuses an unknown one
         parser.set_defaults(dict(_flat(command.presets[named])))
+    if (start := _given(arguments, "init_from")) is not None and command.config is GeneratorTraining:
+        parser.set_defaults(dict(_flat({"model": training.generator_of(start)})))
     _allow_bare_switches(parser)
     return parser
 
 
-def _preset(arguments: Sequence[str], presets: Mapping[str, dict[str, Any]]) -> str | None:
-    """The preset that the command line, else its YAML file, names; an unknown one is left to the parser to refuse."""
+def _given(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option on the command line, else in its YAML file."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    scan.add_argument("--preset")
+    scan.add_argument(f"--{option}")
     scan.add_argument("--config")
-    found = scan.parse_known_args(arguments)[0]
-    name = found.preset
-    if name is None and found.config is not None:
+    found = vars(scan.parse_known_args(arguments)[0])
+    value = found[option]
+    if value is None and found["config"] is not None:
         try:
-            values = yaml.safe_load(Path(found.config).read_text(encoding="utf-8"))
+            values = yaml.safe_load(Path(found["config"]).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError):
             values = None  # the parser says what is wrong with the file
-        name = values.get("preset") if isinstance(values, dict) else None
-    return name if name in presets else None
+        value = values.get(option) if isinstance(values, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -126,16 +126,9 @@ def read_bundle(folder: str | Path) -> Bundle:
             an unknown or unsound setting, weights or classes that do not fit the config.
     """
     folder = Path(folder)
-    config = _read_json(folder / CONFIG, dict)
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{folder / CONFIG}: format = {config.get('format')!r}: expected {FORMAT!r}; not a bundle")
-    if config.get("version") != VERSION:
-        raise ValueError(
-            f"{folder / CONFIG}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
-            "install the mvar that wrote the bundle, or write it anew"
-        )
+    config = _read_config(folder)
     tokenizer_config = _config(TokenizerConfig, "tokenizer", config, folder)
-    generator_config = _config(GeneratorConfig, "generator", config, folder) if config.get("generator") else None
+    generator_config = read_generator_config(folder)
     classes = _read_json(folder / CLASSES, list)
     if problem := _mismatch(tokenizer_config, generator_config, classes):
         raise ValueError(f"{folder}: {problem}")
@@ -146,6 +139,12 @@ def read_bundle(folder: str | Path) -> Bundle:
         defaults=_section(config, "defaults", folder),
         provenance=_section(config, "provenance", folder),
     )
+
+
+def read_generator_config(folder: str | Path) -> GeneratorConfig | None:
+    """The config of a bundle's generator, without reading weights; raises as `read_bundle`."""
+    config = _read_config(Path(folder))
+    return _config(GeneratorConfig, "generator", config, Path(folder)) if config.get("generator") else None
 
 
 # --- writing ---
@@ -190,6 +189,18 @@ def _section(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, An
     if not isinstance(section, dict):
         raise ValueError(f"{folder / CONFIG}: {name} = {section!r}: expected settings by name")
     return section
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = _read_json(folder / CONFIG, dict)
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIG}: format = {config.get('format')!r}: expected {FORMAT!r}; not a bundle")
+    if config.get("version") != VERSION:
+        raise ValueError(
+            f"{folder / CONFIG}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
+            "install the mvar that wrote the bundle, or write it anew"
+        )
+    return config
 
 
 def _config(kind: type[Config], name: str, config: Mapping[str, Any], folder: Path) -> Config:

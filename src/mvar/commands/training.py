@@ -3,6 +3,7 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
+from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 
 
@@ -33,4 +34,19 @@ def train_generator(config: GeneratorTraining) -> None:
     from mvar.training.generator import train
 
     model = train(config)
-    print(f"wrote {config.out}: try  mvar sample --model {config.out}{' --per-class 8' if model.classes else ''}")
+    if model is not None:  # the main rank speaks for all
+        print(f"wrote {config.out}: try  mvar sample --model {config.out}{' --per-class 8' if model.classes else ''}")
+
+
+def generator_of(source: str) -> GeneratorConfig | dict[str, object]:
+    """The config of a model's generator: what --model's options start from with --init-from.
+
+    Nothing where there is none: training says what is wrong with it.
+    """
+    from mvar.checkpoint import hub
+    from mvar.checkpoint.bundle import read_generator_config
+
+    try:
+        return read_generator_config(hub.find(source)) or {}
+    except ValueError:
+        return {}

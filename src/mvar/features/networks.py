@@ -2,11 +2,15 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
 class FeatureNetwork(Protocol):
-    """A frozen network that looks at images."""
+    """A frozen network that looks at images, a torch module."""
+
+    def to(self, device: torch.device) -> "FeatureNetwork":
+        """Moved to a device."""
 
     @property
     def channel_weights(self) -> list[Tensor] | None:

@@ -1,21 +1,25 @@
 """The generator: predicts the token map of each scale from the scales before it and a class.
 
 Shapes: B batch, K scales, L tokens of all scales, l tokens of this call, P_0 tokens of the first scale, C width,
-V codes, Z latent channels, R AdaLN vectors of a block, U random numbers of an image in training.
+V codes, Z latent channels, R AdaLN vectors of a block, N = B l tokens of all images, U random numbers of an image in
+training.
 Source: M-VAR (Ren et al. 2024), section 3; VAR (Tian et al. 2024), section 3.2.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mvar.generator.block import Block
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.state import BlockState, GeneratorState, Modulation
 from mvar.nn.adaln import adaln
 from mvar.nn.linear import Linear
+from mvar.ops.cross_entropy import linear_cross_entropy
 from mvar.ops.precision import at_least_float32, without_autocast
 
 
@@ -24,13 +28,16 @@ class Generator(nn.Module):
 
     Weights are zero until `mvar.generator.init.initialise` or a checkpoint fills them. Tokens and their statistics
     stay in float32; the projections follow their weights' dtype, or autocast's.
+
+    Attributes:
+        activation_checkpointing: keep only what enters each block and compute the rest again in the backward pass.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
         """Raises ValueError naming everything that is wrong with the config."""
         config.validate()
         super().__init__()
-        self.config, self.schedule = config, config.schedule
+        self.config, self.schedule, self.activation_checkpointing = config, config.schedule, False
         C, L = config.width, self.schedule.length
         self.class_embed = _embedding(config.num_classes + 1, C)
         self.start_pos = nn.Parameter(torch.zeros(1, self.schedule.areas[0], C))
@@ -55,6 +62,39 @@ class Generator(nn.Module):
         modulation = self.modulation(labels_B, noise_BU)
         x_BLC = self.embed(inputs_BlZ, modulation, everything)
         return self.step(x_BLC, modulation, None, everything)[0]
+
+    def token_losses(
+        self,
+        labels_B: Tensor,
+        inputs_BlZ: Tensor,
+        tokens_Bl: Tensor,
+        noise_BU: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of teacher-forced tokens, as from `forward`'s logits, which never exist at once.
+
+        Args:
+            labels_B: class indices, `num_classes` for the null class.
+            inputs_BlZ: what the tokenizer's `generator_inputs` gives for these tokens' maps.
+            tokens_Bl: all token maps of the images, or the first few: the finer ones are then not computed.
+            noise_BU: see `modulation`.
+            smoothing: share of the target's probability that is spread evenly over all codes.
+
+        Returns:
+            Each token's loss in nats, float32 (B, l), and whether its likeliest code is the right one, bool (B, l).
+
+        Raises:
+            ValueError: tokens that end inside a map.
+        """
+        if tokens_Bl.shape[1] not in self.schedule.offsets[1:]:
+            raise ValueError(f"tokens: {tokens_Bl.shape[1]} an image; whole maps have {self.schedule.offsets[1:]}")
+        scales = range(self.schedule.offsets.index(tokens_Bl.shape[1]))
+        modulation = self.modulation(labels_B, noise_BU)
+        x_BlC, _ = self._hidden(self.embed(inputs_BlZ, modulation, scales), modulation, None, scales)
+        x_NC = _head_input(x_BlC, modulation.head_B2C).flatten(0, 1)
+        losses = linear_cross_entropy(x_NC, self.head.weight, self.head.bias, tokens_Bl.flatten(), smoothing)
+        nll_Bl, correct_Bl = (t_N.view(tokens_Bl.shape) for t_N in losses)
+        return nll_Bl, correct_Bl
 
     def modulation(self, labels_B: Tensor, noise_BU: Tensor | None = None) -> Modulation:
         """What the labels decide, for all scales at once.
@@ -111,7 +151,7 @@ class Generator(nn.Module):
 
     def initial_state(self, batch: int) -> GeneratorState:
         """The state before the first scale."""
-        return GeneratorState(tuple(block.initial_state(batch) for block in self._each_block()))
+        return GeneratorState(tuple(block.initial_state(batch) for block in self.each_block()))
 
     def step(
         self,
@@ -136,6 +176,15 @@ class Generator(nn.Module):
         Raises:
             ValueError: scales that do not follow the state, or tokens that do not fill these scales.
         """
+        x_BlC, state = self._hidden(x_BlC, modulation, state, scales)
+        x_BlC = _head_input(x_BlC[:head_rows], modulation.head_B2C[:head_rows])
+        with without_autocast(x_BlC):
+            return at_least_float32(self.head(x_BlC)), state
+
+    def _hidden(
+        self, x_BlC: Tensor, modulation: Modulation, state: GeneratorState | None, scales: range
+    ) -> tuple[Tensor, GeneratorState]:
+        """What the last block gives, (B, l, C), and the state after these scales; see `step`."""
         if state is None:
             state = GeneratorState(tuple(BlockState() for _ in self.blocks))
         if scales.step != 1 or not state.scales == scales.start < scales.stop <= len(self.schedule):
@@ -147,17 +196,15 @@ class Generator(nn.Module):
         if x_BlC.shape[1] != sum(areas):
             raise ValueError(f"x has {x_BlC.shape[1]} tokens, scales {list(scales)} have {sum(areas)}")
 
+        run = _checkpointed if self.activation_checkpointing and torch.is_grad_enabled() else _plainly
         after = []
-        for block, modulation_BRC, before in zip(self.blocks, modulation.blocks, state.blocks, strict=True):
-            x_BlC, block_state = block(x_BlC, modulation_BRC, before, areas)
+        for block, modulation_BRC, before in zip(self.each_block(), modulation.blocks, state.blocks, strict=True):
+            x_BlC, block_state = run(block, x_BlC, modulation_BRC, before, areas)
             after.append(block_state)
-        scale_B1C, shift_B1C = modulation.head_B2C[:head_rows].split(1, dim=1)
-        x_BlC = adaln(x_BlC[:head_rows], scale_B1C, shift_B1C)
-        with without_autocast(x_BlC):
-            logits_BlV = at_least_float32(self.head(x_BlC))
-        return logits_BlV, GeneratorState(tuple(after), scales.stop)
+        return x_BlC, GeneratorState(tuple(after), scales.stop)
 
-    def _each_block(self) -> list[Block]:
+    def each_block(self) -> list[Block]:
+        """The blocks, first to last."""
         return list(self.blocks)  # type: ignore[arg-type]  # a ModuleList does not know what it holds
 
     def _modulation(self, labels_B: Tensor) -> Modulation:
@@ -167,8 +214,21 @@ class Generator(nn.Module):
         if self.config.shared_adaln:
             shared_BRC = at_least_float32(self.shared_adaln(active_BC)).unflatten(-1, (-1, self.config.width))
         head_B2C = at_least_float32(self.head_adaln(active_BC)).unflatten(-1, (2, -1))
-        blocks = tuple(block.modulation(active_BC, shared_BRC) for block in self._each_block())
+        blocks = tuple(block.modulation(active_BC, shared_BRC) for block in self.each_block())
         return Modulation(blocks, head_B2C, class_BC)
+
+
+def _plainly(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
+    return block(*arguments)
+
+
+def _checkpointed(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
+    # A block draws no random numbers (`modulation` does), so none need to be repeated.
+    return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _head_input(x_BlC: Tensor, head_B2C: Tensor) -> Tensor:
+    return adaln(x_BlC, *head_B2C.split(1, dim=1))
 
 
 def _drop_branches(modulation_BRC: Tensor, noise_Bn: Tensor, rate: float) -> Tensor:

@@ -16,11 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mvar.checkpoint.placement import first_line
 from mvar.training.parallel import Ranks
@@ -77,6 +77,7 @@ class Checkpoints:
                 process_group=self._group,
                 no_dist=self.ranks.kind is None,
             )
+        assert isinstance(written, Future)
         self._pending = self._pool.submit(self._commit, written, partial, step, dict(notes))
 
     def wait(self) -> None:
@@ -144,7 +145,7 @@ def latest(run: Path) -> Found:
     Raises:
         ValueError: there is none.
     """
-    reasons = []
+    reasons: list[str] = []
     for path in _candidates(run / FOLDER):
         found = _read_manifest(path)
         problem = "no readable manifest" if found is None else _problem(path)
@@ -175,7 +176,8 @@ def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
 def stored(found: Found) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint's tensors."""
     metadata = HuggingFaceStorageReader(str(found.path)).read_metadata()
-    return {name: tuple(value.size) for name, value in metadata.state_dict_metadata.items()}
+    tensors = metadata.state_dict_metadata.items()
+    return {name: tuple(value.size) for name, value in tensors if isinstance(value, TensorStorageMetadata)}
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -5,13 +5,15 @@ A preset gives the values for one image size; every field can be overridden by a
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.validation import raise_problems
+
+FreezablePart = Literal["classes", "embeddings", "attention", "mamba", "mlp", "adaln", "blocks", "head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +193,28 @@ class GeneratorTraining(RunConfig):
             and the data's classes override those of `model`.
         model: the generator.
         label_smoothing: of the cross-entropy.
+        progressive: share of the run in which the finer scales come in one after the other; 0 trains all from the
+            start.
+        progressive_from: the finest scale (from 0) that is trained from the start all the same.
+        init_from: start from the generator of this bundle or run folder, or packaged model's name, instead of from
+            nothing; classes keep their embedding by name. Of no effect when a run is resumed.
+        freeze: parts that keep the weights they start from: classes, embeddings (of tokens, positions and levels),
+            attention, mamba, mlp, adaln, blocks (the four before) or head.
+        activation_checkpointing: compute each block's activations again in the backward pass instead of keeping
+            them: less memory, about a third more arithmetic.
+        compile: run the blocks through torch.compile.
         preview_per_class: samples a class (at most 16 classes) in each preview sheet.
     """
 
     tokenizer: str
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     label_smoothing: float = 0.0
+    progressive: float = 0.0
+    progressive_from: int = 4
+    init_from: str | None = None
+    freeze: tuple[FreezablePart, ...] = ()
+    activation_checkpointing: bool = False
+    compile: bool = False
     preview_per_class: int = 4
 
     @classmethod
@@ -210,6 +228,14 @@ class GeneratorTraining(RunConfig):
             found.append("tokenizer = '': give a bundle or run folder")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing = {self.label_smoothing}: must lie in [0, 1)")
+        if not 0 <= self.progressive <= 1:
+            found.append(f"progressive = {self.progressive}: must lie in [0, 1]")
+        if self.progressive_from < 1:
+            found.append(f"progressive_from = {self.progressive_from}: must be at least 1")
+        if unknown := sorted(set(self.freeze) - set(get_args(FreezablePart))):
+            found.append(f"freeze = {unknown[0]!r}: choose from {', '.join(get_args(FreezablePart))}")
+        if self.freeze and self.init_from is None:
+            found.append(f"freeze = {', '.join(self.freeze)}: weights that stay need init_from; give a model")
         if self.preview_per_class < 1:
             found.append(f"preview_per_class = {self.preview_per_class}: must be at least 1")
         return found

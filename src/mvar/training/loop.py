@@ -200,7 +200,7 @@ class _Loop:
     def _log(self, values: Mapping[str, Any], request: Request) -> None:
         record = {name: value if isinstance(value, list) else float(value) for name, value in values.items()}
         self.folder.log(self.done, record)
-        if self.ranks.main and any([callback(self.done, record) for callback in self.callbacks]):
+        if self.ranks.main and True in [callback(self.done, record) for callback in self.callbacks]:
             request.ask()
 
     def _validate(self, request: Request) -> None:
@@ -275,4 +275,3 @@ def _make_moments(task: Task, stored: Mapping[str, Any]) -> None:
                 if f"optimizer.{network}.{name}.{key}" in stored:
                     value = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
                     task.optimizer.state[parameter][key] = value
-

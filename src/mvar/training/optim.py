@@ -77,8 +77,13 @@ def set_schedule(optimizer: torch.optim.Optimizer, step: int, config: RunConfig)
     return lr
 
 
+def reduced(dtype: str | None, device: torch.device) -> torch.dtype | None:
+    """The dtype of products below float32: as asked, else what the processor is quick at; None for float32."""
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(dtype or find_dtype(None, device))
+
+
 def autocast(dtype: str | None, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """A context in which matrix products run in this dtype; None takes what the processor is quick at."""
-    chosen = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(dtype or find_dtype(None, device))
+    """A context in which matrix products run in this dtype, see `reduced`."""
+    chosen = reduced(dtype, device)
     # Each weight is used about once a step, so that keeping its copy in the cache would only take memory.
     return partial(torch.autocast, device.type, chosen, enabled=chosen is not None, cache_enabled=False)

@@ -32,12 +32,24 @@ class Ranks:
     rank: int = 0
     size: int = 1
     kind: Kind | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device
 
     @property
     def main(self) -> bool:
         """Whether this is the rank that writes files and speaks."""
         return self.rank == 0
+
+    def batches(self, n: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of n things, in the same number of batches on every rank.
+
+        Returns:
+            Batches of indices int64 (B,), and which of them are real: the last batches repeat the last thing, so that
+            the ranks stay together.
+        """
+        size = min(size, -(-n // self.size))
+        for start in range(self.rank * size, self.rank * size + n, self.size * size):
+            indices_B = torch.arange(start, start + size)
+            yield indices_B.clamp(max=n - 1), indices_B < n
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over ranks of a tensor."""
@@ -125,17 +137,19 @@ def replicated(module: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-def shard(root: nn.Module, generator: Generator, dtype: torch.dtype) -> None:
+def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> None:
     """Spread a generator's weights over all ranks by FSDP2, block by block.
 
     Args:
         root: the module that training calls, which holds the generator.
         generator: on any device, also meta.
-        dtype: of the gathered weights and of the products; gradients are reduced in float32.
+        dtype: of the gathered weights of the blocks and so of their products; None for float32. Gradients are reduced
+            in float32.
     """
-    options: Any = {"mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)}
-    whole: Any = {"mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
-    for block in generator.blocks:
+    options: Any = {
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    }
+    for block in generator.each_block():
         # The modulation of all blocks is computed before the first block runs, so it is gathered by itself.
         if generator.config.shared_adaln:
             fully_shard(block, **options)
@@ -143,7 +157,7 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype) -> None:
         else:
             fully_shard(block.adaln, **options)
             fully_shard(block, **options)
-    fully_shard(root, **whole)  # embeddings and head: in float32, as without FSDP
+    fully_shard(root)  # embeddings and head, in float32 as without FSDP
 
 
 def accumulating(modules: Iterator[nn.Module] | list[nn.Module], last: bool) -> AbstractContextManager[Any]:
@@ -168,9 +182,7 @@ def whole(tensor: Tensor) -> Tensor:
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Copy values, the same on each rank, into a tensor or into this rank's share of it."""
     if isinstance(tensor, DTensor):
-        values = distribute_tensor(
-            values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
-        )
+        values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(values)
 
 

@@ -4,6 +4,7 @@ Shapes: B images, H W pixels, F channels of a map, h w its sides.
 Source: Zhang et al. 2018 (LPIPS), section 3.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,12 +24,10 @@ def perceptual_loss(network: FeatureNetwork, restored_B3HW: Tensor, target_B3HW:
     """
     maps = network.maps(_enlarged(restored_B3HW))
     targets = network.maps(_enlarged(target_B3HW))
-    weights = network.channel_weights or [None] * len(maps)
+    weights = network.channel_weights or [torch.ones(())] * len(maps)
     total = restored_B3HW.new_zeros(())
     for found_BFhw, target_BFhw, weight_F in zip(maps, targets, weights, strict=True):
-        squares_BFhw = (_unit(found_BFhw) - _unit(target_BFhw)).square()
-        if weight_F is not None:
-            squares_BFhw = squares_BFhw * weight_F[:, None, None]
+        squares_BFhw = (_unit(found_BFhw) - _unit(target_BFhw)).square() * weight_F.view(-1, 1, 1)
         total = total + squares_BFhw.sum(1).mean()
     return total / len(maps)
 

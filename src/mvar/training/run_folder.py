@@ -14,7 +14,6 @@ config.json, ...         the model as a bundle
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -212,7 +211,8 @@ class RunFolder:
             return "another rank does not answer"
         rank = min(others, key=lambda rank: others[rank])
         ago = time.time() - others[rank]
-        return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {beats[rank]['step']}"
+        step = beats[rank]["step"]
+        return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {step}"
 
 
 def fingerprint(network: nn.Module) -> str:

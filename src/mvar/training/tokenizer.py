@@ -3,7 +3,7 @@
 Shapes: B images, H W pixels, K scales, V codes; U random numbers of an image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,17 +97,19 @@ class TokenizerTask:
                 part.requires_grad_(False)
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.optimizer = build_optimizer(self.model, config, _decays)
-        discriminator = None
+        discriminator = judge = None
         if config.adversarial:
-            discriminator = self.networks["discriminator"] = PatchDiscriminator(config.discriminator_channels).to(
-                device
-            )
+            discriminator = PatchDiscriminator(config.discriminator_channels).to(self.device)
+            self.networks["discriminator"] = discriminator
             group = {"params": list(discriminator.parameters()), "decay": False, "lr_share": config.discriminator_lr}
             self.optimizer.add_param_group({**group, "weight_decay": 0.0})
-        self.image_loss = ImageLoss(config, network, discriminator, lambda value: value)
+            judge = replicated(discriminator, ranks)
+        self.replica = replicated(self.model, ranks)
+        self.called = [self.replica] if judge is None else [self.replica, judge]
+        self.image_loss = ImageLoss(config, network, discriminator, judge, ranks)
         self.average = WeightAverage(self.model, config.ema)
         self.counts_KV = self._no_counts()
-        self.dtype = find_dtype(config.dtype, device)
+        self.autocast = autocast(config.dtype, self.device)
 
     @torch.no_grad()
     def start(self, tokenizer: Tokenizer | None) -> None:
@@ -168,26 +170,25 @@ class TokenizerTask:
     @torch.no_grad()
     def validate(self) -> Metrics:
         """Losses without the discriminator, and for each scale the use of codes and what is left of the latent."""
-        sums: dict[str, float] = {}
-        counts_KV, n = self._no_counts(), len(self.val_images)
-        rest_K = torch.zeros(len(self.config.model.schedule), device=self.device)
-        for pixels_B3HW in self._val_batches():
+        n, config = len(self.val_images), self.config.model
+        sums: dict[str, Tensor] = {}
+        counts_KV = torch.zeros_like(self.counts_KV)
+        for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
+            if not real_B.any():
+                continue
+            pixels_B3HW = self.val_images.batch(indices_B[real_B])[0].to(self.device) / 255
             with self.autocast():
                 output_B3HW, quantized = self.model(pixels_B3HW)
             loss, parts = self.image_loss.reconstruction(output_B3HW, pixels_B3HW)
             parts |= {"loss": loss + quantized.loss, "vq": quantized.loss, "psnr": _psnr(output_B3HW, pixels_B3HW)}
-            share = len(pixels_B3HW) / n
+            parts |= {"residual_energy": quantized.rest_K}
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * share
-            counts_KV += count_tokens(quantized.tokens, self.config.model.vocab_size)
-            rest_K += quantized.rest_K * share
-        used, perplexity = usage(counts_KV)
-        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": rest_K.tolist()}
-        return {**{f"val_{name}": value for name, value in sums.items()}, **by_scale}
-
-    def _val_batches(self) -> Iterator[Tensor]:
-        for indices_B in torch.arange(len(self.val_images)).split(VIEWED_AT_ONCE):
-            yield self.val_images.batch(indices_B)[0].to(self.device) / 255
+                sums[name] = sums.get(name, 0) + value.double().cpu() * len(pixels_B3HW) / n
+            counts_KV += count_tokens(quantized.tokens, config.vocab_size)
+        means = {name: self.ranks.total(value).tolist() for name, value in sums.items()}
+        used, perplexity = usage(self.ranks.total(counts_KV))
+        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": means.pop("residual_energy")}
+        return {**{f"val_{name}": value for name, value in means.items()}, **by_scale}
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
@@ -209,6 +210,10 @@ class TokenizerTask:
     def save_bundle(self, folder: Path) -> None:
         if self.ranks.main:
             write_bundle(folder, self.bundle())
+
+    def batch_names(self, step: int) -> list[str]:
+        indices_B, _ = batch_indices(len(self.train_images), self.config.batch_size, self.config.seed, step)
+        return [str(self.train_images.paths[i]) for i in indices_B.tolist()]
 
     def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}

@@ -1,0 +1,101 @@
+"""Cross-entropy straight from the head's input, so that the logits of all tokens never exist at once.
+
+Shapes: N tokens, n tokens of a chunk, C width, V codes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from mvar.ops.precision import at_least_float32, without_autocast
+
+CHUNK_LOGITS = 2**22  # 16 MB in float32: 1024 tokens of 4096 codes, enough for a quick product
+
+
+def linear_cross_entropy(
+    x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor, target_N: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of softmax(x W^T + b), differentiable (once) in x, W and b.
+
+    Each chunk's logits are thrown away and computed again in the backward pass: one more product of four.
+
+    Args:
+        x_NC: what enters the head; multiplied in W's dtype, the rest is float32 (float64 in a float64 network).
+        weight_VC, bias_V: the head's weights.
+        target_N: the right codes.
+        smoothing: share of the target's probability that is spread evenly over all codes.
+
+    Returns:
+        The loss of each token in nats, float32 (N,), and whether its likeliest code is the right one, bool (N,).
+    """
+    with without_autocast(x_NC):
+        return _LinearCrossEntropy.apply(x_NC.to(weight_VC.dtype), weight_VC, bias_V, target_N, smoothing)
+
+
+def linear_cross_entropy_reference(
+    x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor, target_N: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The same with all logits at once; arguments and results as `linear_cross_entropy`."""
+    logits_NV = at_least_float32(F.linear(x_NC.to(weight_VC.dtype), weight_VC, bias_V))
+    nll_N = F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=smoothing)
+    return nll_N, logits_NV.argmax(1) == target_N
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor, target_N: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        losses, norms, correct = [], [], []
+        for rows in _chunks(x_NC, weight_VC):
+            logits_nV, target_n = _logits(x_NC[rows], weight_VC, bias_V), target_N[rows]
+            norm_n = logits_nV.logsumexp(1)
+            loss_n = norm_n - (1 - smoothing) * logits_nV.gather(1, target_n[:, None])[:, 0]
+            losses.append(loss_n - smoothing * logits_nV.mean(1) if smoothing else loss_n)
+            norms.append(norm_n)
+            correct.append(logits_nV.argmax(1) == target_n)
+        correct_N = torch.cat(correct)
+        ctx.save_for_backward(x_NC, weight_VC, bias_V, target_N, torch.cat(norms))
+        ctx.smoothing = smoothing
+        ctx.mark_non_differentiable(correct_N)
+        return torch.cat(losses), correct_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x_NC, weight_VC, bias_V, target_N, norm_N = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dx_NC = torch.empty_like(x_NC) if needs_x else None
+        dweight_VC = torch.zeros_like(weight_VC, dtype=dloss_N.dtype) if needs_weight else None
+        dbias_V = torch.zeros_like(bias_V, dtype=dloss_N.dtype) if needs_bias else None
+        with without_autocast(x_NC):
+            for rows in _chunks(x_NC, weight_VC):
+                # The slope is softmax - target, both times the token's own gradient.
+                dlogits_nV = _logits(x_NC[rows], weight_VC, bias_V).sub_(norm_N[rows, None]).exp_()
+                if ctx.smoothing:
+                    dlogits_nV.sub_(ctx.smoothing / len(weight_VC))
+                right_n1 = torch.full_like(norm_N[rows, None], ctx.smoothing - 1)
+                dlogits_nV.scatter_add_(1, target_N[rows, None], right_n1).mul_(dloss_N[rows, None])
+                if dbias_V is not None:
+                    dbias_V += dlogits_nV.sum(0)
+                if dx_NC is not None:
+                    torch.mm(dlogits_nV.to(weight_VC.dtype), weight_VC, out=dx_NC[rows])
+                if dweight_VC is not None:
+                    dweight_VC.addmm_(dlogits_nV.T, x_NC[rows].to(dlogits_nV.dtype))
+        return dx_NC, _like(dweight_VC, weight_VC), _like(dbias_V, bias_V), None, None
+
+
+def _chunks(x_NC: Tensor, weight_VC: Tensor) -> list[slice]:
+    n = max(1, CHUNK_LOGITS // len(weight_VC))
+    return [slice(start, start + n) for start in range(0, len(x_NC), n)]
+
+
+def _logits(x_nC: Tensor, weight_VC: Tensor, bias_V: Tensor) -> Tensor:
+    return at_least_float32(F.linear(x_nC, weight_VC, bias_V))
+
+
+def _like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(parameter.dtype)

@@ -1,0 +1,132 @@
+"""Training that goes on from a model: its generator's weights for other images, classes or scales; frozen parts.
+
+Shapes: C classes of the new data, W width.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import NamedTuple
+
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.generator.reschedule import rescheduled
+from mvar.model import load
+from mvar.tokenizer.network import Tokenizer
+from mvar.training.config import FreezablePart
+from mvar.training.run_folder import fingerprint
+from mvar.validation import raise_problems
+
+# What the data and the tokenizer decide, and what matters in training only.
+MAY_DIFFER = {"num_classes", "vocab_size", "latent_channels", "sides", "stochastic_depth", "class_dropout"}
+
+
+class Start(NamedTuple):
+    """What a run starts from."""
+
+    generator: Generator
+    classes: list[str]
+
+
+def load_start(source: str, config: GeneratorConfig, tokenizer: Tokenizer) -> Start:
+    """The generator to start from, on the CPU.
+
+    Args:
+        source: a bundle or run folder, or a packaged model's name.
+        config: of the generator to be trained.
+        tokenizer: whose token maps it will be trained on; of the same weights, maybe at other scales.
+
+    Raises:
+        ValueError: nothing is found there, it has no generator, one of another shape, or another tokenizer.
+    """
+    try:
+        model = load(source, "cpu", "float32")
+    except ValueError as error:
+        reason = str(error).removeprefix(f"model = {source!r}: ")
+        raise ValueError(f"init_from = {source!r}: {reason}") from error
+    if model.generator is None:
+        raise ValueError(f"init_from = {source!r}: is a tokenizer without a generator; give a model that has one")
+    if fingerprint(model.tokenizer) != fingerprint(tokenizer):
+        raise ValueError(
+            f"init_from = {source!r}: its generator was trained on another tokenizer's token maps; "
+            f"give --tokenizer {source}, or train a generator anew"
+        )
+    there = model.generator.config
+    raise_problems(
+        f"model.{f.name} = {getattr(config, f.name)}: the generator of {source!r} has {getattr(there, f.name)}, "
+        "and keeps it; leave the option out"
+        for f in fields(config)
+        if f.name not in MAY_DIFFER and getattr(config, f.name) != getattr(there, f.name)
+    )
+    return Start(model.generator, model.classes)
+
+
+def take_weights(generator: Generator, start: Start, classes: Sequence[str]) -> list[str]:
+    """Give an initialised generator the weights to start from, and say how many classes these know.
+
+    Embeddings of positions and levels are interpolated where the scales differ. A class takes the row of the same name;
+    others keep their initial one. The null class keeps its own.
+
+    Args:
+        generator: of the classes and scales to be trained; changed in place.
+        start: what `load_start` gives.
+        classes: names of the new data's classes.
+
+    Returns:
+        The classes that are new.
+    """
+    state = dict(rescheduled(start.generator, generator.config.sides).state_dict())
+    known, new = {name: row for row, name in enumerate(start.classes)}, []
+    rows_CW = generator.class_embed.weight.detach().clone()
+    for row, name in enumerate(classes):
+        if name in known:
+            rows_CW[row] = state["class_embed.weight"][known[name]]
+        else:
+            new.append(name)
+    rows_CW[-1] = state["class_embed.weight"][-1]
+    generator.load_state_dict({**state, "class_embed.weight": rows_CW})
+    text = f"; new: {', '.join(new)}" if new else ""
+    print(f"fine-tuning: {len(classes) - len(new)} of {len(classes)} classes known by name{text}", file=sys.stderr)
+    return new
+
+
+def freeze(generator: Generator, parts: Sequence[FreezablePart], new_classes: Sequence[str] = ()) -> None:
+    """Let the parameters of these parts stay as they are.
+
+    Args:
+        generator: changed in place.
+        parts: names out of `PARTS`.
+        new_classes: whose embeddings must be learnt.
+
+    Raises:
+        ValueError: a part that this generator lacks, new classes in a frozen part, or nothing left to train.
+    """
+    problems = []
+    for part in parts:
+        chosen = [p for name, p in generator.named_parameters() if PARTS[part](f".{name}")]
+        if not chosen:
+            problems.append(f"freeze = {part!r}: the generator has no such part; leave it out")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+    if "classes" in parts and new_classes:
+        problems.append(f"freeze = 'classes': {', '.join(new_classes)} must be learnt first; leave it out")
+    if not any(p.requires_grad for p in generator.parameters()):
+        problems.append(f"freeze = {', '.join(parts)}: nothing is left to train; name fewer parts")
+    raise_problems(problems)
+
+
+def _has(*pieces: str) -> Callable[[str], bool]:
+    return lambda name: any(piece in name for piece in pieces)
+
+
+# Which parameters a part is, by their names with a dot before them.
+PARTS: dict[FreezablePart, Callable[[str], bool]] = {
+    "classes": _has(".class_embed."),
+    "embeddings": _has(".word_embed.", ".pos_embed", ".level_embed.", ".start_pos"),
+    "attention": _has(".attention."),
+    "mamba": _has(".mamba."),
+    "mlp": _has(".mlp."),
+    "adaln": _has(".adaln.", ".adaln_offset", ".shared_adaln."),
+    "blocks": _has(".blocks.", ".shared_adaln."),
+    "head": _has(".head.", ".head_adaln."),
+}
