@@ -235,6 +235,9 @@ def damage(kind, package):
         path.write_text("[]")
     elif kind == "no icons":
         path.write_text("{}")
+    elif kind == "code":
+        content["chars"]["smile"] = "tomato"
+        path.write_text(json.dumps(content))
     else:
         icon = {"path": {"../../evil": {"body": ""}}, "body": {"tomato": {"body": 3}}, "text": {"tomato": "x"}}
         icon |= {"flat": {"tomato": {"body": "", "width": 0}}}
@@ -256,6 +259,7 @@ def damage(kind, package):
         ("path", r"ref.json' is not a set of icons \('../../evil' is no icon's name\)"),
         ("body", r"ref.json' is not a set of icons \('tomato' has no SVG text or no size\)"),
         ("text", r"ref.json' is not a set of icons"),
+        ("code", r"ref.json' is not a set of icons \('smile' are no code points\)"),
         ("flat", r"ref.json' is not a set of icons \('tomato' has no SVG text or no size\)"),
         ("side", r"ref.json' is not a set of icons"),
         ("svg", r"the icon ref:tomato cannot be drawn"),

@@ -82,7 +82,7 @@ def is_wanted(info: Mapping[str, Any]) -> bool:
     return (
         (info.get("category") == "Emoji" or "Emoji" in str(info.get("name")))
         and info.get("palette") is True
-        and _licence(info).get("spdx") in PERMISSIVE
+        and str(_part(info, "license").get("spdx")) in PERMISSIVE
     )
 
 
@@ -149,7 +149,7 @@ def licences(version: str, sets: Sequence[IconSet], counts: Counts) -> str:
         "| --- | --- | --- | --- | --- | ---: |",
     ]
     for icons in sets:
-        author, licence = icons.info.get("author") or {}, _licence(icons.info)
+        author, licence = _part(icons.info, "author"), _part(icons.info, "license")
         images = sum(n for (prefix, _, _), n in counts.items() if prefix == icons.prefix)
         cells = [
             icons.prefix,
@@ -163,9 +163,9 @@ def licences(version: str, sets: Sequence[IconSet], counts: Counts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _licence(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    licence = info.get("license")
-    return licence if isinstance(licence, dict) else {}
+def _part(info: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = info.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _link(text: str | None, url: str | None) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 NPM_PACKAGE = "@iconify/json"
 COLLECTIONS = "collections.json"
 BOX = ("left", "top", "width", "height")
+CODE_POINTS = re.compile(r"[0-9a-f]{1,5}(-[0-9a-f]{1,5})*")
 ICON_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -75,14 +76,19 @@ class IconSet:
             icons = {
                 name: _icon(name, box | icon) for name, icon in sorted(data["icons"].items()) if not icon.get("hidden")
             }
+            codes = {name: code for code, name in sorted(data.get("chars", {}).items())}
+            if wrong := [code for code in codes.values() if not CODE_POINTS.fullmatch(code)]:
+                raise ValueError(f"{wrong[0]!r} are no code points")
             return cls(
                 prefix,
                 info,
                 icons,
-                codes={name: code for code, name in sorted(data.get("chars", {}).items())},
+                codes,
                 # An alias with a transformation is another picture, not another name.
                 aliases={
-                    name: alias["parent"] for name, alias in data.get("aliases", {}).items() if set(alias) == {"parent"}
+                    name: str(alias["parent"])
+                    for name, alias in data.get("aliases", {}).items()
+                    if set(alias) == {"parent"}
                 },
                 categories={name: group for group, names in data.get("categories", {}).items() for name in names},
             )
