@@ -44,6 +44,11 @@ class WeightAverage:
         finally:
             self._exchange()
 
+    def take(self) -> None:
+        """Put the average into the module for good."""
+        self._exchange()
+        self._live, self._average = {}, {}
+
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, live in self._live.items():

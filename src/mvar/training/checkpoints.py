@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mvar.checkpoint.placement import first_line
@@ -69,14 +69,13 @@ class Checkpoints:
             partial.mkdir(parents=True)
         self.ranks.gather(None)  # the folder is there for all
         state = {name: tensor.detach().reshape(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that one process saves alone
-            written = dcp.async_save(
-                state,
-                storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
-                process_group=self._group,
-                no_dist=self.ranks.kind is None,
-            )
+        _expect_to_be_alone()
+        written = dcp.async_save(
+            state,
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            process_group=self._group,
+            no_dist=self.ranks.kind is None,
+        )
         assert isinstance(written, Future)
         self._pending = self._pool.submit(self._commit, written, partial, step, dict(notes))
 
@@ -111,7 +110,7 @@ class Checkpoints:
             os.replace(partial, final)
             _sync(self.folder)
             self._prune()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
             shutil.rmtree(partial, ignore_errors=True)
             reason = first_line(_cause(error))
             raise OSError(
@@ -168,9 +167,8 @@ def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
         if sizes.get(name) != (tuple(tensor.shape) or (1,)):
             raise ValueError(f"{found.path}: {name} is {sizes.get(name)}, the run needs {tuple(tensor.shape)}")
     views = {name: tensor.detach().view(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that one process loads alone
-        dcp.load(views, storage_reader=HuggingFaceStorageReader(str(found.path)), no_dist=ranks.kind is None)
+    _expect_to_be_alone()
+    dcp.load(views, storage_reader=HuggingFaceStorageReader(str(found.path)), no_dist=ranks.kind is None)
 
 
 def stored(found: Found) -> dict[str, tuple[int, ...]]:
@@ -178,6 +176,11 @@ def stored(found: Found) -> dict[str, tuple[int, ...]]:
     metadata = HuggingFaceStorageReader(str(found.path)).read_metadata()
     tensors = metadata.state_dict_metadata.items()
     return {name: tuple(value.size) for name, value in tensors if isinstance(value, TensorStorageMetadata)}
+
+
+def _expect_to_be_alone() -> None:
+    """Let torch not warn that one process saves or loads by itself; the warning may come from a thread of its own."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 def _candidates(folder: Path) -> list[Path]:

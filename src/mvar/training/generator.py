@@ -81,6 +81,7 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
             folder.begin(train_images, val_images, fingerprint(tokenizer))
             task = GeneratorTask(config, ranks, tokenizer, train_images, val_images.spread(config.val_images), start)
             fit(task, config, folder, ranks, callbacks)
+            task.average.take()
         bundle = task.bundle()
         return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
 

@@ -28,6 +28,7 @@ Callback = Callable[[int, Metrics], bool | None]
 
 SPIKE = 5.0  # a gradient norm so many times its running mean is reported
 MEMORY = 0.98  # weight of the past in that mean
+SETTLED = 100  # updates until the mean says what is usual
 LEAST_SCALE = 2.0**-14  # of the float16 loss; below it no number is small enough for the gradients
 
 
@@ -125,7 +126,7 @@ class _Loop:
                 folder.heartbeat(step)
                 lr = set_schedule(task.optimizer, step, config)
                 task.optimizer.zero_grad(set_to_none=True)
-                loss, metrics = self._backward(step)
+                loss, metrics = backward(task, self.ranks, self.scaler, config.accumulate, step)
                 self.scaler.unscale_(task.optimizer)
                 norms = _clip(task.networks, config.grad_clip)
                 stop = self._agree(step, loss, norms, request)
@@ -143,26 +144,13 @@ class _Loop:
                     self._log({"loss": loss, **metrics, **norms, **rates}, request)
                 if self.done % config.validate_every == 0 or last:
                     self._validate(request)
-                if self.done % config.checkpoint_every == 0 or last or stop:
+                if self.done % config.checkpoint_every == 0 or last or stop is not None:
                     self._save()
-                if stop and not last:
+                if stop is not None and not last:
                     self.keeper.wait()
                     raise Stopped(f"stopped after step {self.done} with a checkpoint; --resume goes on", stop)
         self.keeper.wait()
         return self.validation
-
-    def _backward(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradients of the whole batch, part by part; returns the mean loss and metrics over parts and ranks."""
-        parts = self.config.accumulate
-        sums: dict[str, Tensor] = {}
-        for part in range(parts):
-            with accumulating(self.task.called, last=part == parts - 1):
-                loss, metrics = self.task.loss(step, part)
-                self.scaler.scale(loss / parts).backward()
-            for name, value in {"loss": loss, **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() / parts
-        means = dict(zip(sums, self.ranks.mean(torch.stack(list(sums.values()))).unbind(), strict=True))
-        return means.pop("loss"), means
 
     def _agree(self, step: int, loss: Tensor, norms: Mapping[str, float], request: Request) -> int | None:
         """Stop all ranks before an update that would spoil the weights; say whether one was asked to stop, and why.
@@ -178,6 +166,7 @@ class _Loop:
         # What the ranks agree on: a step that is not finite is so for all, as loss and norms are means over them.
         asked = int(self.ranks.largest(torch.tensor(asked)))
         if bad is not None:
+            self.keeper.wait()
             names = self.task.batch_names(step)
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             saved = self.folder.last_step()
@@ -192,7 +181,7 @@ class _Loop:
 
     def _watch(self, norm: float) -> None:
         """Report a gradient norm far above what is usual."""
-        if self.usual_norm and norm > SPIKE * self.usual_norm:
+        if self.done > SETTLED and norm > SPIKE * self.usual_norm:
             self.folder.log(self.done, {"grad_norm_spike": norm, "grad_norm_usual": self.usual_norm})
             self.progress.say(f"step {self.done}: gradient norm {norm:.3g}, usually {self.usual_norm:.3g}")
         self.usual_norm = MEMORY * self.usual_norm + (1 - MEMORY) * norm if self.usual_norm else norm
@@ -239,6 +228,21 @@ class _Loop:
 
 
 # --- parts ---
+
+
+def backward(
+    task: Task, ranks: Ranks, scaler: torch.amp.GradScaler, parts: int, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of a step's whole batch, part by part; returns the mean loss and metrics over parts and ranks."""
+    sums: dict[str, Tensor] = {}
+    for part in range(parts):
+        with accumulating(task.called, last=part == parts - 1):
+            loss, metrics = task.loss(step, part)
+            scaler.scale(loss / parts).backward()
+        for name, value in {"loss": loss, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float() / parts
+    means = dict(zip(sums, ranks.mean(torch.stack(list(sums.values()))).unbind(), strict=True))
+    return means.pop("loss"), means
 
 
 def _clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:

@@ -67,6 +67,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
             if folder.checkpoint is None:
                 task.start(start)
             fit(task, config, folder, ranks, callbacks)
+            task.average.take()
         return from_bundle(task.bundle(), ranks.device, "float32")
 
 
