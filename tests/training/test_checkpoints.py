@@ -150,7 +150,9 @@ def test_without_a_whole_checkpoint_nothing_is_resumed(tokenizer_run):
     tokenizer.train(config)
     shutil.rmtree(next(Path(config.out, "checkpoints").iterdir()) / "manifest.json", ignore_errors=True)
     (next(Path(config.out, "checkpoints").iterdir()) / "manifest.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"is damaged \(no readable manifest\), and there is no whole one before: start"):
+    with pytest.raises(
+        ValueError, match=r"is damaged \(no readable manifest\), and there is no whole one before: start"
+    ):
         tokenizer.train(replace(config, resume=True))
 
 
@@ -160,7 +162,9 @@ def test_a_checkpoint_of_another_model_is_refused(tokenizer_run):
     settings = Path(config.out, "run.json")
     settings.write_text(settings.read_text().replace('"vocab_size": 32', '"vocab_size": 64'))
     other = replace(config, resume=True, model=replace(config.model, vocab_size=64))
-    with pytest.raises(ValueError, match=r"does not fit the model to be trained \(.*quantizer.codebook is \(32, 8\), the"):
+    with pytest.raises(
+        ValueError, match=r"does not fit the model to be trained \(.*quantizer.codebook is \(32, 8\), the"
+    ):
         tokenizer.train(other)
 
 
@@ -192,13 +196,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(tokenizer_run, monkeypatch, tm
     """A disk of its own where that is allowed, else one whose writes fail."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode == 0
+    )
     if not mounted:
         sync = os.fsync
         full = OSError(28, "No space left on device")
 
         def fail(handle):
-            if "partial" in os.readlink(f"/proc/self/fd/{handle}") and "0000004" in os.readlink(f"/proc/self/fd/{handle}"):
+            if "partial" in os.readlink(f"/proc/self/fd/{handle}") and "0000004" in os.readlink(
+                f"/proc/self/fd/{handle}"
+            ):
                 raise full
             sync(handle)
 

@@ -183,7 +183,9 @@ def test_noise_belongs_to_the_image_of_the_run_not_to_the_batch(generator_run, t
     images, held_out = open_splits(config.data, tokenizer.config.image_shape)
     losses = []
     for size in (6, 3):
-        task = GeneratorTask(replace(config, batch_size=size), Ranks(device=torch.device("cpu")), tokenizer, images, held_out)
+        task = GeneratorTask(
+            replace(config, batch_size=size), Ranks(device=torch.device("cpu")), tokenizer, images, held_out
+        )
         parts = []
         for step in range(6 // size):
             torch.manual_seed(size + step)

@@ -166,7 +166,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(kind, what, monkeypat
     made = task.__init__
     monkeypatch.setattr(task, "__init__", lambda self, *args: (made(self, *args), seen.append(self))[0])
     poison(monkeypatch, task, 2, spoil)
-    with pytest.raises(FloatingPointError, match=rf"{what} = nan at step 3, images .*: stopped before the update; resume from the"):
+    with pytest.raises(
+        FloatingPointError, match=rf"{what} = nan at step 3, images .*: stopped before the update; resume from the"
+    ):
         train(config)
     state = checkpoint(config.out)
     assert state["step"] == 2

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mvar.features.base import FeatureNetwork
+
 # Blocks after which the map's resolution falls, and the last: strides 2, 4, 8, 16, 32.
 STAGES = (0, 2, 4, 10, 15)
 
 
-class EffNetLite0(nn.Module):
+class EffNetLite0(FeatureNetwork):
     """A frozen network: pixels in [0, 1] to 320 pooled features, or to the maps of five stages."""
-
-    channel_weights = None
 
     def __init__(self) -> None:
         """Raises ValueError where the packages are missing, saying which extra installs them."""
@@ -36,10 +36,6 @@ class EffNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.requires_grad_(False)
         self.eval()
-
-    def train(self, mode: bool = True) -> "EffNetLite0":
-        """Stays in eval mode, as its statistics are frozen."""
-        return super().train(False)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Pooled features (B, 320) of RGB pixels in [0, 1], of any size; those of the last block."""

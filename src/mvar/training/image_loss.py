@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from mvar.features.networks import FeatureNetwork
+from mvar.features.base import FeatureNetwork
 from mvar.training.adversarial import augment, hinge
 from mvar.training.config import TokenizerTraining
 from mvar.training.parallel import Ranks

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mvar.features.networks import FeatureNetwork
+from mvar.features.base import FeatureNetwork
 
 LEAST_SIDE = 64  # smaller images are enlarged: the networks know photographs, whose small details are larger
 

@@ -14,7 +14,8 @@ from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
-from mvar.features.networks import FeatureNetwork, find_network
+from mvar.features.base import FeatureNetwork
+from mvar.features.networks import find_network
 from mvar.model import Model, from_bundle, load
 from mvar.ops.noise import uniform
 from mvar.sampling.engine import to_images
