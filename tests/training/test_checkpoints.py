@@ -213,7 +213,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tokenizer_run, monkeypatch, tm
         monkeypatch.setattr(os, "fsync", fail)
     try:
         config = tokenizer_run(out=str(disk / "run"), keep_checkpoints=10, steps=40)
-        with pytest.raises(OSError, match="No space left on device|not be written"):
+        with pytest.raises(OSError, match=r"No space left on device|not be written"):
             tokenizer.train(config)
         step = checkpoints.latest(Path(config.out)).step
         assert step >= 2

@@ -35,6 +35,10 @@ def first_gradients(config: GeneratorTraining) -> dict[str, torch.Tensor]:
         return gathered({name: p.grad for name, p in task.model.named_parameters()})
 
 
+def slowly(function):
+    return lambda *args: (time.sleep(0.5), function(*args))[1]
+
+
 def main(path: str) -> None:
     torch.set_num_threads(1)
     with open(path, encoding="utf-8") as file:
@@ -42,8 +46,7 @@ def main(path: str) -> None:
     for job in jobs:
         train, training, model = KINDS[job["kind"]]
         if job.get("slow_checkpoints"):
-            digest = checkpoints._digest
-            checkpoints._digest = lambda path: (time.sleep(0.5), digest(path))[1]
+            checkpoints._digest = slowly(checkpoints._digest)
         config = training(**{**job["config"], "model": model(**job["config"]["model"])})
         if job.get("gradients"):
             found = first_gradients(config)
