@@ -5,7 +5,8 @@ Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, avera
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from torch.nn import functional as F
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.checkpoint.placement import find_device, find_dtype
-from mvar.data.order import batch_indices, crop_noise
+from mvar.data.loader import Source
 from mvar.data.progress import track
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_splits
+from mvar.data.splits import open_loader, open_splits
+from mvar.data.stream import Stream
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
@@ -57,54 +59,63 @@ def train(config: GeneratorTraining) -> Model:
         train_images, val_images = open_splits(
             config.data,
             tokenizer.config.image_shape,
+            val_data=config.val_data,
             resize_factor=config.resize_factor,
+            seed=config.seed,
             on_bad_image=config.on_bad_image,
         )
         folder.begin(train_images, val_images, fingerprint(tokenizer))
         task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images))
-        fit(task, config, folder)
+        with closing(task.loader):
+            fit(task, config, folder)
     return from_bundle(task.bundle(), config.device, "float32")
 
 
 class TokenSource:
-    """Token maps of images: all encoded once where every epoch shows the same pixels, else batch by batch."""
+    """Token maps of images that look the same in every epoch: all encoded once, rows are tokens (B, L)."""
 
     def __init__(self, images: PixelSource, tokenizer: Tokenizer, label: str) -> None:
-        self.images, self.tokenizer = images, tokenizer
-        self.device = tokenizer.quantizer.codebook.device
-        self.areas = tokenizer.config.schedule.areas
-        self.tokens_NL: Tensor | None = None
-        if images.resize_factor == 1:
-            batches = torch.arange(len(images)).split(VIEWED_AT_ONCE)
-            encoded = [self._encode(indices_B, None).int() for indices_B in track(batches, len(batches), label)]
-            self.tokens_NL = torch.cat(encoded)
+        self.labels, self.classes, self.name = images.labels, images.classes, images.name
+        batches = torch.arange(len(images)).split(VIEWED_AT_ONCE)
+        encoded = [
+            torch.cat(encode(images.batch(indices_B)[0], tokenizer), dim=1).int()
+            for indices_B in track(batches, len(batches), label)
+        ]
+        self.tokens_NL = torch.cat(encoded)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
-    def batch(self, indices_B: Tensor, crop_noise_B2: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Token maps, one (B, P_k) a scale, and labels (B,)."""
-        if self.tokens_NL is None:
-            tokens_BL = self._encode(indices_B, crop_noise_B2)
-        else:
-            tokens_BL = self.tokens_NL[indices_B.to(self.device)].long()
-        return list(tokens_BL.split(self.areas, dim=1)), self.images.labels[indices_B].to(self.device)
+    def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens int32 (B, L) and labels (B,)."""
+        indices_B = torch.as_tensor(indices_B)
+        return self.tokens_NL[indices_B.to(self.tokens_NL.device)], self.labels[indices_B]
 
-    def _encode(self, indices_B: Tensor, crop_noise_B2: Tensor | None) -> Tensor:
-        pixels_B3HW = self.images.batch(indices_B, crop_noise_B2)[0].to(self.device) / 255
-        return torch.cat(self.tokenizer.encode(pixels_B3HW), dim=1)
+
+def encode(pixels_B3HW: Tensor, tokenizer: Tokenizer) -> list[Tensor]:
+    """Token maps of uint8 pixels, one (B, P_k) a scale."""
+    return tokenizer.encode(pixels_B3HW.to(tokenizer.quantizer.codebook.device) / 255)
 
 
 class GeneratorTask:
     """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
 
     def __init__(
-        self, config: GeneratorTraining, tokenizer: Tokenizer, train_images: PixelSource, val_images: PixelSource
+        self,
+        config: GeneratorTraining,
+        tokenizer: Tokenizer,
+        train_images: PixelSource | Stream,
+        val_images: PixelSource,
     ) -> None:
         self.config, self.tokenizer, self.classes = config, tokenizer, train_images.classes
         self.device = tokenizer.quantizer.codebook.device
-        self.train_tokens = TokenSource(train_images, tokenizer, "encoding training images")
-        self.val_tokens = TokenSource(val_images, tokenizer, "encoding validation images")
+        train: Source | Stream = train_images
+        self.val: Source = val_images
+        if config.resize_factor == 1:
+            self.val = TokenSource(val_images, tokenizer, "encoding validation images")
+            if isinstance(train_images, PixelSource):
+                train = TokenSource(train_images, tokenizer, "encoding training images")
+        self.loader = open_loader(train, config.batch_size, config.seed, workers=config.workers)
         self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
         initialise(self.model, config.seed)
         self.model.to(self.device).train()
@@ -112,14 +123,18 @@ class GeneratorTask:
         self.dtype = find_dtype(config.dtype, self.device)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        seed = self.config.seed
-        indices_B, epochs_B = batch_indices(len(self.train_tokens), self.config.batch_size, seed, step)
-        noise_B2 = None if self.config.resize_factor == 1 else crop_noise(seed, epochs_B, indices_B)
-        tokens, labels_B = self.train_tokens.batch(indices_B, noise_B2)
-        logits_BLV = self._logits(tokens, labels_B)
+        rows, labels_B, _ = self.loader.batch(step)
+        tokens = self._maps(rows)
+        logits_BLV = self._logits(tokens, labels_B.to(self.device))
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), torch.cat(tokens, 1).flatten(), label_smoothing=smoothing)
         return loss, {"accuracy": _correct(logits_BLV.detach(), tokens).mean()}
+
+    def _maps(self, rows: Tensor) -> list[Tensor]:
+        """Token maps, one (B, P_k) a scale, of what a source gives: tokens (B, L), else pixels."""
+        if rows.dim() == 2:
+            return list(rows.long().split(self.model.schedule.areas, dim=1))
+        return encode(rows, self.tokenizer)
 
     def _logits(self, tokens: list[Tensor], labels_B: Tensor) -> Tensor:
         inputs_BlZ = self.tokenizer.generator_inputs(tokens)
@@ -140,7 +155,7 @@ class GeneratorTask:
             nll_BL = F.cross_entropy(logits_BLV.transpose(1, 2), torch.cat(tokens, 1), reduction="none")
             loss_L += nll_BL.sum(0).cpu()
             correct_L += _correct(logits_BLV, tokens).sum(0).cpu()
-        n, schedule = len(self.val_tokens), self.model.schedule
+        n, schedule = len(self.val), self.model.schedule
         by_scale = [schedule.slice(k) for k in range(len(schedule))]
         return {
             "val_loss": float(loss_L.mean()) / n,
@@ -151,8 +166,9 @@ class GeneratorTask:
         }
 
     def _val_batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        for indices_B in torch.arange(len(self.val_tokens)).split(VIEWED_AT_ONCE):
-            yield self.val_tokens.batch(indices_B)
+        for indices_B in torch.arange(len(self.val)).split(VIEWED_AT_ONCE):
+            rows, labels_B = self.val.batch(indices_B)
+            yield self._maps(rows), labels_B.to(self.device)
 
     def preview(self, path: Path) -> None:
         """Samples of each class, with the same noise every time."""
@@ -174,10 +190,10 @@ class GeneratorTask:
         write_bundle(folder, self.bundle())
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return self.loader.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        pass
+        self.loader.load_state(state)
 
 
 def fitted(model: GeneratorConfig, tokenizer: Tokenizer, classes: int) -> GeneratorConfig:

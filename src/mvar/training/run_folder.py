@@ -27,6 +27,8 @@ from torch import nn
 from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
 from mvar.data.source import PixelSource
+from mvar.data.splits import is_stream
+from mvar.data.stream import Stream
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.training.config import RunConfig
 from mvar.validation import raise_problems
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 CHECKPOINT, METRICS, SETTINGS, DATA, PREVIEWS = "checkpoint.pt", "metrics.jsonl", "run.json", "data.json", "previews"
 # What may differ between a run and its continuation; ADJUSTABLE with a warning: more steps, which the schedules of
 # learning rate and weight decay then stretch over, and the remedies for a loss that is not finite.
-FREE = {"out", "data", "tokenizer", "device", "resume", "log_every", "validate_every", "checkpoint_every", "val_images"}
+FREE = {"out", "data", "tokenizer", "device", "resume", "log_every", "validate_every", "checkpoint_every"}
+FREE |= {"val_data", "val_images", "workers"}
 ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
 
 
@@ -82,7 +85,7 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(self, images: PixelSource, held_out: PixelSource, tokenizer: str | None = None) -> None:
+    def begin(self, images: PixelSource | Stream, held_out: PixelSource, tokenizer: str | None = None) -> None:
         """Say and note what the run trains on, and its settings; when it is resumed, see that this is still so.
 
         Args:
@@ -94,9 +97,11 @@ class RunFolder:
             ValueError: the classes or the tokenizer have changed.
         """
         classes = f"{len(images.classes)} classes" if images.classes else "no classes"
-        print(f"{len(images)} training images of {classes}, {len(held_out)} for validation", file=sys.stderr)
+        n = None if isinstance(images, Stream) else len(images)
+        what = f"{n} training images" if isinstance(images, PixelSource) else f"a stream of {len(images.urls)} shards"
+        print(f"{what} of {classes}, {len(held_out)} images for validation", file=sys.stderr)
         path = self.path / DATA
-        now = {"images": len(images), "classes": images.classes, "tokenizer": tokenizer}
+        now = {"images": n, "classes": images.classes, "tokenizer": tokenizer}
         before = _read_json(path) if (self.path / CHECKPOINT).is_file() and path.is_file() else now
         if before.get("classes") != now["classes"]:
             raise ValueError(
@@ -176,7 +181,8 @@ def provenance(config: RunConfig) -> dict[str, Any]:
     """Where a trained model comes from, for its bundle."""
     return {
         "trained_with": f"mvar {__version__}, torch {torch.__version__}",
-        "data": Path(config.data).resolve().name,
+        # The address of a stream may hold a password.
+        "data": "a stream of shards" if is_stream(config.data) else Path(config.data).resolve().name,
         "steps": config.steps,
         "batch_size": config.batch_size,
         "seed": config.seed,

@@ -4,6 +4,7 @@ Shapes: B images, H W pixels, K scales, V codes.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.checkpoint.placement import find_device, find_dtype
-from mvar.data.order import batch_indices, crop_noise
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_splits
+from mvar.data.splits import open_loader, open_splits
+from mvar.data.stream import Stream
 from mvar.model import Model, from_bundle
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
@@ -45,14 +46,17 @@ def train(config: TokenizerTraining) -> Model:
         train_images, val_images = open_splits(
             config.data,
             config.model.image_shape,
+            val_data=config.val_data,
             resize_factor=config.resize_factor,
+            seed=config.seed,
             on_bad_image=config.on_bad_image,
         )
         folder.begin(train_images, val_images)
         task = TokenizerTask(config, device, train_images, val_images.spread(config.val_images))
         if not config.resume:
             task.start_codebook()
-        fit(task, config, folder)
+        with closing(task.loader):
+            fit(task, config, folder)
     return from_bundle(task.bundle(), config.device, "float32")
 
 
@@ -60,9 +64,14 @@ class TokenizerTask:
     """The tokenizer as the loop sees it (see `mvar.training.loop.Task`)."""
 
     def __init__(
-        self, config: TokenizerTraining, device: torch.device, train_images: PixelSource, val_images: PixelSource
+        self,
+        config: TokenizerTraining,
+        device: torch.device,
+        train_images: PixelSource | Stream,
+        val_images: PixelSource,
     ) -> None:
         self.config, self.device, self.train_images, self.val_images = config, device, train_images, val_images
+        self.loader = open_loader(train_images, config.batch_size, config.seed, workers=config.workers)
         torch.manual_seed(config.seed)
         self.model = Tokenizer(config.model).to(self.device)
         self.optimizer = build_optimizer(self.model, config, _decays)
@@ -71,19 +80,15 @@ class TokenizerTask:
 
     def start_codebook(self) -> None:
         """Fill the codebook from the untrained encoder's latents."""
-        n = min(START_IMAGES, len(self.train_images))
-        indices = batch_indices(len(self.train_images), n, self.config.seed, 0)[0]
         with torch.no_grad():
             latents = [
-                self.model.latent(self.train_images.batch(part)[0].to(self.device) / 255)
-                for part in indices.split(VIEWED_AT_ONCE)
+                self.model.latent(pixels_B3HW.to(self.device) / 255)
+                for pixels_B3HW in self.train_images.first(START_IMAGES, VIEWED_AT_ONCE)
             ]
         start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        indices_B, epochs_B = batch_indices(len(self.train_images), self.config.batch_size, self.config.seed, step)
-        noise_B2 = None if self.config.resize_factor == 1 else crop_noise(self.config.seed, epochs_B, indices_B)
-        target_B3HW = self.train_images.batch(indices_B, noise_B2)[0].to(self.device) / 255
+        target_B3HW = self.loader.batch(step).rows.to(self.device) / 255
         loss, parts, quantized = self._losses(target_B3HW)
         self.residuals = quantized.residuals
         self.counts_KV += count_tokens(quantized.tokens, self.config.model.vocab_size)
@@ -146,10 +151,11 @@ class TokenizerTask:
         write_bundle(folder, self.bundle())
 
     def state(self) -> dict[str, Any]:
-        return {"counts": self.counts_KV}
+        return {"counts": self.counts_KV, **self.loader.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.counts_KV = state["counts"].to(self.device)
+        self.loader.load_state(state)
 
     def _no_counts(self) -> Tensor:
         shape = len(self.config.model.schedule), self.config.model.vocab_size
