@@ -21,7 +21,8 @@ class RunConfig:
     """What every training run has.
 
     Attributes:
-        data: folder of images, one sub-folder a class or none; may hold train/ and val/.
+        data: folder of images, one sub-folder a class or none; may hold train/ and val/. Or webdataset shards: a folder
+            of .tar files, train-{000..099}.tar, or a stream (http://, https://, pipe:), which needs val_data.
         out: run folder: checkpoint, metrics.jsonl, TensorBoard events, previews; a loadable bundle.
         steps: optimizer updates of the whole run.
         batch_size: images an update, over all ranks and parts.
@@ -37,7 +38,9 @@ class RunConfig:
         resize_factor: the shorter side is resized to this times the model's, then cropped at random;
             1 keeps whole (square) images.
         on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
+        val_data: folder or shards for validation, where data does not hold them; by default a share is held out.
         val_images: at most so many validation images.
+        workers: batches that are read at once ahead of training, 0 for none; results do not depend on it.
         seed: of everything random; step i depends on (seed, i) only.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         dtype: of the matrix products, weights stay in float32; None takes bfloat16 where the processor is quick at it;
@@ -66,7 +69,9 @@ class RunConfig:
     ema: float = 0.9999
     resize_factor: float = 1.125
     on_bad_image: Literal["skip", "error"] = "skip"
+    val_data: str | None = None
     val_images: int = 5000
+    workers: int = 2
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -98,7 +103,7 @@ class RunConfig:
         for name in ("base_lr", "grad_clip", "rank_timeout"):
             if not getattr(self, name) > 0:
                 found.append(f"{name} = {getattr(self, name)}: must be above 0")
-        for name in ("weight_decay", "weight_decay_end"):
+        for name in ("weight_decay", "weight_decay_end", "workers"):
             if not getattr(self, name) >= 0:
                 found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
         for name in ("lr_end", "warmup"):
