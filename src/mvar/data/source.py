@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,27 @@ from mvar.data.progress import track
 
 CACHE_BYTES = 2 * 2**30
 Loaded = TypeVar("Loaded")
+
+
+class Source(Protocol):
+    """What training reads batches from: pixels or token maps, of images that are numbered from 0."""
+
+    @property
+    def labels(self) -> Tensor:
+        """One class index an image, int64 (n,); zeros where there are no classes."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; empty for a set without classes."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What is trained on and labels (B,); the epochs decide how each image is cropped, None crops the centre."""
+
+    def name(self, i: int) -> str:
+        """How messages call an image."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ class RunConfig:
     """What every training run has.
 
     Attributes:
-        data: folder of images, one sub-folder a class or none; may hold train/ and val/.
+        data: folder of images, one sub-folder a class or none; may hold train/ and val/. For a generator also a token
+            cache, which has its own resize_factor.
         out: run folder: checkpoint, metrics.jsonl, TensorBoard events, previews; a loadable bundle.
         steps: optimizer updates of the whole run.
         batch_size: images an update.

@@ -1,4 +1,4 @@
-"""Training a generator on the token maps of images, by a frozen tokenizer.
+"""Training a generator on the token maps of images.
 
 Shapes: B images, K scales, L tokens, V codes, Z latent channels; P tokens of a scale.
 Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, averaged uniformly.
@@ -16,23 +16,21 @@ from torch.nn import functional as F
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.checkpoint.placement import find_device, find_dtype
-from mvar.data.order import batch_indices, crop_noise
-from mvar.data.progress import track
-from mvar.data.source import PixelSource
-from mvar.data.splits import open_splits
+from mvar.data.order import batch_indices
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.model import Model, from_bundle, load
+from mvar.model import Model, from_bundle
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
-from mvar.tokenizer.network import Tokenizer
+from mvar.tokenizer.config import TokenizerConfig
 from mvar.training.config import GeneratorTraining
 from mvar.training.loop import Metrics, fit
 from mvar.training.optim import build_optimizer
-from mvar.training.run_folder import RunFolder, fingerprint, provenance
+from mvar.training.run_folder import RunFolder, provenance
+from mvar.training.token_data import TokenData
 
 VIEWED_AT_ONCE = 64  # images of a pass without gradients
 PREVIEW_CLASSES = 16
@@ -48,81 +46,42 @@ def train(config: GeneratorTraining) -> Model:
     """
     config.validate()
     find_device(config.device)
-    try:
-        tokenizer = load(config.tokenizer, config.device, "float32").tokenizer
-    except ValueError as error:
-        reason = str(error).removeprefix(f"model = {config.tokenizer!r}: ")
-        raise ValueError(f"tokenizer = {config.tokenizer!r}: {reason}") from error
     with RunFolder(config) as folder:
-        train_images, val_images = open_splits(
-            config.data,
-            tokenizer.config.image_shape,
-            resize_factor=config.resize_factor,
-            on_bad_image=config.on_bad_image,
-        )
-        folder.begin(train_images, val_images, fingerprint(tokenizer))
-        task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images))
+        data = TokenData.open(config)
+        folder.begin(data.train, data.val, data.fingerprint)
+        task = GeneratorTask(config, data.ready(config.val_images))
         fit(task, config, folder)
     return from_bundle(task.bundle(), config.device, "float32")
-
-
-class TokenSource:
-    """Token maps of images: all encoded once where every epoch shows the same pixels, else batch by batch."""
-
-    def __init__(self, images: PixelSource, tokenizer: Tokenizer, label: str) -> None:
-        self.images, self.tokenizer = images, tokenizer
-        self.device = tokenizer.quantizer.codebook.device
-        self.areas = tokenizer.config.schedule.areas
-        self.tokens_NL: Tensor | None = None
-        if images.resize_factor == 1:
-            batches = torch.arange(len(images)).split(VIEWED_AT_ONCE)
-            encoded = [self._encode(indices_B, None).int() for indices_B in track(batches, len(batches), label)]
-            self.tokens_NL = torch.cat(encoded)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices_B: Tensor, crop_noise_B2: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Token maps, one (B, P_k) a scale, and labels (B,)."""
-        if self.tokens_NL is None:
-            tokens_BL = self._encode(indices_B, crop_noise_B2)
-        else:
-            tokens_BL = self.tokens_NL[indices_B.to(self.device)].long()
-        return list(tokens_BL.split(self.areas, dim=1)), self.images.labels[indices_B].to(self.device)
-
-    def _encode(self, indices_B: Tensor, crop_noise_B2: Tensor | None) -> Tensor:
-        pixels_B3HW = self.images.batch(indices_B, crop_noise_B2)[0].to(self.device) / 255
-        return torch.cat(self.tokenizer.encode(pixels_B3HW), dim=1)
 
 
 class GeneratorTask:
     """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
 
-    def __init__(
-        self, config: GeneratorTraining, tokenizer: Tokenizer, train_images: PixelSource, val_images: PixelSource
-    ) -> None:
-        self.config, self.tokenizer, self.classes = config, tokenizer, train_images.classes
-        self.device = tokenizer.quantizer.codebook.device
-        self.train_tokens = TokenSource(train_images, tokenizer, "encoding training images")
-        self.val_tokens = TokenSource(val_images, tokenizer, "encoding validation images")
-        self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
+    def __init__(self, config: GeneratorTraining, data: TokenData) -> None:
+        self.config, self.data, self.classes = config, data, data.train.classes
+        self.device = data.quantizer.codebook.device
+        self.model = Generator(fitted(config.model, data.tokenizer_config, len(self.classes)))
         initialise(self.model, config.seed)
         self.model.to(self.device).train()
         self.optimizer = build_optimizer(self.model, config, decays)
         self.dtype = find_dtype(config.dtype, self.device)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        seed = self.config.seed
-        indices_B, epochs_B = batch_indices(len(self.train_tokens), self.config.batch_size, seed, step)
-        noise_B2 = None if self.config.resize_factor == 1 else crop_noise(seed, epochs_B, indices_B)
-        tokens, labels_B = self.train_tokens.batch(indices_B, noise_B2)
+        train = self.data.train
+        indices_B, epochs_B = batch_indices(len(train), self.config.batch_size, self.config.seed, step)
+        tokens, labels_B = self._maps(*train.batch(indices_B, epochs_B))
         logits_BLV = self._logits(tokens, labels_B)
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), torch.cat(tokens, 1).flatten(), label_smoothing=smoothing)
         return loss, {"accuracy": _correct(logits_BLV.detach(), tokens).mean()}
 
+    def _maps(self, tokens_BL: Tensor, labels_B: Tensor) -> tuple[list[Tensor], Tensor]:
+        """A source's batch as token maps, one (B, P_k) a scale, and labels, on the generator's device."""
+        maps = tokens_BL.to(self.device).split(self.model.schedule.areas, dim=1)
+        return list(maps), labels_B.to(self.device)
+
     def _logits(self, tokens: list[Tensor], labels_B: Tensor) -> Tensor:
-        inputs_BlZ = self.tokenizer.generator_inputs(tokens)
+        inputs_BlZ = self.data.quantizer.generator_inputs(tokens)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return self.model(labels_B, inputs_BlZ)
 
@@ -140,7 +99,7 @@ class GeneratorTask:
             nll_BL = F.cross_entropy(logits_BLV.transpose(1, 2), torch.cat(tokens, 1), reduction="none")
             loss_L += nll_BL.sum(0).cpu()
             correct_L += _correct(logits_BLV, tokens).sum(0).cpu()
-        n, schedule = len(self.val_tokens), self.model.schedule
+        n, schedule = len(self.data.val), self.model.schedule
         by_scale = [schedule.slice(k) for k in range(len(schedule))]
         return {
             "val_loss": float(loss_L.mean()) / n,
@@ -151,8 +110,8 @@ class GeneratorTask:
         }
 
     def _val_batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        for indices_B in torch.arange(len(self.val_tokens)).split(VIEWED_AT_ONCE):
-            yield self.val_tokens.batch(indices_B)
+        for indices_B in torch.arange(len(self.data.val)).split(VIEWED_AT_ONCE):
+            yield self._maps(*self.data.val.batch(indices_B))
 
     def preview(self, path: Path) -> None:
         """Samples of each class, with the same noise every time."""
@@ -160,15 +119,15 @@ class GeneratorTask:
         n = self.config.preview_per_class
         ids = range(len(names)) if self.classes else [self.model.config.num_classes]
         labels_B = torch.tensor([i for i in ids for _ in range(n)])
-        sampler = Sampler(self.tokenizer, self.model, self.config.seed, SamplingSettings())
+        sampler = Sampler(self.data.tokenizer(), self.model, self.config.seed, SamplingSettings())
         images = sampler.sample(labels_B, range(len(labels_B))).images
         rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
         save_image(class_sheet(rows), path)
 
     def bundle(self) -> Bundle:
         """Tokenizer and generator, and how the generator was trained."""
-        origin = {**provenance(self.config), "tokenizer": Path(self.config.tokenizer).name}
-        return Bundle(tokenizer=self.tokenizer, generator=self.model, classes=self.classes, provenance=origin)
+        origin = {**provenance(self.config), "data": self.data.name, "tokenizer": Path(self.config.tokenizer).name}
+        return Bundle(tokenizer=self.data.tokenizer(), generator=self.model, classes=self.classes, provenance=origin)
 
     def save_bundle(self, folder: Path) -> None:
         write_bundle(folder, self.bundle())
@@ -180,15 +139,14 @@ class GeneratorTask:
         pass
 
 
-def fitted(model: GeneratorConfig, tokenizer: Tokenizer, classes: int) -> GeneratorConfig:
+def fitted(model: GeneratorConfig, tokenizer: TokenizerConfig, classes: int) -> GeneratorConfig:
     """The generator's config with what the tokenizer and the data decide."""
-    made_for = tokenizer.config
     return replace(
         model,
         num_classes=classes,
-        vocab_size=made_for.vocab_size,
-        latent_channels=made_for.latent_channels,
-        sides=made_for.sides,
+        vocab_size=tokenizer.vocab_size,
+        latent_channels=tokenizer.latent_channels,
+        sides=tokenizer.sides,
     )
 
 

@@ -9,7 +9,6 @@ previews/*.png           sheets of images
 config.json, ...         the model as a bundle
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -22,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
 
 from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
-from mvar.data.source import PixelSource
+from mvar.data.source import PixelSource, Source
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.training.config import RunConfig
 from mvar.validation import raise_problems
@@ -82,13 +80,13 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(self, images: PixelSource, held_out: PixelSource, tokenizer: str | None = None) -> None:
+    def begin(self, images: PixelSource | Source, held_out: PixelSource | Source, tokenizer: str | None = None) -> None:
         """Say and note what the run trains on, and its settings; when it is resumed, see that this is still so.
 
         Args:
             images: the training images.
             held_out: the validation images.
-            tokenizer: `fingerprint` of the tokenizer whose token maps are trained on.
+            tokenizer: fingerprint of the tokenizer whose token maps are trained on.
 
         Raises:
             ValueError: the classes or the tokenizer have changed.
@@ -161,15 +159,6 @@ class RunFolder:
             whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
             write_text(metrics, "".join(line for line in whole if json.loads(line)["step"] <= self._done))
         return state
-
-
-def fingerprint(network: nn.Module) -> str:
-    """A hash of a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
