@@ -5,6 +5,7 @@ A process is a rank; on a machine with GPUs each rank has one.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -119,12 +120,15 @@ def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ra
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
-    backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    mine = not dist.is_initialized()  # a program that trains twice joins its ranks itself
+    if mine:
+        backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield Ranks(rank=dist.get_rank(), size=dist.get_world_size(), kind=kind or "ddp", device=found)
     finally:
-        dist.destroy_process_group()
+        if mine:
+            dist.destroy_process_group()
 
 
 # --- spreading a model ---
@@ -134,7 +138,7 @@ def replicated(module: nn.Module, ranks: Ranks) -> nn.Module:
     """The module to call in training: DDP around it where there are several ranks."""
     if ranks.kind is None or not any(p.requires_grad for p in module.parameters()):
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False)
+    return DistributedDataParallel(module)
 
 
 def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> None:
@@ -146,6 +150,8 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> N
         dtype: of the gathered weights of the blocks and so of their products; None for float32. Gradients are reduced
             in float32.
     """
+    # Blocks give views, on which nothing here works in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     options: Any = {
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     }

@@ -192,13 +192,15 @@ class TokenizerTask:
                 output_B3HW, quantized = self.model(pixels_B3HW)
             loss, parts = self.image_loss.reconstruction(output_B3HW, pixels_B3HW)
             parts |= {"loss": loss + quantized.loss, "vq": quantized.loss, "psnr": _psnr(output_B3HW, pixels_B3HW)}
-            parts |= {"residual_energy": quantized.rest_K}
+            parts |= {"errors": quantized.errors}
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.double().cpu() * len(pixels_B3HW) / n
             counts_KV += count_tokens(quantized.tokens, config.vocab_size)
         means = {name: self.ranks.total(value).tolist() for name, value in sums.items()}
         used, perplexity = usage(self.ranks.total(counts_KV))
-        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": means.pop("residual_energy")}
+        energy, *errors = means.pop("errors")
+        rest = [error / energy for error in errors]
+        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": rest}
         return {**{f"val_{name}": value for name, value in means.items()}, **by_scale}
 
     @torch.no_grad()
