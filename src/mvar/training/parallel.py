@@ -72,6 +72,14 @@ class Ranks:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return value
 
+    def joined_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, which have as many each, in their order."""
+        if self.kind is None:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def gather(self, value: Any) -> list[Any]:
         """A small object of each rank, in their order, on every rank."""
         if self.kind is None:

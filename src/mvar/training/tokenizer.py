@@ -173,7 +173,8 @@ class TokenizerTask:
             return
         if done <= config.revive_until * config.steps and not config.decoder_only:
             rng = torch.Generator().manual_seed(config.seed + done)
-            moved = revive(self.model.quantizer, self.counts_KV, self.residuals, config.dead_below, rng)
+            residuals = [self.ranks.joined_rows(residual) for residual in self.residuals]  # the same on every rank
+            moved = revive(self.model.quantizer, self.counts_KV, residuals, config.dead_below, rng)
             forget(self.optimizer, self.model.quantizer.codebook, moved)
             self.average.restart("quantizer.codebook", moved)
         self.counts_KV.zero_()
