@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mvar import __version__
-from mvar.commands import drawing, models, training
+from mvar.commands import bench, drawing, models, training
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 
@@ -39,9 +39,10 @@ COMMANDS = {
     "info": Command(models.info, positional=True),
     "convert": Command(models.convert),
     "reschedule": Command(models.reschedule),
+    "bench train": Command(bench.bench_train),
 }
 LIST_OPTIONS = ("box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")
-GROUPS = {"data": "Get real images", "train": "Train on a folder of images"}
+GROUPS = {"data": "Get real images", "train": "Train on a folder of images", "bench": "Measure speed and memory"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

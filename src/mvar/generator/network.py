@@ -151,7 +151,7 @@ class Generator(nn.Module):
 
     def initial_state(self, batch: int) -> GeneratorState:
         """The state before the first scale."""
-        return GeneratorState(tuple(block.initial_state(batch) for block in self._each_block()))
+        return GeneratorState(tuple(block.initial_state(batch) for block in self.each_block()))
 
     def step(
         self,
@@ -198,12 +198,13 @@ class Generator(nn.Module):
 
         run = _checkpointed if self.activation_checkpointing and torch.is_grad_enabled() else _plainly
         after = []
-        for block, modulation_BRC, before in zip(self._each_block(), modulation.blocks, state.blocks, strict=True):
+        for block, modulation_BRC, before in zip(self.each_block(), modulation.blocks, state.blocks, strict=True):
             x_BlC, block_state = run(block, x_BlC, modulation_BRC, before, areas)
             after.append(block_state)
         return x_BlC, GeneratorState(tuple(after), scales.stop)
 
-    def _each_block(self) -> list[Block]:
+    def each_block(self) -> list[Block]:
+        """The blocks, from the first."""
         return list(self.blocks)  # type: ignore[arg-type]  # a ModuleList does not know what it holds
 
     def _modulation(self, labels_B: Tensor) -> Modulation:
@@ -213,7 +214,7 @@ class Generator(nn.Module):
         if self.config.shared_adaln:
             shared_BRC = at_least_float32(self.shared_adaln(active_BC)).unflatten(-1, (-1, self.config.width))
         head_B2C = at_least_float32(self.head_adaln(active_BC)).unflatten(-1, (2, -1))
-        blocks = tuple(block.modulation(active_BC, shared_BRC) for block in self._each_block())
+        blocks = tuple(block.modulation(active_BC, shared_BRC) for block in self.each_block())
         return Modulation(blocks, head_B2C, class_BC)
 
 
