@@ -33,8 +33,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
 
-# The pictures and the tables of the documentation, from the packaged model and Fashion-MNIST.
-docs: $(READY) out/fashion-mnist
+# The pictures and the tables of the documentation, from the packaged model, Fashion-MNIST and emoji.
+docs: $(READY) out/fashion-mnist out/emoji
 	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales \
 		--out docs/images/demo.png
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
@@ -47,6 +47,10 @@ docs: $(READY) out/fashion-mnist
 	rm -rf out/wide
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
+	$(BIN)/python -m mvar.recipes.emoji --data out/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
+
+out/emoji:
+	$(BIN)/mvar data emoji --out $@
 
 out/fashion-mnist:
 	$(BIN)/mvar data fashion-mnist --out $@

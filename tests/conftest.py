@@ -1,8 +1,9 @@
 """What tests share: real images (an excerpt of Fashion-MNIST, 200 training and 50 validation images a class), and the
 parity cases (outputs of the official code, and the weights that a rule rebuilds, see tests/parity/README.md), a tiny
-bundle and what a refused command prints.
+bundle, webdataset shards and what a refused command prints.
 """
 
+import io
 import json
 import math
 import zlib
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -167,3 +169,40 @@ def _scaled(name: str, x: Tensor) -> Tensor:
     if "emb" in name or "pos" in name or x.dim() == 1:
         return 0.1 * x
     return 0.7 / math.sqrt(math.prod(x.shape[1:])) * x
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """Encodes an image of noise that a number decides."""
+
+    def encoded(number: int, size: tuple[int, int] = (20, 16), kind: str = "PNG") -> bytes:
+        content = io.BytesIO()
+        pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(content, kind)
+        return content.getvalue()
+
+    return encoded
+
+
+@pytest.fixture
+def write_shard() -> Callable[[Path, dict[str, dict[str, Any]]], Path]:
+    """Writes {key: {suffix: content}} as a shard by webdataset's own writer, which encodes numbers and objects."""
+
+    def write(path: Path, samples: dict[str, dict[str, Any]]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with webdataset.TarWriter(str(path)) as writer:
+            for key, fields in samples.items():
+                writer.write({"__key__": key, **fields})
+        return path
+
+    return write
+
+
+@pytest.fixture
+def three_shards(write_shard, picture, tmp_path) -> str:
+    """The pattern of train-0.tar to train-2.tar: 8 samples each, image i with key 00i and label i % 4."""
+    for shard in range(3):
+        numbers = range(8 * shard, 8 * shard + 8)
+        samples = {f"{i:03d}": {"png": picture(i), "cls": i % 4} for i in numbers}
+        write_shard(tmp_path / "shards" / f"train-{shard}.tar", samples)
+    return str(tmp_path / "shards" / "train-{0..2}.tar")

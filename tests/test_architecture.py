@@ -26,7 +26,7 @@ LAYERS = [
     {"generator", "tokenizer", "features"},
     {"nn"},
     {"ops"},
-    {"scales", "validation", "files"},
+    {"scales", "validation", "files", "tensor_files"},
 ]
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}
 # What anyone may take from the package itself, whose __init__ names public parts of all layers.

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mvar.cli import main
-from mvar.data import builtin
+from mvar.data import fashion_mnist
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -52,7 +52,7 @@ def few_fashion_files(fashion_arrays, monkeypatch):
     for split, images in fashion_arrays.items():
         few[f"{split}_images"] = images[:, :2].reshape(-1, 28, 28)
         few[f"{split}_labels"] = np.arange(len(images)).repeat(2)
-    monkeypatch.setattr(builtin, "fashion_mnist_arrays", lambda source: few)
+    monkeypatch.setattr(fashion_mnist, "fashion_mnist_arrays", lambda source: few)
 
 
 @pytest.mark.usefixtures("few_fashion_files")

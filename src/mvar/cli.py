@@ -16,6 +16,7 @@ from mvar import __version__
 from mvar.commands import bench, drawing, models, training
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
+from mvar.training.stopping import Stopped
 
 
 class Command(NamedTuple):
@@ -29,6 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "data fashion-mnist": Command(training.data_fashion_mnist),
+    "data emoji": Command(training.data_emoji),
     "train tokenizer": Command(training.train_tokenizer, config=TokenizerTraining, presets=TOKENIZER_PRESETS),
     "train generator": Command(training.train_generator, config=GeneratorTraining, presets=GENERATOR_PRESETS),
     "sample": Command(drawing.sample),
@@ -64,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that vanished
         print(f"mvar: {error}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as stopped:
+        print(f"mvar: {stopped}", file=sys.stderr)
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
-        print("mvar: interrupted; a training run goes on from its checkpoint with --resume", file=sys.stderr)
+        print("mvar: interrupted; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
         sys.exit(130)
 
 

@@ -222,7 +222,7 @@ def test_a_class_folder_without_images_is_no_class(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "shape"), [((50, 30), (16, 16)), ((30, 50), (16, 24)), ((24, 16), (16, 24))])
-def test_batches_are_crops_of_the_lanczos_resize_cached_or_not(tmp_path, size, shape):
+def test_batches_are_crops_of_the_lanczos_resize_cached_or_not(tmp_path, monkeypatch, size, shape):
     h, w = shape
     rng = np.random.default_rng(0)
     for i in range(3):
@@ -243,12 +243,31 @@ def test_batches_are_crops_of_the_lanczos_resize_cached_or_not(tmp_path, size, s
     low, high = 1e-6, 1 - 1e-6
     places = {(low, low): (0, 0), (high, low): (H - h, 0), (low, high): (0, W - w), None: ((H - h) // 2, (W - w) // 2)}
     for noise, (top, left) in places.items():
-        crop_noise_B2 = None if noise is None else torch.tensor([noise] * 3)
+        monkeypatch.setattr("mvar.data.source.crop_noise", lambda *_, noise=noise: torch.tensor([noise] * 3))
+        epochs_B = None if noise is None else torch.zeros(3)
         expected = [np.asarray(image)[top : top + h, left : left + w] for image in resized]
         for source in (cached, on_demand, one_byte_short):
-            pixels, _ = source.batch(torch.tensor([2, 0, 1]), crop_noise_B2)
+            pixels, _ = source.batch(torch.tensor([2, 0, 1]), epochs_B)
             assert pixels.shape == (3, 3, h, w)
             np.testing.assert_array_equal(pixels.permute(0, 2, 3, 1), np.stack([expected[i] for i in (2, 0, 1)]))
+
+
+def test_the_crop_is_that_of_seed_epoch_and_image(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "0.png")
+    index = ImageFolder.scan(tmp_path)
+
+    def pixels(seed, epoch, resize_factor=4.0):
+        source = PixelSource.read(index, (8, 8), resize_factor=resize_factor, seed=seed)
+        return source.batch([0], None if epoch is None else torch.tensor([epoch]))[0]
+
+    v, u = crop_noise(3, torch.tensor([5]), torch.tensor([0]))[0].tolist()
+    image = np.asarray(decode(tmp_path / "0.png").resize((32, 32), Image.Resampling.LANCZOS))
+    top, left = int(v * 25), int(u * 25)
+    expected = image[top : top + 8, left : left + 8]
+    np.testing.assert_array_equal(pixels(3, 5)[0].permute(1, 2, 0), expected)
+    assert not torch.equal(pixels(3, 5), pixels(3, 6))
+    assert not torch.equal(pixels(3, 5), pixels(4, 5))
+    assert torch.equal(pixels(3, 5, 1.0), pixels(3, None, 1.0))
 
 
 def test_small_images_are_enlarged_with_one_warning(tmp_path):
@@ -290,7 +309,7 @@ def test_train_and_val_folders_are_used(tmp_path, validation):
     assert (train.batch(range(6))[0][:, 0] == 0).all()
     assert (val.batch(range(4))[0][:, 0] == 1).all()
     save(tmp_path / validation / "c" / "0.png")
-    with pytest.raises(ValueError, match=rf"only {validation}/ has c; give both the same class folders"):
+    with pytest.raises(ValueError, match=rf"only {validation}/ has c; give both the same classes"):
         open_splits(tmp_path, (8, 8))
 
 

@@ -26,6 +26,8 @@ RUN = {
 TOKENIZER = TokenizerConfig(
     channels=32, multipliers=(1, 1), res_blocks=1, latent_channels=8, vocab_size=32, phis=3, sides=[1, 2, 4]
 )
+# Without the perceptual network, which is large beside it; the discriminator joins in at the third step of six.
+TOKENIZER_RUN = {"perceptual": 0.0, "adversarial_start": 0.3, "discriminator_channels": 8, "revive_every": 3}
 GENERATOR = GeneratorConfig(depth=2, width=64, state_size=16, stochastic_depth=0.2, class_dropout=0.2)
 
 
@@ -45,7 +47,7 @@ def tokenizer_run(photos, tmp_path):
     """A tokenizer's run, with changes."""
 
     def config(**changes) -> TokenizerTraining:
-        own = {"data": str(photos), "out": str(tmp_path / "tokenizer"), "model": TOKENIZER, "revive_every": 3}
+        own = {"data": str(photos), "out": str(tmp_path / "tokenizer"), "model": TOKENIZER, **TOKENIZER_RUN}
         return TokenizerTraining(**{**RUN, **own, **changes})
 
     return config
@@ -57,7 +59,7 @@ def trained_tokenizer(photos, tmp_path_factory) -> Path:
     from mvar.training.tokenizer import train
 
     out = tmp_path_factory.mktemp("runs") / "tokenizer"
-    config = TokenizerTraining(**RUN, data=str(photos), out=str(out), model=TOKENIZER)
+    config = TokenizerTraining(**RUN, **TOKENIZER_RUN, data=str(photos), out=str(out), model=TOKENIZER)
     train(replace(config, steps=2))
     return out
 

@@ -22,7 +22,7 @@ from mvar.generator.network import Generator
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator import decays
 from mvar.training.generator_loss import GeneratorLoss
-from mvar.training.optim import build_optimizer
+from mvar.training.optim import autocast, build_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ class Worker:
         run = GeneratorTraining(data="-", out="-", tokenizer="-", batch_size=settings.batch_size)
         self.optimizer = build_optimizer(self.generator, run, decays)
         self.grad_clip = run.grad_clip
+        self.autocast = autocast(settings.dtype, torch.device("cpu"))
         B, schedule = settings.batch_size, config.schedule
         rng = torch.Generator().manual_seed(0)
         self.labels_B = torch.randint(config.num_classes + 1, (B,), generator=rng)
@@ -76,7 +77,7 @@ class Worker:
     def step(self) -> Step:
         """Forward, backward, clipping and update, as the training loop does it."""
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, self.settings.dtype == "bfloat16", cache_enabled=False):
+        with self.autocast():
             if self.settings.full_logits:
                 logits_BLV = self.generator(self.labels_B, self.inputs_BlZ, self.noise_BU)
                 loss = F.cross_entropy(logits_BLV.flatten(0, 1), self.tokens_BL.flatten())

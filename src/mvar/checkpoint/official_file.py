@@ -1,4 +1,4 @@
-"""Opening an official file: its state dict, and what the trainer's settings beside it claim. Pickled code never runs.
+"""Opening an official file: its state dict, and what the trainer's settings beside it claim.
 
 Source: the checkpoints of VAR (Tian et al. 2024): {epoch, iter, trainer: {config, var_wo_ddp, vae_local, *_opt}, args},
 or a flat state dict.
@@ -6,7 +6,6 @@ or a flat state dict.
 
 import argparse
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mvar.generator.config import SIDES_256, SIDES_512
+from mvar.tensor_files import read_tensors
 
 Source = str | Path | Mapping[str, Any]  # a file, or what it holds: a flat state dict or a trainer's dict
 PATCH_NUMS = {"256": SIDES_256, "512": SIDES_512}  # abbreviations of the official --pn
@@ -61,7 +59,10 @@ class OfficialFile:
 
 def open_official(source: Source, kind: Literal["tokenizer", "generator"]) -> OfficialFile:
     """The state dict of one network: the source's own, or where the source is a trainer's file the one in that."""
-    name, content = ("state dict", source) if isinstance(source, Mapping) else (Path(source).name, _load(Path(source)))
+    if isinstance(source, Mapping):
+        name, content = "state dict", source
+    else:
+        name, content = Path(source).name, read_tensors(Path(source))
     if not isinstance(content, Mapping):
         raise ValueError(f"{name} holds a {type(content).__name__}; expected a state dict or a trainer's dict")
     state: Mapping[str, Any] = content
@@ -76,23 +77,6 @@ def open_official(source: Source, kind: Literal["tokenizer", "generator"]) -> Of
         first = ", ".join(map(str, [*state][:3])) or "nothing"
         raise ValueError(f"{name} is no official {kind}: it has no key {OWN_PREFIX[kind]}*, but {first}, ...")
     return OfficialFile(name, {str(key): value for key, value in state.items()}, claims)
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle raises whatever its bytes spell: KeyError, OSError, EOFError, ...
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            reason = f"holds {code[1]}, and pickled code is never run; save its state dict alone, by torch.save"
-        else:
-            first = re.split(r"\. |\n", f"{type(error).__name__}: {error}")[0]
-            reason = f"is damaged, cut short, or no file of tensors ({first})"
-        raise ValueError(f"{path.name} {reason}") from None
 
 
 def _claims(config: Any, args: Any) -> list[tuple[str, str, Any]]:

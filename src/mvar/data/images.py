@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -78,11 +79,20 @@ class ImageFolder:
 
 def visible_folders(root: Path) -> list[Path]:
     """The folders inside `root` that are not hidden, in natural order."""
-    return sorted((entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."), key=_natural)
+    return sorted((entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."), key=natural)
 
 
-def decode(path: str | Path, background: str = "white") -> Image.Image:
-    """Read one image as 8-bit RGB, upright.
+def natural(path: str | Path) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key: numbers by value, letters without case, then the exact name, so that no order is left to the disk."""
+    text = unicodedata.normalize("NFC", str(path))
+    parts = [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"([0-9]+)", text)
+    ]
+    return parts, str(path)
+
+
+def decode(file: str | Path | BinaryIO, background: str = "white") -> Image.Image:
+    """Read one image, from a file by its name or from an open one, as 8-bit RGB, upright.
 
     EXIF rotation is applied, transparency is laid on the background, 16-bit grey is scaled down; CMYK, palette and grey
     images are converted. Of an animation, the first frame counts. The content decides the format, not the suffix.
@@ -90,10 +100,10 @@ def decode(path: str | Path, background: str = "white") -> Image.Image:
     Raises:
         ValueError: the reason why the file cannot be used, without its name.
     """
-    if not os.path.isfile(path):
-        raise ValueError("broken link" if os.path.islink(path) else "not a file")
+    if isinstance(file, (str, Path)) and not os.path.isfile(file):
+        raise ValueError("broken link" if os.path.islink(file) else "not a file")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if min(width, height) < MIN_SIDE:
                 raise ValueError(f"{width}x{height} pixels, a side must have at least {MIN_SIDE}")
@@ -103,7 +113,8 @@ def decode(path: str | Path, background: str = "white") -> Image.Image:
                 raise ValueError(f"{width}x{height} pixels, more than {Image.MAX_IMAGE_PIXELS} in all")
             return _rgb(ImageOps.exif_transpose(image), background)
     except Image.UnidentifiedImageError as error:
-        raise ValueError("empty file" if os.path.getsize(path) == 0 else "not a PNG, JPEG or WebP file") from error
+        size = os.path.getsize(file) if isinstance(file, (str, Path)) else file.seek(0, os.SEEK_END)
+        raise ValueError("not a PNG, JPEG or WebP file" if size else "empty file") from error
     except ValueError:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
@@ -127,7 +138,7 @@ def as_image(image: str | Path | Image.Image, field: str = "image", background: 
         raise ValueError(f"{field} = {str(image)!r}: {error}") from error
 
 
-def report(bad: Sequence[tuple[Path, str]], total: int, root: Path, most: int = 20) -> str:
+def report(bad: Sequence[tuple[os.PathLike[str], str]], total: int, root: Path, most: int = 20) -> str:
     """Say which images of a folder cannot be used and why, the first `most` by name."""
     lines = [f"{len(bad)} of {total} images in {str(root)!r} cannot be used:"]
     lines += [f"  {os.path.relpath(path, root)!r}: {reason}" for path, reason in bad[:most]]
@@ -149,7 +160,7 @@ def _rgb(image: Image.Image, background: str) -> Image.Image:
 def _images(entries: Iterable[Path]) -> list[Path]:
     """Those files that look like images, in natural order; a broken link counts, so that it is reported."""
     files = [path for path in entries if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    return sorted(files, key=_natural)
+    return sorted(files, key=natural)
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -164,12 +175,3 @@ def _walk(folder: Path) -> list[Path]:
 def _class_name(folder: Path) -> str:
     """The folder's name as text; bytes that are not UTF-8 become question marks, so that it can be written anywhere."""
     return unicodedata.normalize("NFC", os.fsencode(folder.name).decode("utf-8", errors="replace"))
-
-
-def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key: numbers by value, letters without case, then the exact name, so that no order is left to the disk."""
-    text = unicodedata.normalize("NFC", str(path))
-    parts = [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"([0-9]+)", text)
-    ]
-    return parts, str(path)

@@ -1,17 +1,15 @@
-"""Pixels for training: every image of a folder decoded, resized and cropped to the model's size.
+"""Pixels for training: every image of a set decoded, resized and cropped to the model's size.
 
 Shapes: B batch, h w the model's image size in pixels, H W an image's own size after resizing.
 Protocol of VAR (Tian et al. 2024): Lanczos to 1.125 times the size, random crop in training, centre crop otherwise,
 no flips.
 """
 
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,10 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.data.images import ImageFolder, decode, report
+from mvar.data.order import batch_indices, crop_noise
 from mvar.data.progress import track
+from mvar.data.shards import Member, ShardSet
+from mvar.data.threads import in_threads
 
 CACHE_BYTES = 2 * 2**30
-Loaded = TypeVar("Loaded")
+BATCH_THREADS = 4  # that decode one batch; loaders read several at once, on every rank of a machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,36 +31,42 @@ class PixelSource:
     """Images of one size with their labels, from memory where they fit, else from their files.
 
     Attributes:
-        paths: the readable image files.
+        paths: the readable images, files or members of shards.
         labels: int64 (n,); zeros where there are no classes.
         classes: class names; empty for a set without classes.
         image_shape: (h, w) of what `batch` gives.
         resize_factor: size before cropping over the size after it.
-        bad: files that were left out, with the reason.
+        seed: of the random crops.
+        bad: images that were left out, with the reason.
         cache: uint8 (H, W, 3) of every image before cropping, or None where they did not fit.
     """
 
-    paths: list[Path]
+    paths: Sequence[Path | Member]
     labels: Tensor
     classes: list[str]
     image_shape: tuple[int, int]
     resize_factor: float
-    bad: list[tuple[Path, str]]
+    seed: int
+    bad: list[tuple[Path | Member, str]]
     cache: list[np.ndarray] | None
 
     @classmethod
     def read(
         cls,
-        index: ImageFolder,
+        index: ImageFolder | ShardSet,
         image_shape: tuple[int, int],
         *,
         resize_factor: float = 1.125,
+        seed: int = 0,
         on_bad_image: Literal["skip", "error"] = "skip",
         cache_bytes: int = CACHE_BYTES,
     ) -> "PixelSource":
         """Decode every image once, so that bad ones are known before training starts.
 
+        Shards whose images do not fit into memory are not decoded: their index knows.
+
         Args:
+            seed: of the random crops.
             on_bad_image: "skip" leaves unreadable images out with one warning for all, "error" raises it.
             cache_bytes: memory that resized images may take; larger sets are decoded anew for every batch.
 
@@ -74,20 +81,24 @@ class PixelSource:
         used, fits = 0, len(index.paths) * 3 * round(h * resize_factor) * round(w * resize_factor) <= cache_bytes
         cache: list[np.ndarray] = []
         good: list[int] = []
-        bad: list[tuple[Path, str]] = []
+        bad: list[tuple[Path | Member, str]] = []
         small = 0
 
-        def load(path: Path) -> tuple[bool, np.ndarray | None] | str:
+        def load(path: Path | Member) -> tuple[bool, np.ndarray | None] | str:
             try:
-                image = decode(path)
+                if isinstance(path, Member) and not fits:
+                    width, height = path.image_size
+                    return height < h or width < w, None
+                image = _decoded(path)
             except ValueError as error:
                 return str(error)
             is_small = image.height < h or image.width < w
-            return is_small, _resized(image, image_shape, resize_factor) if fits else None
+            return is_small, resized(image, image_shape, resize_factor) if fits else None
 
-        for i, loaded in enumerate(track(_map(load, index.paths), len(index.paths), "reading images")):
+        paths: Sequence[Path | Member] = index.paths
+        for i, loaded in enumerate(track(in_threads(load, paths), len(paths), "reading images")):
             if isinstance(loaded, str):
-                bad.append((index.paths[i], loaded))
+                bad.append((paths[i], loaded))
                 continue
             is_small, pixels_HW3 = loaded
             good.append(i)
@@ -100,7 +111,7 @@ class PixelSource:
                     cache.clear()
 
         if bad:
-            text = report(bad, len(index.paths), index.root)
+            text = report(bad, len(paths), index.root)
             if on_bad_image == "error" or not good:
                 raise ValueError(text)
             warnings.warn(text, stacklevel=2)
@@ -108,11 +119,12 @@ class PixelSource:
             text = f"{small} of {len(good)} images in {str(index.root)!r} are smaller than {w}x{h} pixels"
             warnings.warn(f"{text}; they are enlarged", stacklevel=2)
         return cls(
-            paths=[index.paths[i] for i in good],
+            paths=[paths[i] for i in good],
             labels=torch.tensor([index.labels[i] for i in good]),
             classes=index.classes,
             image_shape=image_shape,
             resize_factor=resize_factor,
+            seed=seed,
             bad=bad,
             cache=cache if fits else None,
         )
@@ -134,39 +146,47 @@ class PixelSource:
         n = len(self)
         return self if n <= most else self.select([i * n // most for i in range(most)])
 
-    def batch(self, indices_B: Sequence[int] | Tensor, crop_noise_B2: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
+        """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""
+        indices_N, _ = batch_indices(len(self), min(n, len(self)), self.seed, 0)
+        for indices_B in indices_N.split(batch_size):
+            yield self.batch(indices_B)[0]
+
+    def name(self, i: int) -> str:
+        """The file of an image, or its shard and member."""
+        return str(self.paths[i])
+
+    def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pixels uint8 (B, 3, h, w), channels last in memory, and labels int64 (B,).
 
         Args:
             indices_B: which images.
-            crop_noise_B2: numbers in (0, 1) that place the crop, vertical and horizontal; None crops the centre.
+            epochs_B: the epoch of each, which places its crop, with the seed and its index; None crops the centre.
 
         Raises:
             ValueError: a file that was readable at the start is no longer.
         """
-        chosen = torch.as_tensor(indices_B).tolist()
-        noise = [(None, None)] * len(chosen) if crop_noise_B2 is None else crop_noise_B2.tolist()
-        h, w = self.image_shape
-        pixels_Bhw3 = np.empty((len(chosen), h, w, 3), dtype=np.uint8)
-        images = (self.cache[i] for i in chosen) if self.cache else _map(self._load, [self.paths[i] for i in chosen])
-        for out_hw3, image_HW3, (v, u) in zip(pixels_Bhw3, images, noise, strict=True):
-            top, left = _offset(image_HW3.shape[0] - h, v), _offset(image_HW3.shape[1] - w, u)
-            out_hw3[:] = image_HW3[top : top + h, left : left + w]
+        indices_B = torch.as_tensor(indices_B)
+        chosen = indices_B.tolist()
+        noise: list[tuple[float, float] | None] = [None] * len(chosen)
+        if epochs_B is not None and self.resize_factor != 1:
+            noise = crop_noise(self.seed, epochs_B, indices_B).tolist()
+        pixels_Bhw3 = np.empty((len(chosen), *self.image_shape, 3), dtype=np.uint8)
+        images = (self.cache[i] for i in chosen) if self.cache else in_threads(self._load, chosen, BATCH_THREADS)
+        for out_hw3, image_HW3, place in zip(pixels_Bhw3, images, noise, strict=True):
+            out_hw3[:] = crop(image_HW3, self.image_shape, place)
         return torch.from_numpy(pixels_Bhw3).permute(0, 3, 1, 2), self.labels[chosen]
 
-    def _load(self, path: Path) -> np.ndarray:
+    def _load(self, i: int) -> np.ndarray:
         try:
-            return _resized(decode(path), self.image_shape, self.resize_factor)
+            return resized(_decoded(self.paths[i]), self.image_shape, self.resize_factor)
         except ValueError as error:
-            raise ValueError(f"data: {str(path)!r} was readable before and is not now: {error}") from error
+            raise ValueError(f"data: {self.name(i)!r} was readable before and is not now: {error}") from error
 
 
 def fitted(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
     """One image as training sees it without random crops: resized, its centre cropped; (3, h, w) float in [0, 1]."""
-    h, w = image_shape
-    pixels_HW3 = _resized(image, image_shape, 1)
-    top, left = _offset(pixels_HW3.shape[0] - h, None), _offset(pixels_HW3.shape[1] - w, None)
-    return _as_pixels(pixels_HW3[top : top + h, left : left + w])
+    return _as_pixels(crop(resized(image, image_shape, 1), image_shape, None))
 
 
 def whole(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
@@ -183,11 +203,7 @@ def whole(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
     return _as_pixels(np.asarray(image.resize((w, h), Image.Resampling.LANCZOS)))
 
 
-def _as_pixels(pixels_hw3: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels_hw3.copy()).permute(2, 0, 1) / 255
-
-
-def _resized(image: Image.Image, image_shape: tuple[int, int], resize_factor: float) -> np.ndarray:
+def resized(image: Image.Image, image_shape: tuple[int, int], resize_factor: float) -> np.ndarray:
     """Resize by Lanczos, aspect kept, to the smallest size that covers resize_factor times the shape; (H, W, 3)."""
     H, W = (round(side * resize_factor) for side in image_shape)
     scale = max(H / image.height, W / image.width)
@@ -195,13 +211,19 @@ def _resized(image: Image.Image, image_shape: tuple[int, int], resize_factor: fl
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
 
 
-def _offset(room: int, noise: float | None) -> int:
-    """Where a crop starts that may move by `room` pixels: by noise in (0, 1), or in the centre."""
-    return room // 2 if noise is None else int(noise * (room + 1))
+def crop(image_HW3: np.ndarray, image_shape: tuple[int, int], noise: tuple[float, float] | None) -> np.ndarray:
+    """Cut (h, w, 3) out, placed by two numbers in (0, 1), vertical and horizontal, or in the centre."""
+    (H, W, _), (h, w) = image_HW3.shape, image_shape
+    if noise is None:
+        top, left = (H - h) // 2, (W - w) // 2
+    else:
+        top, left = int(noise[0] * (H - h + 1)), int(noise[1] * (W - w + 1))
+    return image_HW3[top : top + h, left : left + w]
 
 
-def _map(load: Callable[[Path], Loaded], paths: Sequence[Path]) -> Iterator[Loaded]:
-    """Load files in threads (Pillow decodes outside the interpreter's lock), in order, a bounded number ahead."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), 1024):
-            yield from pool.map(load, paths[start : start + 1024])
+def _decoded(path: Path | Member) -> Image.Image:
+    return decode(path.open() if isinstance(path, Member) else path)
+
+
+def _as_pixels(pixels_hw3: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels_hw3.copy()).permute(2, 0, 1) / 255

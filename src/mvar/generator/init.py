@@ -22,8 +22,11 @@ def gate_factor(depth: int) -> float:
     return next(factor for limit, factor in ((24, 1e-3), (30, 1e-4), (36, 1e-5), (math.inf, 5e-6)) if depth < limit)
 
 
-def initialise(generator: Generator, seed: int) -> None:
+def initialise(generator: Generator, seed: int, fill: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
     """Fill every parameter; the same seed gives the same weights whatever the device or dtype.
+
+    Args:
+        fill: puts values into a parameter; another than `copy_` where a rank holds a share of it.
 
     Raises:
         KeyError: a parameter that the table does not know.
@@ -33,7 +36,7 @@ def initialise(generator: Generator, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in generator.named_parameters():
             kind = ".".join(name.split(".")[2:]) if name.startswith("blocks.") else name
-            parameter.copy_(table[kind](tuple(parameter.shape), rng))
+            fill(parameter, table[kind](tuple(parameter.shape), rng))
 
 
 def _table(generator: Generator) -> dict[str, Draw]:

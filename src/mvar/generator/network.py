@@ -204,7 +204,7 @@ class Generator(nn.Module):
         return x_BlC, GeneratorState(tuple(after), scales.stop)
 
     def each_block(self) -> list[Block]:
-        """The blocks, from the first."""
+        """The blocks, first to last."""
         return list(self.blocks)  # type: ignore[arg-type]  # a ModuleList does not know what it holds
 
     def _modulation(self, labels_B: Tensor) -> Modulation:

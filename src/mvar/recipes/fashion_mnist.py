@@ -39,6 +39,7 @@ from mvar.recipes.cli import run_cli
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
+from mvar.training.curves import draw_curves
 from mvar.training.run_folder import METRICS, SETTINGS
 
 # What `guidance` tries: every strength with every temperature of the first map, from which it falls to 1 at the last
@@ -234,7 +235,7 @@ def measure(
     figures.scale_bars(report, folder / "scales.png")
     for name, run in runs.items():
         scales = measuring.scale_names(loaded)
-        figures.training_curves(run["records"], PANELS[name], scales, folder / f"{name}-training.png")
+        draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], scales)
     report["minutes"] = (time.perf_counter() - start) / 60
     page.write_json(folder / "report.json", report)
     print(page.results(report))

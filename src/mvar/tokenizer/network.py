@@ -44,9 +44,14 @@ class Tokenizer(nn.Module):
         # Channels first: on a CPU, group normalisation's backward takes ten times as long with channels last.
         return self.quant_conv(self.encoder((2 * pixels_B3HW - 1).contiguous()))
 
-    def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Quantized]:
-        """The training pass: reconstruction in model space (about [-1, 1], not clamped) and the quantiser's results."""
-        quantized = self.quantizer.quantize(self.latent(pixels_B3HW))
+    def forward(self, pixels_B3HW: Tensor, scales_B: Tensor | None = None) -> tuple[Tensor, Quantized]:
+        """The training pass: reconstruction in model space (about [-1, 1], not clamped) and the quantiser's results.
+
+        Args:
+            pixels_B3HW: in [0, 1].
+            scales_B: how many scales each image keeps; None for all.
+        """
+        quantized = self.quantizer.quantize(self.latent(pixels_B3HW), scales_B)
         return self.decoder(self.post_quant_conv(quantized.f_hat_BZHW)), quantized
 
     @torch.no_grad()

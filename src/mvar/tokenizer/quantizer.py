@@ -25,6 +25,7 @@ class Quantized(NamedTuple):
     loss: Tensor  # scalar, codebook and commitment terms averaged over the scales
     tokens: list[Tensor]  # one LongTensor (B, P_k) a scale
     residuals: list[Tensor]  # what each scale quantised, (B, Z, h_k, w_k), detached
+    rest_K: Tensor  # mean squared difference of latent and f_hat after each scale, as a share of the latent's square
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -110,26 +111,35 @@ class MultiScaleQuantizer(nn.Module):
         """Quantise latents; one LongTensor (B, P_k) for each scale."""
         return self.quantize(f_BZHW.detach()).tokens
 
-    def quantize(self, f_BZHW: Tensor) -> Quantized:
+    def quantize(self, f_BZHW: Tensor, scales_B: Tensor | None = None) -> Quantized:
         """Quantise latents scale by scale, with losses and gradients for training.
 
         The loss is the mean over scales of commitment * MSE(sg[f_hat_k], f) + MSE(f_hat_k, sg[f]).
+
+        Args:
+            scales_B: how many scales each image keeps, 1..K (quantiser dropout, SoundStream, section III.C); the scales
+                after them add nothing to its f_hat. None keeps all.
         """
         f_BZHW = f_BZHW.float()
         target_BZHW = f_BZHW.detach()
         f_hat_BZHW = torch.zeros_like(target_BZHW)
         loss = f_BZHW.new_zeros(())
-        tokens, residuals = [], []
+        tokens, residuals, rests = [], [], []
         for k in range(len(self.schedule)):
             rest_BZhw = self.input_of(target_BZHW - f_hat_BZHW.detach(), k)
             tokens_BP = self.nearest(rest_BZhw, k)
-            f_hat_BZHW = self.add(f_hat_BZHW, self.lookup(tokens_BP, k), k)
-            loss = loss + F.mse_loss(f_hat_BZHW, target_BZHW)
-            loss = loss + self.commitment * F.mse_loss(f_hat_BZHW.detach(), f_BZHW)
+            finer_BZHW = self.add(f_hat_BZHW, self.lookup(tokens_BP, k), k)
+            if scales_B is not None:
+                finer_BZHW = torch.where((k < scales_B)[:, None, None, None], finer_BZHW, f_hat_BZHW)
+            f_hat_BZHW = finer_BZHW
+            error = F.mse_loss(f_hat_BZHW, target_BZHW)
+            loss = loss + error + self.commitment * F.mse_loss(f_hat_BZHW.detach(), f_BZHW)
             tokens.append(tokens_BP)
             residuals.append(rest_BZhw)
+            rests.append(error.detach())
         straight_BZHW = f_BZHW + (f_hat_BZHW.detach() - target_BZHW)
-        return Quantized(straight_BZHW, loss / len(self.schedule), tokens, residuals)
+        rest_K = torch.stack(rests) / target_BZHW.square().mean()
+        return Quantized(straight_BZHW, loss / len(self.schedule), tokens, residuals, rest_K)
 
     def partial_sums(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """f_hat (B, Z, H, W) after each of the given scales; fewer than K token maps are welcome."""

@@ -21,10 +21,12 @@ class RunConfig:
     """What every training run has.
 
     Attributes:
-        data: folder of images, one sub-folder a class or none; may hold train/ and val/.
+        data: folder of images, one sub-folder a class or none; may hold train/ and val/. Or webdataset shards: a folder
+            of .tar files, train-{000..099}.tar, or a stream (http://, https://, pipe:), which needs val_data.
         out: run folder: checkpoint, metrics.jsonl, TensorBoard events, previews; a loadable bundle.
         steps: optimizer updates of the whole run.
-        batch_size: images an update.
+        batch_size: images an update, over all ranks and parts.
+        accumulate: parts that each rank's share of a batch is cut into, one after the other, to save memory.
         base_lr: learning rate for 256 images; the peak is base_lr * batch_size / 256.
         lr_end: last learning rate as a share of the peak.
         warmup: share of the steps that warm up, from 0.005 of the peak.
@@ -32,16 +34,23 @@ class RunConfig:
         weight_decay_end: the same at the end (cosine between).
         betas: AdamW's moment decays.
         grad_clip: largest gradient norm.
+        ema: decay of the moving average of the weights, which validation, previews and the bundle use; 0 for none.
         resize_factor: the shorter side is resized to this times the model's, then cropped at random;
             1 keeps whole (square) images.
         on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
+        val_data: folder or shards for validation, where data does not hold them; by default a share is held out.
         val_images: at most so many validation images.
+        workers: batches that are read at once ahead of training, 0 for none; results do not depend on it.
         seed: of everything random; step i depends on (seed, i) only.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        dtype: of the matrix products, weights stay in float32; None takes bfloat16 where the processor is quick at it.
+        dtype: of the matrix products, weights stay in float32; None takes bfloat16 where the processor is quick at it;
+            float16 scales the loss.
+        parallel: how torchrun's processes share the work: "ddp" copies the model, "fsdp" spreads it (generators only).
+        rank_timeout: minutes without an answer from another rank after which the run fails.
         log_every: steps between lines of metrics.
         validate_every: steps between validations, each with a preview.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the last stay on disk, beside the best one.
         resume: continue the run in `out` from its checkpoint; `steps` may then be more than before.
     """
 
@@ -49,6 +58,7 @@ class RunConfig:
     out: str
     steps: int = 10_000
     batch_size: int = 64
+    accumulate: int = 1
     base_lr: float = 1e-4
     lr_end: float = 0.1
     warmup: float = 0.02
@@ -56,15 +66,21 @@ class RunConfig:
     weight_decay_end: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 2.0
+    ema: float = 0.9999
     resize_factor: float = 1.125
     on_bad_image: Literal["skip", "error"] = "skip"
+    val_data: str | None = None
     val_images: int = 5000
+    workers: int = 2
     seed: int = 0
     device: str | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    parallel: Literal["ddp", "fsdp"] | None = None
+    rank_timeout: float = 10.0
     log_every: int = 50
     validate_every: int = 1000
     checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
     resume: bool = False
 
     @property
@@ -80,13 +96,14 @@ class RunConfig:
                 found.append(f"{name} = '': give a folder")
         if self.data and self.out and Path(self.out).resolve().is_relative_to(Path(self.data).resolve()):
             found.append(f"out = {self.out!r}: lies inside data, whose images its previews would join; name another")
-        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every", "val_images"):
+        counts = ("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every")
+        for name in (*counts, "keep_checkpoints", "val_images"):
             if getattr(self, name) < 1:
                 found.append(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("base_lr", "grad_clip"):
+        for name in ("base_lr", "grad_clip", "rank_timeout"):
             if not getattr(self, name) > 0:
                 found.append(f"{name} = {getattr(self, name)}: must be above 0")
-        for name in ("weight_decay", "weight_decay_end"):
+        for name in ("weight_decay", "weight_decay_end", "workers"):
             if not getattr(self, name) >= 0:
                 found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
         for name in ("lr_end", "warmup"):
@@ -94,6 +111,8 @@ class RunConfig:
                 found.append(f"{name} = {getattr(self, name)}: must lie in [0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas = {self.betas}: both must lie in [0, 1)")
+        if not 0 <= self.ema < 1:
+            found.append(f"ema = {self.ema}: must lie in [0, 1)")
         if not 0 <= self.seed < 2**63:
             found.append(f"seed = {self.seed}: must lie in [0, 2**63)")
         if not 1 <= self.resize_factor <= 4:
@@ -113,6 +132,18 @@ class TokenizerTraining(RunConfig):
         model: the tokenizer.
         l1: weight of the absolute pixel error (model space, [-1, 1]).
         l2: weight of the squared pixel error.
+        perceptual: weight of the distance in the maps of `perceptual_network`; 0 leaves it out.
+        perceptual_network: effnet-lite0 (needs the extra "perceptual"), or a file with the weights of another.
+        adversarial: weight of the discriminator's verdict, relative to the other losses; 0 leaves it out.
+        adversarial_start: share of the run after which the discriminator joins in.
+        discriminator_channels: width of its first level.
+        discriminator_lr: its learning rate as a share of the model's.
+        scale_dropout: chance that an image keeps only its first few scales (quantiser dropout).
+        start_from_data: fill the codebook with the first images' residuals; else with random numbers.
+        init_from: bundle, run folder or packaged name whose tokenizer the training starts from; its settings replace
+            those of `model`.
+        decoder_only: keep encoder, codes and so all token maps as they are in `init_from`; a generator trained on
+            them stays valid.
         revive_every: steps between revivals of dead codes.
         revive_until: share of the run after which codes are left alone.
         dead_below: a code is dead when used less than this share of the mean usage since the last revival.
@@ -121,6 +152,16 @@ class TokenizerTraining(RunConfig):
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     l1: float = 0.2
     l2: float = 1.0
+    perceptual: float = 0.5
+    perceptual_network: str = "effnet-lite0"
+    adversarial: float = 0.4
+    adversarial_start: float = 0.2
+    discriminator_channels: int = 64
+    discriminator_lr: float = 1.0
+    scale_dropout: float = 0.1
+    start_from_data: bool = True
+    init_from: str | None = None
+    decoder_only: bool = False
     revive_every: int = 100
     revive_until: float = 0.7
     dead_below: float = 0.03
@@ -132,13 +173,19 @@ class TokenizerTraining(RunConfig):
 
     def problems(self) -> list[str]:
         found = super().problems() + self.model.problems()
-        for name in ("l1", "l2", "dead_below"):
+        for name in ("l1", "l2", "perceptual", "adversarial", "discriminator_lr", "dead_below"):
             if not getattr(self, name) >= 0:
                 found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
-        if self.revive_every < 1:
-            found.append(f"revive_every = {self.revive_every}: must be at least 1")
-        if not 0 <= self.revive_until <= 1:
-            found.append(f"revive_until = {self.revive_until}: must lie in [0, 1]")
+        for name in ("revive_every", "discriminator_channels"):
+            if getattr(self, name) < 1:
+                found.append(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("revive_until", "adversarial_start", "scale_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name} = {getattr(self, name)}: must lie in [0, 1]")
+        if self.parallel == "fsdp":
+            found.append("parallel = 'fsdp': a tokenizer fits every rank; give ddp")
+        if self.decoder_only and self.init_from is None:
+            found.append("decoder_only = True: needs a trained encoder; give --init-from")
         return found
 
 

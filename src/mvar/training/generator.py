@@ -8,16 +8,14 @@ Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, avera
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
-from mvar.checkpoint.placement import find_device, find_dtype
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.progress import track
 from mvar.data.source import PixelSource
@@ -33,12 +31,14 @@ from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 from mvar.tokenizer.network import Tokenizer
+from mvar.training.average import WeightAverage
 from mvar.training.config import GeneratorTraining
 from mvar.training.fine_tuning import Start, freeze, load_start, take_weights
 from mvar.training.generator_loss import GeneratorLoss, scales_in_use
-from mvar.training.loop import Metrics, fit
-from mvar.training.optim import build_optimizer
-from mvar.training.run_folder import RunFolder, fingerprint, provenance
+from mvar.training.loop import Callback, fit
+from mvar.training.optim import autocast, build_optimizer, reduced
+from mvar.training.parallel import Ranks, fill, gathered, joined, replicated, shard
+from mvar.training.run_folder import Metrics, RunFolder, fingerprint, provenance
 
 VIEWED_AT_ONCE = 64  # images of a pass without gradients
 PREVIEW_CLASSES = 16
@@ -46,36 +46,45 @@ DROPS = 2**32  # stream of the noise that drops classes and branches; crops use 
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
 
-def train(config: GeneratorTraining) -> Model:
-    """Train a generator and return it with its tokenizer; the run folder `config.out` is a loadable bundle.
+def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Model | None:
+    """Train a generator; the run folder `config.out` is a loadable bundle.
+
+    Args:
+        config: the run.
+        callbacks: called with the updates done and each record of metrics; one that returns True stops the run.
+
+    Returns:
+        The model; None on all ranks but the main one.
 
     Raises:
         ValueError: bad settings, data, tokenizer or folders, before any training; a line for each problem.
-        FloatingPointError: the loss or a gradient is not finite.
+        FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
     """
     config.validate()
-    device = find_device(config.device)
-    if config.compile:
-        check_compiler(device)
-    try:
-        tokenizer = load(config.tokenizer, config.device, "float32").tokenizer
-    except ValueError as error:
-        reason = str(error).removeprefix(f"model = {config.tokenizer!r}: ")
-        raise ValueError(f"tokenizer = {config.tokenizer!r}: {reason}") from error
-    start = None
-    if config.init_from is not None and not config.resume:
-        start = load_start(config.init_from, config.model, tokenizer)
-    with RunFolder(config) as folder:
-        train_images, val_images = open_splits(
-            config.data,
-            tokenizer.config.image_shape,
-            resize_factor=config.resize_factor,
-            on_bad_image=config.on_bad_image,
-        )
-        folder.begin(train_images, val_images, fingerprint(tokenizer))
-        task = GeneratorTask(config, tokenizer, train_images, val_images.spread(config.val_images), start)
-        fit(task, config, folder)
-    return from_bundle(task.bundle(), config.device, "float32")
+    with joined(config.parallel, config.device, config.rank_timeout) as ranks:
+        if config.compile:
+            check_compiler(ranks.device)
+        try:
+            tokenizer = load(config.tokenizer, ranks.device, "float32").tokenizer
+        except ValueError as error:
+            reason = str(error).removeprefix(f"model = {config.tokenizer!r}: ")
+            raise ValueError(f"tokenizer = {config.tokenizer!r}: {reason}") from error
+        start = None
+        if config.init_from is not None and not config.resume:
+            start = load_start(config.init_from, config.model, tokenizer)
+        with RunFolder(config, ranks) as folder:
+            train_images, val_images = open_splits(
+                config.data,
+                tokenizer.config.image_shape,
+                resize_factor=config.resize_factor,
+                on_bad_image=config.on_bad_image,
+            )
+            folder.begin(train_images, val_images, fingerprint(tokenizer))
+            task = GeneratorTask(config, ranks, tokenizer, train_images, val_images.spread(config.val_images), start)
+            fit(task, config, folder, ranks, callbacks)
+            task.average.take()
+        bundle = task.bundle()
+        return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
 
 
 class TokenSource:
@@ -113,6 +122,7 @@ class GeneratorTask:
     def __init__(
         self,
         config: GeneratorTraining,
+        ranks: Ranks,
         tokenizer: Tokenizer,
         train_images: PixelSource,
         val_images: PixelSource,
@@ -120,27 +130,40 @@ class GeneratorTask:
     ) -> None:
         """Args:
         config: of the run.
+        ranks: this process among the others.
         tokenizer: frozen.
         train_images, val_images: what to learn from, and what to be judged by.
         start: the weights to begin with; None draws them.
         """
-        self.config, self.tokenizer, self.classes = config, tokenizer, train_images.classes
-        self.device = tokenizer.quantizer.codebook.device
-        self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
-        initialise(self.model, config.seed)
-        new_classes = take_weights(self.model, start, self.classes) if start else []
+        self.config, self.ranks, self.device = config, ranks, ranks.device
+        self.tokenizer, self.classes = tokenizer, train_images.classes
+        with torch.device("meta" if ranks.kind == "fsdp" and start is None else self.device):
+            self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
+        new_classes = []
+        if start is not None:
+            initialise(self.model, config.seed)
+            new_classes = take_weights(self.model, start, self.classes)
         freeze(self.model, config.freeze, new_classes)
         self.model.activation_checkpointing = config.activation_checkpointing
-        self.model.to(self.device).train()
         if config.compile:
             compile_blocks(self.model)
-        self.losses = GeneratorLoss(self.model, config.label_smoothing)
+        losses = GeneratorLoss(self.model, config.label_smoothing)
+        self.autocast = autocast(config.dtype, self.device)
+        if ranks.kind == "fsdp":
+            shard(losses, self.model, reduced(config.dtype, self.device))
+        if start is None:
+            self.model.to_empty(device=self.device)
+            initialise(self.model, config.seed, fill)
+        self.losses = replicated(losses, ranks) if ranks.kind == "ddp" else losses
+        self.networks: dict[str, nn.Module] = {"model": self.model}
+        self.called = [self.losses]
+        self.model.train()
         self.optimizer = build_optimizer(self.model, config, decays)
-        self.dtype = find_dtype(config.dtype, self.device)
+        self.average = WeightAverage(self.model, config.ema)
         self.train_tokens = TokenSource(train_images, tokenizer, "encoding training images")
         self.val_tokens = TokenSource(val_images, tokenizer, "encoding validation images")
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         config, seed = self.config, self.config.seed
         indices_B, epochs_B = batch_indices(len(self.train_tokens), config.batch_size, seed, step)
         noise_B2 = None if config.resize_factor == 1 else crop_noise(seed, epochs_B, indices_B)
@@ -159,8 +182,7 @@ class GeneratorTask:
     ) -> tuple[Tensor, Tensor]:
         """See `GeneratorLoss`."""
         inputs_BlZ = self.tokenizer.generator_inputs(tokens)
-        # Each weight is used once, so that keeping its bfloat16 copy would only take memory.
-        with torch.autocast(self.device.type, torch.bfloat16, self.dtype == "bfloat16", cache_enabled=False):
+        with self.autocast():
             return self.losses(labels_B, inputs_BlZ, torch.cat(tokens, 1), noise_BU)
 
     def after_update(self, step: int) -> None:
@@ -172,50 +194,68 @@ class GeneratorTask:
         L = self.model.schedule.length
         loss_L = torch.zeros(L, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
         correct_L = torch.zeros_like(loss_L)
-        for tokens, labels_B in self._val_batches():
-            nll_BL, correct_BL = self._token_losses(tokens, labels_B)
-            loss_L += nll_BL.sum(0).cpu()
-            correct_L += correct_BL.sum(0).cpu()
         n, schedule = len(self.val_tokens), self.model.schedule
+        for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
+            tokens, labels_B = self.val_tokens.batch(indices_B)
+            nll_BL, correct_BL = self._token_losses(tokens, labels_B)
+            loss_L += nll_BL.cpu()[real_B].double().sum(0)
+            correct_L += correct_BL.cpu()[real_B].double().sum(0)
+        loss_L, correct_L = self.ranks.total(loss_L) / n, self.ranks.total(correct_L) / n
         by_scale = [schedule.slice(k) for k in range(len(schedule))]
         return {
-            "val_loss": float(loss_L.mean()) / n,
-            "val_bits_per_token": float(loss_L.mean()) / n / math.log(2),
-            "val_accuracy": float(correct_L.mean()) / n,
-            "val_loss_scales": [float(loss_L[s].mean()) / n for s in by_scale],
-            "val_accuracy_scales": [float(correct_L[s].mean()) / n for s in by_scale],
+            "val_loss": float(loss_L.mean()),
+            "val_bits_per_token": float(loss_L.mean()) / math.log(2),
+            "val_accuracy": float(correct_L.mean()),
+            "val_loss_scales": [float(loss_L[s].mean()) for s in by_scale],
+            "val_accuracy_scales": [float(correct_L[s].mean()) for s in by_scale],
         }
-
-    def _val_batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        for indices_B in torch.arange(len(self.val_tokens)).split(VIEWED_AT_ONCE):
-            yield self.val_tokens.batch(indices_B)
 
     def preview(self, path: Path) -> None:
         """Samples of each class, with the same noise every time."""
+        model = self._whole_model()
+        if model is None:
+            return
         names = self.classes[:PREVIEW_CLASSES] or ["samples"]
         n = self.config.preview_per_class
         ids = range(len(names)) if self.classes else [self.model.config.num_classes]
         labels_B = torch.tensor([i for i in ids for _ in range(n)])
-        sampler = Sampler(self.tokenizer, self.model, self.config.seed, SamplingSettings())
+        sampler = Sampler(self.tokenizer, model, self.config.seed, SamplingSettings())
         images = sampler.sample(labels_B, range(len(labels_B))).images
         rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
         save_image(class_sheet(rows), path)
 
-    def bundle(self) -> Bundle:
-        """Tokenizer and generator, and how the generator was trained."""
+    def bundle(self) -> Bundle | None:
+        """Tokenizer and generator, and how the generator was trained; None on all ranks but the main one."""
+        model = self._whole_model()
+        if model is None:
+            return None
         origin = {**provenance(self.config), "tokenizer": Path(self.config.tokenizer).name}
         if self.config.init_from is not None:
             origin["fine_tuned_from"] = Path(self.config.init_from).name
-        return Bundle(tokenizer=self.tokenizer, generator=self.model, classes=self.classes, provenance=origin)
+        return Bundle(tokenizer=self.tokenizer, generator=model, classes=self.classes, provenance=origin)
 
     def save_bundle(self, folder: Path) -> None:
-        write_bundle(folder, self.bundle())
+        bundle = self.bundle()
+        if bundle is not None:
+            write_bundle(folder, bundle)
 
-    def state(self) -> dict[str, Any]:
+    def _whole_model(self) -> Generator | None:
+        """The model as one rank can use it; every rank must ask, only the main one gets it."""
+        if self.ranks.kind != "fsdp":
+            return self.model if self.ranks.main else None
+        state = gathered(self.model.state_dict())
+        if not self.ranks.main:
+            return None
+        with torch.device("meta"):
+            model = Generator(self.model.config)
+        model.load_state_dict(state, assign=True)
+        return model.to(self.device).eval()
+
+    def batch_names(self, step: int) -> list[str]:
+        return []
+
+    def state(self) -> dict[str, Tensor]:
         return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def fitted(model: GeneratorConfig, tokenizer: Tokenizer, classes: int) -> GeneratorConfig:

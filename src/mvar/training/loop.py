@@ -1,166 +1,281 @@
 """The training loop, the same for tokenizer and generator: it reads top to bottom.
 
-Step i sees the same images and the same noise whatever happened before it, so a resumed run equals an unbroken one.
+Step i sees the same images and the same noise whatever happened before it, so a resumed run equals an unbroken one; and
+whatever the number of ranks and parts that its batch is cut into.
 """
 
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from mvar.training import checkpoints
+from mvar.training.average import WeightAverage
+from mvar.training.checkpoints import Checkpoints, Found
 from mvar.training.config import RunConfig
 from mvar.training.optim import set_schedule
-from mvar.training.run_folder import CHECKPOINT, PREVIEWS, RunFolder
+from mvar.training.parallel import Ranks, accumulating
+from mvar.training.progress import Progress
+from mvar.training.run_folder import PREVIEWS, Metrics, RunFolder
+from mvar.training.stopping import Request, Stopped, stop_request
 
-Metrics = Mapping[str, float | list[float]]
+# Called on the main rank with each record of metrics and the updates done; what returns True stops the run.
+Callback = Callable[[int, Metrics], bool | None]
+
+SPIKE = 5.0  # a gradient norm so many times its running mean is reported
+MEMORY = 0.98  # weight of the past in that mean
+SETTLED = 100  # updates until the mean says what is usual
+LEAST_SCALE = 2.0**-14  # of the float16 loss; below it no number is small enough for the gradients
 
 
 class Task(Protocol):
     """What is trained. The loop owns steps, schedules and files; a task owns its model, data and losses."""
 
     @property
-    def model(self) -> nn.Module:
-        """What is trained."""
+    def networks(self) -> dict[str, nn.Module]:
+        """What is trained, "model" first; each is clipped by its own gradient norm."""
+
+    @property
+    def called(self) -> list[nn.Module]:
+        """The modules that a step calls: those networks, or what spreads them over the ranks."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Its optimizer; each parameter group says by "decay" whether weight decay applies."""
+        """Their optimizer; each parameter group says by "decay" whether weight decay applies."""
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of this step's batch, and scalars to log."""
+    @property
+    def average(self) -> WeightAverage:
+        """The moving average of the model's weights, which the loop updates."""
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of one part of this rank's batch, and scalars to log."""
 
     def after_update(self, step: int) -> None:
         """What follows the optimizer's update, such as care for the codebook."""
 
     def validate(self) -> Metrics:
-        """Losses and statistics on the validation images."""
+        """Losses and statistics on the validation images, "val_loss" among them; the same on every rank."""
 
     def preview(self, path: Path) -> None:
-        """Write a sheet of images."""
+        """Write a sheet of images; every rank calls it."""
 
     def save_bundle(self, folder: Path) -> None:
-        """Write the model as it is now, ready to load."""
+        """Write the model as it is now, ready to load; every rank calls it."""
 
-    def state(self) -> dict[str, Any]:
-        """What the task itself must remember to resume, besides weights and optimizer."""
+    def batch_names(self, step: int) -> list[str]:
+        """The images of this rank's batch, for messages."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+    def state(self) -> dict[str, Tensor]:
+        """Live tensors that the task must remember besides weights and optimizer, the same on every rank; resuming
+        fills them."""
 
 
-def fit(task: Task, config: RunConfig, folder: RunFolder) -> Metrics:
-    """Train until `config.steps`, from the folder's checkpoint where `config.resume`; returns the last validation.
+def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
+    """Train until `config.steps`, from the folder's last checkpoint where `config.resume`; returns the last validation.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite; raised before the update, with the step's number.
-        ValueError: the checkpoint is damaged.
+        FloatingPointError: the loss or a gradient is not finite; raised before the update, with the step's number, its
+            images and the last checkpoint.
+        ValueError: no checkpoint is whole, or it is of another model.
+        Stopped: a signal or a callback asked; there is a checkpoint of the last step.
+        ConnectionError: another rank died or does not answer.
+        OSError: the disk is full.
     """
-    done = _restore(task, folder) if config.resume else 0
-    validation: Metrics = {}
-    progress = Progress(done, config.steps)
-    parameters = [p for p in task.model.parameters() if p.requires_grad]
-    for step in range(done, config.steps):
-        torch.manual_seed(_step_seed(config.seed, step))
-        lr = set_schedule(task.optimizer, step, config)
-
-        loss, metrics = task.loss(step)
-        task.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        _check_finite(step, loss.detach(), grad_norm, folder)
-        task.optimizer.step()
-        task.after_update(step)
-        progress.advance(config.batch_size, loss)
-
-        done, last = step + 1, step + 1 == config.steps
-        if done % config.log_every == 0 or last:
-            values = {name: float(value) for name, value in metrics.items()}
-            rates = {"lr": lr, "grad_norm": float(grad_norm), "images_per_second": progress.rate}
-            folder.log(done, {"loss": float(loss.detach()), **values, **rates})
-        if done % config.validate_every == 0 or last:
-            task.model.eval()
-            validation = task.validate()
-            task.preview(folder.path / PREVIEWS / f"{done:07d}.png")
-            task.model.train()
-            folder.log(done, validation)
-            progress.report(done, validation)
-        if done % config.checkpoint_every == 0 or last:
-            task.save_bundle(folder.path)
-            # Last, since a run with all its steps in the checkpoint has nothing left to do.
-            model, optimizer = task.model.state_dict(), task.optimizer.state_dict()
-            folder.save({"step": done, "model": model, "optimizer": optimizer, "task": task.state()})
-    progress.close()
-    return validation
-
-
-def _restore(task: Task, folder: RunFolder) -> int:
-    """Load the folder's checkpoint into the task; returns the steps done."""
-    state = folder.load()
+    keeper = Checkpoints(folder.path, ranks, config.keep_checkpoints)
+    loop = _Loop(task, config, folder, ranks, keeper, callbacks)
     try:
-        task.model.load_state_dict(state["model"])
-        task.optimizer.load_state_dict(state["optimizer"])
-        task.load_state(state["task"])
-    except (KeyError, RuntimeError, ValueError) as error:  # a tokenizer of another size, for one
-        raise ValueError(f"{folder.path / CHECKPOINT}: does not fit the model to be trained ({error})") from error
-    return state["step"]
+        return loop.run()
+    except RuntimeError as error:
+        if ranks.kind is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError(f"{folder.silent_ranks(ranks)}; go on from the last checkpoint with --resume") from error
+    finally:
+        with suppress(OSError):  # said before, or while another error is on its way
+            keeper.close()
+        loop.progress.close()
 
 
-def _step_seed(seed: int, step: int) -> int:
-    """Seed of torch's global generator for one step."""
-    return (seed * 1_000_003 + step) % 2**63
+class _Loop:
+    """One call of `fit`."""
 
+    def __init__(
+        self,
+        task: Task,
+        config: RunConfig,
+        folder: RunFolder,
+        ranks: Ranks,
+        keeper: Checkpoints,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.task, self.config, self.folder, self.ranks = task, config, folder, ranks
+        self.keeper, self.callbacks = keeper, callbacks
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16")
+        self.usual_norm = 0.0  # running mean of the model's gradient norm
+        self.validation: Metrics = {}
+        self.done = self._restore(folder.checkpoint) if folder.checkpoint is not None else 0
+        self.progress = Progress(self.done, config.steps, speaks=ranks.main)
 
-def _check_finite(step: int, loss: Tensor, grad_norm: Tensor, folder: RunFolder) -> None:
-    """Stop before the update that would spoil the weights."""
-    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-        if not torch.isfinite(value):
-            saved = (folder.path / CHECKPOINT).is_file()
-            fix = f"resume from the checkpoint in {str(folder.path)!r}, which is untouched," if saved else "start anew"
+    def run(self) -> Metrics:
+        task, config, folder = self.task, self.config, self.folder
+        with stop_request() as request:
+            for step in range(self.done, config.steps):
+                folder.heartbeat(step)
+                lr = set_schedule(task.optimizer, step, config)
+                task.optimizer.zero_grad(set_to_none=True)
+                loss, metrics = backward(task, self.ranks, self.scaler, config.accumulate, step)
+                self.scaler.unscale_(task.optimizer)
+                norms = _clip(task.networks, config.grad_clip)
+                stop = self._agree(step, loss, norms, request)
+                self.scaler.step(task.optimizer)
+                self.scaler.update()
+                task.after_update(step)
+                task.average.update(step)
+                self.progress.advance(config.batch_size, loss)
+                self.keeper.poll()
+
+                self.done, last = step + 1, step + 1 == config.steps
+                self._watch(norms["grad_norm"])
+                if self.done % config.log_every == 0 or last:
+                    rates = {"lr": lr, "images_per_second": self.progress.rate}
+                    self._log({"loss": loss, **metrics, **norms, **rates}, request)
+                if self.done % config.validate_every == 0 or last:
+                    self._validate(request)
+                if self.done % config.checkpoint_every == 0 or last or stop is not None:
+                    self._save()
+                if stop is not None and not last:
+                    self.keeper.wait()
+                    raise Stopped(f"stopped after step {self.done} with a checkpoint; --resume goes on", stop)
+        self.keeper.wait()
+        return self.validation
+
+    def _agree(self, step: int, loss: Tensor, norms: Mapping[str, float], request: Request) -> int | None:
+        """Stop all ranks before an update that would spoil the weights; say whether one was asked to stop, and why.
+
+        Returns:
+            The exit status where someone asked to stop, else None.
+        """
+        values = {"loss": float(loss), **norms}
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE:
+            values = {"loss": float(loss)}  # a gradient beyond float16 only makes the scaler skip this update
+        bad = next((name for name, value in values.items() if not torch.isfinite(torch.tensor(value))), None)
+        asked = 1 + request.signal if request.asked else 0
+        # What the ranks agree on: a step that is not finite is so for all, as loss and norms are means over them.
+        asked = int(self.ranks.largest(torch.tensor(asked)))
+        if bad is not None:
+            self.keeper.wait()
+            names = self.task.batch_names(step)
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            saved = self.folder.last_step()
             raise FloatingPointError(
-                f"{name} = {float(value)} at step {step + 1}: stopped before the update; "
-                f"{fix} with a lower base_lr or grad_clip"
+                f"{bad} = {values[bad]} at step {step + 1}, images {shown}: stopped before the update; "
+                + (f"resume from the checkpoint of step {saved}" if saved else "start anew")
+                + ", with a lower base_lr or grad_clip, or without these images"
             )
+        if not asked:
+            return None
+        return 128 + asked - 1 if asked > 1 else 0
+
+    def _watch(self, norm: float) -> None:
+        """Report a gradient norm far above what is usual."""
+        if self.done > SETTLED and norm > SPIKE * self.usual_norm:
+            self.folder.log(self.done, {"grad_norm_spike": norm, "grad_norm_usual": self.usual_norm})
+            self.progress.say(f"step {self.done}: gradient norm {norm:.3g}, usually {self.usual_norm:.3g}")
+        self.usual_norm = MEMORY * self.usual_norm + (1 - MEMORY) * norm if self.usual_norm else norm
+
+    def _log(self, values: Mapping[str, Any], request: Request) -> None:
+        record = {name: value if isinstance(value, list) else float(value) for name, value in values.items()}
+        self.folder.log(self.done, record)
+        if self.ranks.main and True in [callback(self.done, record) for callback in self.callbacks]:
+            request.ask()
+
+    def _validate(self, request: Request) -> None:
+        task, model = self.task, self.task.networks["model"]
+        model.eval()
+        with task.average.applied():
+            self.validation = task.validate()
+            task.preview(self.folder.path / PREVIEWS / f"{self.done:07d}.png")
+        model.train()
+        self._log(self.validation, request)
+        self.progress.report(self.done, self.validation)
+        self.folder.plot()
+
+    def _save(self) -> None:
+        with self.task.average.applied():
+            self.task.save_bundle(self.folder.path)
+        # Last, since a run with all its steps in the checkpoint has nothing left to do.
+        notes = {
+            "score": self.validation.get("val_loss"),
+            "usual_norm": self.usual_norm,
+            "scaler": self.scaler.state_dict(),
+        }
+        self.keeper.save(self.done, _tensors(self.task), notes)
+
+    def _restore(self, found: Found) -> int:
+        """Load a checkpoint into the task; returns the steps done."""
+        task = self.task
+        try:
+            _make_moments(task, checkpoints.stored(found))
+            checkpoints.read(found, _tensors(task), self.ranks)
+            self.scaler.load_state_dict(found.notes["scaler"])
+            self.usual_norm = found.notes["usual_norm"]
+        except (KeyError, RuntimeError, ValueError) as error:  # a tokenizer of another size, for one
+            raise ValueError(f"{found.path}: does not fit the model to be trained ({error})") from error
+        return found.step
 
 
-class Progress:
-    """A bar with rate and remaining time on a terminal; a line for each validation when piped."""
-
-    def __init__(self, done: int, steps: int) -> None:
-        self.steps, self.images, self.start = steps, 0, time.perf_counter()
-        self.bar = tqdm(initial=done, total=steps, unit="step") if sys.stderr.isatty() else None
-
-    @property
-    def rate(self) -> float:
-        """Images a second since the start of this process, validation included."""
-        return self.images / max(time.perf_counter() - self.start, 1e-9)
-
-    def advance(self, images: int, loss: Tensor) -> None:
-        """One more update."""
-        self.images += images
-        if self.bar is not None:
-            self.bar.update()
-            if self.bar.n % 10 == 0:
-                self.bar.set_postfix_str(f"loss {float(loss.detach()):.4f}, {self.rate:.0f} images/s")
-
-    def report(self, done: int, metrics: Metrics) -> None:
-        """Print a validation."""
-        text = ", ".join(f"{name} {_number(value)}" for name, value in metrics.items())
-        line = f"step {done}/{self.steps}, {self.rate:.0f} images/s: {text}"
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the terminal tidy."""
-        if self.bar is not None:
-            self.bar.close()
+# --- parts ---
 
 
-def _number(value: float | list[float]) -> str:
-    return " ".join(f"{v:.3g}" for v in value) if isinstance(value, list) else f"{value:.4g}"
+def backward(
+    task: Task, ranks: Ranks, scaler: torch.amp.GradScaler, parts: int, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of a step's whole batch, part by part; returns the mean loss and metrics over parts and ranks."""
+    sums: dict[str, Tensor] = {}
+    for part in range(parts):
+        with accumulating(task.called, last=part == parts - 1):
+            loss, metrics = task.loss(step, part)
+            scaler.scale(loss / parts).backward()
+        for name, value in {"loss": loss, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float() / parts
+    means = dict(zip(sums, ranks.mean(torch.stack(list(sums.values()))).unbind(), strict=True))
+    return means.pop("loss"), means
+
+
+def _clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:
+    """Clip each network's gradients; returns their norms before."""
+    norms = {}
+    for name, network in networks.items():
+        trained = [p for p in network.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(trained, most)
+        norms["grad_norm" if name == "model" else f"grad_norm_{name}"] = float(_whole(norm))
+    return norms
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _tensors(task: Task) -> dict[str, Tensor]:
+    """All that a checkpoint holds, by name; these are the live tensors."""
+    tensors = {f"average.{name}": value for name, value in task.average.state().items()}
+    tensors |= {f"task.{name}": value for name, value in task.state().items()}
+    for network, module in task.networks.items():
+        tensors |= {f"{network}.{name}": value for name, value in module.state_dict().items()}
+        for name, parameter in module.named_parameters():
+            for key, value in task.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{network}.{name}.{key}"] = value
+    return tensors
+
+
+def _make_moments(task: Task, stored: Mapping[str, Any]) -> None:
+    """Give the optimizer the state that a checkpoint will fill; a parameter without one has not been updated yet."""
+    for network, module in task.networks.items():
+        for name, parameter in module.named_parameters():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"optimizer.{network}.{name}.{key}" in stored:
+                    value = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
+                    task.optimizer.state[parameter][key] = value

@@ -1,14 +1,18 @@
-"""Optimizer groups and the schedules of learning rate and weight decay.
+"""Optimizer groups, the schedules of learning rate and weight decay, and the precision of products.
 
 Source: the recipe of VAR (Tian et al. 2024, section 4 and its training code's published settings).
 """
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from mvar.checkpoint.placement import find_dtype
 from mvar.training.config import RunConfig
 
 
@@ -62,10 +66,25 @@ def build_optimizer(
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, step: int, config: RunConfig) -> float:
-    """Set learning rate and weight decay of update `step`; returns the learning rate."""
+    """Set learning rate and weight decay of update `step`; returns the learning rate.
+
+    A group's "lr_share" is its rate as a share of the others'.
+    """
     lr = config.peak_lr * lr_factor(step, config.steps, config.warmup, config.lr_end)
     decay = weight_decay_at(step, config.steps, config.weight_decay, config.weight_decay_end)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_share", 1.0)
         group["weight_decay"] = decay if group["decay"] else 0.0
     return lr
+
+
+def reduced(dtype: str | None, device: torch.device) -> torch.dtype | None:
+    """The dtype of products below float32: as asked, else what the processor is quick at; None for float32."""
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(dtype or find_dtype(None, device))
+
+
+def autocast(dtype: str | None, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """A context in which matrix products run in this dtype, see `reduced`."""
+    chosen = reduced(dtype, device)
+    # Each weight is used about once a step, so that keeping its copy in the cache would only take memory.
+    return partial(torch.autocast, device.type, chosen, enabled=chosen is not None, cache_enabled=False)

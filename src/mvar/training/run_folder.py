@@ -1,23 +1,28 @@
-"""What a training run leaves on disk: metrics, TensorBoard events, previews and the checkpoint it resumes from.
+"""What a training run leaves on disk: it documents itself, and resumes from its checkpoints.
 
-checkpoint.pt            weights, optimizer and counters after the last saved step
+checkpoints/             see `mvar.training.checkpoints`
 metrics.jsonl            one line for each logged or validated step
+curves.png               the same as a picture
 run.json                 the settings
 data.json                how many training images, and their classes
-events.out.tfevents.*    the same for TensorBoard
+environment.json         for each start: command, versions, machine, git revision
+heartbeats/              for each rank: its last step and when that was
+events.out.tfevents.*    the metrics for TensorBoard
 previews/*.png           sheets of images
 config.json, ...         the model as a bundle
 """
 
 import hashlib
 import json
-import os
+import platform
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,47 +32,68 @@ from torch import nn
 from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
 from mvar.data.source import PixelSource
-from mvar.files import atomic_write, writable_folder, write_text
+from mvar.files import writable_folder, write_text
+from mvar.training import checkpoints
 from mvar.training.config import RunConfig
+from mvar.training.parallel import Ranks
 from mvar.validation import raise_problems
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CHECKPOINT, METRICS, SETTINGS, DATA, PREVIEWS = "checkpoint.pt", "metrics.jsonl", "run.json", "data.json", "previews"
+METRICS, SETTINGS, DATA, PREVIEWS = "metrics.jsonl", "run.json", "data.json", "previews"
+ENVIRONMENT, HEARTBEATS, CURVES = "environment.json", "heartbeats", "curves.png"
 # What may differ between a run and its continuation; ADJUSTABLE with a warning: more steps, which the schedules of
 # learning rate and weight decay then stretch over, and the remedies for a loss that is not finite.
-FREE = {"out", "data", "tokenizer", "device", "resume", "log_every", "validate_every", "checkpoint_every", "val_images"}
+FREE = {
+    "out", "data", "tokenizer", "init_from", "device", "resume", "accumulate", "workers", "parallel", "rank_timeout",
+    "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "val_images", "compile",
+    "activation_checkpointing",
+}  # fmt: skip
 ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
+BEAT = 10.0  # seconds between heartbeats
+
+Metrics = Mapping[str, float | list[float]]
 
 
 class RunFolder:
-    """The files of one run. Use as a context manager: closing flushes what is buffered."""
+    """The files of one run; only the main rank writes. Use as a context manager: closing flushes what is buffered.
 
-    def __init__(self, config: RunConfig) -> None:
+    Attributes:
+        path: the folder.
+        checkpoint: what the run goes on from; None for a new one.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         """Open the folder for a new run, or to go on with the one in it.
 
         Raises:
             ValueError: the folder cannot be written; it holds a run or a model and `resume` is off; or `resume` is
-                on and it holds no run, a damaged one, or one with other settings.
+                on and it holds no run, one with no whole checkpoint, or one with other settings.
         """
-        self.path = writable_folder(config.out, "out")
-        self._done = 0  # steps in the checkpoint that the run goes on from
+        self.path, self._ranks = Path(config.out), ranks
         self._events: SummaryWriter | None = None
-        found = (self.path / CHECKPOINT).is_file()
-        if found and not config.resume:
-            raise ValueError(f"out = {config.out!r}: holds a run; give --resume to go on with it, or a new folder")
-        if not found and is_bundle(self.path):
-            raise ValueError(f"out = {config.out!r}: holds a model, which this run would replace; give a new folder")
-        if not found and config.resume:
-            raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
+        self._beat = 0.0
         self._settings = json.loads(json.dumps(asdict(config)))
-        self._checkpoint = self._read_checkpoint() if found else {}
-        if found and config.steps < self._done:
-            done = f"the run in {str(self.path)!r} has done {self._done}"
+        self.checkpoint = ranks.on_main(lambda: self._open(config))
+
+    def _open(self, config: RunConfig) -> checkpoints.Found | None:
+        writable_folder(config.out, "out")
+        begun = checkpoints.exist(self.path)
+        if begun and not config.resume:
+            raise ValueError(f"out = {config.out!r}: holds a run; give --resume to go on with it, or a new folder")
+        if not begun and is_bundle(self.path):
+            raise ValueError(f"out = {config.out!r}: holds a model, which this run would replace; give a new folder")
+        if not begun and config.resume:
+            raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
+        if not begun:
+            return None
+        found = checkpoints.latest(self.path)
+        if config.steps < found.step:
+            done = f"the run in {str(self.path)!r} has done {found.step}"
             raise ValueError(f"steps = {config.steps}: {done}; give at least as many")
-        if found:
-            self._check_same(self._settings)
+        self._check_same(self._settings)
+        return found
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before = _read_json(self.path / SETTINGS)
@@ -93,11 +119,14 @@ class RunFolder:
         Raises:
             ValueError: the classes or the tokenizer have changed.
         """
+        self._ranks.on_main(lambda: self._begin(images, held_out, tokenizer))
+
+    def _begin(self, images: PixelSource, held_out: PixelSource, tokenizer: str | None) -> None:
         classes = f"{len(images.classes)} classes" if images.classes else "no classes"
         print(f"{len(images)} training images of {classes}, {len(held_out)} for validation", file=sys.stderr)
         path = self.path / DATA
         now = {"images": len(images), "classes": images.classes, "tokenizer": tokenizer}
-        before = _read_json(path) if (self.path / CHECKPOINT).is_file() and path.is_file() else now
+        before = _read_json(path) if self.checkpoint is not None and path.is_file() else now
         if before.get("classes") != now["classes"]:
             raise ValueError(
                 f"data: has classes {now['classes']}, the run began with {before.get('classes')}; resume with its data"
@@ -106,31 +135,49 @@ class RunFolder:
             raise ValueError("tokenizer: has other weights than the one the run began with; resume with that one")
         if before.get("images") != now["images"]:
             text = f"data: has {now['images']} training images, the run began with {before.get('images')}"
-            warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=2)
-        if not (self.path / CHECKPOINT).is_file():
-            (self.path / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+            warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=4)
+        self._cut_metrics()
         _write_json(path, now)
         _write_json(self.path / SETTINGS, self._settings)
-        (self.path / PREVIEWS).mkdir(exist_ok=True)
+        starts = self.path / ENVIRONMENT
+        earlier = _read_json(starts)["starts"] if self.checkpoint is not None and starts.is_file() else []
+        _write_json(starts, {"starts": [*earlier, _environment(self._ranks, self.last_step())]})
+        for name in (PREVIEWS, HEARTBEATS):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def _cut_metrics(self) -> None:
+        """Drop what was logged after the checkpoint, or by a run that ended before its first one."""
+        path, done = self.path / METRICS, self.last_step()
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+            write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= done))
+
+    def last_step(self) -> int:
+        """Updates done in the last checkpoint, 0 where there is none."""
+        return max((found.step for found in checkpoints.whole(self.path)), default=0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self.path.rmdir()  # of a run that was refused before it wrote anything
+        if self._ranks.main:
+            with suppress(OSError):
+                self.path.rmdir()  # of a run that was refused before it wrote anything
         if self._events is not None:
             self._events.close()
 
-    def log(self, step: int, values: Mapping[str, float | list[float]]) -> None:
+    def log(self, step: int, values: Metrics) -> None:
         """Append one line to metrics.jsonl and the same to TensorBoard; lists hold one number a scale."""
+        if not self._ranks.main:
+            return
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            # Hides what was logged after the checkpoint.
-            self._events = SummaryWriter(str(self.path), purge_step=self._done + 1)
+            done = 0 if self.checkpoint is None else self.checkpoint.step
+            self._events = SummaryWriter(str(self.path), purge_step=done + 1)  # hides what was logged after it
         for name, value in values.items():
             if isinstance(value, list):
                 for k, number in enumerate(value):
@@ -138,29 +185,34 @@ class RunFolder:
             else:
                 self._events.add_scalar(name, value, step)
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint in place of the one before."""
-        atomic_write(self.path / CHECKPOINT, partial(_save_and_sync, dict(state)))
+    def plot(self) -> None:
+        """Draw the metrics so far."""
+        if self._ranks.main:
+            from mvar.training.curves import draw_curves  # matplotlib takes a second to import
 
-    def _read_checkpoint(self) -> dict[str, Any]:
-        path = self.path / CHECKPOINT
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            self._done = int(state["step"])
-        except Exception as error:  # a damaged archive raises errors of many kinds
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{path}: cannot be read ({reason}); the file is damaged, start a new run") from error
-        return state
+            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+            draw_curves([json.loads(line) for line in lines], self.path / CURVES)
 
-    def load(self) -> dict[str, Any]:
-        """Hand over the checkpoint, and cut from metrics.jsonl what was logged after it."""
-        state, self._checkpoint = self._checkpoint, {}
-        metrics = self.path / METRICS
-        if metrics.is_file():
-            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-            write_text(metrics, "".join(line for line in whole if json.loads(line)["step"] <= self._done))
-        return state
+    def heartbeat(self, step: int) -> None:
+        """Note that this rank is at this step, every few seconds."""
+        now = time.time()
+        if now - self._beat >= BEAT:
+            self._beat = now
+            _write_json(self.path / HEARTBEATS / f"rank-{self._ranks.rank}.json", {"step": step, "time": now})
+
+    def silent_ranks(self, ranks: Ranks) -> str:
+        """Which other rank was heard of longest ago, after an exchange has failed."""
+        beats = {}
+        for rank in range(ranks.size):
+            with suppress(ValueError):
+                beats[rank] = _read_json(self.path / HEARTBEATS / f"rank-{rank}.json")
+        others = {rank: beat["time"] for rank, beat in beats.items() if rank != ranks.rank}
+        if not others:
+            return "another rank does not answer"
+        rank = min(others, key=lambda rank: others[rank])
+        ago = time.time() - others[rank]
+        step = beats[rank]["step"]
+        return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {step}"
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -194,8 +246,23 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read ({error}); the file is damaged, start a new run") from error
 
 
-def _save_and_sync(state: dict[str, Any], path: Path) -> None:
-    with open(path, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+def _environment(ranks: Ranks, step: int) -> dict[str, Any]:
+    """What this start of a run is made of."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with suppress(OSError):
+        said = subprocess.run(git, capture_output=True, text=True, timeout=10)
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "from_step": step,
+        "command": sys.argv,
+        "mvar": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "git": said.stdout.strip() if said.returncode == 0 else None,
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": str(ranks.device) if ranks.device.type == "cpu" else torch.cuda.get_device_name(ranks.device),
+        "ranks": ranks.size,
+        "parallel": ranks.kind,
+    }

@@ -1,135 +1,202 @@
-"""Training a tokenizer on images: pixel losses, the quantiser's loss, and a codebook that stays alive.
+"""Training a tokenizer on images: image losses, the quantiser's loss, and a codebook that stays alive.
 
-Shapes: B images, H W pixels, K scales, V codes.
+Shapes: B images, H W pixels, K scales, V codes; U random numbers of an image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
-from mvar.checkpoint.placement import find_device, find_dtype
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
-from mvar.model import Model, from_bundle
+from mvar.features.base import FeatureNetwork
+from mvar.features.networks import find_network
+from mvar.model import Model, from_bundle, load
+from mvar.ops.noise import uniform
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import strip
 from mvar.tokenizer.network import Tokenizer
-from mvar.tokenizer.quantizer import Quantized
+from mvar.training.adversarial import AUGMENT_NUMBERS, PatchDiscriminator
+from mvar.training.average import WeightAverage
 from mvar.training.codebook import count_tokens, revive, start_from_data, usage
 from mvar.training.config import TokenizerTraining
-from mvar.training.loop import Metrics, fit
-from mvar.training.optim import build_optimizer
-from mvar.training.run_folder import RunFolder, provenance
+from mvar.training.image_loss import ImageLoss
+from mvar.training.loop import Callback, fit
+from mvar.training.optim import autocast, build_optimizer
+from mvar.training.parallel import Ranks, joined, replicated
+from mvar.training.run_folder import Metrics, RunFolder, provenance
 
 VIEWED_AT_ONCE = 64  # images of a pass without gradients
 START_IMAGES = 1024  # whose latents fill the codebook
 PREVIEW_IMAGES = 8
+JOINING = 0.05  # share of the run in which the adversarial loss grows to its full weight
+TRAINING_STREAM = 1  # of the random numbers that belong to an image's place in the order of training
 
 
-def train(config: TokenizerTraining) -> Model:
+def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Model:
     """Train a tokenizer and return it; the run folder `config.out` is a loadable bundle.
+
+    Args:
+        config: the run.
+        callbacks: called with the updates done and each record of metrics; one that returns True stops the run.
 
     Raises:
         ValueError: bad settings, data or folders, before any training; a line for each problem.
-        FloatingPointError: the loss or a gradient is not finite.
+        FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
     """
     config.validate()
-    device = find_device(config.device)
-    with RunFolder(config) as folder:
-        train_images, val_images = open_splits(
-            config.data,
-            config.model.image_shape,
-            resize_factor=config.resize_factor,
-            on_bad_image=config.on_bad_image,
-        )
-        folder.begin(train_images, val_images)
-        task = TokenizerTask(config, device, train_images, val_images.spread(config.val_images))
-        if not config.resume:
-            task.start_codebook()
-        fit(task, config, folder)
-    return from_bundle(task.bundle(), config.device, "float32")
+    with joined(config.parallel, config.device, config.rank_timeout) as ranks:
+        network = find_network(config.perceptual_network).to(ranks.device) if config.perceptual else None
+        start = None if config.init_from is None else _find_start(config.init_from)
+        if start is not None:
+            config = replace(config, model=start.config)
+        with RunFolder(config, ranks) as folder:
+            train_images, val_images = open_splits(
+                config.data,
+                config.model.image_shape,
+                resize_factor=config.resize_factor,
+                on_bad_image=config.on_bad_image,
+            )
+            folder.begin(train_images, val_images)
+            task = TokenizerTask(config, ranks, network, train_images, val_images.spread(config.val_images))
+            if folder.checkpoint is None:
+                task.start(start)
+            fit(task, config, folder, ranks, callbacks)
+            task.average.take()
+        return from_bundle(task.bundle(), ranks.device, "float32")
+
+
+def _find_start(name: str) -> Tokenizer:
+    try:
+        return load(name, "cpu", "float32").tokenizer
+    except ValueError as error:
+        raise ValueError(f"init_from = {name!r}: {str(error).removeprefix(f'model = {name!r}: ')}") from error
 
 
 class TokenizerTask:
     """The tokenizer as the loop sees it (see `mvar.training.loop.Task`)."""
 
     def __init__(
-        self, config: TokenizerTraining, device: torch.device, train_images: PixelSource, val_images: PixelSource
+        self,
+        config: TokenizerTraining,
+        ranks: Ranks,
+        network: FeatureNetwork | None,
+        train_images: PixelSource,
+        val_images: PixelSource,
     ) -> None:
-        self.config, self.device, self.train_images, self.val_images = config, device, train_images, val_images
+        self.config, self.ranks, self.device = config, ranks, ranks.device
+        self.train_images, self.val_images = train_images, val_images
         torch.manual_seed(config.seed)
         self.model = Tokenizer(config.model).to(self.device)
+        if config.decoder_only:
+            for part in (self.model.encoder, self.model.quant_conv, self.model.quantizer):
+                part.requires_grad_(False)
+        self.networks: dict[str, nn.Module] = {"model": self.model}
         self.optimizer = build_optimizer(self.model, config, _decays)
+        discriminator = judge = None
+        if config.adversarial:
+            discriminator = PatchDiscriminator(config.discriminator_channels).to(self.device)
+            self.networks["discriminator"] = discriminator
+            group = {"params": list(discriminator.parameters()), "decay": False, "lr_share": config.discriminator_lr}
+            self.optimizer.add_param_group({**group, "weight_decay": 0.0})
+            judge = replicated(discriminator, ranks)
+        self.replica = replicated(self.model, ranks)
+        self.called = [self.replica] if judge is None else [self.replica, judge]
+        self.image_loss = ImageLoss(config, network, discriminator, judge, ranks)
+        self.average = WeightAverage(self.model, config.ema)
         self.counts_KV = self._no_counts()
-        self.dtype = find_dtype(config.dtype, device)
+        self.autocast = autocast(config.dtype, self.device)
 
-    def start_codebook(self) -> None:
-        """Fill the codebook from the untrained encoder's latents."""
-        n = min(START_IMAGES, len(self.train_images))
-        indices = batch_indices(len(self.train_images), n, self.config.seed, 0)[0]
-        with torch.no_grad():
+    @torch.no_grad()
+    def start(self, tokenizer: Tokenizer | None) -> None:
+        """The first weights: those of a trained tokenizer, or random ones with a codebook of first latents."""
+        if tokenizer is not None:
+            self.model.load_state_dict(tokenizer.state_dict())
+        elif self.config.start_from_data:
+            n = min(START_IMAGES, len(self.train_images))
+            indices = batch_indices(len(self.train_images), n, self.config.seed, 0)[0]
             latents = [
                 self.model.latent(self.train_images.batch(part)[0].to(self.device) / 255)
                 for part in indices.split(VIEWED_AT_ONCE)
             ]
-        start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
+            start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
+        self.average = WeightAverage(self.model, self.config.ema)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        indices_B, epochs_B = batch_indices(len(self.train_images), self.config.batch_size, self.config.seed, step)
-        noise_B2 = None if self.config.resize_factor == 1 else crop_noise(self.config.seed, epochs_B, indices_B)
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        indices_B, epochs_B = batch_indices(len(self.train_images), config.batch_size, config.seed, step)
+        noise_B2 = None if config.resize_factor == 1 else crop_noise(config.seed, epochs_B, indices_B)
         target_B3HW = self.train_images.batch(indices_B, noise_B2)[0].to(self.device) / 255
-        loss, parts, quantized = self._losses(target_B3HW)
-        self.residuals = quantized.residuals
-        self.counts_KV += count_tokens(quantized.tokens, self.config.model.vocab_size)
-        return loss, parts
+        places = range(step * config.batch_size, (step + 1) * config.batch_size)
+        noise_BU = uniform(config.seed, places, TRAINING_STREAM, (2 + AUGMENT_NUMBERS,)).to(self.device)
 
-    def _losses(self, target_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor], Quantized]:
-        """The loss, its parts and the mean PSNR to log, and the quantiser's results."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            output_B3HW, quantized = self.model(target_B3HW)
-        error_B3HW = output_B3HW.float() - (2 * target_B3HW - 1)
-        l1, l2 = error_B3HW.abs().mean(), error_B3HW.square().mean()
-        loss = self.config.l1 * l1 + self.config.l2 * l2 + quantized.loss
-        restored_B3HW = (output_B3HW.detach().float().clamp(-1, 1) + 1) / 2
-        mse_B = (restored_B3HW - target_B3HW).square().mean((1, 2, 3))
-        psnr = -10 * mse_B.clamp(min=1e-10).log10().mean()
-        return loss, {"l1": l1.detach(), "l2": l2.detach(), "vq": quantized.loss.detach(), "psnr": psnr}, quantized
+        with self.autocast():
+            output_B3HW, quantized = self.replica(target_B3HW, self._scales_kept(noise_BU[:, :2]))
+        # How far the discriminator has joined in: a random one would do harm, so its word gains weight slowly.
+        joined = (step / config.steps - config.adversarial_start) / JOINING
+        if joined >= 0 and config.adversarial:
+            last_layer, weight = self.model.decoder.conv_out.weight, config.adversarial * min(joined, 1)
+            loss, parts = self.image_loss.adversarial(output_B3HW, target_B3HW, weight, last_layer, noise_BU[:, 2:])
+        else:
+            loss, parts = self.image_loss.reconstruction(output_B3HW, target_B3HW)
+        self.residuals = quantized.residuals
+        self.counts_KV += self.ranks.total(count_tokens(quantized.tokens, config.model.vocab_size))
+        parts |= {"vq": quantized.loss, "psnr": _psnr(output_B3HW, target_B3HW)}
+        return loss + quantized.loss, {name: value.detach() for name, value in parts.items()}
+
+    def _scales_kept(self, noise_B2: Tensor) -> Tensor | None:
+        """Quantiser dropout: with the chance `scale_dropout`, only the first 1 to K - 1 scales, each as likely."""
+        K = len(self.config.model.schedule)
+        if not self.config.scale_dropout or K == 1 or self.config.decoder_only:
+            return None
+        fewer_B = 1 + (noise_B2[:, 1] * (K - 1)).long()
+        return torch.where(noise_B2[:, 0] < self.config.scale_dropout, fewer_B, K)
 
     def after_update(self, step: int) -> None:
         config, done = self.config, step + 1
         if done % config.revive_every:
             return
-        if done <= config.revive_until * config.steps:
+        if done <= config.revive_until * config.steps and not config.decoder_only:
             rng = torch.Generator().manual_seed(config.seed + done)
             moved = revive(self.model.quantizer, self.counts_KV, self.residuals, config.dead_below, rng)
             forget(self.optimizer, self.model.quantizer.codebook, moved)
-        self.counts_KV = self._no_counts()
+            self.average.restart("quantizer.codebook", moved)
+        self.counts_KV.zero_()
 
     @torch.no_grad()
     def validate(self) -> Metrics:
-        sums: dict[str, float] = {}
-        counts_KV, n = self._no_counts(), len(self.val_images)
-        for pixels_B3HW in self._val_batches():
-            loss, parts, quantized = self._losses(pixels_B3HW)
-            for name, value in {"loss": loss, **parts}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(pixels_B3HW) / n
-            counts_KV += count_tokens(quantized.tokens, self.config.model.vocab_size)
-        used, perplexity = usage(counts_KV)
-        return {**{f"val_{name}": value for name, value in sums.items()}, "used": used, "perplexity": perplexity}
-
-    def _val_batches(self) -> Iterator[Tensor]:
-        for indices_B in torch.arange(len(self.val_images)).split(VIEWED_AT_ONCE):
-            yield self.val_images.batch(indices_B)[0].to(self.device) / 255
+        """Losses without the discriminator, and for each scale the use of codes and what is left of the latent."""
+        n, config = len(self.val_images), self.config.model
+        sums: dict[str, Tensor] = {}
+        counts_KV = torch.zeros_like(self.counts_KV)
+        for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
+            if not real_B.any():
+                continue
+            pixels_B3HW = self.val_images.batch(indices_B[real_B])[0].to(self.device) / 255
+            with self.autocast():
+                output_B3HW, quantized = self.model(pixels_B3HW)
+            loss, parts = self.image_loss.reconstruction(output_B3HW, pixels_B3HW)
+            parts |= {"loss": loss + quantized.loss, "vq": quantized.loss, "psnr": _psnr(output_B3HW, pixels_B3HW)}
+            parts |= {"residual_energy": quantized.rest_K}
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0) + value.double().cpu() * len(pixels_B3HW) / n
+            counts_KV += count_tokens(quantized.tokens, config.vocab_size)
+        means = {name: self.ranks.total(value).tolist() for name, value in sums.items()}
+        used, perplexity = usage(self.ranks.total(counts_KV))
+        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": means.pop("residual_energy")}
+        return {**{f"val_{name}": value for name, value in means.items()}, **by_scale}
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
         """Original, then what the first 1, 2, ... K scales give, for a few validation images."""
+        if not self.ranks.main:
+            return
         n = len(self.val_images)
         chosen_B = torch.arange(0, n, max(n // PREVIEW_IMAGES, 1))[:PREVIEW_IMAGES]
         pixels_B3HW = self.val_images.batch(chosen_B)[0].to(self.device) / 255
@@ -143,13 +210,15 @@ class TokenizerTask:
         return Bundle(tokenizer=self.model, classes=self.train_images.classes, provenance=provenance(self.config))
 
     def save_bundle(self, folder: Path) -> None:
-        write_bundle(folder, self.bundle())
+        if self.ranks.main:
+            write_bundle(folder, self.bundle())
 
-    def state(self) -> dict[str, Any]:
+    def batch_names(self, step: int) -> list[str]:
+        indices_B, _ = batch_indices(len(self.train_images), self.config.batch_size, self.config.seed, step)
+        return [str(self.train_images.paths[i]) for i in indices_B.tolist()]
+
+    def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.counts_KV = state["counts"].to(self.device)
 
     def _no_counts(self) -> Tensor:
         shape = len(self.config.model.schedule), self.config.model.vocab_size
@@ -161,6 +230,13 @@ def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tens
     for name in ("exp_avg", "exp_avg_sq"):
         if name in optimizer.state[parameter]:
             optimizer.state[parameter][name][rows] = 0
+
+
+def _psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
+    """Mean PSNR in dB of outputs in model space."""
+    restored_B3HW = (output_B3HW.detach().float().clamp(-1, 1) + 1) / 2
+    mse_B = (restored_B3HW - target_B3HW).square().mean((1, 2, 3))
+    return -10 * mse_B.clamp(min=1e-10).log10().mean()
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvar.data import builtin
-from mvar.data.builtin import FASHION_MNIST_CLASSES, FILES, fashion_mnist, fashion_mnist_arrays
+from mvar.data import fashion_mnist as module
+from mvar.data.fashion_mnist import FASHION_MNIST_CLASSES, FILES, fashion_mnist, fashion_mnist_arrays
 from mvar.data.splits import open_splits
 
 
@@ -62,7 +62,7 @@ def test_a_folder_in_use_and_an_interrupted_run_leave_things_as_they_were(source
         yield from [next(iter(items))]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(builtin, "track", interrupted)
+    monkeypatch.setattr(module, "track", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fashion_mnist(str(tmp_path / "new"), str(source))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fashion", "files"]
@@ -112,10 +112,10 @@ def test_damaged_files_are_named(source, arrays, kind, message):
 
 
 def test_the_installed_package_comes_first_then_a_download(source, arrays, tmp_path, monkeypatch):
-    monkeypatch.setattr(builtin, "INSTALLED", source)
+    monkeypatch.setattr(module, "INSTALLED", source)
     assert (fashion_mnist_arrays()["val_labels"] == arrays["val_labels"]).all()
 
-    monkeypatch.setattr(builtin, "INSTALLED", type(source)("/nowhere/fashion-mnist"))
+    monkeypatch.setattr(module, "INSTALLED", type(source)("/nowhere/fashion-mnist"))
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, script in {

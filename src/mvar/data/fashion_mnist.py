@@ -1,7 +1,7 @@
-"""Data sets that `mvar data` writes as image folders.
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) as image folders.
 
-Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 60,000 training and 10,000 test images, 28x28 grey, 10 classes, MIT
-licence; its original gzipped IDX files come from the Debian package dataset-fashion-mnist.
+60,000 training and 10,000 test images, 28x28 grey, 10 classes, MIT licence; the original gzipped IDX files come from
+the Debian package dataset-fashion-mnist.
 """
 
 import gzip

@@ -1,0 +1,249 @@
+"""Webdataset shards that are read from beginning to end, as they come from a server or a command.
+
+A stream has no numbered images: each batch takes the next ones. A run resumes at the beginning of the shard that it was
+in. Shapes: B images of one slice, H W an image's own size after resizing, h w the model's image size.
+"""
+
+import random
+import re
+import sys
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from itertools import chain, count, islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.data.images import SUFFIXES, decode
+from mvar.data.loader import Batch, Share
+from mvar.data.order import crop_noise, epoch_order
+from mvar.data.shards import class_index, read_label
+from mvar.data.source import crop, resized
+from mvar.data.threads import in_threads
+
+SCHEMES = ("http://", "https://", "pipe:")
+SHUFFLED = 1000  # samples of one shard among which the next is drawn
+SLICES_AHEAD = 2
+
+
+class StreamedImage(NamedTuple):
+    """One image of a stream: its shard and key, its class index, and its pixels before cropping."""
+
+    name: str
+    label: int
+    pixels_HW3: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Shards to be streamed, and what their images become.
+
+    Attributes:
+        urls: of each shard, http(s)://... or pipe:COMMAND.
+        classes: class names that the labels refer to; without any, labels are not read.
+        image_shape: (h, w) of what training sees.
+        resize_factor: size before cropping over the size after it.
+        on_bad_image: "skip" passes an unreadable image over with a warning, "error" raises it.
+        seed: of the shards' order, of the samples' order inside each, and of the random crops.
+    """
+
+    urls: list[str]
+    classes: list[str]
+    image_shape: tuple[int, int]
+    resize_factor: float
+    on_bad_image: Literal["skip", "error"]
+    seed: int
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The index of each class."""
+        return {name: i for i, name in enumerate(self.classes)}
+
+    def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
+        """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""
+        images = islice(chain.from_iterable(self.shard(place) for place in range(len(self.urls))), n)
+        while some := list(islice(images, batch_size)):
+            yield _stack([crop(image.pixels_HW3, self.image_shape, None) for image in some])
+
+    def shard(self, place: int, threads: int | None = None) -> Iterator[StreamedImage]:
+        """The readable images of the shard at one place of the endless sequence of shards, shuffled.
+
+        Args:
+            threads: that decode; 0 decodes when asked, None takes one for each processor.
+
+        Raises:
+            ValueError: one line with the shard where it cannot be read or holds no readable image, and with the key
+                where a label is no class or, with `on_bad_image` "error", an image cannot be used.
+        """
+        epoch, i = divmod(place, len(self.urls))
+        url = self.urls[epoch_order(len(self.urls), self.seed, epoch)[i]]
+        samples = _shuffled(_samples(url), random.Random(f"{self.seed} {place}"))
+        good = 0
+        for loaded in map(self._load, samples) if threads == 0 else in_threads(self._load, samples, threads):
+            if isinstance(loaded, StreamedImage):
+                good += 1
+                yield loaded
+            elif self.on_bad_image == "error":
+                raise ValueError(loaded)
+            else:
+                warnings.warn(f"{loaded}; it is left out", stacklevel=2)
+        if not good:
+            raise ValueError(f"data = {url!r}: holds no readable image; take this shard out")
+
+    def _load(self, sample: dict[str, Any]) -> StreamedImage | str:
+        """The image of a sample, or why it cannot be used."""
+        name = f"{sample['__url__']}/{sample['__key__']}"
+        suffix = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in sample), None)
+        if suffix is None:
+            return f"data: {name!r} cannot be used: it has no image"
+        try:
+            image = decode(BytesIO(sample[suffix]))
+            label = read_label(sample) if self.classes else 0
+        except ValueError as error:
+            return f"data: {name!r} cannot be used: {error}"
+        index = class_index(label, self.numbers, f"data: {name!r}") if self.classes else 0
+        return StreamedImage(name, index, resized(image, self.image_shape, self.resize_factor))
+
+
+class StreamLoader:
+    """The slices of one rank from a stream, with the interface of `mvar.data.loader.Loader`.
+
+    The ranks take whole shards by turns, in an order that the seed decides anew for each epoch.
+    """
+
+    def __init__(
+        self, stream: Stream, batch_size: int, *, rank: int = 0, ranks: int = 1, parts: int = 1, workers: int = 2
+    ) -> None:
+        """Arguments and errors are those of `Loader`; beside the workers, which decode, one more thread reads."""
+        self.stream, self.workers = stream, workers
+        self.share = Share(batch_size, rank, ranks, parts)
+        self._reader = ThreadPoolExecutor(1) if workers else None
+        self._step, self._names = -1, list[str]()  # of the last step that was asked for
+        self._start(0)
+
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """The next images of the stream, whichever step asks; their places are those of this step and part.
+
+        Raises:
+            ValueError: see `Stream.shard`.
+        """
+        if self._reader is None:
+            images, self._turn = self._read()
+        else:
+            while len(self._ahead) <= SLICES_AHEAD:
+                self._ahead.append(self._reader.submit(self._read))
+            images, self._turn = self._ahead.popleft().result()
+        if step != self._step:
+            self._step, self._names = step, []
+        self._names += [image.name for image in images]
+        positions_B = self.share.positions(step, part)
+        places: Sequence[tuple[float, float] | None] = [None] * len(images)
+        if self.stream.resize_factor != 1:
+            places = crop_noise(self.stream.seed, torch.zeros_like(positions_B), positions_B).tolist()
+        crops = [
+            crop(image.pixels_HW3, self.stream.image_shape, place) for image, place in zip(images, places, strict=True)
+        ]
+        return Batch(_stack(crops), torch.tensor([image.label for image in images]), positions_B)
+
+    def names(self, step: int) -> list[str]:
+        """What this rank's images of the last step that was asked for are called; nothing is known of others."""
+        return self._names if step == self._step else []
+
+    def state(self) -> dict[str, Any]:
+        """How many shards all ranks together have done with."""
+        return {"shards": self._turn * self.share.ranks}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on at the beginning of the first shard that was not done with, on any number of ranks; says so."""
+        self._stop()
+        self._start(-(-state["shards"] // self.share.ranks))
+        epoch, shard = divmod(self._turn * self.share.ranks, len(self.stream.urls))
+        print(
+            f"data: the stream goes on at the beginning of shard {shard + 1} of {len(self.stream.urls)} in epoch "
+            f"{epoch + 1}; images of it that were seen before come again",
+            file=sys.stderr,
+        )
+
+    def close(self) -> None:
+        """End the threads and the stream; what was read ahead is dropped."""
+        self._stop()
+        if self._reader is not None:
+            self._reader.shutdown()
+
+    def _start(self, turn: int) -> None:
+        self._turn = turn  # shards that this rank has done with
+        self._ahead: deque[Future[tuple[list[StreamedImage], int]]] = deque()
+        self._images = self._endless(turn)
+        self._next: tuple[int, StreamedImage] | None = None
+
+    def _stop(self) -> None:
+        for future in self._ahead:
+            if not future.cancel():
+                future.exception()  # waits for the slice that is being read
+        self._images.close()
+
+    def _endless(self, turn: int) -> Generator[tuple[int, StreamedImage], None, None]:
+        """This rank's images with the turn of their shard."""
+        for now in count(turn):
+            for image in self.stream.shard(now * self.share.ranks + self.share.rank, self.workers):
+                yield now, image
+
+    def _read(self) -> tuple[list[StreamedImage], int]:
+        """The next slice, and the turn of the image after it."""
+        taken = [self._next or next(self._images), *islice(self._images, self.share.slice_size)]
+        self._next = taken.pop()
+        return [image for _, image in taken], self._next[0]
+
+
+def _stack(crops: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def _samples(url: str) -> Iterator[dict[str, Any]]:
+    """The samples of one shard as webdataset reads them: __key__, __url__ and the contents by suffix.
+
+    Raises:
+        ValueError: one line with the shard where it cannot be read to its end, or webdataset is not installed.
+    """
+    wds = webdataset()
+    last = ""
+    try:
+        stream = wds.gopen(url)
+        members = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}])
+        for sample in wds.tariterators.group_by_keys(members):
+            yield sample
+            last = sample["__key__"]
+        while stream.read(2**20):
+            pass  # to the end, so that the command can finish
+        stream.close()  # raises if it failed
+    except Exception as error:  # of the network, the command or the tar
+        text = " ".join(str(error.args[0] if error.args else error).partition(" @ <Pipe")[0].split())
+        failed = re.search(r"exit (-?\d+)", text) if isinstance(error, OSError) else None
+        reason = f"exit status {failed[1]}" if failed else text
+        where = f"breaks off after {last!r}" if last else "cannot be read"
+        raise ValueError(f"data = {url!r}: {where} ({reason}); see that it can be fetched, then resume") from error
+
+
+def webdataset() -> Any:
+    """The library, which is optional.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ValueError("data: a stream needs the package webdataset; pip install 'mvar-torch[shards]'") from error
+    return webdataset
+
+
+def _shuffled(samples: Iterator[dict[str, Any]], rng: random.Random) -> Iterator[dict[str, Any]]:
+    """The samples in an order that depends on `rng` alone."""
+    return webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(samples)

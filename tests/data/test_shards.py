@@ -1,0 +1,277 @@
+import io
+import json
+import os
+import re
+import tarfile
+
+import pytest
+import torch
+import webdataset
+
+from mvar.data import shards
+from mvar.data.images import ImageFolder
+from mvar.data.loader import Loader
+from mvar.data.shards import ShardSet, expand
+from mvar.data.source import PixelSource
+from mvar.data.splits import open_splits
+
+
+def source(*paths, **options):
+    return PixelSource.read(ShardSet.scan(list(paths)), (8, 8), **options)
+
+
+def keys(source):
+    return [path.key for path in source.paths]
+
+
+# --- what a shard holds ---------------------------------------------------------------------------------------------
+
+
+def test_shards_give_the_images_and_labels_that_webdataset_reads(three_shards, tmp_path):
+    files = [tmp_path / "shards" / f"train-{i}.tar" for i in range(3)]
+    theirs = [sample for file in files for sample in webdataset.WebDataset(f"pipe:cat {file}", shardshuffle=False)]
+    folder = tmp_path / "folder"
+    for sample in theirs:
+        (folder / sample["cls"].decode()).mkdir(parents=True, exist_ok=True)
+        (folder / sample["cls"].decode() / f"{sample['__key__']}.png").write_bytes(sample["png"])
+    plain = PixelSource.read(ImageFolder.scan(folder), (8, 8), seed=3)
+    order = sorted(range(24), key=lambda i: plain.paths[i].stem)
+    for cache_bytes in (0, 2**30):
+        packed = source(*files, cache_bytes=cache_bytes, seed=3)
+        assert keys(packed) == [sample["__key__"] for sample in theirs]
+        assert packed.classes == plain.classes == ["0", "1", "2", "3"]
+        mine, theirs_too = packed.batch(range(24)), plain.batch(order)
+        assert all(map(torch.equal, mine, theirs_too))
+    assert packed.name(9) == f"{files[1]}/009.png"
+
+
+def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
+    samples = {
+        "a/one.x": {"png": picture(0)},  # the key ends at the first dot: "a/one", with the suffix x.png
+        "a/two": {"jpg": picture(1, kind="JPEG"), "json": {"label": "cat 10", "caption": "no"}, "txt": "text"},
+        "b/two": {"json": {"label": "cat 9"}, "webp": picture(2, kind="WEBP")},
+        "three": {"PNG": picture(3), "cls": b"dog\n", "json": {"label": "not this"}},
+        "__meta__/a": {"png": picture(4)},
+        ".hidden": {"png": picture(4)},
+    }
+    found = ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
+    assert [(path.key, path.image_size) for path in found.paths] == [
+        (key, (20, 16)) for key in ("a/two", "b/two", "three")
+    ]
+    assert found.classes == ["cat 9", "cat 10", "dog"]
+    assert found.labels == [1, 0, 2]
+
+    (tmp_path / "classes.txt").write_text("dog\ncat 10\n\nbird\ncat 9\n")
+    found = ShardSet.scan([tmp_path / "0.tar"])
+    assert (found.classes, found.labels) == (["dog", "cat 10", "bird", "cat 9"], [1, 3, 0])
+    (tmp_path / "classes.txt").rename(tmp_path / "classes.json")
+    (tmp_path / "classes.json").write_text('["dog", "cat 10"]')
+    with pytest.raises(ValueError, match=r"^data: '.*0\.tar/b/two\.webp' has label 'cat 9', which is none of the 2"):
+        ShardSet.scan([tmp_path / "0.tar"])
+
+
+def test_without_labels_there_are_no_classes(write_shard, picture, tmp_path):
+    found = ShardSet.scan([write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i)} for i in range(3)})])
+    assert (found.classes, found.labels) == ([], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, "cat"], "labels must be all numbers or all names: '.*0.png' has a number, '.*1.png' has a name"),
+        ([1, None], "'.*0.png' has a number, '.*1.png' has no label"),
+    ],
+)
+def test_labels_of_two_kinds_are_refused(write_shard, picture, tmp_path, labels, message):
+    samples = {str(i): {"png": picture(i), "json": {"label": label}} for i, label in enumerate(labels)}
+    with pytest.raises(ValueError, match=message):
+        ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
+
+
+def test_ranges_in_braces():
+    assert expand("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert expand("{0..1}/{1..2}") == ["0/1", "0/2", "1/1", "1/2"]
+    assert expand("a{b}.tar") == ["a{b}.tar"]
+    with pytest.raises(ValueError, match=r"\{3\.\.1\} counts down"):
+        expand("{3..1}")
+
+
+# --- the index ------------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_read_through_once_until_it_changes(write_shard, picture, tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": i} for i in range(3)})
+    first = ShardSet.scan([path])
+    assert (tmp_path / "0.tar.index.json").is_file()
+
+    def unused(*_):
+        raise AssertionError("the shard is read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_samples", unused)
+        patch.setattr(shards, "decode", unused)
+        patch.setattr("mvar.data.source.decode", unused)
+        assert ShardSet.scan([path]) == first
+        assert len(source(path, cache_bytes=0)) == 3  # not even to find the bad ones
+    write_shard(path, {str(i): {"png": picture(9 + i), "cls": i} for i in range(4)})
+    assert len(ShardSet.scan([path]).paths) == 4
+    os.utime(path, ns=(1, 1))  # the same size at another time
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_samples", unused)
+        with pytest.raises(AssertionError, match="read again"):
+            ShardSet.scan([path])
+    (tmp_path / "0.tar.index.json").write_text('{"version": 1, "sam')
+    assert len(ShardSet.scan([path]).paths) == 4
+    assert json.loads((tmp_path / "0.tar.index.json").read_text())["mtime_ns"] == 1
+
+
+def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(write_shard, picture, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_shard(tmp_path / "0.tar", {"0": {"png": picture(0)}})
+    (tmp_path / "0.tar.index.json").mkdir()  # in the way, whoever runs this
+    first = ShardSet.scan([path])
+    assert len(list((tmp_path / "cache" / "mvar" / "shards").iterdir())) == 1
+    monkeypatch.setattr(shards, "_samples", None)
+    assert ShardSet.scan([path]) == first
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shard(write_shard, picture, tmp_path):
+    return write_shard(tmp_path / "0.tar", {f"{i:02d}": {"png": picture(i), "cls": i % 2} for i in range(6)})
+
+
+def test_a_shard_cut_anywhere_is_named_with_its_last_whole_member(shard):
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    starts = {member.offset for member in members}
+    for cut in range(0, members[-1].offset_data, 300):
+        if cut in starts:
+            continue  # such a shard is whole, only smaller
+        shard.write_bytes(whole[:cut])
+        done = [member.name for member in members if member.offset_data + member.size <= cut]
+        where = f"breaks off after '{done[-1]}'" if done else "is no plain .tar file"
+        with pytest.raises(ValueError, match=rf"^data = '.*/0\.tar': {where}") as caught:
+            ShardSet.scan([shard])
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_header_is_no_end(shard):
+    with tarfile.open(shard) as tar:
+        third = tar.getmembers()[2]
+    content = bytearray(shard.read_bytes())
+    content[third.offset : third.offset + 200] = b"x" * 200
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"0\.tar': breaks off after '00.png' \(damaged header\); write or fetch"):
+        ShardSet.scan([shard])
+
+
+def test_shards_that_are_none(tmp_path, write_shard, picture):
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
+    (tmp_path / "empty.tar").touch()
+    write_shard(tmp_path / "none.tar", {"a": {"txt": "text"}})
+    for name, message in {
+        "packed": "is no plain .tar file",
+        "empty": "is no plain .tar file",
+        "none": "holds no images",
+        "missing": "does not exist",
+        "m-{0..5}": "m-0.tar' and 5 more does not exist",
+    }.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            open_splits(tmp_path / f"{name}.tar", (8, 8))
+        assert str(caught.value).startswith("data")
+        assert "\n" not in str(caught.value)
+
+
+def test_bad_members_are_reported_like_bad_files(write_shard, picture, tmp_path):
+    samples = {
+        "good": {"png": picture(0), "cls": 0},
+        "cut": {"png": picture(1)[:300], "cls": 1},
+        "alone": {"cls": 1},
+        "empty": {"png": b"", "cls": 1},
+        "odd": {"png": picture(2), "json": b"{"},
+        "last": {"png": picture(3), "cls": 1},
+    }
+    bad = {
+        "cut.png": "truncated",
+        "alone": "has a label but no image",
+        "empty.png": "empty file",
+        "odd.png": "its .json",
+    }
+    path = write_shard(tmp_path / "0.tar", samples)
+    for cache_bytes in (2**30, 0):
+        with pytest.warns(UserWarning, match=r"^4 of 6 images in .* cannot be used:\n") as caught:
+            read = source(path, cache_bytes=cache_bytes)
+        _, *lines = str(caught[0].message).splitlines()
+        for line, (name, reason) in zip(lines, bad.items(), strict=True):
+            assert re.match(f"  '0.tar/{name}': .*{reason}", line), line
+        assert keys(read) == ["good", "last"]
+        assert read.labels.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"'0.tar/cut.png': .*truncated"):
+        source(path, on_bad_image="error")
+
+
+def test_a_shard_that_breaks_later_is_named_with_the_member(shard):
+    read = source(shard, cache_bytes=0)
+    read.batch([0])
+    os.truncate(shard, 5000)
+    with pytest.raises(ValueError, match=r"0\.tar/05\.png' was readable before and is not now: the shard is cut short"):
+        read.batch([5])
+
+
+# --- splits and order -----------------------------------------------------------------------------------------------
+
+
+def test_train_and_val_shards_share_their_classes(three_shards, write_shard, picture, tmp_path):
+    write_shard(tmp_path / "shards" / "val-0.tar", {"v": {"png": picture(99), "cls": 1}})
+    train, val = open_splits(tmp_path / "shards", (8, 8))
+    assert (len(train), keys(val), val.labels.tolist()) == (24, ["v"], [1])
+    assert train.classes == val.classes == ["0", "1", "2", "3"]
+    write_shard(tmp_path / "shards" / "val-0.tar", {"v": {"png": picture(99), "cls": 4}})
+    with pytest.raises(ValueError, match=r"val-0\.tar/v\.png' has label 4, which is none of the 4 classes"):
+        open_splits(tmp_path / "shards", (8, 8))
+
+
+def test_without_val_shards_a_share_is_held_out_by_key(three_shards, write_shard, picture, tmp_path):
+    train, val = open_splits(three_shards, (8, 8))
+    assert sorted(keys(train) + keys(val)) == [f"{i:03d}" for i in range(24)]
+    assert sorted(val.labels.tolist()) == [0, 1, 2, 3]
+    backwards = {f"{i:03d}": {"png": picture(i), "cls": i % 4} for i in reversed(range(24))}
+    write_shard(tmp_path / "other" / "all.tar", backwards)
+    assert set(keys(open_splits(tmp_path / "other", (8, 8))[1])) == set(keys(val))
+
+
+def test_val_data_leaves_all_of_data_to_training(three_shards, write_shard, picture, tmp_path):
+    for name in "0123":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "a.png").write_bytes(picture(50))
+    train, val = open_splits(three_shards, (8, 8), val_data=tmp_path / "photos")
+    assert (len(train), len(val)) == (24, 4)
+    train, val = open_splits(tmp_path / "photos", (8, 8), val_data=three_shards)
+    assert (len(train), len(val)) == (4, 24)
+    (tmp_path / "photos" / "3").rename(tmp_path / "photos" / "cat")
+    with pytest.raises(ValueError, match=r"only photos/ has cat; give both the same classes"):
+        open_splits(three_shards, (8, 8), val_data=tmp_path / "photos")
+
+
+def test_the_order_goes_on_exactly_whatever_the_workers(three_shards):
+    train, _ = open_splits(three_shards, (8, 8), cache_bytes=0, resize_factor=1.5, seed=2)
+    plain = Loader(train, 5, 2, workers=0)
+    expected = [plain.batch(step) for step in range(9)]
+    for workers, start in ((1, 0), (3, 4)):
+        resumed = Loader(train, 5, 2, workers=workers)
+        for step in range(start, 9):
+            assert all(map(torch.equal, resumed.batch(step), expected[step]))
+        resumed.close()
+
+
+def test_members_are_read_although_their_descriptor_is_not_kept(shard, monkeypatch):
+    read = source(shard, cache_bytes=0)
+    monkeypatch.setattr(shards, "_descriptor", shards._descriptor.__wrapped__)
+    open_before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert read.batch(range(6))[0].shape == (6, 3, 8, 8)
+    assert not open_before or len(os.listdir("/proc/self/fd")) == open_before

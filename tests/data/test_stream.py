@@ -1,0 +1,173 @@
+import shutil
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvar.data.splits import open_loader, open_splits
+from mvar.data.stream import Stream, StreamLoader
+
+
+@pytest.fixture
+def stream(three_shards):
+    """A stream of the three shards, with changes."""
+
+    def make(**changes):
+        urls = [f"pipe:cat {Path(three_shards).parent}/train-{i}.tar" for i in range(3)]
+        options = {"classes": list("0123"), "image_shape": (8, 8), "resize_factor": 1.5, "on_bad_image": "skip"}
+        return Stream(**{"urls": urls, "seed": 1, **options, **changes})
+
+    return make
+
+
+@pytest.fixture
+def loader():
+    """Stream loaders that are closed in the end."""
+    made = []
+
+    def make(*arguments, **options):
+        made.append(StreamLoader(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def flat(lists):
+    return [item for items in lists for item in items]
+
+
+def walk(loader, steps, parts=1):
+    """The batches of some steps, and the keys of each."""
+    batches, keys = [], []
+    for step in steps:
+        batches += [loader.batch(step, part) for part in range(parts)]
+        keys.append([name.rpartition("/")[2] for name in loader.names(step)])
+    return batches, keys
+
+
+def test_every_epoch_has_every_image_once_in_another_order_whatever_the_workers(stream, loader):
+    batches, keys = walk(loader(stream(), 6, workers=0), range(8))
+    epochs = [flat(keys[:4]), flat(keys[4:])]
+    assert epochs[0] != epochs[1]
+    assert all(sorted(epoch) == [f"{i:03d}" for i in range(24)] for epoch in epochs)
+    assert [batch.labels_B.tolist() for batch in batches] == [[int(key) % 4 for key in step] for step in keys]
+    assert torch.equal(torch.cat([batch.positions_B for batch in batches]), torch.arange(48))
+    assert {batch.rows.shape for batch in batches} == {(6, 3, 8, 8)}
+    for workers in (1, 3):
+        again, _ = walk(loader(stream(), 6, workers=workers), range(8))
+        assert all(all(map(torch.equal, *pair)) for pair in zip(batches, again, strict=True))
+    other, _ = walk(loader(stream(seed=2), 6), range(8))
+    assert not all(torch.equal(a.rows, b.rows) for a, b in zip(batches, other, strict=True))
+
+
+def test_the_ranks_take_whole_shards_by_turns(stream, loader):
+    ranks = [loader(stream(), 16, rank=rank, ranks=2, parts=2) for rank in range(2)]
+    keys = [walk(one, range(3), parts=2)[1] for one in ranks]
+    for step in keys[0] + keys[1]:  # 8 images, all of one shard
+        assert len({int(key) // 8 for key in step}) == 1
+        assert len(set(step)) == 8
+    taken = [int(keys[rank][step][0]) // 8 for step in range(3) for rank in range(2)]
+    assert sorted(taken[:3]) == sorted(taken[3:]) == [0, 1, 2]
+
+
+def test_a_stream_resumes_at_the_beginning_of_its_shard(stream, loader, capsys):
+    unbroken = loader(stream(resize_factor=1.0), 5)
+    batches, keys = walk(unbroken, range(3))  # 15 images: the second shard has one left
+    assert unbroken.state() == {"shards": 1}
+    resumed = loader(stream(resize_factor=1.0), 5)
+    resumed.load_state(unbroken.state())
+    assert "goes on at the beginning of shard 2 of 3 in epoch 1; images" in capsys.readouterr().err
+    again, keys_again = walk(resumed, range(3, 6))
+    assert flat(keys_again)[:7] == flat(keys)[8:]
+    assert torch.equal(again[0].rows[:2], batches[1].rows[3:])
+    assert again[0].positions_B.tolist() == list(range(15, 20))
+
+    exact = loader(stream(), 8)
+    exact.batch(0)
+    assert exact.state() == {"shards": 1}, "a shard that was just done with does not come again"
+    three = loader(stream(), 6, rank=1, ranks=3)
+    three.load_state({"shards": 4})
+    assert three.state() == {"shards": 6}
+
+
+def test_first_gives_the_centres_of_the_first_images(stream, loader):
+    got = list(stream().first(10, 4))
+    assert [len(batch) for batch in got] == [4, 4, 2]
+    plain, _ = walk(loader(stream(resize_factor=1.0), 10), [0])
+    assert torch.equal(torch.cat(list(stream(resize_factor=1.0).first(10, 4))), plain[0].rows)
+    assert sum(len(batch) for batch in stream().first(100, 64)) == 24
+
+
+def test_bad_images_are_passed_over_or_refused(stream, loader, write_shard, picture, tmp_path):
+    samples = {"good": {"png": picture(0), "cls": 1}, "cut": {"png": picture(1)[:200], "cls": 1}, "bare": {"cls": 2}}
+    url = f"pipe:cat {write_shard(tmp_path / 'bad.tar', samples)}"
+    with pytest.warns(UserWarning, match="cannot be used") as caught:
+        _, keys = walk(loader(stream(urls=[url]), 1, workers=0), range(2))
+    assert keys == [["good"], ["good"]]
+    said = {str(warning.message) for warning in caught}
+    assert any("bad.tar/cut' cannot be used: " in text and text.endswith("truncated; it is left out") for text in said)
+    assert any("bad.tar/bare' cannot be used: it has no image" in text for text in said)
+    with pytest.raises(ValueError, match=r"^data: 'pipe:.*bad\.tar/(cut|bare)' cannot be used"):
+        loader(stream(urls=[url], on_bad_image="error"), 3).batch(0)
+    with pytest.raises(ValueError, match=r"bad\.tar/good' has label 1, which is none of the 1 classes"):
+        loader(stream(urls=[url], classes=["only"]), 1, workers=0).batch(0)
+    url = f"pipe:cat {write_shard(tmp_path / 'none.tar', {'a': {'txt': 'text'}})}"
+    with (
+        pytest.warns(UserWarning, match="no image"),
+        pytest.raises(ValueError, match=r"none\.tar': holds no readable image; take"),
+    ):
+        loader(stream(urls=[url]), 1, workers=0).batch(0)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("false", r"cannot be read \(exit status 1\); see that it can be fetched"),
+        ("head -c 9000 {}", r"breaks off after '00\d' \(unexpected end of data\)"),
+        ("cat {}; exit 3", r"\(exit status 3\)"),
+    ],
+)
+def test_a_stream_that_breaks_is_named_in_one_line(stream, loader, three_shards, command, message):
+    url = f"pipe:{command.format(three_shards.replace('{0..2}', '0'))}"
+    with pytest.raises(ValueError, match=message) as caught:
+        walk(loader(stream(urls=[url]), 8), range(3))
+    assert str(caught.value).startswith(f"data = {url!r}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_streams_need_validation_and_the_library(three_shards, monkeypatch):
+    url = f"pipe:cat {three_shards}"
+    with pytest.raises(ValueError, match="is a stream; give val_data, a folder or local shards, for validation"):
+        open_splits(url, (8, 8))
+    train, val = open_splits(url, (8, 8), val_data=three_shards, seed=4)
+    assert (len(train.urls), train.classes, len(val)) == (3, list("0123"), 24)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "webdataset", None)
+        with pytest.raises(ValueError, match=r"needs the package webdataset; pip install 'mvar-torch\[shards\]'"):
+            open_splits(url, (8, 8), val_data=three_shards)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches by curl")
+def test_shards_come_from_a_server(three_shards):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(Path(three_shards).parent))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/train-{{0..2}}.tar"
+            train, _ = open_splits(url, (8, 8), val_data=three_shards)
+            batches = open_loader(train, 24, 0)
+            batch = batches.batch(0)
+            assert sorted(name[-3:] for name in batches.names(0)) == [f"{i:03d}" for i in range(24)]
+            assert sorted(batch.labels_B.tolist()) == sorted([0, 1, 2, 3] * 6)
+            batches.close()
+        finally:
+            server.shutdown()

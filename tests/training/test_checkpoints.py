@@ -1,0 +1,230 @@
+"""Runs that are killed, stopped, out of disk space or left with damaged files."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvar.model import load
+from mvar.training import checkpoints, generator, tokenizer
+from mvar.training.checkpoints import Checkpoints
+from mvar.training.parallel import Ranks
+from mvar.training.stopping import Stopped
+
+from .test_loop import checkpoint, metrics, same_bits
+
+WORKER = Path(__file__).with_name("worker.py")
+ALONE = Ranks(device=torch.device("cpu"))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a run in a process of its own."""
+
+    def start(kind, config, **options):
+        jobs = tmp_path / "jobs.json"
+        jobs.write_text(json.dumps([{"kind": kind, "config": asdict(config), **options}]))
+        return subprocess.Popen([sys.executable, WORKER, jobs], stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def logged(out):
+    path = Path(out, "metrics.jsonl")
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+def assert_equal_runs(a, b):
+    assert same_bits(checkpoint(a)["tensors"], checkpoint(b)["tensors"])
+    assert checkpoint(a)["notes"] == checkpoint(b)["notes"]
+    assert metrics(a) == metrics(b)
+    one, other = load(a, device="cpu"), load(b, device="cpu")
+    assert same_bits(one.tokenizer.state_dict(), other.tokenizer.state_dict())
+
+
+def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, tmp_path):
+    """Killed at a random step, then in the middle of writing a checkpoint."""
+    run = tokenizer_run(steps=40, checkpoint_every=3, validate_every=10)
+    whole, broken = replace(run, out=str(tmp_path / "whole")), replace(run, out=str(tmp_path / "broken"))
+    torch.set_num_threads(1)
+    tokenizer.train(whole)
+
+    lines = random.Random().randint(5, 15)
+    first = start("tokenizer", broken)
+    wait_for(lambda: logged(broken.out) >= lines, first)
+    kill(first)
+    assert 3 <= checkpoints.latest(Path(broken.out)).step < 40
+
+    again = replace(broken, resume=True)
+    second = start("tokenizer", again, slow_checkpoints=True)
+    folder = Path(broken.out, "checkpoints")
+    done = checkpoints.latest(Path(broken.out)).step
+    wait_for(lambda: any(int(p.name.split(".")[1]) > done and any(p.iterdir()) for p in folder.glob(".*")), second)
+    kill(second)
+    assert list(folder.glob(".*.partial"))
+    assert checkpoints.latest(Path(broken.out)).step == done
+
+    tokenizer.train(again)
+    assert_equal_runs(whole.out, broken.out)
+    assert not list(folder.glob(".*")), "what the kill left behind is cleared"
+
+
+def test_sigterm_stops_after_a_step_with_a_checkpoint(tokenizer_run, start, tmp_path):
+    run = tokenizer_run(steps=60, checkpoint_every=50, validate_every=60)
+    whole, stopped = replace(run, out=str(tmp_path / "whole")), replace(run, out=str(tmp_path / "stopped"))
+    process = start("tokenizer", stopped)
+    wait_for(lambda: logged(stopped.out) >= 7, process)
+    process.terminate()
+    assert "Stopped: stopped after step" in process.communicate()[1]
+    assert 7 <= checkpoints.latest(Path(stopped.out)).step < 50
+    torch.set_num_threads(1)
+    tokenizer.train(whole)
+    tokenizer.train(replace(stopped, resume=True))
+    assert_equal_runs(whole.out, stopped.out)
+
+
+def test_a_callback_sees_the_records_and_may_stop_the_run(tokenizer_run):
+    seen = []
+
+    def enough(step, record):
+        seen.append((step, record))
+        return step == 3
+
+    config = tokenizer_run(checkpoint_every=100)
+    with pytest.raises(Stopped, match="stopped after step 4 with a checkpoint") as caught:
+        tokenizer.train(config, [enough])
+    assert caught.value.code == 0
+    assert [step for step, _ in seen] == [1, 2, 2, 3, 4, 4]
+    assert {"psnr", "grad_norm"} < seen[0][1].keys()
+    assert "val_loss" in seen[2][1]
+    assert checkpoint(config.out)["step"] == 4
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "missing", "manifest"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(generator_run, damage):
+    config = generator_run()
+    generator.train(config)
+    whole = checkpoint(config.out)
+    folder = checkpoints.latest(Path(config.out)).path
+    assert folder.name == "0000006"
+    shard = next(folder.glob("*.safetensors"))
+    content = shard.read_bytes()
+    if damage == "flipped bit":
+        shard.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    elif damage == "cut":
+        shard.write_bytes(content[: len(content) // 2])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        (folder / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"checkpoint '.*0000006' is damaged \(.*\); going back to step 4"):
+        generator.train(replace(config, resume=True))
+    assert same_bits(checkpoint(config.out)["tensors"], whole["tensors"])
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed(tokenizer_run):
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    shutil.rmtree(next(Path(config.out, "checkpoints").iterdir()) / "manifest.json", ignore_errors=True)
+    (next(Path(config.out, "checkpoints").iterdir()) / "manifest.json").write_text("[1]")
+    with pytest.raises(
+        ValueError, match=r"is damaged \(no readable manifest\), and there is no whole one before: start"
+    ):
+        tokenizer.train(replace(config, resume=True))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tokenizer_run):
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    settings = Path(config.out, "run.json")
+    settings.write_text(settings.read_text().replace('"vocab_size": 32', '"vocab_size": 64'))
+    other = replace(config, resume=True, model=replace(config.model, vocab_size=64))
+    with pytest.raises(
+        ValueError, match=r"does not fit the model to be trained \(.*quantizer.codebook is \(32, 8\), the"
+    ):
+        tokenizer.train(other)
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    keeper = Checkpoints(tmp_path, ALONE, keep=2)
+    for step, score in enumerate([5.0, 2.0, 4.0, 3.0, 6.0], start=1):
+        keeper.save(step, {"x": torch.full((3,), float(step)), "n": torch.tensor(step)}, {"score": score})
+    keeper.wait()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0000002", "0000004", "0000005"]
+    x, n = torch.zeros(3), torch.tensor(0)
+    checkpoints.read(checkpoints.latest(tmp_path), {"x": x, "n": n}, ALONE)
+    assert x.tolist() == [5, 5, 5]
+    assert n == 5
+    keeper.close()
+
+
+def test_what_is_saved_is_the_value_of_that_moment(tmp_path):
+    keeper, x = Checkpoints(tmp_path, ALONE, keep=1), torch.zeros(1000, 1000)
+    keeper.save(1, {"x": x}, {})
+    x += 1  # as training goes on while it is being written
+    keeper.wait()
+    y = torch.ones(1000, 1000)
+    checkpoints.read(checkpoints.latest(tmp_path), {"x": y}, ALONE)
+    assert not y.any()
+    keeper.close()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tokenizer_run, monkeypatch, tmp_path):
+    """A disk of its own where that is allowed, else one whose writes fail."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode == 0
+    )
+    if not mounted:
+        sync = os.fsync
+        full = OSError(28, "No space left on device")
+
+        def fail(handle):
+            if "partial" in os.readlink(f"/proc/self/fd/{handle}") and "0000004" in os.readlink(
+                f"/proc/self/fd/{handle}"
+            ):
+                raise full
+            sync(handle)
+
+        monkeypatch.setattr(os, "fsync", fail)
+    try:
+        config = tokenizer_run(out=str(disk / "run"), keep_checkpoints=10, steps=40)
+        with pytest.raises(OSError, match=r"No space left on device|not be written"):
+            tokenizer.train(config)
+        step = checkpoints.latest(Path(config.out)).step
+        assert step >= 2
+        assert load(config.out, device="cpu").tokenizer is not None
+        monkeypatch.undo()
+        if mounted:
+            for old in sorted(Path(config.out, "checkpoints").iterdir())[:-1]:
+                shutil.rmtree(old)
+        with pytest.warns(UserWarning, match="steps = "):
+            tokenizer.train(replace(config, resume=True, keep_checkpoints=1, steps=step + 4))
+        assert checkpoints.latest(Path(config.out)).step == step + 4
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", disk], check=True)

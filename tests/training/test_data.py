@@ -1,0 +1,63 @@
+"""Training on other data than image folders, and whatever the number of threads that read it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvar.training import generator, tokenizer
+
+
+class Killed(Exception):
+    pass
+
+
+def weights(out):
+    return torch.load(Path(out) / "checkpoint.pt", weights_only=True)["model"]
+
+
+@pytest.fixture(params=["tokenizer", "generator"])
+def run(request, tokenizer_run, generator_run):
+    """(train, task class, config with changes) of each kind of run."""
+    if request.param == "tokenizer":
+        return tokenizer.train, tokenizer.TokenizerTask, tokenizer_run
+    return generator.train, generator.GeneratorTask, generator_run
+
+
+def train_until(step, train, task, config, monkeypatch):
+    """Begin a run that is killed at one step."""
+    whole = task.loss
+
+    def loss(self, i):
+        if i == step:
+            raise Killed
+        return whole(self, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "loss", loss)
+        with pytest.raises(Killed):
+            train(config)
+
+
+def test_shards_resume_bit_for_bit_with_other_workers(tokenizer_run, three_shards, tmp_path, monkeypatch):
+    train, task, config = tokenizer.train, tokenizer.TokenizerTask, tokenizer_run
+    config = config(validate_every=6, data=three_shards, resize_factor=1.25, workers=0, out=str(tmp_path / "whole"))
+    train(config)
+    broken = replace(config, out=str(tmp_path / "broken"), workers=3)
+    train_until(3, train, task, broken, monkeypatch)
+    train(replace(broken, resume=True, workers=1))
+    whole, resumed = weights(config.out), weights(broken.out)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_stream_is_trained_on_and_says_where_it_resumes(run, three_shards, tmp_path, monkeypatch, capsys):
+    train, task, config = run
+    secret = f"pipe:cat {three_shards} # key=secret"
+    config = config(validate_every=6, data=secret, val_data=three_shards, out=str(tmp_path / "run"))
+    train_until(5, train, task, config, monkeypatch)
+    assert "a stream of 3 shards of 4 classes, 24 images for validation" in capsys.readouterr().err
+    model = train(replace(config, resume=True))
+    assert "the stream goes on at the beginning of shard 3 of 3 in epoch 1" in capsys.readouterr().err
+    assert model.classes == list("0123")
+    assert "secret" not in str(model.provenance)

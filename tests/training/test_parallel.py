@@ -1,0 +1,150 @@
+"""Several ranks, started by torch.distributed.run as a user does: the same numbers as one process, and resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvar.model import load
+from mvar.training import checkpoints, generator, tokenizer
+from mvar.training.config import GeneratorTraining
+from mvar.training.parallel import Ranks
+
+from .test_loop import checkpoint, metrics
+from .worker import first_gradients
+
+WORKER = Path(__file__).with_name("worker.py")
+KINDS = ("ddp", "fsdp")
+
+
+def job(config, **options):
+    kind = "generator" if isinstance(config, GeneratorTraining) else "tokenizer"
+    return {"kind": kind, "config": asdict(config), **options}
+
+
+def launch(ranks, jobs, path):
+    """Run jobs on so many ranks."""
+    path.write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
+    return subprocess.Popen(
+        [*command, str(WORKER), str(path)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def finished(process):
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def runs(photos, trained_tokenizer, tmp_path_factory):
+    """What two ranks gave, by DDP and by FSDP: gradients of the first step, and runs of ten steps."""
+    from .conftest import GENERATOR, RUN, TOKENIZER, TOKENIZER_RUN, GeneratorTraining, TokenizerTraining
+
+    root = tmp_path_factory.mktemp("parallel")
+    run = {**RUN, "batch_size": 12, "steps": 10, "base_lr": 1e-2, "checkpoint_every": 5, "data": str(photos)}
+    drawn = GeneratorTraining(
+        **run, tokenizer=str(trained_tokenizer), out=str(root / "one"), model=GENERATOR, preview_per_class=1
+    )
+    coded = TokenizerTraining(**{**run, **TOKENIZER_RUN}, out=str(root / "tokenizer-one"), model=TOKENIZER)
+    jobs = []
+    for kind in KINDS:
+        config = replace(drawn, parallel=kind, out=str(root / kind))
+        jobs += [job(config, gradients=str(root / f"{kind}.pt")), job(config)]
+    jobs.append(job(replace(coded, parallel="ddp", out=str(root / "tokenizer-ddp"))))
+    finished(launch(2, jobs, root / "jobs.json"))
+    torch.set_num_threads(1)
+    generator.train(drawn)
+    tokenizer.train(coded)
+    return root, drawn, coded
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_have_the_gradients_of_one_process(runs, kind):
+    root, drawn, _ = runs
+    expected = first_gradients(drawn)
+    found = torch.load(root / f"{kind}.pt", weights_only=True)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).norm() / gradient.norm()
+        assert error < 1e-5, (name, error)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "tokenizer-ddp"])
+def test_two_ranks_have_the_losses_of_one_process(runs, kind):
+    root = runs[0]
+    one = metrics(root / ("tokenizer-one" if "tokenizer" in kind else "one"))
+    two = metrics(root / kind)
+    assert len(one) == len(two) == 15  # ten steps, five validations
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"used", "perplexity"}:  # these jump with a single token
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-4), (a["step"], name)
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(runs):
+    _, drawn, _ = runs
+    whole, parts = first_gradients(drawn), first_gradients(replace(drawn, accumulate=3))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(runs, kind, tmp_path):
+    root, drawn, _ = runs
+    for ranks in (1, 3):
+        out = tmp_path / str(ranks)
+        subprocess.run(["cp", "-r", root / kind, out], check=True)
+        last = checkpoints.latest(out)
+        assert last.step == 10
+        subprocess.run(["rm", "-r", last.path], check=True)
+        config = replace(drawn, out=str(out), resume=True)
+        if ranks == 1:
+            generator.train(config)
+        else:
+            finished(launch(ranks, [job(replace(config, parallel=kind))], tmp_path / "jobs.json"))
+        before, after = checkpoint_whole(root / kind), checkpoint_whole(out)
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        assert load(out, device="cpu").sample([0]).pixels.shape == (1, 3, 8, 8)
+
+
+def checkpoint_whole(out):
+    """The last checkpoint's tensors, all ranks' shares together."""
+    found = checkpoints.latest(Path(out))
+    tensors = {name: torch.zeros(shape) for name, shape in checkpoints.stored(found).items()}
+    checkpoints.read(found, tensors, Ranks(device=torch.device("cpu")))
+    return tensors
+
+
+def test_parallelism_without_torchrun_is_explained(generator_run, tokenizer_run):
+    with pytest.raises(ValueError, match=r"^parallel = 'ddp': several processes are started by torchrun; run  torchrun"):
+        generator.train(generator_run(parallel="ddp"))
+    with pytest.raises(ValueError, match=r"^parallel = 'fsdp': a tokenizer fits every rank; give ddp$"):
+        tokenizer.train(tokenizer_run(parallel="fsdp"))
+
+
+def test_a_rank_that_dies_is_named_and_the_others_end(runs, tmp_path):
+    _, drawn, _ = runs
+    config = replace(drawn, steps=100_000, validate_every=50_000, checkpoint_every=20, out=str(tmp_path / "run"))
+    process = launch(2, [job(config)], tmp_path / "jobs.json")
+    log = Path(config.out, "metrics.jsonl")
+    end = time.monotonic() + 100
+    while not (log.is_file() and log.read_text().count("\n") > 30):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "another rank does not answer: rank 1 was last heard of" in errors
+    assert checkpoint(config.out)["step"] >= 20

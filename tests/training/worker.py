@@ -1,0 +1,60 @@
+"""A training run in a process of its own: `python worker.py JOBS.json`, each job a kind and its config's values.
+
+Under torch.distributed.run each rank runs this. "gradients" saves those of the first step instead of training.
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+
+from mvar.data.splits import open_splits
+from mvar.generator.config import GeneratorConfig
+from mvar.model import load
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.training import checkpoints, generator, tokenizer
+from mvar.training.config import GeneratorTraining, TokenizerTraining
+from mvar.training.loop import backward
+from mvar.training.parallel import gathered, joined
+
+KINDS = {
+    "tokenizer": (tokenizer.train, TokenizerTraining, TokenizerConfig),
+    "generator": (generator.train, GeneratorTraining, GeneratorConfig),
+}
+
+
+def first_gradients(config: GeneratorTraining) -> dict[str, torch.Tensor]:
+    """Whole gradients of a generator's first step, on every rank."""
+    with joined(config.parallel, config.device, config.rank_timeout) as ranks:
+        tokens = load(config.tokenizer, "cpu", "float32").tokenizer
+        images = open_splits(config.data, tokens.config.image_shape)
+        task = generator.GeneratorTask(config, ranks, tokens, *images)
+        backward(task, ranks, torch.amp.GradScaler("cpu", enabled=False), config.accumulate, 0)
+        return gathered({name: p.grad for name, p in task.model.named_parameters()})
+
+
+def slowly(function):
+    return lambda *args: (time.sleep(0.5), function(*args))[1]
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    with open(path, encoding="utf-8") as file:
+        jobs = json.load(file)
+    for job in jobs:
+        train, training, model = KINDS[job["kind"]]
+        if job.get("slow_checkpoints"):
+            checkpoints._digest = slowly(checkpoints._digest)
+        config = training(**{**job["config"], "model": model(**job["config"]["model"])})
+        if job.get("gradients"):
+            found = first_gradients(config)
+            if os.environ.get("RANK", "0") == "0":
+                torch.save(found, job["gradients"])
+        else:
+            train(config)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
