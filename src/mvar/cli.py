@@ -100,10 +100,11 @@ def _explain(name: str, rest: Sequence[str]) -> None:
 
 
 def _run(command: Command, options: Namespace) -> None:
-    values = {key: value for key, value in options.as_dict().items() if key not in ("config", "preset")}
+    values = {key: value for key, value in options.as_dict().items() if key != "config"}
     if command.config is None:
         command.run(**values)
     else:
+        del values["preset"]  # its values are in the others
         model_config = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
         command.run(command.config(**{**values, "model": model_config(**values["model"])}))
 
