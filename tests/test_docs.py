@@ -21,7 +21,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*smaller than 32x32")
+pytestmark = pytest.mark.filterwarnings(r"ignore:.*smaller than \d+x\d+")
 
 
 @pytest.fixture

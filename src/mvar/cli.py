@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mvar import __version__
-from mvar.commands import drawing, models, training
+from mvar.commands import bench, drawing, models, training
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 from mvar.training.stopping import Stopped
@@ -42,9 +42,10 @@ COMMANDS = {
     "info": Command(models.info, positional=True),
     "convert": Command(models.convert),
     "reschedule": Command(models.reschedule),
+    "bench train": Command(bench.bench_train),
 }
 LIST_OPTIONS = ("box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")
-GROUPS = {"data": "Get real images", "train": "Train on a folder of images"}
+GROUPS = {"data": "Get real images", "train": "Train on a folder of images", "bench": "Measure speed and memory"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,10 +101,11 @@ def _explain(name: str, rest: Sequence[str]) -> None:
 
 
 def _run(command: Command, options: Namespace) -> None:
-    values = {key: value for key, value in options.as_dict().items() if key not in ("config", "preset")}
+    values = {key: value for key, value in options.as_dict().items() if key != "config"}
     if command.config is None:
         command.run(**values)
     else:
+        del values["preset"]  # its values are in the others
         model_config = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
         command.run(command.config(**{**values, "model": model_config(**values["model"])}))
 

@@ -139,6 +139,17 @@ def test_the_recipes_are_the_official_ones():
     assert recipe("var-d36-s") == (350, 768, 8e-5, 0.01, 0.08)
 
 
+@pytest.mark.parametrize("name", [name for name in GENERATOR_PRESETS if not name.startswith("tiny")])
+def test_what_all_official_recipes_share(name):
+    config = run(**GENERATOR_PRESETS[name])
+    assert (config.betas, config.grad_clip, config.warmup, config.weight_decay) == ((0.9, 0.95), 2.0, 0.02, 0.05)
+    assert (config.label_smoothing, config.progressive, config.resize_factor) == (0.0, 0.0, 1.125)
+    assert config.model.class_dropout == 0.1
+    assert config.model.stochastic_depth == pytest.approx(0.1 * config.model.depth / 24)
+    assert not config.activation_checkpointing
+    assert not config.compile
+
+
 def test_every_preset_is_a_sound_run():
     for preset in GENERATOR_PRESETS.values():
         run(**preset).validate()

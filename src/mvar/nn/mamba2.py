@@ -29,10 +29,15 @@ class MambaState(NamedTuple):
 
 
 class Mamba2(nn.Module):
-    """in_proj -> z, xBC, dt; short convolution and SiLU on xBC; SSD; gated RMSNorm; out_proj."""
+    """in_proj -> z, xBC, dt; short convolution and SiLU on xBC; SSD; gated RMSNorm; out_proj.
+
+    Attributes:
+        scan: `ssd`, or a stand-in of the same results, such as one that torch.compile leaves alone.
+    """
 
     def __init__(self, width: int, *, state_size: int, head_dim: int) -> None:
         super().__init__()
+        self.scan = ssd
         self.inner, self.state_size, self.head_dim = EXPANSION * width, state_size, head_dim
         self.num_heads = self.inner // head_dim
         self.conv_channels = self.inner + 2 * state_size
@@ -68,7 +73,7 @@ class Mamba2(nn.Module):
             x_BLE, key_BLN, query_BLN = F.silu(xbc_BLD).split((E, N, N), dim=-1)
             x_BLhP = x_BLE.unflatten(-1, (self.num_heads, self.head_dim))
             dt_BLh = F.softplus(at_least_float32(dt_BLh) + dt_bias_h)
-            y_BLhP, ssm_BhPN = ssd(x_BLhP, dt_BLh, -A_log_h.exp(), key_BLN, query_BLN, ssm_BhPN)
+            y_BLhP, ssm_BhPN = self.scan(x_BLhP, dt_BLh, -A_log_h.exp(), key_BLN, query_BLN, ssm_BhPN)
             y_BLE = torch.addcmul(y_BLhP, D_h[:, None], x_BLhP).flatten(2)
             y_BLE = F.rms_norm(y_BLE * F.silu(at_least_float32(z_BLE)), (E,), norm_E, EPS)
         return self.out_proj(y_BLE), MambaState(tail_BVD, ssm_BhPN)

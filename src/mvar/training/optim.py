@@ -61,6 +61,7 @@ def build_optimizer(
         ],
         lr=config.peak_lr,
         betas=config.betas,
+        fused=True,  # one pass over each parameter, without temporary copies
     )
 
 

@@ -1,0 +1,105 @@
+"""One case of the training benchmark in a process of its own, whose peak memory is then that of the case.
+
+Run as `python -m mvar.bench.training_worker SETTINGS`, with `Settings` in JSON. For each line that it reads it makes
+one training step and prints a `Step` in JSON.
+
+Shapes: B images, L tokens, l those after the first scale, Z latent channels, U random numbers of an image.
+"""
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.training.config import GeneratorTraining
+from mvar.training.generator import decays
+from mvar.training.generator_loss import GeneratorLoss
+from mvar.training.optim import autocast, build_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A case.
+
+    Attributes:
+        model: fields of the generator's config.
+        batch_size: images of a step.
+        dtype: of the matrix products.
+        activation_checkpointing: as of a training run.
+        full_logits: cross-entropy by plain autograd from all logits at once.
+    """
+
+    model: dict[str, object]
+    batch_size: int
+    dtype: str
+    activation_checkpointing: bool
+    full_logits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step took: seconds, the process's largest resident set so far in bytes; and the loss."""
+
+    seconds: float
+    peak_bytes: int
+    loss: float
+
+
+class Worker:
+    """A generator that trains on random tokens."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        config = GeneratorConfig(**settings.model)  # type: ignore[arg-type]
+        self.generator = Generator(config)
+        initialise(self.generator, seed=0)
+        self.generator.train().activation_checkpointing = settings.activation_checkpointing
+        self.losses = GeneratorLoss(self.generator)
+        run = GeneratorTraining(data="-", out="-", tokenizer="-", batch_size=settings.batch_size)
+        self.optimizer = build_optimizer(self.generator, run, decays)
+        self.grad_clip = run.grad_clip
+        self.autocast = autocast(settings.dtype, torch.device("cpu"))
+        B, schedule = settings.batch_size, config.schedule
+        rng = torch.Generator().manual_seed(0)
+        self.labels_B = torch.randint(config.num_classes + 1, (B,), generator=rng)
+        self.inputs_BlZ = torch.randn(B, schedule.length - schedule.areas[0], config.latent_channels, generator=rng)
+        self.tokens_BL = torch.randint(config.vocab_size, (B, schedule.length), generator=rng)
+        self.noise_BU = torch.rand(B, self.generator.noise_size, generator=rng)
+
+    def step(self) -> Step:
+        """Forward, backward, clipping and update, as the training loop does it."""
+        start = time.perf_counter()
+        with self.autocast():
+            if self.settings.full_logits:
+                logits_BLV = self.generator(self.labels_B, self.inputs_BlZ, self.noise_BU)
+                loss = F.cross_entropy(logits_BLV.flatten(0, 1), self.tokens_BL.flatten())
+                del logits_BLV
+            else:
+                loss = self.losses(self.labels_B, self.inputs_BlZ, self.tokens_BL, self.noise_BU)[0].mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.generator.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - start
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return Step(seconds=seconds, peak_bytes=peak, loss=float(loss.detach()))
+
+
+def main() -> None:
+    """Serve steps until the input ends."""
+    worker = Worker(Settings(**json.loads(sys.argv[1])))
+    for _ in sys.stdin:
+        print(json.dumps(asdict(worker.step())), flush=True)
+
+
+if __name__ == "__main__":
+    main()
