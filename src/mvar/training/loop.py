@@ -204,7 +204,7 @@ class _Loop:
         model.train()
         self._log(self.validation, request)
         self.progress.report(self.done, self.validation)
-        self.folder.plot()
+        self.folder.plot(last=self.done == self.config.steps)
 
     def _save(self) -> None:
         with self.task.average.applied():
