@@ -104,7 +104,9 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arra
 
 
 def test_every_figure_of_the_page_is_drawn(work, measured):
-    recipe.figures.guidance_curves([trial(1, 0.5, 1.0, 9.0), trial(2, 0.6, 0.9, 8.0)], (0.9, 1.1), measured[0] / "guidance.png")
+    recipe.figures.guidance_curves(
+        [trial(1, 0.5, 1.0, 9.0), trial(2, 0.6, 0.9, 8.0)], (0.9, 1.1), measured[0] / "guidance.png"
+    )
     linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
     assert len(linked) == len(set(linked)) == 9
     for name in linked:
