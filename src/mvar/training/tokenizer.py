@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mvar.checkpoint.bundle import Bundle, write_bundle
+from mvar.checkpoint.bundle import Bundle, is_bundle, write_bundle
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_loader, open_splits
 from mvar.data.stream import Stream
@@ -54,8 +54,10 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
     config.validate()
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
         network = find_network(config.perceptual_network).to(ranks.device) if config.perceptual else None
-        start = None if config.init_from is None else _find_start(config.init_from)
-        if start is not None:
+        start = None
+        if config.init_from is not None:
+            # A run that goes on has its own weights by now; those it started from may be gone.
+            start = _find_start(config.out if config.resume and is_bundle(Path(config.out)) else config.init_from)
             config = replace(config, model=start.config)
         with RunFolder(config, ranks) as folder:
             train_images, val_images = open_splits(
