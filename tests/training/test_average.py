@@ -37,8 +37,7 @@ def test_it_is_the_moving_average_with_a_warm_up(module, decay):
         past = min(decay, (1 + step) / (10 + step))
         live = module[2].weight.tolist()
         expected = [
-            [past * a + (1 - past) * b for a, b in zip(*rows, strict=True)]
-            for rows in zip(expected, live, strict=True)
+            [past * a + (1 - past) * b for a, b in zip(*rows, strict=True)] for rows in zip(expected, live, strict=True)
         ]
     torch.testing.assert_close(average.state()["2.weight"], torch.tensor(expected))
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
