@@ -25,7 +25,7 @@ LAYERS = [
     {"checkpoint", "data"},
     {"generator", "tokenizer", "features"},
     {"nn"},
-    {"ops"},
+    {"ops", "charts"},
     {"scales", "validation", "files", "tensor_files"},
 ]
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}

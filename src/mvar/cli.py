@@ -31,6 +31,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "data fashion-mnist": Command(training.data_fashion_mnist),
     "data emoji": Command(training.data_emoji),
+    "tokenize": Command(training.tokenize),
     "train tokenizer": Command(training.train_tokenizer, config=TokenizerTraining, presets=TOKENIZER_PRESETS),
     "train generator": Command(training.train_generator, config=GeneratorTraining, presets=GENERATOR_PRESETS),
     "sample": Command(drawing.sample),
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mvar: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
     except KeyboardInterrupt:
-        print("mvar: interrupted; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
+        print("mvar: interrupted; a training run goes on with --resume, tokenize when called again", file=sys.stderr)
         sys.exit(130)
 
 

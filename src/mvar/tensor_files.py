@@ -1,4 +1,4 @@
-"""Reading files of tensors that others wrote, .pth or .safetensors. Pickled code never runs."""
+"""Files of tensors: reading what others wrote, .pth or .safetensors, and writing. Pickled code never runs."""
 
 import argparse
 import re
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 
 def read_tensors(path: Path) -> Any:
@@ -30,3 +32,11 @@ def read_tensors(path: Path) -> Any:
             first = re.split(r"\. |\n", f"{type(error).__name__}: {error}")[0]
             reason = f"is damaged, cut short, or no file of tensors ({first})"
         raise ValueError(f"{path.name} {reason}") from None
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; raises OSError where the disk is full."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{path.parent}: cannot be written ({error})") from error

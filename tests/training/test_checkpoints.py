@@ -20,7 +20,7 @@ from mvar.training.checkpoints import Checkpoints
 from mvar.training.parallel import Ranks
 from mvar.training.stopping import Stopped
 
-from .test_loop import checkpoint, metrics, same_bits
+from .runs import checkpoint, metrics, same_bits
 
 WORKER = Path(__file__).with_name("worker.py")
 ALONE = Ranks(device=torch.device("cpu"))

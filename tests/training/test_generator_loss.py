@@ -7,18 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mvar.data.splits import open_splits
 from mvar.generator.block import Block
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.model import load
 from mvar.ops import cross_entropy
 from mvar.scales import ScaleSchedule
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator import GeneratorTask, compile_blocks, train
 from mvar.training.generator_loss import GeneratorLoss, scales_in_use
 from mvar.training.parallel import Ranks
+from mvar.training.token_data import TokenData
 
 M_VAR = GeneratorConfig(
     depth=2, width=64, heads=2, state_size=16, num_classes=5, vocab_size=40, latent_channels=8, sides=[1, 2, [2, 3], 4],
@@ -206,14 +205,11 @@ def test_a_progressive_run_computes_the_scales_in_use_only(generator_run, monkey
 
 def test_noise_belongs_to_the_image_of_the_run_not_to_the_batch(generator_run, trained_tokenizer):
     """Two steps of 3 images draw what one step of 6 draws, whatever torch's generator has done."""
-    config = generator_run()
-    tokenizer = load(trained_tokenizer, "cpu", "float32").tokenizer
-    images, held_out = open_splits(config.data, tokenizer.config.image_shape)
+    config, alone = generator_run(), Ranks(device=torch.device("cpu"))
+    data = TokenData.open(config, alone.device).ready(config.val_images)
     losses = []
     for size in (6, 3):
-        task = GeneratorTask(
-            replace(config, batch_size=size), Ranks(device=torch.device("cpu")), tokenizer, images, held_out
-        )
+        task = GeneratorTask(replace(config, batch_size=size), alone, data)
         parts = []
         for step in range(6 // size):
             torch.manual_seed(size + step)

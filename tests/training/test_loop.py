@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,12 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mvar.model import load
-from mvar.training import checkpoints, generator, tokenizer
+from mvar.training import generator, tokenizer
 from mvar.training.generator import GeneratorTask
 from mvar.training.optim import lr_factor
 from mvar.training.tokenizer import TokenizerTask
+
+from .runs import Killed, checkpoint, kill, metrics, poison, same_bits
 
 TASKS = {"tokenizer": (tokenizer.train, TokenizerTask), "generator": (generator.train, GeneratorTask)}
 
@@ -22,49 +23,6 @@ TASKS = {"tokenizer": (tokenizer.train, TokenizerTask), "generator": (generator.
 def kind(request, tokenizer_run, generator_run):
     """(train, task class, config with changes) of each kind of run."""
     return *TASKS[request.param], {"tokenizer": tokenizer_run, "generator": generator_run}[request.param]
-
-
-class Killed(Exception):
-    pass
-
-
-def metrics(out):
-    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
-
-
-def checkpoint(out):
-    """The last checkpoint: its step, notes and tensors by name."""
-    found = checkpoints.latest(Path(out))
-    tensors = {}
-    for path in sorted(found.path.glob("*.safetensors")):
-        tensors |= {name: value.clone() for name, value in load_file(path).items()}  # not a view of the file
-    return {"step": found.step, "notes": found.notes, "tensors": tensors}
-
-
-def same_bits(a, b):
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same_bits, a, b))
-    return a == b
-
-
-def poison(monkeypatch, task, step, how):
-    """Let the loss of one step (from 0) be spoilt."""
-    whole = task.loss
-
-    def loss(self, i, part):
-        value, parts = whole(self, i, part)
-        return (how(value) if i == step else value), parts
-
-    monkeypatch.setattr(task, "loss", loss)
-
-
-def kill(_):
-    raise Killed
 
 
 @pytest.mark.parametrize("resize_factor", [1.0, 1.5])

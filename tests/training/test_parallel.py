@@ -17,7 +17,7 @@ from mvar.training import checkpoints, generator, tokenizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.parallel import Ranks
 
-from .test_loop import checkpoint, metrics
+from .runs import checkpoint, metrics
 from .worker import first_gradients
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -34,7 +34,10 @@ def launch(ranks, jobs, path):
     path.write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
     return subprocess.Popen(
-        [*command, str(WORKER), str(path)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [*command, str(WORKER), str(path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -126,7 +129,9 @@ def checkpoint_whole(out):
 
 
 def test_parallelism_without_torchrun_is_explained(generator_run, tokenizer_run):
-    with pytest.raises(ValueError, match=r"^parallel = 'ddp': several processes are started by torchrun; run  torchrun"):
+    with pytest.raises(
+        ValueError, match=r"^parallel = 'ddp': several processes are started by torchrun; run  torchrun"
+    ):
         generator.train(generator_run(parallel="ddp"))
     with pytest.raises(ValueError, match=r"^parallel = 'fsdp': a tokenizer fits every rank; give ddp$"):
         tokenizer.train(tokenizer_run(parallel="fsdp"))
@@ -142,7 +147,9 @@ def test_a_rank_that_dies_is_named_and_the_others_end(runs, tmp_path):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     os.kill(int(children[1]), signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode != 0

@@ -10,14 +10,13 @@ import time
 
 import torch
 
-from mvar.data.splits import open_splits
 from mvar.generator.config import GeneratorConfig
-from mvar.model import load
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.training import checkpoints, generator, tokenizer
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 from mvar.training.loop import backward
 from mvar.training.parallel import gathered, joined
+from mvar.training.token_data import TokenData
 
 KINDS = {
     "tokenizer": (tokenizer.train, TokenizerTraining, TokenizerConfig),
@@ -28,9 +27,8 @@ KINDS = {
 def first_gradients(config: GeneratorTraining) -> dict[str, torch.Tensor]:
     """Whole gradients of a generator's first step, on every rank."""
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
-        tokens = load(config.tokenizer, "cpu", "float32").tokenizer
-        images = open_splits(config.data, tokens.config.image_shape)
-        task = generator.GeneratorTask(config, ranks, tokens, *images)
+        data = TokenData.open(config, ranks.device).ready(config.val_images)
+        task = generator.GeneratorTask(config, ranks, data)
         backward(task, ranks, torch.amp.GradScaler("cpu", enabled=False), config.accumulate, 0)
         return gathered({name: p.grad for name, p in task.model.named_parameters()})
 

@@ -21,13 +21,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mvar.checkpoint.card import model_card
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.tensor_files import write_tensors
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
@@ -155,7 +156,7 @@ def _saver(network: Tokenizer | Generator, dtype: StoredDtype) -> Callable[[Path
     tensors = {
         name: _stored(name, tensor.detach(), dtype).contiguous().cpu() for name, tensor in network.state_dict().items()
     }
-    return partial(save_file, tensors)
+    return partial(write_tensors, tensors)
 
 
 def _stored(name: str, tensor: Tensor, dtype: StoredDtype) -> Tensor:

@@ -3,6 +3,9 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
+import os
+from typing import Literal
+
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 
@@ -45,8 +48,64 @@ def train_tokenizer(config: TokenizerTraining) -> None:
     print(f"wrote {config.out}: use it as --tokenizer {config.out}")
 
 
+def tokenize(
+    data: str,
+    tokenizer: str,
+    out: str,
+    views: int | None = None,
+    resize_factor: float = 1.125,
+    shard_images: int = 10_000,
+    batch_size: int = 64,
+    on_bad_image: Literal["skip", "error"] = "skip",
+    seed: int = 0,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Write the token maps of a folder of images as a cache that train generator reads.
+
+    Called again with the same settings it goes on where it was stopped. Under torchrun, or wherever RANK and
+    WORLD_SIZE are set, several processes share the work.
+
+    Args:
+        data: folder of images, as for training.
+        tokenizer: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
+        out: new folder for the cache, or one that was begun.
+        views: random crops of each training image, one an epoch in turn; 4 by default, 1 where nothing is cropped.
+        resize_factor: the shorter side is resized to this times the model's, then cropped at random;
+            1 keeps whole (square) images.
+        shard_images: images of one file.
+        batch_size: images encoded at once.
+        on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
+        seed: of the crops; a training run's own seed then gives the crops that it would draw itself.
+        device: cpu, cuda, ...; a GPU where there is one by default.
+        dtype: of the encoder's products; bfloat16 is quicker and changes some of the tokens.
+    """
+    from mvar.data.token_writer import write_cache
+    from mvar.training.token_data import load_tokenizer
+
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    work = write_cache(
+        data,
+        out,
+        load_tokenizer(tokenizer, device or _own_gpu()),
+        views=views if views is not None else 1 if resize_factor == 1 else 4,
+        resize_factor=resize_factor,
+        shard_images=shard_images,
+        dtype=dtype,
+        batch_size=batch_size,
+        on_bad_image=on_bad_image,
+        seed=seed,
+        rank=rank,
+        ranks=ranks,
+    )
+    if rank == 0:
+        print(f"{'wrote' if work else 'nothing to do:'} {out}{'' if work else ' is complete and whole'}")
+    if rank == 0 and work:
+        print(f"try  mvar train generator --data {out} --tokenizer {tokenizer} --preset ... --out ...")
+
+
 def train_generator(config: GeneratorTraining) -> None:
-    """Train a generator on a folder of images, with a trained tokenizer."""
+    """Train a generator on a folder of images or a token cache, with a trained tokenizer."""
     from mvar.training.generator import train
 
     model = train(config)
@@ -66,3 +125,10 @@ def generator_of(source: str) -> GeneratorConfig | dict[str, object]:
         return read_generator_config(hub.find(source)) or {}
     except ValueError:
         return {}
+
+
+def _own_gpu() -> str | None:
+    """The GPU of this process among those that torchrun started on this machine; None where there is no choice."""
+    import torch
+
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None

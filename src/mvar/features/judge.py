@@ -5,15 +5,17 @@ The network is a plain VGG-like stack (Simonyan & Zisserman 2015) with batch nor
 any small side works; sharing a class folder's labels, it scores 28x28 to 32x32 images in milliseconds on a CPU.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.files import atomic_write
+from mvar.tensor_files import write_tensors
 
 WIDTHS = (32, 64, 128)  # channels of the three levels; the last is the number of features
 
@@ -60,7 +62,7 @@ class Judge(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the tensors' shapes say the rest."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        atomic_write(path, lambda partial: save_file(tensors, partial))
+        atomic_write(path, partial(write_tensors, tensors))
 
     @classmethod
     def load(cls, path: str | Path) -> "Judge":

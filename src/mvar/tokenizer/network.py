@@ -4,6 +4,7 @@ Shapes: B batch, Z latent channels, K scales; P tokens of a scale, H W pixels or
 Source: VAR (Tian et al. 2024), section 3.2.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -91,18 +92,14 @@ class Tokenizer(nn.Module):
         tokenizer.load_state_dict(self.state_dict(), assign=True)
         return tokenizer.train(self.training)
 
-    @torch.no_grad()
     def generator_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Teacher-forcing input (B, L - P_0, Z): for each scale after the first, f_hat of the scales before it."""
-        q = self.quantizer
-        inputs = (
-            [
-                q.input_of(f_hat_BZHW, k).flatten(2).transpose(1, 2)
-                for k, f_hat_BZHW in enumerate(q.partial_sums(tokens[:-1]), start=1)
-            ]
-            if len(tokens) > 1
-            else []
-        )
-        if not inputs:
-            return q.codebook.new_zeros(len(tokens[0]), 0, q.codebook.shape[1])
-        return torch.cat(inputs, dim=1)
+        """Teacher-forcing input (B, L - P_0, Z); see `MultiScaleQuantizer.generator_inputs`."""
+        return self.quantizer.generator_inputs(tokens)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, by which runs and token caches know the tokenizer again."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Residual vector quantisation over scales: the map between a latent and its token maps.
 
-Shapes: B batch, Z latent channels, V codes, K scales; P tokens of a scale, h w its sides, H W the finest sides.
+Shapes: B batch, Z latent channels, V codes, K scales; P tokens of a scale, h w its sides, H W the
+finest sides, L tokens of all scales.
 Source: VAR (Tian et al. 2024), section 3.2, algorithms 1 and 2.
 """
 
@@ -153,6 +154,17 @@ class MultiScaleQuantizer(nn.Module):
     def f_hat(self, tokens: Sequence[Tensor]) -> Tensor:
         """The latent (B, Z, H, W) that the token maps stand for."""
         return self.partial_sums(tokens)[-1]
+
+    @torch.no_grad()
+    def generator_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Teacher-forcing input (B, L - P_0, Z): for each scale after the first, f_hat of the scales before it."""
+        if len(tokens) == 1:
+            return self.codebook.new_zeros(len(tokens[0]), 0, self.codebook.shape[1])
+        inputs = [
+            self.input_of(f_hat_BZHW, k).flatten(2).transpose(1, 2)
+            for k, f_hat_BZHW in enumerate(self.partial_sums(tokens[:-1]), start=1)
+        ]
+        return torch.cat(inputs, dim=1)
 
 
 def code_usage(counts_V: Tensor) -> tuple[int, float]:

@@ -12,9 +12,7 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
 from mvar.model import load
-from mvar.tokenizer.network import Tokenizer
 from mvar.training.config import FreezablePart
-from mvar.training.run_folder import fingerprint
 from mvar.validation import raise_problems
 
 # What the data and the tokenizer decide, and what matters in training only.
@@ -28,13 +26,13 @@ class Start(NamedTuple):
     classes: list[str]
 
 
-def load_start(source: str, config: GeneratorConfig, tokenizer: Tokenizer) -> Start:
+def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
     """The generator to start from, on the CPU.
 
     Args:
         source: a bundle or run folder, or a packaged model's name.
         config: of the generator to be trained.
-        tokenizer: whose token maps it will be trained on; of the same weights, maybe at other scales.
+        fingerprint: of the tokenizer whose token maps it will be trained on, maybe at other scales.
 
     Raises:
         ValueError: nothing is found there, it has no generator, one of another shape, or another tokenizer.
@@ -46,7 +44,7 @@ def load_start(source: str, config: GeneratorConfig, tokenizer: Tokenizer) -> St
         raise ValueError(f"init_from = {source!r}: {reason}") from error
     if model.generator is None:
         raise ValueError(f"init_from = {source!r}: is a tokenizer without a generator; give a model that has one")
-    if fingerprint(model.tokenizer) != fingerprint(tokenizer):
+    if model.tokenizer.fingerprint() != fingerprint:
         raise ValueError(
             f"init_from = {source!r}: its generator was trained on another tokenizer's token maps; "
             f"give --tokenizer {source}, or train a generator anew"

@@ -1,7 +1,6 @@
-"""Training a generator on the token maps of images, by a frozen tokenizer.
+"""Training a generator on the token maps of images.
 
-Shapes: B images, K scales, L tokens, l tokens of the scales in use, Z latent channels, U random numbers an image;
-P tokens of a scale.
+Shapes: B images, K scales, L tokens of all scales, l tokens of the scales in use, U random numbers of an image.
 Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, averaged uniformly.
 """
 
@@ -9,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
-from mvar.data.order import batch_indices, crop_noise
-from mvar.data.progress import track
-from mvar.data.source import PixelSource
-from mvar.data.splits import open_splits
+from mvar.data.splits import open_loader
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.model import Model, from_bundle, load
+from mvar.model import Model, from_bundle
 from mvar.ops.noise import uniform
 from mvar.ops.ssd import ssd
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
-from mvar.tokenizer.network import Tokenizer
+from mvar.tokenizer.config import TokenizerConfig
 from mvar.training.average import WeightAverage
 from mvar.training.config import GeneratorTraining
 from mvar.training.fine_tuning import Start, freeze, load_start, take_weights
@@ -38,11 +35,12 @@ from mvar.training.generator_loss import GeneratorLoss, scales_in_use
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import autocast, build_optimizer, reduced
 from mvar.training.parallel import Ranks, fill, gathered, joined, replicated, shard
-from mvar.training.run_folder import Metrics, RunFolder, fingerprint, provenance
+from mvar.training.run_folder import Metrics, RunFolder, provenance
+from mvar.training.token_data import TokenData, load_tokenizer
 
 VIEWED_AT_ONCE = 64  # images of a pass without gradients
 PREVIEW_CLASSES = 16
-DROPS = 2**32  # stream of the noise that drops classes and branches; crops use the epoch's number
+DROPS = 2  # stream of the random numbers that belong to an image's place in the order of training
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
 
@@ -64,81 +62,45 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
         if config.compile:
             check_compiler(ranks.device)
-        try:
-            tokenizer = load(config.tokenizer, ranks.device, "float32").tokenizer
-        except ValueError as error:
-            reason = str(error).removeprefix(f"model = {config.tokenizer!r}: ")
-            raise ValueError(f"tokenizer = {config.tokenizer!r}: {reason}") from error
-        start = None
-        if config.init_from is not None and not config.resume:
-            start = load_start(config.init_from, config.model, tokenizer)
         with RunFolder(config, ranks) as folder:
-            train_images, val_images = open_splits(
-                config.data,
-                tokenizer.config.image_shape,
-                resize_factor=config.resize_factor,
-                on_bad_image=config.on_bad_image,
-            )
-            folder.begin(train_images, val_images, fingerprint(tokenizer))
-            task = GeneratorTask(config, ranks, tokenizer, train_images, val_images.spread(config.val_images), start)
-            fit(task, config, folder, ranks, callbacks)
+            start = None
+            if config.init_from is not None and not config.resume:
+                fingerprint = load_tokenizer(config.tokenizer, ranks.device).fingerprint()
+                start = load_start(config.init_from, config.model, fingerprint)
+            data = TokenData.open(config, ranks.device)
+            folder.begin(data.train, data.val, data.fingerprint)
+            task = GeneratorTask(config, ranks, data.ready(config.val_images), start)
+            with closing(task.loader):
+                fit(task, config, folder, ranks, callbacks)
             task.average.take()
         bundle = task.bundle()
         return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
 
 
-class TokenSource:
-    """Token maps of images: all encoded once where every epoch shows the same pixels, else batch by batch."""
-
-    def __init__(self, images: PixelSource, tokenizer: Tokenizer, label: str) -> None:
-        self.images, self.tokenizer = images, tokenizer
-        self.device = tokenizer.quantizer.codebook.device
-        self.areas = tokenizer.config.schedule.areas
-        self.tokens_NL: Tensor | None = None
-        if images.resize_factor == 1:
-            batches = torch.arange(len(images)).split(VIEWED_AT_ONCE)
-            encoded = [self._encode(indices_B, None).int() for indices_B in track(batches, len(batches), label)]
-            self.tokens_NL = torch.cat(encoded)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices_B: Tensor, crop_noise_B2: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Token maps, one (B, P_k) a scale, and labels (B,)."""
-        if self.tokens_NL is None:
-            tokens_BL = self._encode(indices_B, crop_noise_B2)
-        else:
-            tokens_BL = self.tokens_NL[indices_B.to(self.device)].long()
-        return list(tokens_BL.split(self.areas, dim=1)), self.images.labels[indices_B].to(self.device)
-
-    def _encode(self, indices_B: Tensor, crop_noise_B2: Tensor | None) -> Tensor:
-        pixels_B3HW = self.images.batch(indices_B, crop_noise_B2)[0].to(self.device) / 255
-        return torch.cat(self.tokenizer.encode(pixels_B3HW), dim=1)
-
-
 class GeneratorTask:
     """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
 
-    def __init__(
-        self,
-        config: GeneratorTraining,
-        ranks: Ranks,
-        tokenizer: Tokenizer,
-        train_images: PixelSource,
-        val_images: PixelSource,
-        start: Start | None = None,
-    ) -> None:
+    def __init__(self, config: GeneratorTraining, ranks: Ranks, data: TokenData, start: Start | None = None) -> None:
         """Args:
         config: of the run.
         ranks: this process among the others.
-        tokenizer: frozen.
-        train_images, val_images: what to learn from, and what to be judged by.
+        data: what to learn from, and what to be judged by.
         start: the weights to begin with; None draws them.
         """
-        self.config, self.ranks, self.device = config, ranks, ranks.device
-        self.tokenizer, self.classes = tokenizer, train_images.classes
-        with torch.device("meta" if ranks.kind == "fsdp" and start is None else self.device):
-            self.model = Generator(fitted(config.model, tokenizer, len(self.classes)))
+        self.config, self.ranks, self.device, self.data = config, ranks, ranks.device, data
+        self.classes = data.train.classes
+        self.loader = open_loader(
+            data.train,
+            config.batch_size,
+            config.seed,
+            rank=ranks.rank,
+            ranks=ranks.size,
+            parts=config.accumulate,
+            workers=config.workers,
+        )
+        spread = ranks.kind == "fsdp"
+        with torch.device("meta" if spread and start is None else self.device):
+            self.model = Generator(fitted(config.model, data.tokenizer_config, len(self.classes)))
         new_classes = []
         if start is not None:
             initialise(self.model, config.seed)
@@ -148,40 +110,40 @@ class GeneratorTask:
         if config.compile:
             compile_blocks(self.model)
         losses = GeneratorLoss(self.model, config.label_smoothing)
-        self.autocast = autocast(config.dtype, self.device)
-        if ranks.kind == "fsdp":
+        if spread:
             shard(losses, self.model, reduced(config.dtype, self.device))
         if start is None:
             self.model.to_empty(device=self.device)
             initialise(self.model, config.seed, fill)
-        self.losses = replicated(losses, ranks) if ranks.kind == "ddp" else losses
-        self.networks: dict[str, nn.Module] = {"model": self.model}
+        self.losses = losses if spread else replicated(losses, ranks)
         self.called = [self.losses]
-        self.model.train()
+        self.networks: dict[str, nn.Module] = {"model": self.model.train()}
         self.optimizer = build_optimizer(self.model, config, decays)
         self.average = WeightAverage(self.model, config.ema)
-        self.train_tokens = TokenSource(train_images, tokenizer, "encoding training images")
-        self.val_tokens = TokenSource(val_images, tokenizer, "encoding validation images")
+        self.autocast = autocast(config.dtype, self.device)
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        config, seed = self.config, self.config.seed
-        indices_B, epochs_B = batch_indices(len(self.train_tokens), config.batch_size, seed, step)
-        noise_B2 = None if config.resize_factor == 1 else crop_noise(seed, epochs_B, indices_B)
-        tokens, labels_B = self.train_tokens.batch(indices_B, noise_B2)
+        config = self.config
+        rows, labels_B, positions_B = self.loader.batch(step, part)
         count, share_l = scales_in_use(
             step, config.steps, config.progressive, config.progressive_from, self.model.schedule
         )
-        positions_B = range(step * config.batch_size, (step + 1) * config.batch_size)
-        noise_BU = uniform(seed, positions_B, DROPS, (self.model.noise_size,)).to(self.device)
-        nll_Bl, correct_Bl = self._token_losses(tokens[:count], labels_B, noise_BU)
+        noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
+        nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)
         loss = (nll_Bl.mean(0) * share_l.to(self.device)).sum()
         return loss, {"accuracy": correct_Bl.float().mean()}
+
+    def _maps(self, rows: Tensor) -> list[Tensor]:
+        """Token maps, one (B, P_k) a scale, of what a source gives: tokens (B, L), else pixels."""
+        if rows.dim() == 2:
+            return list(rows.to(self.device).long().split(self.model.schedule.areas, dim=1))
+        return self.data.tokenizer().encode(rows.to(self.device) / 255)
 
     def _token_losses(
         self, tokens: list[Tensor], labels_B: Tensor, noise_BU: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `GeneratorLoss`."""
-        inputs_BlZ = self.tokenizer.generator_inputs(tokens)
+        inputs_BlZ = self.data.quantizer.generator_inputs(tokens)
         with self.autocast():
             return self.losses(labels_B, inputs_BlZ, torch.cat(tokens, 1), noise_BU)
 
@@ -191,13 +153,12 @@ class GeneratorTask:
     @torch.no_grad()
     def validate(self) -> Metrics:
         """Cross-entropy and accuracy over the validation images, in all and for each scale, without class dropout."""
-        L = self.model.schedule.length
-        loss_L = torch.zeros(L, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
+        schedule, n = self.model.schedule, len(self.data.val)
+        loss_L = torch.zeros(schedule.length, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
         correct_L = torch.zeros_like(loss_L)
-        n, schedule = len(self.val_tokens), self.model.schedule
         for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
-            tokens, labels_B = self.val_tokens.batch(indices_B)
-            nll_BL, correct_BL = self._token_losses(tokens, labels_B)
+            rows, labels_B = self.data.val.batch(indices_B)
+            nll_BL, correct_BL = self._token_losses(self._maps(rows), labels_B.to(self.device))
             loss_L += nll_BL.cpu()[real_B].double().sum(0)
             correct_L += correct_BL.cpu()[real_B].double().sum(0)
         loss_L, correct_L = self.ranks.total(loss_L) / n, self.ranks.total(correct_L) / n
@@ -219,7 +180,7 @@ class GeneratorTask:
         n = self.config.preview_per_class
         ids = range(len(names)) if self.classes else [self.model.config.num_classes]
         labels_B = torch.tensor([i for i in ids for _ in range(n)])
-        sampler = Sampler(self.tokenizer, model, self.config.seed, SamplingSettings())
+        sampler = Sampler(self.data.tokenizer(), model, self.config.seed, SamplingSettings())
         images = sampler.sample(labels_B, range(len(labels_B))).images
         rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
         save_image(class_sheet(rows), path)
@@ -230,9 +191,11 @@ class GeneratorTask:
         if model is None:
             return None
         origin = {**provenance(self.config), "tokenizer": Path(self.config.tokenizer).name}
+        if self.data.name is not None:
+            origin["data"] = self.data.name
         if self.config.init_from is not None:
             origin["fine_tuned_from"] = Path(self.config.init_from).name
-        return Bundle(tokenizer=self.tokenizer, generator=model, classes=self.classes, provenance=origin)
+        return Bundle(tokenizer=self.data.tokenizer(), generator=model, classes=self.classes, provenance=origin)
 
     def save_bundle(self, folder: Path) -> None:
         bundle = self.bundle()
@@ -251,22 +214,18 @@ class GeneratorTask:
         model.load_state_dict(state, assign=True)
         return model.to(self.device).eval()
 
-    def batch_names(self, step: int) -> list[str]:
-        return []
-
     def state(self) -> dict[str, Tensor]:
         return {}
 
 
-def fitted(model: GeneratorConfig, tokenizer: Tokenizer, classes: int) -> GeneratorConfig:
+def fitted(model: GeneratorConfig, tokenizer: TokenizerConfig, classes: int) -> GeneratorConfig:
     """The generator's config with what the tokenizer and the data decide."""
-    made_for = tokenizer.config
     return replace(
         model,
         num_classes=classes,
-        vocab_size=made_for.vocab_size,
-        latent_channels=made_for.latent_channels,
-        sides=made_for.sides,
+        vocab_size=tokenizer.vocab_size,
+        latent_channels=tokenizer.latent_channels,
+        sides=tokenizer.sides,
     )
 
 

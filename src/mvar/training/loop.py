@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mvar.data.loader import Loader
+from mvar.data.stream import StreamLoader
 from mvar.training import checkpoints
 from mvar.training.average import WeightAverage
 from mvar.training.checkpoints import Checkpoints, Found
@@ -48,6 +50,10 @@ class Task(Protocol):
         """Their optimizer; each parameter group says by "decay" whether weight decay applies."""
 
     @property
+    def loader(self) -> Loader | StreamLoader:
+        """This rank's batches."""
+
+    @property
     def average(self) -> WeightAverage:
         """The moving average of the model's weights, which the loop updates."""
 
@@ -65,9 +71,6 @@ class Task(Protocol):
 
     def save_bundle(self, folder: Path) -> None:
         """Write the model as it is now, ready to load; every rank calls it."""
-
-    def batch_names(self, step: int) -> list[str]:
-        """The images of this rank's batch, for messages."""
 
     def state(self) -> dict[str, Tensor]:
         """Live tensors that the task must remember besides weights and optimizer, the same on every rank; resuming
@@ -167,7 +170,7 @@ class _Loop:
         asked = int(self.ranks.largest(torch.tensor(asked)))
         if bad is not None:
             self.keeper.wait()
-            names = self.task.batch_names(step)
+            names = self.task.loader.names(step)
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             saved = self.folder.last_step()
             raise FloatingPointError(
@@ -211,6 +214,7 @@ class _Loop:
             "score": self.validation.get("val_loss"),
             "usual_norm": self.usual_norm,
             "scaler": self.scaler.state_dict(),
+            "loader": self.task.loader.state(),
         }
         self.keeper.save(self.done, _tensors(self.task), notes)
 
@@ -222,6 +226,7 @@ class _Loop:
             checkpoints.read(found, _tensors(task), self.ranks)
             self.scaler.load_state_dict(found.notes["scaler"])
             self.usual_norm = found.notes["usual_norm"]
+            task.loader.load_state(found.notes["loader"])
         except (KeyError, RuntimeError, ValueError) as error:  # a tokenizer of another size, for one
             raise ValueError(f"{found.path}: does not fit the model to be trained ({error})") from error
         return found.step

@@ -4,7 +4,6 @@ Shapes: B images, H W pixels, F channels of a map, h w its sides.
 Source: Zhang et al. 2018 (LPIPS), section 3.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +23,7 @@ def perceptual_loss(network: FeatureNetwork, restored_B3HW: Tensor, target_B3HW:
     """
     maps = network.maps(_enlarged(restored_B3HW))
     targets = network.maps(_enlarged(target_B3HW))
-    weights = network.channel_weights or [torch.ones(())] * len(maps)
+    weights = network.channel_weights or [restored_B3HW.new_ones(1)] * len(maps)
     total = restored_B3HW.new_zeros(())
     for found_BFhw, target_BFhw, weight_F in zip(maps, targets, weights, strict=True):
         squares_BFhw = (_unit(found_BFhw) - _unit(target_BFhw)).square() * weight_F.view(-1, 1, 1)
@@ -33,10 +32,11 @@ def perceptual_loss(network: FeatureNetwork, restored_B3HW: Tensor, target_B3HW:
 
 
 def _enlarged(pixels_B3HW: Tensor) -> Tensor:
-    factor = LEAST_SIDE / min(pixels_B3HW.shape[-2:])
-    if factor <= 1:
+    sides = pixels_B3HW.shape[-2:]
+    if min(sides) >= LEAST_SIDE:
         return pixels_B3HW
-    return F.interpolate(pixels_B3HW, scale_factor=factor, mode="bilinear", align_corners=False)
+    size = [round(side * LEAST_SIDE / min(sides)) for side in sides]
+    return F.interpolate(pixels_B3HW, size, mode="bilinear", align_corners=False)
 
 
 def _unit(map_BFhw: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ previews/*.png           sheets of images
 config.json, ...         the model as a bundle
 """
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -27,11 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
 
 from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
-from mvar.data.source import PixelSource
+from mvar.data.loader import Source
+from mvar.data.splits import is_stream
+from mvar.data.stream import Stream
 from mvar.files import writable_folder, write_text
 from mvar.training import checkpoints
 from mvar.training.config import RunConfig
@@ -47,7 +47,7 @@ ENVIRONMENT, HEARTBEATS, CURVES = "environment.json", "heartbeats", "curves.png"
 # learning rate and weight decay then stretch over, and the remedies for a loss that is not finite.
 FREE = {
     "out", "data", "tokenizer", "init_from", "device", "resume", "accumulate", "workers", "parallel", "rank_timeout",
-    "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "val_images", "compile",
+    "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "val_images", "val_data", "compile",
     "activation_checkpointing",
 }  # fmt: skip
 ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
@@ -108,24 +108,26 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(self, images: PixelSource, held_out: PixelSource, tokenizer: str | None = None) -> None:
+    def begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None = None) -> None:
         """Say and note what the run trains on, and its settings; when it is resumed, see that this is still so.
 
         Args:
             images: the training images.
             held_out: the validation images.
-            tokenizer: `fingerprint` of the tokenizer whose token maps are trained on.
+            tokenizer: fingerprint of the tokenizer whose token maps are trained on.
 
         Raises:
             ValueError: the classes or the tokenizer have changed.
         """
         self._ranks.on_main(lambda: self._begin(images, held_out, tokenizer))
 
-    def _begin(self, images: PixelSource, held_out: PixelSource, tokenizer: str | None) -> None:
+    def _begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None) -> None:
         classes = f"{len(images.classes)} classes" if images.classes else "no classes"
-        print(f"{len(images)} training images of {classes}, {len(held_out)} for validation", file=sys.stderr)
+        n = None if isinstance(images, Stream) else len(images)
+        what = f"a stream of {len(images.urls)} shards" if isinstance(images, Stream) else f"{n} training images"
+        print(f"{what} of {classes}, {len(held_out)} images for validation", file=sys.stderr)
         path = self.path / DATA
-        now = {"images": len(images), "classes": images.classes, "tokenizer": tokenizer}
+        now = {"images": n, "classes": images.classes, "tokenizer": tokenizer}
         before = _read_json(path) if self.checkpoint is not None and path.is_file() else now
         if before.get("classes") != now["classes"]:
             raise ValueError(
@@ -215,20 +217,12 @@ class RunFolder:
         return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {step}"
 
 
-def fingerprint(network: nn.Module) -> str:
-    """A hash of a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def provenance(config: RunConfig) -> dict[str, Any]:
     """Where a trained model comes from, for its bundle."""
     return {
         "trained_with": f"mvar {__version__}, torch {torch.__version__}",
-        "data": Path(config.data).resolve().name,
+        # The address of a stream may hold a password.
+        "data": "a stream of shards" if is_stream(config.data) else Path(config.data).resolve().name,
         "steps": config.steps,
         "batch_size": config.batch_size,
         "seed": config.seed,

@@ -4,6 +4,7 @@ Shapes: B images, H W pixels, K scales, V codes; U random numbers of an image.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
-from mvar.data.order import batch_indices, crop_noise
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_splits
+from mvar.data.splits import open_loader, open_splits
+from mvar.data.stream import Stream
 from mvar.features.base import FeatureNetwork
 from mvar.features.networks import find_network
 from mvar.model import Model, from_bundle, load
@@ -60,14 +61,17 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
             train_images, val_images = open_splits(
                 config.data,
                 config.model.image_shape,
+                val_data=config.val_data,
                 resize_factor=config.resize_factor,
+                seed=config.seed,
                 on_bad_image=config.on_bad_image,
             )
             folder.begin(train_images, val_images)
             task = TokenizerTask(config, ranks, network, train_images, val_images.spread(config.val_images))
             if folder.checkpoint is None:
                 task.start(start)
-            fit(task, config, folder, ranks, callbacks)
+            with closing(task.loader):
+                fit(task, config, folder, ranks, callbacks)
             task.average.take()
         return from_bundle(task.bundle(), ranks.device, "float32")
 
@@ -87,11 +91,20 @@ class TokenizerTask:
         config: TokenizerTraining,
         ranks: Ranks,
         network: FeatureNetwork | None,
-        train_images: PixelSource,
+        train_images: PixelSource | Stream,
         val_images: PixelSource,
     ) -> None:
         self.config, self.ranks, self.device = config, ranks, ranks.device
         self.train_images, self.val_images = train_images, val_images
+        self.loader = open_loader(
+            train_images,
+            config.batch_size,
+            config.seed,
+            rank=ranks.rank,
+            ranks=ranks.size,
+            parts=config.accumulate,
+            workers=config.workers,
+        )
         torch.manual_seed(config.seed)
         self.model = Tokenizer(config.model).to(self.device)
         if config.decoder_only:
@@ -119,22 +132,18 @@ class TokenizerTask:
         if tokenizer is not None:
             self.model.load_state_dict(tokenizer.state_dict())
         elif self.config.start_from_data:
-            n = min(START_IMAGES, len(self.train_images))
-            indices = batch_indices(len(self.train_images), n, self.config.seed, 0)[0]
             latents = [
-                self.model.latent(self.train_images.batch(part)[0].to(self.device) / 255)
-                for part in indices.split(VIEWED_AT_ONCE)
+                self.model.latent(pixels_B3HW.to(self.device) / 255)
+                for pixels_B3HW in self.train_images.first(START_IMAGES, VIEWED_AT_ONCE)
             ]
             start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
         self.average = WeightAverage(self.model, self.config.ema)
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        indices_B, epochs_B = batch_indices(len(self.train_images), config.batch_size, config.seed, step)
-        noise_B2 = None if config.resize_factor == 1 else crop_noise(config.seed, epochs_B, indices_B)
-        target_B3HW = self.train_images.batch(indices_B, noise_B2)[0].to(self.device) / 255
-        places = range(step * config.batch_size, (step + 1) * config.batch_size)
-        noise_BU = uniform(config.seed, places, TRAINING_STREAM, (2 + AUGMENT_NUMBERS,)).to(self.device)
+        rows, _, positions_B = self.loader.batch(step, part)
+        target_B3HW = rows.to(self.device) / 255
+        noise_BU = uniform(config.seed, positions_B.tolist(), TRAINING_STREAM, (2 + AUGMENT_NUMBERS,)).to(self.device)
 
         with self.autocast():
             output_B3HW, quantized = self.replica(target_B3HW, self._scales_kept(noise_BU[:, :2]))
@@ -212,10 +221,6 @@ class TokenizerTask:
     def save_bundle(self, folder: Path) -> None:
         if self.ranks.main:
             write_bundle(folder, self.bundle())
-
-    def batch_names(self, step: int) -> list[str]:
-        indices_B, _ = batch_indices(len(self.train_images), self.config.batch_size, self.config.seed, step)
-        return [str(self.train_images.paths[i]) for i in indices_B.tolist()]
 
     def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}

@@ -1,0 +1,282 @@
+"""Token maps that `mvar tokenize` wrote: what the folder of a cache holds, and the source that training reads.
+
+    manifest.json                         what the cache was made from and how, each file's size and SHA-256
+    train-00000.npy, ... val-00000.npy    shards of tokens (images, views, L), uint16 or int32, read where they lie
+    train-labels.npy, val-labels.npy      int64 (images,)
+    train-names.json, val-names.json      the images' names inside their folder
+    .unfinished/                          only while the cache is made: settings.json, and a JSON file a finished shard
+
+Shapes: B batch, L tokens of all scales.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.data.progress import track
+from mvar.scales import ScaleSchedule, Side
+
+FORMAT, VERSION = "mvar-tokens", 1
+MANIFEST, UNFINISHED, SETTINGS = "manifest.json", ".unfinished", "settings.json"
+SPLITS = ("train", "val")
+AGAIN = "run mvar tokenize again with the cache's settings"
+
+
+class Checksum(NamedTuple):
+    """What tells whether a file is whole."""
+
+    size: int
+    sha256: str
+
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with a file, beginning with its name; None where it is whole."""
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if path.stat().st_size != self.size:
+            return f"{path.name} is damaged ({path.stat().st_size} bytes instead of {self.size})"
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+                return f"{path.name} is damaged (its checksum differs)"
+        return None
+
+
+class Shard(NamedTuple):
+    """A file of tokens: those of the images start to stop of a split."""
+
+    name: str
+    split: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """What decides every byte of a cache.
+
+    Attributes:
+        data: name of the image folder.
+        tokenizer: fingerprint of the tokenizer's weights.
+        sides: its token maps.
+        vocab_size: its number of codes.
+        views: crops of each training image; validation images have one, their centre.
+        resize_factor: size before cropping over the size after it.
+        seed: of the crops.
+        dtype: of the encoder's products.
+        batch_size: images encoded at once.
+        shard_images: images of a shard.
+        classes: class names; empty for a set without classes.
+        images: how many of each split.
+        listing: SHA-256 of the images' names and labels.
+    """
+
+    data: str
+    tokenizer: str
+    sides: list[Side]
+    vocab_size: int
+    views: int
+    resize_factor: float
+    seed: int
+    dtype: Literal["float32", "bfloat16"]
+    batch_size: int
+    shard_images: int
+    classes: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    listing: str = ""
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """How a token is stored."""
+        return np.dtype("<u2" if self.vocab_size <= 2**16 else "<i4")
+
+    def shape(self, shard: Shard) -> tuple[int, int, int]:
+        """(images, views, L) of a shard."""
+        views = self.views if shard.split == "train" else 1
+        return shard.stop - shard.start, views, ScaleSchedule(self.sides).length
+
+    def shards(self, splits: Iterable[str] = SPLITS) -> list[Shard]:
+        """All shards of these splits, in order."""
+        return [
+            Shard(f"{split}-{start // self.shard_images:05d}.npy", split, start, min(start + self.shard_images, n))
+            for split in splits
+            for n in [self.images[split]]
+            for start in range(0, n, self.shard_images)
+        ]
+
+    def differences(self, other: "CacheSettings", names: Iterable[str]) -> list[str]:
+        """Where the other's fields of these names differ: "seed = 1 (here 0)"."""
+        mine, others = _plain(self), _plain(other)
+        return [f"{name} = {others[name]!r} (here {mine[name]!r})" for name in names if mine[name] != others[name]]
+
+
+def is_cache(folder: str | Path) -> bool:
+    """Whether a folder holds a token cache: finished or not, of whatever version, even without its manifest."""
+    try:
+        found = json.loads(_settings_file(Path(folder)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Path(folder, f"{SPLITS[0]}-00000.npy").is_file()
+    return isinstance(found, dict) and found.get("format") == FORMAT
+
+
+def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Checksum]]:
+    """The settings that a cache was begun with, and the checksums of its manifest; none before it was finished.
+
+    Args:
+        named: the option and its value, for messages.
+
+    Raises:
+        ValueError: one line that names the file and what is wrong with it.
+    """
+    path = _settings_file(folder)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found, version = values.pop("format"), values.pop("version")
+        if found != FORMAT:
+            raise ValueError(f"format = {found!r}, expected {FORMAT!r}")
+        if version != VERSION:
+            raise ValueError(f"version = {version!r}, this mvar reads version {VERSION}")
+        files = {name: Checksum(**entry) for name, entry in values.pop("files", {}).items()}
+        settings = CacheSettings(**values)
+        if files and files.keys() != set(all_files(settings)):
+            raise ValueError("it does not list the files that its settings ask for")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{named}: {path.name} cannot be used ({error}); delete the cache and make it anew by mvar tokenize"
+        ) from error
+    return settings, files
+
+
+def written_settings(settings: CacheSettings, files: Mapping[str, Checksum] | None = None) -> str:
+    """What manifest.json holds, and without files settings.json."""
+    values: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(settings)}
+    if files is not None:
+        values["files"] = {name: files[name]._asdict() for name in all_files(settings)}
+    return json.dumps(values, indent=2) + "\n"
+
+
+def all_files(settings: CacheSettings) -> list[str]:
+    """Names of all files of a finished cache but its manifest."""
+    beside = [f"{split}-{name}" for split in SPLITS for name in ("labels.npy", "names.json")]
+    return beside + [shard.name for shard in settings.shards()]
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """A finished and undamaged cache.
+
+    Attributes:
+        folder: where it is.
+        settings: how it was made.
+        files: the checksum of each file.
+    """
+
+    folder: Path
+    settings: CacheSettings
+    files: dict[str, Checksum]
+
+    @classmethod
+    def open(cls, folder: str | Path, field: str = "data") -> "TokenCache":
+        """Read the manifest and verify every file by its size and checksum.
+
+        Args:
+            field: the option that named the folder, for messages.
+
+        Raises:
+            ValueError: one line: the cache is not finished, or which of its files are missing or damaged.
+        """
+        folder = Path(folder)
+        named = f"{field} = {str(folder)!r}"
+        if (folder / UNFINISHED).is_dir():
+            raise ValueError(f"{named}: is not finished; {AGAIN}, it goes on where it stopped")
+        settings, files = read_settings(folder, named)
+        cache = cls(folder, settings, files)
+        if damage := cache.damage():
+            raise ValueError(f"{named}: {', '.join(damage)}; {AGAIN}, it writes anew only what is not whole")
+        return cache
+
+    def damage(self) -> list[str]:
+        """What is wrong with each file that is not whole."""
+        verified = track(self.files.items(), len(self.files), "verifying tokens")
+        return [damage for name, checksum in verified if (damage := checksum.damage(self.folder / name))]
+
+    def splits(self) -> "tuple[TokenSource, TokenSource]":
+        """The training and the validation images; shards are memory-mapped."""
+        train, val = (self._source(split) for split in SPLITS)
+        return train, val
+
+    def _source(self, split: str) -> "TokenSource":
+        names = json.loads((self.folder / f"{split}-names.json").read_text(encoding="utf-8"))
+        return TokenSource(
+            shards=[np.load(self.folder / shard.name, mmap_mode="r") for shard in self.settings.shards([split])],
+            labels=torch.from_numpy(np.load(self.folder / f"{split}-labels.npy")),
+            classes=self.settings.classes,
+            names=names,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSource:
+    """Token maps of images (a `Source`), from memory-mapped files or from memory.
+
+    Attributes:
+        shards: tokens (images, views, L), integers; all but the last hold as many images.
+        labels: int64 (n,).
+        classes: class names; empty for a set without classes.
+        names: the images' names.
+    """
+
+    shards: list[np.ndarray]
+    labels: Tensor
+    classes: list[str]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """The image's name inside its folder."""
+        return self.names[i]
+
+    def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens int64 (B, L) and labels int64 (B,).
+
+        Args:
+            indices_B: which images.
+            epochs_B: epoch e shows view e modulo the number of views; None shows the first.
+        """
+        indices_B = torch.as_tensor(indices_B)
+        images, views, L = self.shards[0].shape
+        views_B = np.zeros(len(indices_B), dtype=np.int64) if epochs_B is None else epochs_B.numpy() % views
+        shards_B, rows_B = np.divmod(indices_B.numpy(), images)
+        tokens_BL = np.empty((len(indices_B), L), dtype=np.int64)
+        for s in np.unique(shards_B):
+            here_B = shards_B == s
+            tokens_BL[here_B] = self.shards[s][rows_B[here_B], views_B[here_B]]
+        return torch.from_numpy(tokens_BL), self.labels[indices_B]
+
+    def spread(self, most: int) -> "TokenSource":
+        """At most so many of the images, evenly spaced and in memory, with their first view."""
+        n = len(self)
+        if n <= most:
+            return self
+        chosen = [i * n // most for i in range(most)]
+        tokens_BL, labels_B = self.batch(chosen)
+        names = [self.names[i] for i in chosen]
+        return replace(self, shards=[tokens_BL.numpy()[:, None]], labels=labels_B, names=names)
+
+
+def _settings_file(folder: Path) -> Path:
+    """The manifest, or before there is one what stands for it."""
+    begun, manifest = folder / UNFINISHED / SETTINGS, folder / MANIFEST
+    return begun if begun.is_file() and not manifest.is_file() else manifest
+
+
+def _plain(settings: CacheSettings) -> dict[str, Any]:
+    """The settings as JSON keeps them, which has no tuples."""
+    return dict(json.loads(json.dumps(asdict(settings))))

@@ -1,0 +1,126 @@
+"""What a generator is trained on: images that the tokenizer encodes, or a token cache; both look the same.
+
+From a cache, training needs the tokenizer's quantiser only: the whole tokenizer is read for a preview or a bundle and
+dropped again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from mvar.data.encoded import EncodedImages
+from mvar.data.source import PixelSource
+from mvar.data.splits import open_splits
+from mvar.data.stream import Stream
+from mvar.data.tokens import TokenCache, TokenSource, is_cache
+from mvar.model import load
+from mvar.scales import ScaleSchedule
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+from mvar.tokenizer.quantizer import MultiScaleQuantizer
+from mvar.training.config import GeneratorTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenData:
+    """Images or token maps for training and validation, and the tokenizer.
+
+    Attributes:
+        name: of the folder of images that a cache was made from.
+        train, val: pixels, to be encoded batch by batch, or token maps.
+        quantizer: what gives the generator's inputs; in memory all the time.
+        tokenizer_config: the tokenizer's hyperparameters.
+        fingerprint: of the tokenizer's weights.
+        tokenizer: gives the whole tokenizer; do not keep it.
+    """
+
+    name: str | None
+    train: PixelSource | Stream | TokenSource
+    val: PixelSource | TokenSource
+    quantizer: MultiScaleQuantizer
+    tokenizer_config: TokenizerConfig
+    fingerprint: str
+    tokenizer: Callable[[], Tokenizer]
+
+    @classmethod
+    def open(cls, config: GeneratorTraining, device: torch.device) -> "TokenData":
+        """Read what `config.data` and `config.tokenizer` name; images are not encoded yet.
+
+        Raises:
+            ValueError: either cannot be used, or the cache was made by another tokenizer.
+        """
+        tokenizer = load_tokenizer(config.tokenizer, device)
+        fingerprint = tokenizer.fingerprint()
+        name: str | None
+        whole: Callable[[], Tokenizer]
+        train: PixelSource | Stream | TokenSource
+        val: PixelSource | TokenSource
+        if is_cache(config.data):
+            cache = TokenCache.open(config.data)
+            _check_made_by(cache, config, tokenizer.config, fingerprint)
+            name, whole = cache.settings.data, partial(_again, config.tokenizer, device, fingerprint)
+            train, val = cache.splits()
+        else:
+            name, whole = None, lambda: tokenizer
+            train, val = open_splits(
+                config.data,
+                tokenizer.config.image_shape,
+                val_data=config.val_data,
+                resize_factor=config.resize_factor,
+                seed=config.seed,
+                on_bad_image=config.on_bad_image,
+            )
+        return cls(
+            name=name,
+            train=train,
+            val=val,
+            quantizer=tokenizer.quantizer,
+            tokenizer_config=tokenizer.config,
+            fingerprint=fingerprint,
+            tokenizer=whole,
+        )
+
+    def ready(self, val_images: int) -> "TokenData":
+        """The same with all encoded now that is the same in every epoch, and at most so many validation images."""
+        train, val = self.train, self.val.spread(val_images)
+        if isinstance(train, PixelSource) and train.resize_factor == 1:
+            train = EncodedImages(images=train, tokenizer=self.tokenizer()).in_memory("encoding training images")
+        if isinstance(val, PixelSource):
+            val = EncodedImages(images=val, tokenizer=self.tokenizer()).in_memory("encoding validation images")
+        return replace(self, train=train, val=val)
+
+
+def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
+    """The tokenizer of a model, in float32.
+
+    Raises:
+        ValueError: one line that begins with "tokenizer = ".
+    """
+    try:
+        return load(source, device, "float32").tokenizer
+    except ValueError as error:
+        reason = str(error).removeprefix(f"model = {source!r}: ")
+        raise ValueError(f"tokenizer = {source!r}: {reason}") from error
+
+
+def _again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
+    """The tokenizer once more, for a preview or a bundle."""
+    tokenizer = load_tokenizer(source, device)
+    if tokenizer.fingerprint() != fingerprint:
+        raise ValueError(
+            f"tokenizer = {source!r}: its weights have changed since training began; put the old ones back and resume"
+        )
+    return tokenizer
+
+
+def _check_made_by(cache: TokenCache, config: GeneratorTraining, tokenizer: TokenizerConfig, fingerprint: str) -> None:
+    """Raise where a cache holds the tokens of another tokenizer."""
+    made = cache.settings
+    if made.tokenizer != fingerprint or ScaleSchedule(made.sides) != tokenizer.schedule:
+        raise ValueError(
+            f"tokenizer = {config.tokenizer!r}: did not make the cache {config.data!r}: fingerprint {fingerprint[:12]} "
+            f"and sides {tokenizer.sides}, in the cache {made.tokenizer[:12]} and {made.sides}; "
+            "give that one, or make a cache with this one by mvar tokenize"
+        )

@@ -1,0 +1,288 @@
+"""Token caches: what is in them, and that nothing that happens to them while they are made or later goes unnoticed."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar.cli import main
+from mvar.data import token_writer
+from mvar.data.encoded import EncodedImages
+from mvar.data.splits import open_splits
+from mvar.data.token_writer import write_cache
+from mvar.data.tokens import TokenCache
+from mvar.model import load
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+VIEWS, FACTOR, SEED = 3, 1.5, 4
+# 7 training images in shards of 2, so four of them, and 2 validation images in one.
+SETTINGS = {"views": VIEWS, "resize_factor": FACTOR, "seed": SEED, "shard_images": 2, "batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def data(fashion_arrays, tmp_path_factory) -> Path:
+    """train/ and val/ of two classes, one with a name that needs care."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, counts in (("train", (4, 3)), ("val", (1, 1))):
+        for label, (name, count) in enumerate(zip(("bag", "ящик\n"), counts, strict=True)):
+            (root / split / name).mkdir(parents=True)
+            for i, image in enumerate(fashion_arrays[split][label, :count]):
+                Image.fromarray(np.asarray(image)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle) -> Tokenizer:
+    return load(bundle, "cpu", "float32").tokenizer
+
+
+@pytest.fixture(scope="module")
+def finished(data, tokenizer, tmp_path_factory) -> Path:
+    """A cache of SETTINGS; read only."""
+    out = tmp_path_factory.mktemp("caches") / "finished"
+    assert write_cache(str(data), str(out), tokenizer, **SETTINGS)
+    return out
+
+
+@pytest.fixture
+def command(data, bundle):
+    """The words of `mvar tokenize` with SETTINGS."""
+
+    def words(out: Path, **changes) -> list[str]:
+        options = {"data": data, "tokenizer": bundle, "out": out, **SETTINGS, "device": "cpu", **changes}
+        return ["tokenize", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+
+    return words
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def shards(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("[!.]*-0*.npy"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_view_is_the_crop_of_its_epoch_and_validation_the_centre(data, tokenizer, dtype, tmp_path):
+    write_cache(str(data), str(tmp_path / "c"), tokenizer, **SETTINGS, dtype=dtype)
+    sources = TokenCache.open(tmp_path / "c").splits()
+
+    def encoded(images, i, epoch):
+        pixels = images.batch([i], epoch)[0] / 255
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            return torch.cat(tokenizer.encode(pixels), dim=1)[0]
+
+    folders = open_splits(data, (8, 8), resize_factor=FACTOR, seed=SEED)
+    for split, source, images in zip(("train", "val"), sources, folders, strict=True):
+        n = len(source)
+        assert (n, source.classes) == (len(images), ["bag", "ящик\n"])
+        assert torch.equal(source.labels, images.labels)
+        assert [source.name(i) for i in range(n)] == [os.path.relpath(path, data) for path in images.paths]
+        views = VIEWS if split == "train" else 1
+        assert {(shard.dtype, *shard.shape[1:]) for shard in source.shards} == {(np.dtype("uint16"), views, 21)}
+        order = torch.tensor([*range(n - 1, -1, -1), 0])
+        for epoch in range(2 * views):
+            tokens, labels = source.batch(order, torch.full_like(order, epoch))
+            assert tokens.dtype == labels.dtype == torch.int64
+            assert torch.equal(labels, images.labels[order])
+            for row, i in zip(tokens, order, strict=True):
+                shown = torch.tensor([epoch % VIEWS]) if split == "train" else None
+                assert torch.equal(row, encoded(images, int(i), shown))
+        mixed = torch.arange(n) % views
+        alone = [source.batch([i], mixed[i : i + 1])[0] for i in range(n)]
+        assert torch.equal(source.batch(range(n), mixed)[0], torch.cat(alone))
+        assert torch.equal(source.batch(order)[0], source.batch(order, torch.zeros_like(order))[0])
+    train = sources[0]
+    assert not torch.equal(train.batch(range(7))[0], train.batch(range(7), torch.ones(7, dtype=torch.long))[0])
+
+
+def test_codes_beyond_sixteen_bits(data, tmp_path):
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        channels=32, multipliers=(1, 1), res_blocks=1, latent_channels=4, vocab_size=2**16 + 9, sides=[1, 4]
+    )
+    large = Tokenizer(config).eval()
+    large.quantizer.codebook.data[: 2**16] = 1e3  # never nearest
+    write_cache(str(data), str(tmp_path / "c"), large, batch_size=4)
+    (train, _), (images, _) = TokenCache.open(tmp_path / "c").splits(), open_splits(data, (8, 8), resize_factor=1.0)
+    tokens = train.batch(range(7))[0]
+    assert torch.equal(tokens, EncodedImages(images=images, tokenizer=large).batch(range(7))[0])
+    assert tokens.min() >= 2**16
+
+
+KILLED = """
+import os, signal, sys
+from mvar.cli import main
+from mvar.data.encoded import EncodedImages
+
+batch, calls = EncodedImages.batch, 0
+
+def killing(self, *args):
+    global calls
+    calls += 1
+    if calls == 2 * 3 + 3 + 2:  # two images of three views are a shard: in the middle of the second one
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, *args)
+
+EncodedImages.batch = killing
+main(sys.argv[1:])
+"""
+
+
+def test_killed_and_finished_by_two_processes_it_is_the_same_bytes(finished, command, refused, tmp_path):
+    out = tmp_path / "cache"
+    run = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+    words = command(out)
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], **run)
+    assert killed.returncode == -9, killed.stderr
+    assert shards(out) == ["train-00000.npy"]
+    assert len(list(out.glob(".train-00001.*"))) == 1  # what was being written
+    kept = (out / "train-00000.npy").stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"^data = '.*cache': is not finished; run mvar tokenize again .*$"):
+        TokenCache.open(out)
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mvar"]
+    done = subprocess.run([*launcher, *words], **run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"wrote {out}"
+    assert (out / "train-00000.npy").stat().st_mtime_ns == kept
+    assert contents(out) == contents(finished), "nothing else, and the same bytes"
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_forever(finished, data, tokenizer, tmp_path, monkeypatch):
+    out = tmp_path / "cache"
+    monkeypatch.setattr(token_writer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(token_writer, "POLL_SECONDS", 0.0)
+    for _ in range(2):  # the second time there is nothing left for rank 0 to write
+        with pytest.raises(TimeoutError, match=r"train-00001.npy, train-00003.npy are missing; .* it goes on$"):
+            write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=0, ranks=2)
+    assert write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=1, ranks=2)
+    assert not (out / "manifest.json").exists()
+    assert write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=0, ranks=2)
+    assert contents(out) == contents(finished)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "told"),
+    [
+        ("train-00001.npy", flip, r"train-00001.npy is damaged \(its checksum differs\)"),
+        ("train-00003.npy", lambda path: os.truncate(path, 100), r"train-00003.npy is damaged \(100 bytes instead of"),
+        ("val-00000.npy", Path.unlink, "val-00000.npy is missing"),
+        ("train-names.json", flip, "train-names.json is damaged"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_named_and_mended_alone(finished, command, tmp_path, name, spoil, told, capsys):
+    out = shutil.copytree(finished, tmp_path / "cache")
+    before = {path.name: path.stat().st_ino for path in out.glob("*-0*.npy")}
+    spoil(out / name)
+    with pytest.raises(ValueError, match=rf"^data = '.*cache': {told}.*; run mvar tokenize again .*$") as caught:
+        TokenCache.open(out)
+    assert "\n" not in str(caught.value)
+    main(command(out))
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert contents(out) == contents(finished)
+    after = {path.name: path.stat().st_ino for path in out.glob("*-0*.npy")}
+    assert {shard for shard in after if after[shard] != before.get(shard)} == {name} & set(after)
+
+
+def test_a_finished_cache_is_left_alone(finished, command, capsys, monkeypatch):
+    monkeypatch.setattr(token_writer, "open_splits", None)  # not even the images are read
+    before = contents(finished)
+    main(command(finished))
+    assert capsys.readouterr().out == f"nothing to do: {finished} is complete and whole\n"
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("state", ["finished", "begun"])
+def test_other_settings_are_refused_in_one_line(finished, data, command, refused, tmp_path, state):
+    out = shutil.copytree(finished, tmp_path / "cache")
+    if state == "begun":
+        (out / ".unfinished").mkdir()
+        (out / "manifest.json").rename(out / ".unfinished" / "settings.json")
+    before = contents(out / ".unfinished" if state == "begun" else out)
+    assert refused(*command(out, views=2, seed=9)) == [
+        f"mvar: out = '{out}': holds a cache with views = 3 (here 2), seed = 4 (here 9); "
+        "give its settings, or a new folder"
+    ]
+    assert contents(out / ".unfinished" if state == "begun" else out) == before
+    if state == "begun":
+        more = shutil.copytree(data, tmp_path / "elsewhere" / data.name)
+        shutil.copy(more / "train" / "bag" / "0.png", more / "train" / "bag" / "new.png")
+        assert refused(*command(out, data=more))[-1] == (
+            f"mvar: data = '{more}': has 8 + 2 images, other ones than the cache '{out}' was begun with (7 + 2); "
+            "restore them, or give a new folder as out"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"views": 0}, "views = 0: must be at least 1"),
+        (
+            {"resize_factor": 1},
+            "views = 3: all are the same where nothing is cropped; give 1, or resize_factor above 1",
+        ),
+        ({"resize_factor": 0.5}, "resize_factor = 0.5: must lie in [1, 4]"),
+        ({"seed": -1}, "seed = -1: must lie in [0, 2**63)"),
+        ({"tokenizer": "./nowhere"}, "tokenizer = './nowhere': no such model"),
+        ({"data": "nowhere"}, "data = 'nowhere': does not exist"),
+    ],
+)
+def test_unsound_settings_are_refused_before_anything_is_written(refused, command, tmp_path, changes, message):
+    (line,) = refused(*command(tmp_path / "cache", **changes))
+    assert line.startswith(f"mvar: {message}")
+    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+
+
+def test_a_folder_in_use_is_refused(refused, command, data, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    assert refused(*command(tmp_path))[0].endswith(
+        "already exists and is neither an empty folder nor a token cache; give a new name"
+    )
+    assert refused(*command(data / "cache"))[0].endswith("lies inside data; name another")
+
+
+def test_a_full_disk_leaves_whole_shards_only(finished, command, tmp_path, capsys):
+    out = tmp_path / "cache"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = command(out, shard_images=6)  # 884 bytes of 6 images and 254 of the last
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (800, limits[1]))
+        with pytest.raises(SystemExit) as exit_:
+            main(words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"mvar: out = '{out}': cannot be written (File too large); mend it and call again, it goes on"
+    )
+    assert [path.name for path in out.iterdir()] == [".unfinished"]
+    main(words)
+    tokens = [TokenCache.open(folder).splits()[0].batch(range(7))[0] for folder in (out, finished)]
+    assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("content", ["", '{"format": "mvar-tokens"}', '{"format": "mvar-tokens", "version": 9}'])
+def test_a_manifest_that_cannot_be_read(finished, command, refused, tmp_path, content):
+    out = shutil.copytree(finished, tmp_path / "cache")
+    (out / "manifest.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"^data = '.*cache': manifest.json cannot be used \(.*\); delete the cache and"
+    ):
+        TokenCache.open(out)
+    assert "manifest.json cannot be used" in refused(*command(out))[0]

@@ -1,0 +1,55 @@
+"""What tests of training runs share: reading what a run left, and letting it die at a step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mvar.training import checkpoints
+
+
+class Killed(Exception):
+    pass
+
+
+def metrics(out) -> list[dict[str, Any]]:
+    """The records of a run, without its rate."""
+    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def checkpoint(out) -> dict[str, Any]:
+    """The last checkpoint: its step, notes and tensors by name."""
+    found = checkpoints.latest(Path(out))
+    tensors = {}
+    for path in sorted(found.path.glob("*.safetensors")):
+        tensors |= {name: value.clone() for name, value in load_file(path).items()}  # not a view of the file
+    return {"step": found.step, "notes": found.notes, "tensors": tensors}
+
+
+def same_bits(a, b) -> bool:
+    """Whether two structures of tensors are equal."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return a == b
+
+
+def poison(monkeypatch, task, step, how) -> None:
+    """Let the loss of one step (from 0) be spoilt."""
+    whole = task.loss
+
+    def loss(self, i, part):
+        value, parts = whole(self, i, part)
+        return (how(value) if i == step else value), parts
+
+    monkeypatch.setattr(task, "loss", loss)
+
+
+def kill(_):
+    raise Killed

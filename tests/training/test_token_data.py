@@ -1,0 +1,119 @@
+"""A generator trained from a token cache: the same run as from the images, without the tokenizer in memory."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from weakref import WeakSet
+
+import pytest
+import torch
+
+from mvar.cli import main
+from mvar.data.token_writer import write_cache
+from mvar.model import load
+from mvar.tokenizer.network import Tokenizer
+from mvar.training import generator
+from mvar.training.generator import GeneratorTask
+from mvar.training.token_data import load_tokenizer
+
+from .runs import Killed, checkpoint, kill, metrics, poison, same_bits
+
+
+@pytest.fixture
+def cache(photos, trained_tokenizer, tmp_path):
+    """Make a cache of the photos."""
+
+    def make(**settings) -> str:
+        out = tmp_path / "cache"
+        tokenizer = load_tokenizer(str(trained_tokenizer), "cpu")
+        write_cache(str(photos), str(out), tokenizer, **{"shard_images": 8, **settings})
+        return str(out)
+
+    return make
+
+
+def files(out):
+    """What a run leaves, without times of day and the names of folders."""
+    previews = {path.name: path.read_bytes() for path in Path(out, "previews").iterdir()}
+    weights = {name: Path(out, name).read_bytes() for name in ("tokenizer.safetensors", "generator.safetensors")}
+    return checkpoint(out), metrics(out), previews, weights, Path(out, "data.json").read_text()
+
+
+@pytest.mark.parametrize("resize_factor", [1.0, 1.5])
+def test_training_from_a_cache_equals_training_from_the_images(
+    generator_run, cache, resize_factor, tmp_path, monkeypatch
+):
+    # 6 steps of 5 are 30 of 21 images: two epochs.
+    made = cache(resize_factor=resize_factor, views=1 if resize_factor == 1 else 2)
+    config = generator_run(resize_factor=resize_factor, val_images=2, validate_every=6, checkpoint_every=6)
+    images, cached = (replace(config, out=str(tmp_path / name)) for name in ("images", "cached"))
+    cached = replace(cached, data=made, resize_factor=1.0)  # the cache's own counts
+    model = generator.train(images)
+    again = generator.train(cached)
+    assert same_bits(files(images.out), files(cached.out))
+    assert again.provenance == model.provenance
+    loaded = load(cached.out, "cpu")
+    assert torch.equal(loaded.sample("shoe").pixels, model.sample("shoe").pixels)
+
+
+def test_a_run_resumes_from_a_cache(generator_run, cache, tmp_path, monkeypatch):
+    whole = generator_run(data=cache(), steps=4, out=str(tmp_path / "whole"))
+    generator.train(whole)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+    poison(monkeypatch, GeneratorTask, 3, kill)
+    with pytest.raises(Killed):
+        generator.train(broken)
+    monkeypatch.undo()
+    generator.train(replace(broken, resume=True))
+    assert same_bits(files(broken.out), files(whole.out))
+
+
+@pytest.mark.parametrize("source", ["images", "cache"])
+def test_the_tokenizer_is_in_memory_only_where_images_are_encoded(generator_run, cache, source, monkeypatch):
+    config = generator_run(steps=3, **({"data": cache()} if source == "cache" else {}))
+    alive, seen, made, loss = WeakSet(), [], Tokenizer.__init__, GeneratorTask.loss
+    monkeypatch.setattr(Tokenizer, "__init__", lambda self, *args: (made(self, *args), alive.add(self.encoder))[0])
+    monkeypatch.setattr(GeneratorTask, "loss", lambda self, *args: (seen.append(len(alive)), loss(self, *args))[1])
+    generator.train(config)
+    assert seen == ([0, 0, 0] if source == "cache" else [1, 1, 1])
+
+
+@pytest.mark.filterwarnings("ignore:the model was not trained at these scales")
+def test_a_cache_of_another_tokenizer_is_refused(generator_run, cache, trained_tokenizer, bundle, tmp_path):
+    made = cache()
+    for name, other in (("weights", bundle), ("sides", str(tmp_path / "wide"))):
+        if name == "sides":
+            main(["reschedule", "--model", str(trained_tokenizer), "--sides", "1,2,[4,8]", "--out", other])
+        with pytest.raises(
+            ValueError, match=rf"^tokenizer = '{other}': did not make the cache '{made}': fingerprint .*$"
+        ):
+            generator.train(generator_run(data=made, tokenizer=other))
+        assert not Path(generator_run().out).exists()
+
+
+def test_a_tokenizer_that_changes_while_training_is_noticed(generator_run, cache, trained_tokenizer, bundle, tmp_path):
+    place = shutil.copytree(trained_tokenizer, tmp_path / "tokenizer-here")
+    config = generator_run(data=cache(), tokenizer=str(place), steps=2)
+    loss = GeneratorTask.loss
+
+    def replaced(self, step, part):
+        if step == 1:
+            shutil.copytree(bundle, place, dirs_exist_ok=True)
+        return loss(self, step, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeneratorTask, "loss", replaced)
+        with pytest.raises(ValueError, match=r"^tokenizer = .*: its weights have changed since training began; put"):
+            generator.train(config)
+
+
+def test_a_cache_that_is_not_whole_is_refused_before_the_run(generator_run, cache, refused):
+    made = cache()
+    Path(made, "train-00001.npy").unlink()
+    config = generator_run()
+    words = ["train", "generator", "--preset", "tiny32", "--data", made, "--tokenizer", config.tokenizer]
+    assert refused(*words, "--out", config.out)[-1] == (
+        f"mvar: data = '{made}': train-00001.npy is missing; run mvar tokenize again with the cache's settings, "
+        "it writes anew only what is not whole"
+    )
+    assert not Path(config.out).exists()
