@@ -9,7 +9,7 @@ from PIL import Image
 
 from mvar.checkpoint import hub
 from mvar.cli import main
-from mvar.model import load
+from mvar.model import Model, load
 
 
 @pytest.fixture
@@ -108,6 +108,27 @@ def test_score_and_classify_read_a_folder_of_classes(bundle, capsys, workplace):
     assert capsys.readouterr().out.startswith("photo.png: ")
     main(["score", "--model", bundle, "--images", "photo.png"])
     assert capsys.readouterr().out.startswith("1 images: ")
+
+
+def test_join_takes_the_decoder_of_one_and_the_generator_of_another(bundle, tmp_path, refused, capsys):
+    whole = load(bundle, "cpu", "float32")
+    with torch.no_grad():
+        whole.tokenizer.decoder.conv_out.bias += 0.5
+    Model(whole.tokenizer).save(tmp_path / "decoder")
+    main(["join", "--tokenizer", str(tmp_path / "decoder"), "--generator", bundle, "--out", str(tmp_path / "joined")])
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'joined'}\n"
+    joined, before = load(tmp_path / "joined", "cpu"), load(bundle, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(joined.sample("cat").tokens, before.sample("cat").tokens, strict=True))
+    assert joined.sample("cat").pixels.mean() > before.sample("cat").pixels.mean()
+
+    with torch.no_grad():
+        whole.tokenizer.quantizer.codebook += 1
+    other = Model(whole.tokenizer).save(tmp_path / "other")
+    line = refused("join", "--tokenizer", str(other), "--generator", bundle, "--out", str(tmp_path / "x"))[-1]
+    assert "was trained with in quantizer.codebook; give one that was trained from it with --decoder-only" in line
+    assert not (tmp_path / "x").exists()
+    line = refused("join", "--tokenizer", bundle, "--generator", str(other), "--out", str(tmp_path / "x"))[-1]
+    assert line.startswith(f"mvar: generator = '{other}': is a tokenizer without a generator")
 
 
 @pytest.mark.filterwarnings("ignore:the model was not trained at these scales")

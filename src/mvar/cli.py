@@ -42,6 +42,7 @@ COMMANDS = {
     "info": Command(models.info, positional=True),
     "convert": Command(models.convert),
     "reschedule": Command(models.reschedule),
+    "join": Command(models.join),
     "bench train": Command(bench.bench_train),
 }
 LIST_OPTIONS = ("box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")

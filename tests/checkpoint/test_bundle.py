@@ -100,7 +100,7 @@ def test_a_failed_write_leaves_the_old_bundle(folder, monkeypatch, whole):
             raise OSError("disk full")
         save_file(tensors, path)
 
-    monkeypatch.setattr("mvar.checkpoint.bundle.save_file", full)
+    monkeypatch.setattr("mvar.checkpoint.bundle.write_tensors", full)
     with pytest.raises(OSError, match="disk full"):
         write_bundle(folder, build())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == old

@@ -104,7 +104,9 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arra
 
 
 def test_every_figure_of_the_page_is_drawn(work, measured):
-    recipe.figures.guidance_curves([trial(1, 0.5, 1.0), trial(2, 0.6, 0.9)], (0.9, 1.1), measured[0] / "guidance.png")
+    recipe.figures.guidance_curves(
+        [trial(1, 0.5, 1.0, 9.0), trial(2, 0.6, 0.9, 8.0)], (0.9, 1.1), measured[0] / "guidance.png"
+    )
     linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
     assert len(linked) == len(set(linked)) == 9
     for name in linked:
@@ -143,7 +145,7 @@ def test_a_tokenizer_alone_is_measured_as_far_as_it_goes(work, fashion_excerpt, 
     assert not (tmp_path / "samples.png").exists()
 
 
-def trial(guidance, accuracy, ratio):
+def trial(guidance, accuracy, ratio, distance):
     return {
         "guidance": guidance,
         "temperature": [1.2, 1.0],
@@ -151,13 +153,14 @@ def trial(guidance, accuracy, ratio):
         "top_p": 1.0,
         "accuracy": accuracy,
         "spread_ratio": ratio,
+        "distance": distance,
     }
 
 
-def test_best_is_the_most_accurate_in_the_band_else_of_all():
-    trials = [trial(0, 0.7, 1.0), trial(1, 0.8, 0.93), trial(2, 0.95, 0.9), trial(3, 0.99, 1.2)]
-    assert recipe.best(trials)["guidance"] == 1
-    assert recipe.best(trials[2:])["guidance"] == 3
+def test_best_is_the_nearest_to_real_images_that_is_accurate_and_varied_else_the_most_accurate():
+    trials = [trial(0, 0.7, 1.0, 10), trial(1, 0.94, 0.94, 90), trial(2, 0.95, 0.94, 80), trial(3, 0.99, 0.9, 20)]
+    assert recipe.best(trials)["guidance"] == 2
+    assert recipe.best([trials[0], trials[3]])["guidance"] == 3
 
 
 def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp_path, monkeypatch):
@@ -172,7 +175,7 @@ def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp
     settings = packaged.defaults
     assert (settings.guidance, settings.temperature) == (chosen["guidance"], chosen["temperature"])
     assert settings.temperature[0] == 2
-    assert settings.temperature[-1] == 1
+    assert settings.temperature[-1] == recipe.LAST_TEMPERATURE
     assert packaged.provenance["tokenizer_steps"] == 150
     size = sum(file.stat().st_size for file in out.iterdir())
     monkeypatch.setattr(recipe, "MOST_BYTES", size - 1)

@@ -74,7 +74,7 @@ def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, 
 
     lines = random.Random().randint(5, 15)
     first = start("tokenizer", broken)
-    wait_for(lambda: logged(broken.out) >= lines, first)
+    wait_for(lambda: logged(broken.out) >= lines and checkpoints.whole(Path(broken.out)), first)
     kill(first)
     assert 3 <= checkpoints.latest(Path(broken.out)).step < 40
 
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tokenizer_run, monkeypatch, tm
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode == 0
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode == 0
     )
     if not mounted:
         sync = os.fsync

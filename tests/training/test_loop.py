@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,9 @@ def test_the_run_folder_is_complete_and_loads_as_the_model(kind):
     assert model.provenance == loaded.provenance
     assert loaded.provenance["steps"] == 6
     assert not list(out.glob(".*")), "nothing half-written is left"
+    assert (out / "curves.png").is_file()
+    environment = json.loads((out / "environment.json").read_text())["starts"]
+    assert [start["from_step"] for start in environment] == [0]
 
     lines = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4, 5, 6, 6]

@@ -32,7 +32,7 @@ def job(config, **options):
 def launch(ranks, jobs, path):
     """Run jobs on so many ranks."""
     path.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return subprocess.Popen(
         [*command, str(WORKER), str(path)],
         stderr=subprocess.PIPE,

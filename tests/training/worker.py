@@ -9,6 +9,7 @@ import sys
 import time
 
 import torch
+import torch.distributed as dist
 
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import TokenizerConfig
@@ -41,6 +42,8 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     with open(path, encoding="utf-8") as file:
         jobs = json.load(file)
+    if "RANK" in os.environ and len(jobs) > 1:
+        dist.init_process_group("gloo")  # once, for all of them
     for job in jobs:
         train, training, model = KINDS[job["kind"]]
         if job.get("slow_checkpoints"):

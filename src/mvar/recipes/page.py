@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar.files import write_text
+from mvar.recipes.distance import NAME
 
 BEGIN, END = "<!-- results: begin (generated, do not edit) -->", "<!-- results: end -->"
 
@@ -73,6 +74,10 @@ def _headline(report: Mapping[str, Any]) -> str:
         rows.append(["Pixel distance inside a class, reconstructions / real", f"{restored['spread_ratio']:.3f}"])
         text = f"{samples['seconds_per_image']:.4f} in batches of {samples['batch_size']}"
         rows.append(["Seconds per image", text])
+    if distance := report.get("distance"):
+        named = f"{NAME} of {distance['images']:,} {{}} against the {distance['reference']:,} test images"
+        shown = {"real": "real training images", "reconstructed": "reconstructions", "samples": "samples"}
+        rows += [[named.format(shown[key]), f"**{distance[key]:.1f}**"] for key in shown if key in distance]
     return table(["", ""], rows)
 
 

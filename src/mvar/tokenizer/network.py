@@ -92,6 +92,17 @@ class Tokenizer(nn.Module):
         tokenizer.load_state_dict(self.state_dict(), assign=True)
         return tokenizer.train(self.training)
 
+    def codes_differ(self, other: "Tokenizer") -> str | None:
+        """The first weight or setting by which two tokenizers encode differently; None where only decoders differ."""
+        if self.config != other.config:
+            return "config"
+        theirs = other.state_dict()
+        for name, value in self.state_dict().items():
+            decodes = name.startswith(("decoder.", "post_quant_conv."))
+            if not decodes and not torch.equal(value.cpu(), theirs[name].cpu()):
+                return name
+        return None
+
     def generator_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """Teacher-forcing input (B, L - P_0, Z); see `MultiScaleQuantizer.generator_inputs`."""
         return self.quantizer.generator_inputs(tokens)

@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
     loss: Tensor  # scalar, codebook and commitment terms averaged over the scales
     tokens: list[Tensor]  # one LongTensor (B, P_k) a scale
     residuals: list[Tensor]  # what each scale quantised, (B, Z, h_k, w_k), detached
-    rest_K: Tensor  # mean squared difference of latent and f_hat after each scale, as a share of the latent's square
+    errors: Tensor  # mean squared difference of latent and f_hat before the first and after each scale, (K + 1,)
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -125,7 +125,7 @@ class MultiScaleQuantizer(nn.Module):
         target_BZHW = f_BZHW.detach()
         f_hat_BZHW = torch.zeros_like(target_BZHW)
         loss = f_BZHW.new_zeros(())
-        tokens, residuals, rests = [], [], []
+        tokens, residuals, errors = [], [], [target_BZHW.square().mean()]
         for k in range(len(self.schedule)):
             rest_BZhw = self.input_of(target_BZHW - f_hat_BZHW.detach(), k)
             tokens_BP = self.nearest(rest_BZhw, k)
@@ -137,10 +137,9 @@ class MultiScaleQuantizer(nn.Module):
             loss = loss + error + self.commitment * F.mse_loss(f_hat_BZHW.detach(), f_BZHW)
             tokens.append(tokens_BP)
             residuals.append(rest_BZhw)
-            rests.append(error.detach())
+            errors.append(error.detach())
         straight_BZHW = f_BZHW + (f_hat_BZHW.detach() - target_BZHW)
-        rest_K = torch.stack(rests) / target_BZHW.square().mean()
-        return Quantized(straight_BZHW, loss / len(self.schedule), tokens, residuals, rest_K)
+        return Quantized(straight_BZHW, loss / len(self.schedule), tokens, residuals, torch.stack(errors))
 
     def partial_sums(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """f_hat (B, Z, H, W) after each of the given scales; fewer than K token maps are welcome."""

@@ -253,10 +253,11 @@ def _generator_recipe(name: str, depth: int) -> dict[str, Any]:
     """The official recipe for ImageNet by depth; ours for small images."""
     if name.startswith("tiny"):
         small = {"steps": 15_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "resize_factor": 1.0}
-        return {**small, "val_images": 2000, "checkpoint_every": 500}
+        return {**small, "val_images": 2000, "checkpoint_every": 500, "ema": 0.999}
     batch_size = 1024 if depth >= 30 and not name.endswith("-s") else 768
     epochs = next(epochs for limit, epochs in ((16, 200), (20, 250), (99, 350)) if depth <= limit)
     return {
+        "ema": 0.0,
         "steps": epochs * IMAGENET_TRAIN // batch_size,
         "batch_size": batch_size,
         "base_lr": 8e-5 if depth >= 24 else 1e-4,
@@ -268,7 +269,8 @@ def _generator_recipe(name: str, depth: int) -> dict[str, Any]:
 # What a preset changes in the run, beside its model.
 _TINY_TOKENIZER = {
     "steps": 10_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "weight_decay": 0.0, "weight_decay_end": 0.0,
-    "grad_clip": 1.0, "resize_factor": 1.0, "val_images": 2000,
+    "grad_clip": 1.0, "resize_factor": 1.0, "val_images": 2000, "betas": (0.5, 0.9), "ema": 0.999, "perceptual": 1.0,
+    "discriminator_channels": 32,
 }  # fmt: skip
 
 TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {

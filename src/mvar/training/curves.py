@@ -8,6 +8,10 @@ from typing import Any
 from mvar.charts import BLUE, ORANGE, finish, new_figure, save, shades
 
 COLUMNS = 4
+FEW = 20  # so few points are marked: a single one has no line
+SPIKE = "_spike"  # ends the name of a metric that is only noted when it is unusual
+SHARED = {"score_real": "score", "score_fake": "score"}
+UNSHOWN = {"step", "grad_norm_usual"}  # the latter stands beside a spike in its line
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -26,21 +30,24 @@ def draw_curves(
     columns = min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(4.2 * columns, 3.4 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, (title, names) in zip(grid, panels.items(), strict=False):
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    for i, (axes, (title, names)) in enumerate(zip(grid, panels.items(), strict=False)):
         late: list[float] = []
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
             known = [record for record in records if name in record]
             steps, values = [record["step"] for record in known], [record[name] for record in known]
+            style = {"marker": "." if len(known) <= FEW else "", "linestyle": "" if name.endswith(SPIKE) else "-"}
             if known and isinstance(values[0], list):
                 labels = scales or [f"scale {k}" for k in range(len(values[0]))]
                 for label, line, shade in zip(labels, zip(*values, strict=True), shades(len(labels)), strict=True):
-                    axes.plot(steps, line, color=shade, label=label)
+                    axes.plot(steps, line, color=shade, label=label, **style)
                     late += line
             else:
-                axes.plot(steps, values, color=colour, label=name)
+                axes.plot(steps, values, color=colour, label=name, **style)
                 late += values[len(values) // 50 :]  # the first steps would flatten the rest
-        finish(axes, title, "step")
+        lowest = i >= len(panels) - columns  # of its column, and the one that shows the steps
+        finish(axes, title, "step" if lowest else "")
+        axes.tick_params(labelbottom=lowest)
         finite = [value for value in late if math.isfinite(value)]
         if finite:
             margin = 0.05 * (max(finite) - min(finite)) or 0.1
@@ -56,10 +63,12 @@ def draw_curves(
 
 
 def all_panels(records: Records) -> dict[str, list[str]]:
-    """A panel for each metric, a validation's beside its training's; those of each scale come last."""
-    names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
+    """A panel for each metric, the loss first, those of each scale last; a validation's stands beside its training's,
+    and the discriminator's two scores and a norm's spikes share one.
+    """
+    names = list(dict.fromkeys(name for record in records for name in record if name not in UNSHOWN))
     lists = {name for record in records for name, value in record.items() if isinstance(value, list)}
     panels: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: name in lists):
-        panels.setdefault(name.removeprefix("val_"), []).append(name)
+    for name in sorted(names, key=lambda name: (name in lists, name.endswith(SPIKE), not name.endswith("loss"))):
+        panels.setdefault(SHARED.get(name, name).removeprefix("val_").removesuffix(SPIKE), []).append(name)
     return panels

@@ -77,10 +77,7 @@ class ImageLoss(NamedTuple):
         self.discriminator.requires_grad_(True)
 
         main_gradient, adversarial_gradient = grad(main, image_B3HW)[0], grad(adversarial, image_B3HW)[0]
-        sizes = [
-            self.ranks.mean(grad(output_B3HW, last_layer, g.to(output_B3HW.dtype), retain_graph=True)[0]).norm()
-            for g in (main_gradient, adversarial_gradient)
-        ]
+        sizes = [self._norm_at(last_layer, output_B3HW, g) for g in (main_gradient, adversarial_gradient)]
         adaptive = weight * (sizes[0] / (sizes[1] + 1e-6)).clamp(max=LARGEST_WEIGHT)
         value = main.detach() + adaptive * adversarial.detach()
         loss = _with_gradient(value, output_B3HW, main_gradient + adaptive * adversarial_gradient)
@@ -95,7 +92,16 @@ class ImageLoss(NamedTuple):
         }  # fmt: skip
         return loss + (judged - judged.detach()), parts
 
+    def _norm_at(self, layer: Tensor, output_B3HW: Tensor, gradient_B3HW: Tensor) -> Tensor:
+        """Norm of the gradient at a weight that follows from the one at the output.
+
+        On its way it has the length 1: a pixel's share of a mean is below what float16 can hold.
+        """
+        length = gradient_B3HW.norm()
+        unit_B3HW = (gradient_B3HW / length.clamp(min=torch.finfo(length.dtype).tiny)).to(output_B3HW.dtype)
+        return self.ranks.mean(grad(output_B3HW, layer, unit_B3HW, retain_graph=True)[0] * length).norm()
+
 
 def _with_gradient(value: Tensor, at: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar of this value whose gradient at `at` is the one given."""
-    return value + ((at - at.detach()) * gradient.to(at.dtype)).sum()
+    """A scalar of this value whose gradient at `at` is the one given, rounded to its dtype once it is scaled."""
+    return value + ((at - at.detach()).float() * gradient).sum()

@@ -4,6 +4,7 @@ Step i sees the same images and the same noise whatever happened before it, so a
 whatever the number of ranks and parts that its batch is cut into.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -164,7 +165,7 @@ class _Loop:
         values = {"loss": float(loss), **norms}
         if self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE:
             values = {"loss": float(loss)}  # a gradient beyond float16 only makes the scaler skip this update
-        bad = next((name for name, value in values.items() if not torch.isfinite(torch.tensor(value))), None)
+        bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
         asked = 1 + request.signal if request.asked else 0
         # What the ranks agree on: a step that is not finite is so for all, as loss and norms are means over them.
         asked = int(self.ranks.largest(torch.tensor(asked)))
@@ -184,6 +185,8 @@ class _Loop:
 
     def _watch(self, norm: float) -> None:
         """Report a gradient norm far above what is usual."""
+        if not math.isfinite(norm):  # the scaler has skipped this update
+            return
         if self.done > SETTLED and norm > SPIKE * self.usual_norm:
             self.folder.log(self.done, {"grad_norm_spike": norm, "grad_norm_usual": self.usual_norm})
             self.progress.say(f"step {self.done}: gradient norm {norm:.3g}, usually {self.usual_norm:.3g}")
@@ -204,7 +207,7 @@ class _Loop:
         model.train()
         self._log(self.validation, request)
         self.progress.report(self.done, self.validation)
-        self.folder.plot()
+        self.folder.plot(last=self.done == self.config.steps)
 
     def _save(self) -> None:
         with self.task.average.applied():

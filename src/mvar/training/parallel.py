@@ -5,6 +5,7 @@ A process is a rank; on a machine with GPUs each rank has one.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -71,6 +72,14 @@ class Ranks:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return value
 
+    def joined_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, which have as many each, in their order."""
+        if self.kind is None:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def gather(self, value: Any) -> list[Any]:
         """A small object of each rank, in their order, on every rank."""
         if self.kind is None:
@@ -119,12 +128,15 @@ def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ra
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
-    backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    mine = not dist.is_initialized()  # a program that trains twice joins its ranks itself
+    if mine:
+        backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield Ranks(rank=dist.get_rank(), size=dist.get_world_size(), kind=kind or "ddp", device=found)
     finally:
-        dist.destroy_process_group()
+        if mine:
+            dist.destroy_process_group()
 
 
 # --- spreading a model ---
@@ -134,7 +146,7 @@ def replicated(module: nn.Module, ranks: Ranks) -> nn.Module:
     """The module to call in training: DDP around it where there are several ranks."""
     if ranks.kind is None or not any(p.requires_grad for p in module.parameters()):
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False)
+    return DistributedDataParallel(module)
 
 
 def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> None:
@@ -146,6 +158,8 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> N
         dtype: of the gathered weights of the blocks and so of their products; None for float32. Gradients are reduced
             in float32.
     """
+    # Blocks give views, on which nothing here works in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     options: Any = {
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     }

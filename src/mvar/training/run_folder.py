@@ -52,6 +52,7 @@ FREE = {
 }  # fmt: skip
 ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
 BEAT = 10.0  # seconds between heartbeats
+PLOT_EVERY = 300.0  # seconds between drawings of the curves, which take a second or two
 
 Metrics = Mapping[str, float | list[float]]
 
@@ -74,6 +75,7 @@ class RunFolder:
         self.path, self._ranks = Path(config.out), ranks
         self._events: SummaryWriter | None = None
         self._beat = 0.0
+        self._plotted = time.time()
         self._settings = json.loads(json.dumps(asdict(config)))
         self.checkpoint = ranks.on_main(lambda: self._open(config))
 
@@ -187,9 +189,10 @@ class RunFolder:
             else:
                 self._events.add_scalar(name, value, step)
 
-    def plot(self) -> None:
-        """Draw the metrics so far."""
-        if self._ranks.main:
+    def plot(self, last: bool) -> None:
+        """Draw the metrics so far: the last time, and every few minutes before."""
+        if self._ranks.main and (last or time.time() - self._plotted > PLOT_EVERY):
+            self._plotted = time.time()
             from mvar.training.curves import draw_curves  # matplotlib takes a second to import
 
             lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mvar.checkpoint.bundle import Bundle, write_bundle
+from mvar.checkpoint.bundle import Bundle, is_bundle, write_bundle
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_loader, open_splits
 from mvar.data.stream import Stream
@@ -54,8 +54,10 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
     config.validate()
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
         network = find_network(config.perceptual_network).to(ranks.device) if config.perceptual else None
-        start = None if config.init_from is None else _find_start(config.init_from)
-        if start is not None:
+        start = None
+        if config.init_from is not None:
+            # A run that goes on has its own weights by now; those it started from may be gone.
+            start = _find_start(config.out if config.resume and is_bundle(Path(config.out)) else config.init_from)
             config = replace(config, model=start.config)
         with RunFolder(config, ranks) as folder:
             train_images, val_images = open_splits(
@@ -173,7 +175,8 @@ class TokenizerTask:
             return
         if done <= config.revive_until * config.steps and not config.decoder_only:
             rng = torch.Generator().manual_seed(config.seed + done)
-            moved = revive(self.model.quantizer, self.counts_KV, self.residuals, config.dead_below, rng)
+            residuals = [self.ranks.joined_rows(residual) for residual in self.residuals]  # the same on every rank
+            moved = revive(self.model.quantizer, self.counts_KV, residuals, config.dead_below, rng)
             forget(self.optimizer, self.model.quantizer.codebook, moved)
             self.average.restart("quantizer.codebook", moved)
         self.counts_KV.zero_()
@@ -192,13 +195,15 @@ class TokenizerTask:
                 output_B3HW, quantized = self.model(pixels_B3HW)
             loss, parts = self.image_loss.reconstruction(output_B3HW, pixels_B3HW)
             parts |= {"loss": loss + quantized.loss, "vq": quantized.loss, "psnr": _psnr(output_B3HW, pixels_B3HW)}
-            parts |= {"residual_energy": quantized.rest_K}
+            parts |= {"errors": quantized.errors}
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.double().cpu() * len(pixels_B3HW) / n
             counts_KV += count_tokens(quantized.tokens, config.vocab_size)
         means = {name: self.ranks.total(value).tolist() for name, value in sums.items()}
         used, perplexity = usage(self.ranks.total(counts_KV))
-        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": means.pop("residual_energy")}
+        energy, *errors = means.pop("errors")
+        rest = [error / energy for error in errors]
+        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": rest}
         return {**{f"val_{name}": value for name, value in means.items()}, **by_scale}
 
     @torch.no_grad()

@@ -1,0 +1,193 @@
+"""What each measure against codebook collapse does: a tokenizer with all of them, and without one at a time.
+
+    python -m mvar.recipes.collapse --data data/fashion-mnist --preset tiny32 --out docs/images/collapse/fashion-mnist \
+        --runs runs/collapse-fashion-mnist
+    python -m mvar.recipes.collapse --data data/emoji --preset tiny64 --out docs/images/collapse/emoji \
+        --runs runs/collapse-emoji
+
+Same seed, same steps, same images. A run that is there already is not trained again, so that a study that was stopped
+goes on.
+
+Shapes: K scales.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvar.charts import BLUE, finish, new_figure, save
+from mvar.data.progress import track
+from mvar.data.source import PixelSource
+from mvar.data.splits import open_splits
+from mvar.files import writable_folder
+from mvar.model import Model, load
+from mvar.recipes import measuring, page
+from mvar.recipes.cli import run_cli
+from mvar.recipes.distance import IMAGES, NAME, Distance
+from mvar.training.config import TokenizerTraining
+from mvar.training.run_folder import METRICS
+from mvar.training.tokenizer import train
+
+BATCH = 100
+# What is left out of the full recipe.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all measures": {},
+    "no start from data": {"start_from_data": False},
+    "no revival": {"revive_until": 0.0},
+    "no quantiser dropout": {"scale_dropout": 0.0},
+    "no weight average": {"ema": 0.0},
+    "discriminator from the start": {"adversarial_start": 0.0},
+    "no discriminator": {"adversarial": 0.0},
+    "no perceptual loss": {"perceptual": 0.0},
+    "none of them": {
+        "start_from_data": False,
+        "revive_until": 0.0,
+        "scale_dropout": 0.0,
+        "ema": 0.0,
+        "adversarial": 0.0,
+        "perceptual": 0.0,
+    },
+}
+
+
+def study(
+    data: str,
+    out: str,
+    runs: str,
+    preset: str = "tiny32",
+    steps: int = 600,
+    seed: int = 0,
+    page_file: str | None = None,
+) -> dict[str, Any]:
+    """Train every variant and write report.json and figures.
+
+    Args:
+        data: folder of images.
+        out: folder to write into.
+        runs: folder of the runs; those that are complete are not trained again.
+        preset: of the tokenizer.
+        steps: updates of each run.
+        seed: of all runs.
+        page_file: Markdown page whose markers take the table.
+
+    Returns:
+        What report.json holds.
+    """
+    folder = writable_folder(out, "out")
+    results = {}
+    for name, changes in VARIANTS.items():
+        run = Path(runs) / name.replace(" ", "-")
+        every = {"validate_every": steps, "checkpoint_every": steps}
+        config = TokenizerTraining.preset(
+            preset, **{"data": data, "out": str(run), "steps": steps, "seed": seed, **every, **changes}
+        )
+        if not _is_complete(run, steps):
+            train(config)
+        results[name] = _validation(run)
+    train_images, val_images = open_splits(data, config.model.image_shape, resize_factor=config.resize_factor)
+    if not isinstance(train_images, PixelSource):
+        raise ValueError(f"data = {data!r}: is a stream; give a folder or local shards")
+    distance = Distance(_pixels(val_images))
+    for name, result in results.items():
+        restored = _restored(load(Path(runs) / name.replace(" ", "-")), val_images.spread(IMAGES))
+        result["distance"] = distance.of(restored)
+    report = {
+        "preset": preset,
+        "steps": steps,
+        "batch_size": config.batch_size,
+        "seed": seed,
+        "images": len(train_images),
+        "validation_images": len(val_images),
+        "compared": min(IMAGES, len(val_images)),
+        "real": distance.of(_pixels(train_images.spread(IMAGES))),
+        "maps": [f"{h}x{w}" for h, w in config.model.schedule.shapes],
+        "variants": results,
+        "machine": measuring.machine(),
+    }
+    page.write_json(folder / "report.json", report)
+    draw(report, folder / "collapse.png")
+    print(table(report))
+    if page_file is not None:
+        page.fill(page_file, table(report))
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    head = ["Run", "PSNR, dB", NAME, *(f"codes used at {name}" for name in report["maps"])]
+    rows = [
+        [
+            name,
+            f"{result['psnr']:.2f}",
+            f"{result['distance']:.1f}",
+            *(f"{100 * share:.0f} %" for share in result["used"]),
+        ]
+        for name, result in report["variants"].items()
+    ]
+    return (
+        f"{page.table(head, rows)}\n\n"
+        f"Preset `{report['preset']}`, {report['steps']:,} steps of {report['batch_size']}, seed {report['seed']}; "
+        f"{report['images']:,} training and {report['validation_images']:,} validation images. {NAME} is that of "
+        f"{report['compared']:,} reconstructions against all validation images; as many real training images have "
+        f"{report['real']:.1f}."
+    )
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """PSNR and distance as bars, and the share of codes that each map uses as shades."""
+    names = list(report["variants"])
+    results = list(report["variants"].values())
+    figure = new_figure(13, 0.5 * len(names) + 1)
+    bars_psnr, bars_distance, shades = figure.subplots(1, 3, sharey=True)
+    for axes, key, title in ((bars_psnr, "psnr", "PSNR, dB"), (bars_distance, "distance", NAME)):
+        bars = axes.barh(names, [result[key] for result in results], color=BLUE)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        axes.margins(x=0.15)
+        finish(axes, title, "")
+    used = [result["used"] for result in results]
+    shades.imshow(used, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, shares in enumerate(used):
+        for column, share in enumerate(shares):
+            colour = "white" if share > 0.5 else "black"
+            shades.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
+    finish(shades, "Codes used by each map, %", "token map")
+    shades.set_xticks(range(len(report["maps"])), report["maps"])
+    bars_psnr.invert_yaxis()
+    save(figure, path)
+
+
+def _is_complete(run: Path, steps: int) -> bool:
+    return (run / METRICS).is_file() and _validation(run)["step"] == steps
+
+
+def _validation(run: Path) -> dict[str, Any]:
+    """The last validation of a run: step, psnr, used, perplexity and residual energy of each scale."""
+    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    last = [record for record in map(json.loads, lines) if "val_psnr" in record or "loss" in record][-1]
+    return {
+        "step": last["step"],
+        "psnr": last.get("val_psnr"),
+        **{name: last.get(name) for name in ("used", "perplexity", "residual_energy")},
+    }
+
+
+def _pixels(images: PixelSource) -> torch.Tensor:
+    """All images as the tokenizer sees them, uint8 (N, 3, h, w)."""
+    return torch.cat([images.batch(rows_B)[0] for rows_B in torch.arange(len(images)).split(BATCH)])
+
+
+def _restored(model: Model, images: PixelSource) -> torch.Tensor:
+    """Images after a round trip through the tokenizer, uint8 (N, 3, h, w)."""
+    parts: Sequence[torch.Tensor] = torch.arange(len(images)).split(BATCH)
+    restored = [
+        (model.tokenizer.reconstruct(images.batch(rows_B)[0] / 255) * 255).round().to(torch.uint8)
+        for rows_B in track(parts, len(parts), "reconstructing images")
+    ]
+    return torch.cat(restored)
+
+
+if __name__ == "__main__":
+    run_cli(study, "python -m mvar.recipes.collapse")

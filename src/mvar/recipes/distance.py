@@ -1,0 +1,57 @@
+"""FD-EffNetLite0: the Frechet distance between sets of small images in EfficientNet-Lite0's features.
+
+Not FID: the network is another one, and sees enlarged images. Always told with the number of images and the distance of
+as many real images, since both decide how low it can get.
+
+Shapes: N images, h w pixels.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mvar.data.progress import track
+from mvar.evaluation.frechet import Gaussian, fit, frechet_distance
+from mvar.features.effnet import EffNetLite0
+
+NAME = "FD-EffNetLite0"
+IMAGES = 2000  # that are compared with all real images of the other split
+SIDE = 64
+FRAME = 32  # images below are framed with black to this side first, as is customary for 28x28
+
+
+class Distance:
+    """Distances to one set of real images."""
+
+    def __init__(self, reference_N1hw: Tensor) -> None:
+        """Args:
+        reference_N1hw: uint8, grey or RGB, at most 64 pixels a side.
+        """
+        self._network = EffNetLite0()
+        self._reference = self._fit(reference_N1hw)
+
+    def of(self, images_N1hw: Tensor) -> float:
+        """The distance of uint8 images (N, 1 or 3, h, w)."""
+        return frechet_distance(self._fit(images_N1hw), self._reference)
+
+    @torch.inference_mode()
+    def _fit(self, images_N1hw: Tensor) -> Gaussian:
+        parts = images_N1hw.split(250)
+        return fit(torch.cat([self._network(_seen(part)) for part in track(parts, len(parts), "features")]))
+
+
+def spread(images_N1hw: Tensor, most: int = IMAGES) -> Tensor:
+    """At most so many images, evenly spaced."""
+    N = len(images_N1hw)
+    return images_N1hw if most >= N else images_N1hw[torch.arange(most) * N // most]
+
+
+def _seen(images_N1hw: Tensor) -> Tensor:
+    """Pixels (N, 3, 64, 64) in [0, 1] as the network sees them."""
+    pixels = images_N1hw.float() / 255
+    h, w = pixels.shape[-2:]
+    if max(h, w) < FRAME:
+        top, left = (FRAME - h) // 2, (FRAME - w) // 2
+        pixels = F.pad(pixels, (left, FRAME - w - left, top, FRAME - h - top))
+    pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    return pixels.expand(-1, 3, -1, -1)

@@ -1,0 +1,251 @@
+"""The parts of a tokenizer's loss that see images, each against the same arithmetic written out."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mvar.features.base import FeatureNetwork
+from mvar.training import image_loss
+from mvar.training.adversarial import AUGMENT_NUMBERS, PatchDiscriminator, augment, hinge
+from mvar.training.config import TokenizerTraining
+from mvar.training.image_loss import ImageLoss
+from mvar.training.parallel import Ranks
+from mvar.training.perceptual import perceptual_loss
+
+
+class TwoMaps(FeatureNetwork):
+    """Frozen convolutions, quick enough for tests; notes the sizes that it sees."""
+
+    def __init__(self, weights=None):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.kernels = [torch.randn(5, 3, 3, 3, generator=random), torch.randn(7, 3, 8, 8, generator=random)]
+        self.weights, self.sizes = weights, []
+
+    @property
+    def channel_weights(self):
+        return self.weights
+
+    def maps(self, pixels_B3HW):
+        self.sizes.append(tuple(pixels_B3HW.shape[2:]))
+        return [F.conv2d(pixels_B3HW - 0.4, self.kernels[0]), F.conv2d(pixels_B3HW - 0.4, self.kernels[1], stride=8)]
+
+
+def images(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- perceptual ---
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_perceptual_loss_is_the_distance_of_unit_vectors(weighted):
+    weights = [torch.arange(5.0), torch.tensor([0, 0, 1, 0, 2, 0, 0.5])]
+    network = TwoMaps(weights if weighted else None)
+    a, b = images(1, 3, 64, 72), images(1, 3, 64, 72, seed=1)
+    expected = 0.0
+    for map_a, map_b, weight in zip(network.maps(a), network.maps(b), weights, strict=True):
+        (B, C, h, w), total = map_a.shape, 0.0
+        u, v = (m.permute(0, 2, 3, 1).reshape(-1, C) for m in (map_a, map_b))
+        for x, y in zip(u, v, strict=True):
+            square = (x / x.norm() - y / y.norm()) ** 2
+            total += float((square * weight if weighted else square).sum())
+        expected += total / (B * h * w) / 2
+    assert float(perceptual_loss(network, a, b)) == pytest.approx(expected, rel=1e-4)
+    assert perceptual_loss(network, a, a) == 0
+
+
+def test_small_images_are_enlarged_and_gradients_reach_every_pixel():
+    for size, seen in (((8, 8), (64, 64)), ((16, 40), (64, 160)), ((64, 70), (64, 70)), ((90, 65), (90, 65))):
+        network = TwoMaps()
+        pixels = images(1, 3, *size).requires_grad_()
+        perceptual_loss(network, pixels, images(1, 3, *size, seed=1)).backward()
+        assert network.sizes == [seen, seen]
+        assert pixels.grad.isfinite().all()
+        assert (pixels.grad != 0).float().mean() > 0.99
+    flat = torch.full((1, 3, 16, 16), 0.4, requires_grad=True)  # all its maps are zero
+    perceptual_loss(TwoMaps(), flat, images(1, 3, 16, 16)).backward()
+    assert flat.grad.isfinite().all()
+
+
+# --- augmentation ---
+
+NEUTRAL = (0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0)  # the cut-out covers the corner
+
+
+def numbers(*rows):
+    return torch.tensor(rows)
+
+
+def shown(H, W, top, left):
+    """Where the cut-out leaves the image as it is."""
+    centre = int(top * H), int(left * W)
+    rows = [[abs(y - centre[0]) >= H / 4 or abs(x - centre[1]) >= W / 4 for x in range(W)] for y in range(H)]
+    return torch.tensor(rows)
+
+
+def test_neutral_numbers_change_nothing_but_the_cut_out():
+    pixels = 2 * images(2, 3, 16, 24) - 1
+    found = augment(pixels, numbers(NEUTRAL, (*NEUTRAL[:5], 0.9, 0.3)))
+    for image, original, corner in zip(found, pixels, ((0.0, 0.0), (0.9, 0.3)), strict=True):
+        kept = shown(16, 24, *corner)
+        assert 0.7 < kept.float().mean() < 1
+        torch.testing.assert_close(image[:, kept], original[:, kept])
+        assert not image[:, ~kept].any()
+
+
+def test_shifts_move_by_whole_pixels_up_to_an_eighth():
+    H, W = 16, 24
+    pixels = 2 * images(5, 3, H, W) - 1
+    moves = [(0.0, 0.5), (0.999, 0.5), (0.5, 0.0), (0.5, 0.999), (0.2, 0.9)]
+    found = augment(pixels, numbers(*((*NEUTRAL[:3], *move, 0, 0) for move in moves)))
+    seen = set()
+    for image, original, (down, right) in zip(found, pixels, moves, strict=True):
+        dy, dx = round((2 * down - 1) * H / 8), round((2 * right - 1) * W / 8)
+        seen.add((dy, dx))
+        expected = torch.zeros_like(original)
+        for y in range(H):
+            for x in range(W):
+                if 0 <= y + dy < H and 0 <= x + dx < W:
+                    expected[:, y, x] = original[:, y + dy, x + dx]
+        torch.testing.assert_close(image, expected * shown(H, W, 0, 0))
+    assert seen == {(-2, 0), (2, 0), (0, -3), (0, 3), (-1, 2)}
+
+
+def test_colours_of_each_image_change_by_its_own_numbers():
+    pixels = 2 * images(3, 3, 8, 8) - 1
+    corner = shown(8, 8, 0, 0)
+    bright, grey, strong = augment(
+        pixels, numbers((0.9, *NEUTRAL[1:]), (0.5, 0.0, *NEUTRAL[2:]), (0.5, 0.5, 1.0, *NEUTRAL[3:]))
+    )
+    torch.testing.assert_close(bright[:, corner], pixels[0][:, corner] + 0.4)
+    torch.testing.assert_close(grey[:, corner], pixels[1].mean(0)[corner].expand(3, -1))
+    mean = pixels[2].mean()
+    torch.testing.assert_close(strong[:, corner], mean + 1.5 * (pixels[2][:, corner] - mean))
+
+
+def test_gradients_pass_through_the_augmentation():
+    pixels = images(4, 3, 8, 12).double().requires_grad_()
+    noise = images(4, AUGMENT_NUMBERS, seed=2)
+    noise[:, 5:] *= 0.5
+    assert torch.autograd.gradcheck(lambda x: augment(x, noise.double()), pixels, fast_mode=True)
+    assert augment(pixels, noise.double()).isfinite().all()
+
+
+# --- discriminator ---
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (40, 72)])
+def test_the_discriminator_scores_patches(size, levels):
+    network = PatchDiscriminator(4, levels)
+    scores = network(images(2, 3, *size))
+    assert scores.shape == (2, 1, size[0] // 2**levels, size[1] // 2**levels)
+    scores.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    for _ in range(60):  # the power iteration settles
+        network(images(1, 3, 8, 8))
+    for convolution in [*network.down, network.mix]:
+        weight = convolution.weight.detach().flatten(1)
+        assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.05)
+
+
+def test_the_hinge_asks_for_a_margin_on_each_side():
+    real, fake = torch.tensor([2.0, 1.0, 0.0, -3.0]), torch.tensor([-2.0, -1.0, 0.0, 3.0])
+    assert hinge(real, fake) == 0.5 * ((0 + 0 + 1 + 4) / 4 + (0 + 0 + 1 + 4) / 4)
+    assert hinge(real[:2], fake[:2]) == 0
+
+
+# --- both in one backward pass ---
+
+CONFIG = TokenizerTraining(data="x", out="y", l1=0.3, l2=1.5, perceptual=0.7, adversarial=0.4)
+RANKS = Ranks(device=torch.device("cpu"))
+
+
+@pytest.fixture
+def players():
+    """A decoder, its last layer, a discriminator and the input of the decoder."""
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, 3, 3, padding=1))
+    discriminator = PatchDiscriminator(4)
+    with torch.no_grad():
+        discriminator.head.weight.mul_(30)  # a verdict that matters
+    return decoder, discriminator, torch.randn(3, 4, 16, 16)
+
+
+def build(discriminator, network=None):
+    return ImageLoss(CONFIG, network, discriminator, discriminator, RANKS)
+
+
+def gradients(*modules):
+    return [p.grad for module in modules for p in module.parameters()]
+
+
+@pytest.mark.parametrize("largest", [5.0, 0.01])
+def test_one_backward_pass_equals_three(players, largest, monkeypatch):
+    monkeypatch.setattr(image_loss, "LARGEST_WEIGHT", largest)
+    decoder, discriminator, z = players
+    target, noise, network = images(3, 3, 16, 16, seed=1), images(3, AUGMENT_NUMBERS, seed=2), TwoMaps()
+    own, judge = deepcopy(decoder), deepcopy(discriminator)
+
+    last = decoder[2].weight
+    loss, parts = build(discriminator, network).adversarial(decoder(z), target, 0.25, last, noise)
+    loss.backward()
+
+    # VQ-GAN as it is written: losses with graphs of their own, the decoder's norms at its last layer, equation 7.
+    def reconstruction():
+        out = own(z)
+        pixel = 0.3 * (out - 2 * target + 1).abs().mean() + 1.5 * (out - 2 * target + 1).square().mean()
+        return pixel + 0.7 * perceptual_loss(network, (out + 1) / 2, target)
+
+    (main_gradient,) = torch.autograd.grad(reconstruction(), own[2].weight)
+    verdict = -judge(augment(own(z), noise)).mean()
+    (its_gradient,) = torch.autograd.grad(verdict, own[2].weight, retain_graph=True)
+    factor = 0.25 * min(float(main_gradient.norm() / (its_gradient.norm() + 1e-6)), largest)
+    main = reconstruction()
+    main.backward()
+    (factor * verdict).backward()
+    judge.zero_grad()
+    both = judge(torch.cat((augment(2 * target - 1, noise), augment(own(z).detach(), noise))))
+    judged = F.relu(1 - both[:3]).mean() / 2 + F.relu(1 + both[3:]).mean() / 2
+    judged.backward()
+
+    torch.testing.assert_close(parts["adversarial_weight"], torch.tensor(factor), rtol=1e-4, atol=0)
+    torch.testing.assert_close(gradients(decoder), gradients(own), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients(discriminator), gradients(judge), rtol=1e-4, atol=1e-6)
+    assert all(g.any() for g in gradients(decoder, discriminator))
+    torch.testing.assert_close(loss, main + factor * verdict)
+    torch.testing.assert_close(
+        {name: parts[name] for name in ("adversarial", "discriminator", "score_real", "score_fake")},
+        {"adversarial": verdict, "discriminator": judged, "score_real": both[:3].mean(), "score_fake": both[3:].mean()},
+    )
+    assert all(p.requires_grad for p in discriminator.parameters())
+
+
+def test_float16_holds_the_gradients_of_many_pixels(players):
+    """A pixel's share of the mean over a large batch is below float16's smallest number."""
+    decoder, discriminator, _ = players
+    z, target = torch.randn(3, 4, 160, 160), images(3, 3, 160, 160, seed=1)
+    noise, scale = images(3, AUGMENT_NUMBERS, seed=2), 2.0**16
+    found = []
+    for enabled in (False, True):
+        own, judge = deepcopy(decoder), deepcopy(discriminator)
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            output = own(z)
+        assert output.dtype == (torch.float16 if enabled else torch.float32)
+        loss, parts = build(judge).adversarial(output, target, 0.25, own[2].weight, noise)
+        (scale * loss).backward()
+        found.append((parts["adversarial_weight"], gradients(own)))
+    (weight, expected), (half_weight, half) = found
+    torch.testing.assert_close(half_weight, weight, rtol=0.02, atol=0)
+    for a, b in zip(half, expected, strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
+def test_without_a_discriminator_there_is_no_adversarial_loss(players):
+    decoder, _, z = players
+    with pytest.raises(ValueError, match="adversarial = 0: there is no discriminator"):
+        build(None).adversarial(decoder(z), images(3, 3, 16, 16), 0.4, decoder[2].weight, images(3, AUGMENT_NUMBERS))
