@@ -67,8 +67,7 @@ def ddp_memory(config: GeneratorConfig, activations: int) -> Memory:
     whole = FLOAT * parameters(generator)
     block = max(parameters(block) for block in generator.each_block())
     adaln = sum(p.numel() for name, p in generator.blocks.named_parameters() if ".adaln." in name)
-    # DDP's buckets hold all gradients again; autocast's copies are one block's, and all AdaLN's, which run first.
-    working = whole + HALF * (block + adaln)
+    working = HALF * (block + adaln)  # autocast's copies are one block's, and all AdaLN's, which run first
     return Memory(whole, whole, 2 * whole, whole, working, activations)
 
 
@@ -163,14 +162,14 @@ def tables() -> str:
         fsdp, ddp = fsdp_memory(config, RANKS, activations), ddp_memory(config, activations)
         whole = FLOAT * size
         parts = GENERATOR_PRESETS[name]["batch_size"] // (RANKS * IMAGES)
-        spread.append([*_row(name, size, fsdp), _gb(sum(fsdp) + whole)])  # all gradients, until the last part
+        spread.append(_row(name, size, fsdp))
         copied.append(_row(name, size, ddp))
         disk.append([f"`{name}`", str(parts), _gb(fsdp.state + whole), _gb(4 * whole), _gb(whole)])
     head = ["GB a GPU", "Parameters", "Weights", "Gradients", "Adam", "Average", "Working", "Activations", "Together"]
     return "\n\n".join(
         [
             f"FSDP, {RANKS} GPUs, {IMAGES} images of 256 px a GPU at once, activation checkpointing, bfloat16:",
-            page.table([*head, "With `--accumulate`"], spread),
+            page.table(head, spread),
             "DDP, the same images:",
             page.table(head, copied),
             "What follows from these sizes:",

@@ -7,7 +7,7 @@ A process is a rank; on a machine with GPUs each rank has one.
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -146,7 +146,7 @@ def replicated(module: nn.Module, ranks: Ranks) -> nn.Module:
     """The module to call in training: DDP around it where there are several ranks."""
     if ranks.kind is None or not any(p.requires_grad for p in module.parameters()):
         return module
-    return DistributedDataParallel(module)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> None:
@@ -174,15 +174,17 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> N
     fully_shard(root)  # embeddings and head, in float32 as without FSDP
 
 
-def accumulating(modules: Iterator[nn.Module] | list[nn.Module], last: bool) -> AbstractContextManager[Any]:
-    """A context for the backward pass of one part of a batch: gradients are exchanged with the `last` only."""
+def accumulating(modules: list[nn.Module], last: bool) -> AbstractContextManager[Any]:
+    """A context for the backward pass of one part of a batch.
+
+    DDP exchanges gradients with the `last` part only. FSDP does so with each, as all gradients whole would take the
+    memory that it is there to save.
+    """
     stack = ExitStack()
     for module in modules:
-        if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(last)
-        elif isinstance(module, DistributedDataParallel) and not last:
+        if isinstance(module, DistributedDataParallel) and not last:
             stack.enter_context(module.no_sync())
-    return stack if not last else nullcontext()
+    return stack
 
 
 # --- whole tensors of spread ones ---
