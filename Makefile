@@ -43,6 +43,8 @@ docs: $(READY) out/fashion-mnist out/emoji
 	$(BIN)/mvar vary --model fashion-mnist --label Sneaker --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/variation.png
 	$(BIN)/python -m mvar.recipes.likelihood --model fashion-mnist --data out/fashion-mnist \
 		--out docs/images/likelihood --page-file docs/likelihood.md
+	$(BIN)/python -m mvar.recipes.token_cache --data out/fashion-mnist/val --out docs/images/tokens \
+		--page-file docs/tokens.md
 	$(BIN)/mvar score --model fashion-mnist --images out/fashion-mnist/val --limit 1000 --sheet docs/images/likelihood.png
 	rm -rf out/wide
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
