@@ -128,6 +128,14 @@ def checkpoint_whole(out):
     return tensors
 
 
+@pytest.mark.parametrize(("n", "size", "ranks"), [(1, 4, 3), (4, 64, 3), (7, 2, 3), (12, 2, 2), (5, 2, 1)])
+def test_validation_is_shared_in_as_many_batches_on_each_rank(n, size, ranks):
+    shares = [list(Ranks(rank=rank, size=ranks, device=torch.device("cpu")).batches(n, size)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    seen = torch.cat([indices[real] for share in shares for indices, real in share])
+    assert sorted(seen.tolist()) == list(range(n))
+
+
 def test_parallelism_without_torchrun_is_explained(generator_run, tokenizer_run):
     with pytest.raises(
         ValueError, match=r"^parallel = 'ddp': several processes are started by torchrun; run  torchrun"

@@ -188,17 +188,17 @@ class TokenizerTask:
         sums: dict[str, Tensor] = {}
         counts_KV = torch.zeros_like(self.counts_KV)
         for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
-            if not real_B.any():
-                continue
-            pixels_B3HW = self.val_images.batch(indices_B[real_B])[0].to(self.device) / 255
+            # A rank without images of its own takes one that counts nothing, so that all have the same metrics to sum.
+            weight = int(real_B.sum()) / n
+            pixels_B3HW = self.val_images.batch(indices_B[: max(int(real_B.sum()), 1)])[0].to(self.device) / 255
             with self.autocast():
                 output_B3HW, quantized = self.model(pixels_B3HW)
             loss, parts = self.image_loss.reconstruction(output_B3HW, pixels_B3HW)
             parts |= {"loss": loss + quantized.loss, "vq": quantized.loss, "psnr": _psnr(output_B3HW, pixels_B3HW)}
             parts |= {"errors": quantized.errors}
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0) + value.double().cpu() * len(pixels_B3HW) / n
-            counts_KV += count_tokens(quantized.tokens, config.vocab_size)
+                sums[name] = sums.get(name, 0) + value.double().cpu() * weight
+            counts_KV += count_tokens(quantized.tokens, config.vocab_size) * (weight > 0)
         means = {name: self.ranks.total(value).tolist() for name, value in sums.items()}
         used, perplexity = usage(self.ranks.total(counts_KV))
         energy, *errors = means.pop("errors")
