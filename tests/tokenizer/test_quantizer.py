@@ -177,3 +177,30 @@ def test_tokens_outside_the_codebook_are_refused(token, span):
         quantizer.lookup(tokens, 1)
     tokens[2, 1] = 31
     assert torch.equal(quantizer.lookup(tokens, 1)[2, :, 0, 1], quantizer.codebook[31])
+
+
+# --- quantiser dropout ---
+
+
+def test_an_image_may_keep_its_first_scales_only():
+    sides = [1, 2, 3, 4]
+    quantizer, kept = build(sides), [1, 4, 3, 2]
+    f = latent(quantizer, batch=4).requires_grad_()
+    found = quantizer.quantize(f, torch.tensor(kept))
+    errors = 0.0
+    for i, n in enumerate(kept):
+        alone = f[i : i + 1].detach()
+        tokens, sums = naive(quantizer, alone)
+        assert [t[i].tolist() for t in found.tokens[:n]] == [t[0].tolist() for t in tokens[:n]]
+        torch.testing.assert_close(found.f_hat_BZHW[i], sums[n - 1][0])
+        errors += sum(1.25 * F.mse_loss(sums[min(k, n - 1)], alone) for k in range(len(sides)))
+    torch.testing.assert_close(found.loss, errors / len(kept) / len(sides))
+
+    whole = quantizer.quantize(f)
+    torch.testing.assert_close(quantizer.quantize(f, torch.full((4,), 4)), whole, rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(found.f_hat_BZHW.sum(), f)
+    assert torch.equal(gradient, torch.ones_like(f))  # straight through, whatever was dropped
+    # An image of one scale teaches the codes of its first scale alone.
+    one = quantizer.quantize(f.detach(), torch.ones(4, dtype=torch.long))
+    (moved,) = torch.autograd.grad(one.loss, quantizer.codebook)
+    assert set(moved.abs().sum(1).nonzero().flatten().tolist()) == set(one.tokens[0].flatten().tolist())

@@ -1,0 +1,231 @@
+"""What a tokenizer's run can be told, and what it does when its data let it down."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from math import isfinite
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mvar.cli import main
+from mvar.data.splits import open_splits
+from mvar.model import load
+from mvar.ops.noise import uniform
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+from mvar.tokenizer.quantizer import MultiScaleQuantizer
+from mvar.training.tokenizer import TokenizerTask, train
+
+from .runs import Killed, checkpoint, kill, metrics, poison, same_bits
+
+ONCE = {"validate_every": 24, "checkpoint_every": 24}  # at the end
+FROZEN = ("encoder.", "quant_conv.", "quantizer.")
+
+
+def weights(folder):
+    return load(folder, "cpu", "float32").tokenizer.state_dict()
+
+
+# --- quantiser dropout ---
+
+
+def test_scales_are_dropped_with_their_chance_by_each_images_own_numbers(tokenizer_run, monkeypatch):
+    config = tokenizer_run(steps=12, batch_size=10, scale_dropout=0.4, accumulate=5, seed=3, **ONCE)
+    seen, quantize = [], MultiScaleQuantizer.quantize
+
+    def noted(self, f, scales_B=None):
+        seen.append(scales_B)
+        return quantize(self, f, scales_B)
+
+    monkeypatch.setattr(MultiScaleQuantizer, "quantize", noted)
+    train(config)
+    assert seen[-1] is None  # of the validation
+    kept = torch.cat([scales_B for scales_B in seen if scales_B is not None]).tolist()
+    noise = uniform(3, list(range(12 * 10)), 1, (2,)).tolist()
+    assert kept == [(1 if b < 0.5 else 2) if a < 0.4 else 3 for a, b in noise]
+    assert 0.3 < 1 - kept.count(3) / len(kept) < 0.5
+
+
+# --- another start ---
+
+
+@pytest.fixture
+def start(trained_tokenizer, tmp_path):
+    """A copy that may be deleted."""
+    return str(shutil.copytree(trained_tokenizer, tmp_path / "start"))
+
+
+def test_it_starts_from_the_weights_and_settings_of_another(tokenizer_run, start):
+    config = tokenizer_run(init_from=start, model=TokenizerConfig(), steps=1, base_lr=1e-9, ema=0.0)
+    model = train(config)
+    torch.testing.assert_close(model.tokenizer.state_dict(), weights(start), rtol=0, atol=1e-8)
+    assert model.tokenizer.config == load(start, "cpu").tokenizer.config != TokenizerConfig()
+    assert json.loads(Path(config.out, "run.json").read_text())["model"]["sides"] == [1, 2, 4]
+
+
+def test_it_resumes_without_what_it_started_from(tokenizer_run, start, tmp_path, monkeypatch):
+    whole = tokenizer_run(init_from=start, steps=4, validate_every=4)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+    train(whole)
+    poison(monkeypatch, TokenizerTask, 3, kill)
+    with pytest.raises(Killed):
+        train(broken)
+    monkeypatch.undo()
+    shutil.rmtree(start)
+    train(replace(broken, resume=True))
+    assert same_bits(checkpoint(whole.out), checkpoint(broken.out))
+
+
+def test_what_cannot_be_started_from_is_refused(tokenizer_run, tmp_path):
+    for changes, message in (
+        ({"init_from": "./nowhere"}, "^init_from = './nowhere': no such model"),
+        ({"init_from": "./nowhere", "resume": True}, "^init_from = './nowhere': no such model"),
+        ({"decoder_only": True}, "^decoder_only = True: needs a trained encoder; give --init-from$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(tokenizer_run(**changes))
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_decoder_only_keeps_every_token_map(tokenizer_run, start, fashion_arrays):
+    # Whatever else would move the codes is asked for too.
+    config = tokenizer_run(
+        init_from=start, decoder_only=True, revive_every=1, revive_until=1.0, scale_dropout=1.0, steps=4
+    )
+    after, before = train(config).tokenizer, load(start, "cpu", "float32").tokenizer
+    old, new = before.state_dict(), after.state_dict()
+    kept = {name for name in old if torch.equal(old[name], new[name])}
+    assert kept == {name for name in old if name.startswith(FROZEN)}
+    assert same_bits(weights(config.out), new)
+    pixels = (
+        torch.tensor(fashion_arrays["val"][:3, :4, 10:18, 10:18]).flatten(0, 1)[:, None].expand(-1, 3, -1, -1) / 255
+    )
+    assert same_bits(after.encode(pixels), before.encode(pixels))
+    records = [record for record in metrics(config.out) if "used" in record]
+    assert all(record["used"] == records[0]["used"] for record in records)
+
+
+# --- the discriminator ---
+
+
+def test_the_discriminator_joins_in_at_its_step(tokenizer_run):
+    config = tokenizer_run(steps=10, adversarial=0.4, adversarial_start=0.5, **ONCE)
+    train(config)
+    records = [record for record in metrics(config.out) if "loss" in record]
+    joined = {"adversarial", "adversarial_weight", "discriminator", "score_real", "score_fake"}
+    for record in records:
+        assert joined & record.keys() == (joined if record["step"] > 5 else set()), record["step"]
+        assert (record["grad_norm_discriminator"] > 0) == (record["step"] > 5)
+    shares = [record["adversarial_weight"] for record in records[5:]]
+    assert shares[0] == 0 < min(shares[1:])  # its word is worth nothing at first
+    assert any(name.startswith("discriminator.") for name in checkpoint(config.out)["tensors"])
+
+    without = tokenizer_run(steps=1, adversarial=0.0, out=f"{config.out}-without")
+    train(without)
+    assert not any("discriminator" in name for name in checkpoint(without.out)["tensors"])
+
+
+# --- precision and parts ---
+
+
+def test_float16_trains_as_float32_does(tokenizer_run, tmp_path):
+    runs = {}
+    for dtype in ("float32", "float16"):
+        config = tokenizer_run(dtype=dtype, out=str(tmp_path / dtype), base_lr=1e-2, adversarial_start=0.0, **ONCE)
+        train(config)
+        runs[dtype] = [record for record in metrics(config.out) if "loss" in record]
+        state = checkpoint(config.out)
+        assert all(tensor.isfinite().all() for tensor in state["tensors"].values())
+        assert (state["notes"]["scaler"] != {}) == (dtype == "float16")
+    for exact, half in zip(runs["float32"], runs["float16"], strict=True):
+        for name in ("loss", "l1", "l2", "vq", "discriminator"):
+            assert half[name] == pytest.approx(exact[name], rel=0.1, abs=0.01), (exact["step"], name)
+    for name in ("grad_norm", "grad_norm_discriminator"):
+        assert runs["float16"][0][name] == pytest.approx(runs["float32"][0][name], rel=0.05)
+
+
+def test_a_gradient_beyond_float16_is_skipped(tokenizer_run, monkeypatch):
+    config = tokenizer_run(dtype="float16", **ONCE)
+    poison(monkeypatch, TokenizerTask, 3, lambda loss: loss + 1e36 * (loss - loss.detach()))
+    train(config)
+    records = [record for record in metrics(config.out) if "loss" in record]
+    assert [isfinite(record["grad_norm"]) for record in records] == [True, True, True, False, True, True]
+    assert all(record["loss"] < 100 for record in records)
+    state = checkpoint(config.out)
+    assert state["notes"]["scaler"]["scale"] == 2.0**15
+    assert 0 < state["notes"]["usual_norm"] < 1e6
+    steps = {value.item() for name, value in state["tensors"].items() if re.search(r"optimizer.model.*\.step$", name)}
+    assert steps == {5.0}  # of six
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(tokenizer_run, tmp_path):
+    moments = []
+    for parts in (1, 5):
+        config = tokenizer_run(steps=1, accumulate=parts, out=str(tmp_path / str(parts)), scale_dropout=0.5)
+        train(config)
+        tensors = checkpoint(config.out)["tensors"]
+        moments.append({name: tensor for name, tensor in tensors.items() if name.endswith("exp_avg")})
+    assert moments[0].keys() == moments[1].keys()
+    for name, whole in moments[0].items():
+        assert (moments[1][name] - whole).norm() <= 1e-4 * whole.norm() + 1e-7, name
+
+
+# --- data that let it down ---
+
+
+def test_images_that_spoil_a_batch_are_named(tokenizer_run, photos, tmp_path, monkeypatch):
+    data = shutil.copytree(photos, tmp_path / "data")
+    Image.new("RGB", (8, 8), "red").save(data / "bag" / "poison.png")
+    latent = Tokenizer.latent
+
+    def spoilt(self, pixels_B3HW):
+        red = (pixels_B3HW == torch.tensor([1.0, 0, 0])[:, None, None]).all((1, 2, 3))
+        return torch.where(red[:, None, None, None], torch.nan, latent(self, pixels_B3HW))
+
+    monkeypatch.setattr(Tokenizer, "latent", spoilt)
+    # float16, where a gradient that is not finite would only be skipped.
+    config = tokenizer_run(
+        data=str(data), steps=9, dtype="float16", checkpoint_every=1, validate_every=9, start_from_data=False, seed=2
+    )
+    with pytest.raises(FloatingPointError) as caught:
+        train(config)
+    found = re.match(r"loss = nan at step (\d+), images (.*): stopped .* checkpoint of step (\d+),", str(caught.value))
+    step, names, saved = found.groups()
+    assert int(step) - 1 == int(saved) == checkpoint(config.out)["step"]
+    paths = [Path(name) for name in names.split(", ")]
+    assert len(paths) == 5
+    assert all(path.is_file() for path in paths)
+    assert data / "bag" / "poison.png" in paths
+
+
+def test_a_class_that_vanishes_ends_the_run_with_one_line(tokenizer_run, photos, tmp_path, monkeypatch, refused):
+    monkeypatch.setitem(open_splits.__kwdefaults__, "cache_bytes", 0)  # as a set that is not in memory
+    data = shutil.copytree(photos, tmp_path / "data")
+    after_update = TokenizerTask.after_update
+
+    def vanish(self, step):
+        after_update(self, step)
+        if step == 2:
+            (data / "shoe").rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(TokenizerTask, "after_update", vanish)
+    config = tokenizer_run(data=str(data), steps=8, validate_every=8)
+    settings = {"preset": "tiny32", **{name: value for name, value in asdict(config).items() if value is not None}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
+    command = ["train", "tokenizer", "--config", str(tmp_path / "run.yaml")]
+    said = refused(*command)
+    lines = [line for line in said if line.startswith("mvar: ")]
+    assert len(lines) == 1, said
+    assert re.search(r"data: '.*/shoe/\d\.png' was readable before and is not now: not a file", lines[0])
+    saved = checkpoint(config.out)["step"]
+    assert 2 <= saved < 8
+
+    (tmp_path / "elsewhere").rename(data / "shoe")
+    monkeypatch.setattr(TokenizerTask, "after_update", after_update)
+    main([*command, "--resume"])
+    assert checkpoint(config.out)["step"] == 8
