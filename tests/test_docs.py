@@ -72,7 +72,8 @@ def test_commands(workplace, page):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python(workplace, page):
     for block in blocks(page, "python"):
-        few = block.replace('preset("tiny32", ', 'preset("tiny32", steps=2, batch_size=4, ')
+        few = re.sub(r'preset\(\s*"tiny32",', 'preset("tiny32", steps=2, batch_size=4,', block)
+        assert ("preset(" in few) == ("steps=2" in few)
         exec(compile(few, page, "exec"), {})
 
 

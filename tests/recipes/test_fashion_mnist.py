@@ -61,6 +61,7 @@ def measured(work, fashion_excerpt):
         samples_per_class=2,
         sheet=str(work / "images" / "fashion-mnist-samples.png"),
         tokenizer_run=str(work / "t"),
+        decoder_run=str(work / "t"),
         generator_run=str(work / "g"),
     )
     return out, report
