@@ -83,8 +83,10 @@ def numbers(*rows):
 def shown(H, W, top, left):
     """Where the cut-out leaves the image as it is."""
     centre = int(top * H), int(left * W)
-    rows = [[abs(y - centre[0]) >= H / 4 or abs(x - centre[1]) >= W / 4 for x in range(W)] for y in range(H)]
-    return torch.tensor(rows)
+    inside = [
+        [-n / 4 <= place - middle < n / 4 for place in range(n)] for n, middle in zip((H, W), centre, strict=True)
+    ]
+    return torch.tensor([[not (y and x) for x in inside[1]] for y in inside[0]])
 
 
 def test_neutral_numbers_change_nothing_but_the_cut_out():

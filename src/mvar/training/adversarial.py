@@ -84,4 +84,5 @@ def _shifted(x_B3HW: Tensor, dim: int, by_B: Tensor) -> Tensor:
 
 def _inside(side: int, centre_B: Tensor, like: Tensor) -> Tensor:
     """Which places (B, side) lie within a quarter of the side of the centre: a cut-out of half the side."""
-    return (torch.arange(side, device=like.device) - centre_B[:, None]).abs() < side / 4
+    away_Bs = torch.arange(side, device=like.device) - centre_B[:, None]
+    return (away_Bs >= -side / 4) & (away_Bs < side / 4)

@@ -120,6 +120,7 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16")
         self.usual_norm = 0.0  # running mean of the model's gradient norm
         self.validation: Metrics = {}
+        self.validated = 0  # updates done at the last validation
         self.done = self._restore(folder.checkpoint) if folder.checkpoint is not None else 0
         self.progress = Progress(self.done, config.steps, speaks=ranks.main)
 
@@ -202,7 +203,7 @@ class _Loop:
         task, model = self.task, self.task.networks["model"]
         model.eval()
         with task.average.applied():
-            self.validation = task.validate()
+            self.validation, self.validated = task.validate(), self.done
             task.preview(self.folder.path / PREVIEWS / f"{self.done:07d}.png")
         model.train()
         self._log(self.validation, request)
@@ -214,7 +215,7 @@ class _Loop:
             self.task.save_bundle(self.folder.path)
         # Last, since a run with all its steps in the checkpoint has nothing left to do.
         notes = {
-            "score": self.validation.get("val_loss"),
+            "score": self.validation["val_loss"] if self.validated == self.done else None,
             "usual_norm": self.usual_norm,
             "scaler": self.scaler.state_dict(),
             "loader": self.task.loader.state(),

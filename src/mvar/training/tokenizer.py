@@ -147,8 +147,9 @@ class TokenizerTask:
         target_B3HW = rows.to(self.device) / 255
         noise_BU = uniform(config.seed, positions_B.tolist(), TRAINING_STREAM, (2 + AUGMENT_NUMBERS,)).to(self.device)
 
+        kept_B = self._scales_kept(noise_BU[:, :2])
         with self.autocast():
-            output_B3HW, quantized = self.replica(target_B3HW, self._scales_kept(noise_BU[:, :2]))
+            output_B3HW, quantized = self.replica(target_B3HW, kept_B)
         # How far the discriminator has joined in: a random one would do harm, so its word gains weight slowly.
         joined = (step / config.steps - config.adversarial_start) / JOINING
         if joined >= 0 and config.adversarial:
@@ -157,7 +158,8 @@ class TokenizerTask:
         else:
             loss, parts = self.image_loss.reconstruction(output_B3HW, target_B3HW)
         self.residuals = quantized.residuals
-        self.counts_KV += self.ranks.total(count_tokens(quantized.tokens, config.model.vocab_size))
+        tokens = quantized.tokens if kept_B is None else [t[k < kept_B] for k, t in enumerate(quantized.tokens)]
+        self.counts_KV += self.ranks.total(count_tokens(tokens, config.model.vocab_size))
         parts |= {"vq": quantized.loss, "psnr": _psnr(output_B3HW, target_B3HW)}
         return loss + quantized.loss, {name: value.detach() for name, value in parts.items()}
 
