@@ -109,7 +109,7 @@ def test_every_figure_of_the_page_is_drawn(work, measured):
         [trial(1, 0.5, 1.0, 9.0), trial(2, 0.6, 0.9, 8.0)], (0.9, 1.1), measured[0] / "guidance.png"
     )
     linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
-    assert len(linked) == len(set(linked)) == 9
+    assert len(linked) == len(set(linked)) == 10
     for name in linked:
         assert (work / "images" / name).stat().st_size > 1000
 
