@@ -138,7 +138,7 @@ main(sys.argv[1:])
 """
 
 
-def test_killed_and_finished_by_two_processes_it_is_the_same_bytes(finished, command, refused, tmp_path):
+def test_killed_and_finished_by_two_processes_it_is_the_same_bytes(finished, command, tmp_path):
     out = tmp_path / "cache"
     run = {"capture_output": True, "text": True, "timeout": 300, "check": False}
     words = command(out)
