@@ -76,7 +76,6 @@ class Checkpoints:
             process_group=self._group,
             no_dist=self.ranks.kind is None,
         )
-        assert isinstance(written, Future)
         self._pending = self._pool.submit(self._commit, written, partial, step, dict(notes))
 
     def wait(self) -> None:
@@ -94,7 +93,7 @@ class Checkpoints:
         """Wait for the background's end, whatever it is."""
         self._pool.shutdown()
 
-    def _commit(self, written: Future[Any], partial: Path, step: int, notes: dict[str, Any]) -> None:
+    def _commit(self, written: Any, partial: Path, step: int, notes: dict[str, Any]) -> None:
         try:
             written.result()
             if not self.ranks.main:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import NamedTuple
 
+import torch
+
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
-from mvar.model import load
+from mvar.model import Model, load
 from mvar.training.config import FreezablePart
 from mvar.validation import raise_problems
 
@@ -26,6 +28,19 @@ class Start(NamedTuple):
     classes: list[str]
 
 
+def load_named(field: str, source: str, device: str | torch.device | None = "cpu") -> Model:
+    """A model in float32, told by the option that names it.
+
+    Raises:
+        ValueError: one line that begins with the field and the source.
+    """
+    try:
+        return load(source, device, "float32")
+    except ValueError as error:
+        reason = str(error).removeprefix(f"model = {source!r}: ")
+        raise ValueError(f"{field} = {source!r}: {reason}") from error
+
+
 def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
     """The generator to start from, on the CPU.
 
@@ -37,11 +52,7 @@ def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
     Raises:
         ValueError: nothing is found there, it has no generator, one of another shape, or another tokenizer.
     """
-    try:
-        model = load(source, "cpu", "float32")
-    except ValueError as error:
-        reason = str(error).removeprefix(f"model = {source!r}: ")
-        raise ValueError(f"init_from = {source!r}: {reason}") from error
+    model = load_named("init_from", source)
     if model.generator is None:
         raise ValueError(f"init_from = {source!r}: is a tokenizer without a generator; give a model that has one")
     if model.tokenizer.fingerprint() != fingerprint:

@@ -15,12 +15,12 @@ from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.data.stream import Stream
 from mvar.data.tokens import TokenCache, TokenSource, is_cache
-from mvar.model import load
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.config import GeneratorTraining
+from mvar.training.fine_tuning import load_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +98,7 @@ def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
     Raises:
         ValueError: one line that begins with "tokenizer = ".
     """
-    try:
-        return load(source, device, "float32").tokenizer
-    except ValueError as error:
-        reason = str(error).removeprefix(f"model = {source!r}: ")
-        raise ValueError(f"tokenizer = {source!r}: {reason}") from error
+    return load_named("tokenizer", source, device).tokenizer
 
 
 def _again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:

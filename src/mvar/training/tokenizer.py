@@ -17,7 +17,7 @@ from mvar.data.splits import open_loader, open_splits
 from mvar.data.stream import Stream
 from mvar.features.base import FeatureNetwork
 from mvar.features.networks import find_network
-from mvar.model import Model, from_bundle, load
+from mvar.model import Model, from_bundle
 from mvar.ops.noise import uniform
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
@@ -27,6 +27,7 @@ from mvar.training.adversarial import AUGMENT_NUMBERS, PatchDiscriminator
 from mvar.training.average import WeightAverage
 from mvar.training.codebook import count_tokens, revive, start_from_data, usage
 from mvar.training.config import TokenizerTraining
+from mvar.training.fine_tuning import load_named
 from mvar.training.image_loss import ImageLoss
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import autocast, build_optimizer
@@ -57,7 +58,8 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
         start = None
         if config.init_from is not None:
             # A run that goes on has its own weights by now; those it started from may be gone.
-            start = _find_start(config.out if config.resume and is_bundle(Path(config.out)) else config.init_from)
+            source = config.out if config.resume and is_bundle(Path(config.out)) else config.init_from
+            start = load_named("init_from", source).tokenizer
             config = replace(config, model=start.config)
         with RunFolder(config, ranks) as folder:
             train_images, val_images = open_splits(
@@ -76,13 +78,6 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
         return from_bundle(task.bundle(), ranks.device, "float32")
-
-
-def _find_start(name: str) -> Tokenizer:
-    try:
-        return load(name, "cpu", "float32").tokenizer
-    except ValueError as error:
-        raise ValueError(f"init_from = {name!r}: {str(error).removeprefix(f'model = {name!r}: ')}") from error
 
 
 class TokenizerTask:
