@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvar.cli import main
+from mvar.data.fashion_mnist import FRAME
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
@@ -57,14 +58,14 @@ def fashion_arrays() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def fashion_excerpt(fashion_arrays, tmp_path_factory) -> Path:
-    """A folder with train/<class>/*.png and val/<class>/*.png; read only, as all tests share it."""
+    """What `mvar data fashion-mnist` writes, with fewer images; read only, as all tests share it."""
     root = tmp_path_factory.mktemp("fashion-excerpt")
     for split, images in fashion_arrays.items():
         for name, row in zip(CLASSES, images, strict=True):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i, image in enumerate(row):
-                Image.fromarray(image).save(folder / f"{i:04d}.png")
+                Image.fromarray(np.pad(image, FRAME)).save(folder / f"{i:04d}.png")
     return root
 
 

@@ -7,16 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar.evaluation.images import psnr
 from mvar.features.judge import Judge
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
-from mvar.recipes import fashion_mnist as recipe
-from mvar.recipes import measuring, page
+from mvar.recipes import figures, measuring, page
+from mvar.recipes.cli import run_cli
+from mvar.recipes.fashion_mnist import FashionMnist
+from mvar.recipes.packaged import best, commands
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
+RECIPE = FashionMnist()
 PAGE = Path(__file__).parents[2] / "docs" / "models" / "fashion-mnist.md"
 
 
@@ -53,7 +55,7 @@ def work(tmp_path_factory, fashion_excerpt):
 def measured(work, fashion_excerpt):
     """Where the report and the figures are, and what `measure` returned."""
     out = work / "images" / "fashion-mnist"
-    report = recipe.measure(
+    report = RECIPE.measure(
         str(work / "model"),
         str(fashion_excerpt),
         str(out),
@@ -71,28 +73,27 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arra
     out, report = measured
     written = json.loads((out / "report.json").read_text())
     assert written.keys() == report.keys()
-    assert written["commands"] == recipe.commands()
+    assert written["commands"] == commands(FashionMnist)
     assert report["training"]["generator"] == {"steps": 150, "batch_size": 32, "minutes": 150 * 32 / 64 / 60}
 
     # PSNR along another path: plain arrays and Pillow, no code of the recipe.
     model = load(work / "model")
     originals = fashion_arrays["val"].reshape(-1, 28, 28)
-    large = [Image.fromarray(image).convert("RGB").resize((8, 8), Image.Resampling.LANCZOS) for image in originals]
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in large])).permute(0, 3, 1, 2) / 255
+    framed = [Image.fromarray(np.pad(image, 2)).convert("RGB") for image in originals]
+    small = [np.asarray(image.resize((8, 8), Image.Resampling.LANCZOS)) for image in framed]
+    pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 255
     values = []
-    for image, restored in zip(originals, model.tokenizer.reconstruct(pixels).permute(0, 2, 3, 1).numpy(), strict=True):
-        small = Image.fromarray((restored * 255).round().astype(np.uint8)).resize((28, 28), Image.Resampling.LANCZOS)
-        error = np.asarray(small).astype(float).mean(2).round() - image
+    for image, restored in zip(originals, model.tokenizer.reconstruct(pixels).mean(1).numpy(), strict=True):
+        large = np.asarray(Image.fromarray(restored).resize((32, 32), Image.Resampling.BICUBIC))
+        error = (255 * large[2:-2, 2:-2]).clip(0, 255).round() - image
         values.append(10 * np.log10(255**2 / np.square(error).mean()))
     assert report["tokenizer"]["images"] == len(values) == 500
-    # Pillow rounds once more between rows and columns.
-    assert report["tokenizer"]["psnr"] == pytest.approx(np.mean(values), abs=0.02)
-    assert report["tokenizer"]["psnr_of_resizing_alone"] > report["tokenizer"]["psnr"]
+    assert report["tokenizer"]["psnr"] == pytest.approx(np.mean(values), abs=0.002)
 
     samples = report["samples"]
     out = model.sample([c for c in range(10) for _ in range(2)])
     with torch.no_grad():
-        grey = measuring.as_originals(out.pixels)
+        grey = RECIPE.form.of(out.pixels)
         seen = Judge.load(work / "judge.safetensors")(grey.expand(-1, 3, -1, -1) / 255).argmax(1).tolist()
     assert samples["accuracy"] == pytest.approx(np.mean([c == i // 2 for i, c in enumerate(seen)]))
     pairs = [(a, b) for a, b in grey.flatten(1).double().div(255).split(2)]
@@ -105,7 +106,7 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arra
 
 
 def test_every_figure_of_the_page_is_drawn(work, measured):
-    recipe.figures.guidance_curves(
+    figures.guidance_curves(
         [trial(1, 0.5, 1.0, 9.0), trial(2, 0.6, 0.9, 8.0)], (0.9, 1.1), measured[0] / "guidance.png"
     )
     linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def test_page_gets_the_results_between_its_markers(measured, tmp_path):
     copy = tmp_path / "page.md"
     copy.write_text(text, encoding="utf-8")
     for _ in range(2):  # filling again changes nothing
-        recipe.main(["page", "--report", str(measured[0] / "report.json"), "--out", str(copy)])
+        run_cli(FashionMnist, "recipe", ["page", "--report", str(measured[0] / "report.json"), "--out", str(copy)])
         filled = copy.read_text(encoding="utf-8")
         assert filled.startswith(text.split(page.BEGIN)[0])
         assert filled.endswith(text.split(page.END)[1])
@@ -133,12 +134,12 @@ def test_page_gets_the_results_between_its_markers(measured, tmp_path):
 def test_the_page_lists_the_commands_of_the_recipe():
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", "").strip().splitlines()
-    assert [" ".join(line.split()) for line in lines] == recipe.commands()
+    assert [" ".join(line.split()) for line in lines] == commands(FashionMnist)
 
 
 def test_a_tokenizer_alone_is_measured_as_far_as_it_goes(work, fashion_excerpt, tmp_path):
     options = ["--model", str(work / "tokenizer-alone"), "--data", str(fashion_excerpt), "--out", str(tmp_path)]
-    recipe.main(["measure", *options, "--samples-per-class", "2"])
+    run_cli(FashionMnist, "recipe", ["measure", *options, "--samples-per-class", "2"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert "samples" not in report
     assert "generator" not in report
@@ -160,15 +161,15 @@ def trial(guidance, accuracy, ratio, distance):
 
 def test_best_is_the_nearest_to_real_images_that_is_accurate_and_varied_else_the_most_accurate():
     trials = [trial(0, 0.7, 1.0, 10), trial(1, 0.94, 0.94, 90), trial(2, 0.95, 0.94, 80), trial(3, 0.99, 0.9, 20)]
-    assert recipe.best(trials)["guidance"] == 2
-    assert recipe.best([trials[0], trials[3]])["guidance"] == 3
+    assert best(trials, (0.92, 1.09), 0.93)["guidance"] == 2
+    assert best([trials[0], trials[3]], (0.92, 1.09), 0.93)["guidance"] == 3
 
 
-def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "STRENGTHS", (0.0, 1.25))
-    monkeypatch.setattr(recipe, "FIRST_TEMPERATURES", (2.0,))
+def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp_path):
+    recipe = FashionMnist()
+    recipe.strengths, recipe.first_temperatures = (0.0, 1.25), (2.0,)
     judge = str(work / "judge.safetensors")
-    chosen = recipe.choose_guidance(str(work / "model"), str(fashion_excerpt), judge, str(tmp_path), 2)
+    chosen = recipe.guidance(str(work / "model"), str(fashion_excerpt), judge, str(tmp_path), 2)
     assert len(json.loads((tmp_path / "guidance.json").read_text())["trials"]) == 2
     guidance, out = str(tmp_path / "guidance.json"), tmp_path / "fashion-mnist"
     recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
@@ -176,50 +177,44 @@ def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp
     settings = packaged.defaults
     assert (settings.guidance, settings.temperature) == (chosen["guidance"], chosen["temperature"])
     assert settings.temperature[0] == 2
-    assert settings.temperature[-1] == recipe.LAST_TEMPERATURE
+    assert settings.temperature[-1] == recipe.last_temperature
     assert packaged.provenance["tokenizer_steps"] == 150
     size = sum(file.stat().st_size for file in out.iterdir())
-    monkeypatch.setattr(recipe, "MOST_BYTES", size - 1)
+    recipe.most_bytes = size - 1
     with pytest.raises(ValueError, match=f"takes {size} bytes and may take {size - 1}"):
         recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
 
 
 def test_originals_are_the_files_own_pixels_with_the_folders_labels(fashion_excerpt, fashion_arrays):
-    images, labels, classes = measuring.originals(str(fashion_excerpt), "val")
+    images, labels, classes = measuring.originals(str(fashion_excerpt), "val", RECIPE.form)
     assert np.array_equal(images[:, 0].numpy().reshape(10, 50, 28, 28), fashion_arrays["val"])
     assert labels.tolist() == [c for c in range(10) for _ in range(50)]
     assert classes == sorted(classes)
-    fewer = measuring.originals(str(fashion_excerpt), "val", classes, per_class=5)
-    assert torch.equal(fewer.images_N1hw, images[::10])
+    fewer = measuring.originals(str(fashion_excerpt), "val", RECIPE.form, classes, per_class=5)
+    assert torch.equal(fewer.images_Nchw, images[::10])
 
 
 def test_images_in_the_originals_form_are_averaged_and_rounded():
     pixels = torch.tensor([10.4, 20.0, 33.0]).div(255).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    assert (measuring.as_originals(pixels) == 21).all()  # 63.4 / 3
-    assert measuring.as_originals(pixels).shape == (1, 1, 28, 28)
-
-
-def test_enlarging_is_undone(fashion_arrays):
-    """Exactly but for the rounding and clipping of the enlarged pixels; a second resizing would leave 31 dB."""
-    images = torch.from_numpy(fashion_arrays["val"].reshape(-1, 1, 28, 28)[::5])
-    large = [Image.fromarray(image[0]).resize((32, 32), Image.Resampling.LANCZOS) for image in images.numpy()]
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in large]))[:, None].expand(-1, 3, -1, -1) / 255
-    assert psnr(measuring.as_originals(pixels), images).mean() > 37
+    assert (RECIPE.form.of(pixels) == 21).all()  # 63.4 / 3
+    assert RECIPE.form.of(pixels).shape == (1, 1, 28, 28)
 
 
 def test_mistakes_are_named(work, fashion_excerpt, tmp_path, capsys):
     model, data, judge = str(work / "model"), str(fashion_excerpt), str(work / "judge.safetensors")
     with pytest.raises(ValueError, match="samples_per_class = 1: must be at least 2"):
-        recipe.measure(model, data, str(tmp_path), judge, samples_per_class=1)
+        RECIPE.measure(model, data, str(tmp_path), judge, samples_per_class=1)
     with pytest.raises(ValueError, match=r"tokenizer_run = '.*': cannot be read"):
-        recipe.measure(model, data, str(tmp_path), judge, tokenizer_run=str(tmp_path))
+        RECIPE.measure(model, data, str(tmp_path), judge, tokenizer_run=str(tmp_path))
     with pytest.raises(ValueError, match=r"data = '.*': val/ has classes .* expected T-shirt, Coat"):
-        measuring.originals(data, "val", ["T-shirt", "Coat"])
+        measuring.originals(data, "val", RECIPE.form, ["T-shirt", "Coat"])
     (tmp_path / "guidance.json").write_text("{}")
     with pytest.raises(ValueError, match="has no chosen guidance"):
-        recipe.package(model, str(tmp_path / "guidance.json"), str(tmp_path / "out"))
+        RECIPE.package(model, str(tmp_path / "guidance.json"), str(tmp_path / "out"))
     with pytest.raises(SystemExit, match="2"):
-        recipe.main(
-            ["guidance", "--model", str(work / "tokenizer-alone"), "--data", data, "--judge", judge, "--out", "x"]
+        run_cli(
+            FashionMnist,
+            "recipe",
+            ["guidance", "--model", str(work / "tokenizer-alone"), "--data", data, "--judge", judge, "--out", "x"],
         )
     assert "a tokenizer without a generator; give the generator's run" in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) as image folders.
 
 60,000 training and 10,000 test images, 28x28 grey, 10 classes, MIT licence; the original gzipped IDX files come from
-the Debian package dataset-fashion-mnist.
+the Debian package dataset-fashion-mnist. The images are written at 32x32, framed with two black pixels: what enlarging
+them would do to their pixels cannot be undone without loss.
 """
 
 import gzip
@@ -38,12 +39,13 @@ FILES = {
     "val_images": "t10k-images-idx3-ubyte.gz",
     "val_labels": "t10k-labels-idx1-ubyte.gz",
 }
+FRAME = 2  # black pixels on every side of the written images
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 
 
 def fashion_mnist(out: str, source: str | None = None) -> None:
-    """Write Fashion-MNIST as out/train/<class>/*.png and out/val/<class>/*.png.
+    """Write Fashion-MNIST as out/train/<class>/*.png and out/val/<class>/*.png, 32x32 grey.
 
     Args:
         out: a new or empty folder; it appears only when complete.
@@ -61,7 +63,7 @@ def fashion_mnist(out: str, source: str | None = None) -> None:
                 (folder / split / name).mkdir(parents=True)
             for i, label in enumerate(arrays[f"{split}_labels"]):
                 path = folder / split / FASHION_MNIST_CLASSES[label] / f"{i:05d}.png"
-                jobs.append((arrays[f"{split}_images"][i], path))
+                jobs.append((np.pad(arrays[f"{split}_images"][i], FRAME), path))
         with ThreadPoolExecutor() as pool:
             for _ in track(
                 pool.map(lambda job: Image.fromarray(job[0]).save(job[1]), jobs), len(jobs), "writing images"

@@ -23,32 +23,32 @@ FRAME = 32  # images below are framed with black to this side first, as is custo
 class Distance:
     """Distances to one set of real images."""
 
-    def __init__(self, reference_N1hw: Tensor) -> None:
+    def __init__(self, reference_Nchw: Tensor) -> None:
         """Args:
-        reference_N1hw: uint8, grey or RGB, at most 64 pixels a side.
+        reference_Nchw: uint8, grey or RGB, at most 64 pixels a side.
         """
         self._network = EffNetLite0()
-        self._reference = self._fit(reference_N1hw)
+        self._reference = self._fit(reference_Nchw)
 
-    def of(self, images_N1hw: Tensor) -> float:
+    def of(self, images_Nchw: Tensor) -> float:
         """The distance of uint8 images (N, 1 or 3, h, w)."""
-        return frechet_distance(self._fit(images_N1hw), self._reference)
+        return frechet_distance(self._fit(images_Nchw), self._reference)
 
     @torch.inference_mode()
-    def _fit(self, images_N1hw: Tensor) -> Gaussian:
-        parts = images_N1hw.split(250)
+    def _fit(self, images_Nchw: Tensor) -> Gaussian:
+        parts = images_Nchw.split(250)
         return fit(torch.cat([self._network(_seen(part)) for part in track(parts, len(parts), "features")]))
 
 
-def spread(images_N1hw: Tensor, most: int = IMAGES) -> Tensor:
+def spread(images_Nchw: Tensor, most: int = IMAGES) -> Tensor:
     """At most so many images, evenly spaced."""
-    N = len(images_N1hw)
-    return images_N1hw if most >= N else images_N1hw[torch.arange(most) * N // most]
+    N = len(images_Nchw)
+    return images_Nchw if most >= N else images_Nchw[torch.arange(most) * N // most]
 
 
-def _seen(images_N1hw: Tensor) -> Tensor:
+def _seen(images_Nchw: Tensor) -> Tensor:
     """Pixels (N, 3, 64, 64) in [0, 1] as the network sees them."""
-    pixels = images_N1hw.float() / 255
+    pixels = images_Nchw.float() / 255
     h, w = pixels.shape[-2:]
     if max(h, w) < FRAME:
         top, left = (FRAME - h) // 2, (FRAME - w) // 2

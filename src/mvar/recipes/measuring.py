@@ -1,27 +1,23 @@
-"""What the Fashion-MNIST recipe measures: reconstructions, codes, bits, and samples beside real images.
+"""What the recipes of the packaged models measure: reconstructions, codes, bits, and samples beside real images.
 
-All images are compared as the original files are: 28x28, grey, 8 bits. The model's own are larger: real images are
-enlarged by the training's own path, and what the model gives is brought back by Lanczos, averaged over the channels
-and rounded.
+All images are compared in the form that the originals have, whatever the model makes of them.
 
-Shapes: N images, B images of a batch, K scales, L tokens, C classes, h w pixels of the originals.
+Shapes: N images, B images of a batch, K scales, L tokens, C channels or classes, h w pixels of the originals.
 """
 
 import math
 import os
 import platform
 import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from mvar.data.images import ImageFolder
 from mvar.data.progress import track
@@ -33,15 +29,37 @@ from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import to_images
 from mvar.sampling.sheet import class_sheet, strip
 
-SIDE = 28
 BATCH = 100
 SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form in which images are compared: 8 bits a channel, with what the data set added taken away.
+
+    Args:
+        side: of the files.
+        frame: black pixels on every side of the files that the originals do not have.
+        grey: one channel, the mean of the three.
+    """
+
+    side: int
+    frame: int = 0
+    grey: bool = False
+
+    def of(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels in [0, 1] of any size as uint8 (B, C, h, w)."""
+        pixels_BCHW = pixels_B3HW.mean(1, keepdim=True) if self.grey else pixels_B3HW
+        if pixels_BCHW.shape[2:] != (self.side, self.side):
+            pixels_BCHW = interpolate(pixels_BCHW, (self.side, self.side), mode="bicubic", antialias=True)
+        inner = slice(self.frame, self.side - self.frame)
+        return (255 * pixels_BCHW[..., inner, inner]).round().clamp(0, 255).byte()
 
 
 class Labelled(NamedTuple):
     """Images in the originals' form, and which class folder each is from."""
 
-    images_N1hw: Tensor  # uint8
+    images_Nchw: Tensor  # uint8
     labels_N: Tensor  # the folder's place among the sorted names, which is also the model's class
     classes: list[str]
 
@@ -50,7 +68,7 @@ class RoundTrip(NamedTuple):
     """Real images through the tokenizer."""
 
     tokens: list[Tensor]  # one (N, P_k) a scale
-    images_N1hw: Tensor  # restored, in the originals' form
+    images_Nchw: Tensor  # restored, in the originals' form
 
 
 class Drawn(NamedTuple):
@@ -61,40 +79,40 @@ class Drawn(NamedTuple):
     seconds: float  # an image
 
 
-def originals(data: str, split: str, classes: Sequence[str] = (), per_class: int | None = None) -> Labelled:
+def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), per_class: int | None = None) -> Labelled:
     """Real images in their original form.
 
     Args:
         data: folder with `split` inside.
         split: "train" or "val".
+        form: theirs.
         classes: what the class folders must be; empty for anything.
         per_class: at most about so many of each class, evenly spaced.
 
     Raises:
         ValueError: the folder is no set of classes, or not of these.
     """
-    source = _source(data, split, (SIDE, SIDE))
+    source = _source(data, split, (form.side, form.side))
     if not source.classes or (classes and list(classes) != source.classes):
         expected = ", ".join(classes) or "a folder for each of several classes"
         raise ValueError(f"data = {data!r}: {split}/ has classes {source.classes}, expected {expected}")
     if per_class is not None:
         source = source.spread(per_class * len(source.classes))
     images_N3hw, labels_N = source.batch(range(len(source)))
-    return Labelled(_grey(images_N3hw.permute(0, 2, 3, 1).numpy()), labels_N, source.classes)
+    return Labelled(form.of(images_N3hw / 255), labels_N, source.classes)
 
 
-def tokenizer_report(loaded: Model, data: str, test: Labelled) -> tuple[dict[str, Any], RoundTrip]:
+def tokenizer_report(loaded: Model, form: Form, data: str, test: Labelled) -> tuple[dict[str, Any], RoundTrip]:
     """PSNR of the test images on their original pixels, and how the codes are used."""
     tokenizer, config = loaded.tokenizer, loaded.tokenizer.config
     source = _source(data, "val", config.image_shape)
-    parts, restored, resized = [], [], []
+    parts, restored = [], []
     rows = torch.arange(len(source)).split(BATCH)
     for rows_B in track(rows, len(rows), "reconstructing images"):
         pixels_B3HW = source.batch(rows_B)[0] / 255
         maps = tokenizer.encode(pixels_B3HW.to(loaded.device))
         parts.append([map_BP.cpu() for map_BP in maps])
-        restored.append(as_originals(tokenizer.decode(maps)))
-        resized.append(as_originals(pixels_B3HW))
+        restored.append(form.of(tokenizer.decode(maps)))
     trip = RoundTrip([torch.cat(maps) for maps in zip(*parts, strict=True)], torch.cat(restored))
 
     V = config.vocab_size
@@ -103,8 +121,7 @@ def tokenizer_report(loaded: Model, data: str, test: Labelled) -> tuple[dict[str
     fine = [map_NP.flatten() for map_NP, shape in zip(trip.tokens, shapes, strict=True) if min(shape) >= 3]
     return {
         "images": len(source),
-        "psnr": float(psnr(trip.images_N1hw, test.images_N1hw).mean()),
-        "psnr_of_resizing_alone": float(psnr(torch.cat(resized), test.images_N1hw).mean()),
+        "psnr": float(psnr(trip.images_Nchw, test.images_Nchw).mean()),
         "vocab_size": V,
         "scales": [{"map": name, **use} for name, use in zip(scale_names(loaded), by_scale, strict=True)],
         "from_3x3": usage(torch.cat(fine), V)._asdict() if fine else None,
@@ -130,7 +147,7 @@ def generator_report(loaded: Model, tokens: list[Tensor], labels_N: Tensor) -> d
     }
 
 
-def draw(loaded: Model, per_class: int, seed: int, settings: SamplingSettings) -> Drawn:
+def draw(loaded: Model, form: Form, per_class: int, seed: int, settings: SamplingSettings) -> Drawn:
     """Draw as many samples of each class; sample i of class c has index c * per_class + i."""
     labels_N = torch.arange(len(loaded.classes)).repeat_interleave(per_class)
     images, seconds = [], 0.0
@@ -140,7 +157,7 @@ def draw(loaded: Model, per_class: int, seed: int, settings: SamplingSettings) -
         start = time.perf_counter()
         out = loaded.sample(labels_N[rows_B].tolist(), index=rows_B.tolist(), seed=seed, **asdict(settings))
         seconds += time.perf_counter() - start
-        images.append(as_originals(out.pixels))
+        images.append(form.of(out.pixels))
         for label, image in zip(labels_N[rows_B].tolist(), out.images, strict=True):
             if len(first[label]) < SHEET_COLUMNS:
                 first[label].append(image)
@@ -156,8 +173,8 @@ def judged(judge: Classifier, samples: Labelled, real_C: Tensor) -> dict[str, An
         real_C: mean distance inside each class of real images.
     """
     C = len(samples.classes)
-    counts_CC = confusion(judge, samples.images_N1hw, samples.labels_N, C)
-    distance_C = mean_distance(samples.images_N1hw, samples.labels_N, C)
+    counts_CC = confusion(judge, samples.images_Nchw, samples.labels_N, C)
+    distance_C = mean_distance(samples.images_Nchw, samples.labels_N, C)
     return {
         "accuracy": float(counts_CC.trace() / counts_CC.sum()),
         "class_accuracy": (counts_CC.diagonal() / counts_CC.sum(1)).tolist(),
@@ -167,10 +184,10 @@ def judged(judge: Classifier, samples: Labelled, real_C: Tensor) -> dict[str, An
     }
 
 
-def samples_report(judge: Classifier, drawn: Drawn, test: Labelled, restored_N1hw: Tensor) -> dict[str, Any]:
+def samples_report(judge: Classifier, drawn: Drawn, test: Labelled, restored_Nchw: Tensor) -> dict[str, Any]:
     """Samples beside the real test images, and beside their reconstructions: what the tokenizer alone changes."""
-    real_C = mean_distance(test.images_N1hw, test.labels_N, len(test.classes))
-    through = test._replace(images_N1hw=restored_N1hw)
+    real_C = mean_distance(test.images_Nchw, test.labels_N, len(test.classes))
+    through = test._replace(images_Nchw=restored_Nchw)
     return {
         "images": len(drawn.images.labels_N),
         "classes": test.classes,
@@ -186,13 +203,13 @@ def samples_report(judge: Classifier, drawn: Drawn, test: Labelled, restored_N1h
 # --- sheets ---
 
 
-def reconstruction_sheet(test: Labelled, restored_N1hw: Tensor, rows: int = 2) -> Image.Image:
+def reconstruction_sheet(test: Labelled, restored_Nchw: Tensor, rows: int = 2) -> Image.Image:
     """The first test images of each class over their reconstructions."""
     sheet = []
     for r in range(rows):
         chosen = [int((test.labels_N == c).nonzero()[r]) for c in range(len(test.classes))]
-        for name, images_N1hw in (("original", test.images_N1hw), ("reconstructed", restored_N1hw)):
-            sheet.append((name, [Image.fromarray(images_N1hw[i, 0].numpy()) for i in chosen]))
+        for name, images_Nchw in (("original", test.images_Nchw), ("reconstructed", restored_Nchw)):
+            sheet.append((name, to_images(images_Nchw[chosen].expand(-1, 3, -1, -1) / 255)))
     return class_sheet(sheet)
 
 
@@ -242,39 +259,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-# --- images in the originals' form ---
-
-
-def as_originals(pixels_B3HW: Tensor) -> Tensor:
-    """Pixels in [0, 1] as the original files hold them: uint8 (B, 1, 28, 28).
-
-    The originals were enlarged by Lanczos, a linear map of rows and of columns. Its least-squares inverse undoes it;
-    a second resizing would blur the images once more.
-    """
-    grey_B1HW = pixels_B3HW.mean(1, keepdim=True)
-    rows_hH, columns_wW = (_restoring(side) for side in pixels_B3HW.shape[2:])
-    return (255 * (rows_hH @ grey_B1HW @ columns_wW.T)).round().clamp(0, 255).byte()
-
-
-@cache
-def _restoring(side: int) -> Tensor:
-    """The matrix (28, side) that takes a line of pixels back to 28; by Lanczos where it was reduced."""
-    return _lanczos(side, SIDE) if side < SIDE else torch.linalg.pinv(_lanczos(SIDE, side))
-
-
-def _lanczos(old: int, new: int) -> Tensor:
-    """Resizing a line of pixels as a matrix (new, old)."""
-    lines = [Image.fromarray(row) for row in np.eye(old, dtype=np.float32)[:, None]]
-    resized = [np.asarray(line.resize((new, 1), Image.Resampling.LANCZOS))[0] for line in lines]
-    return torch.from_numpy(np.stack(resized, axis=1))
-
-
-def _grey(images_Bhw3: np.ndarray) -> Tensor:
-    return torch.from_numpy(images_Bhw3.mean(3, dtype=np.float64).round().astype(np.uint8))[:, None]
-
-
 def _source(data: str, split: str, shape: tuple[int, int]) -> PixelSource:
     index = ImageFolder.scan(Path(data) / split)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*they are enlarged")  # as they shall be
-        return PixelSource.read(index, shape, resize_factor=1.0)
+    return PixelSource.read(index, shape, resize_factor=1.0)

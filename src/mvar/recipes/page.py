@@ -50,10 +50,7 @@ def _headline(report: Mapping[str, Any]) -> str:
             [f"Training of the {name}", f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min"]
         )
     rows.append(["Test images", f"{tokenizer['images']:,}"])
-    rows.append(["PSNR of reconstructions, on the original 28x28 pixels", f"**{tokenizer['psnr']:.2f} dB**"])
-    rows.append(
-        ["PSNR of resizing to the model's size and back, alone", f"{tokenizer['psnr_of_resizing_alone']:.2f} dB"]
-    )
+    rows.append(["PSNR of reconstructions", f"**{tokenizer['psnr']:.2f} dB**"])
     if fine := tokenizer["from_3x3"]:
         share = 100 * fine["used"] / tokenizer["vocab_size"]
         text = f"**{fine['used']} of {tokenizer['vocab_size']}** ({share:.1f} %), perplexity {fine['perplexity']:.0f}"

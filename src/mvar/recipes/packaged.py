@@ -1,0 +1,340 @@
+"""What the recipes of the packaged models share: the way from training runs to a bundle and its documentation.
+
+A model's own module says how it was trained, and its `Recipe` what is asked of it. Settings are chosen on training
+images only; `measure` alone looks at the validation images, and `page` writes its figures into docs/models/<name>.md.
+"""
+
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvar.evaluation.images import mean_distance
+from mvar.features.judge import Judge, accuracy, train_judge
+from mvar.files import writable_folder
+from mvar.model import Model, load
+from mvar.recipes import figures, measuring, page
+from mvar.recipes.distance import IMAGES, NAME, Distance, spread
+from mvar.recipes.measuring import Form
+from mvar.sampling.config import SamplingSettings, scale_ratio
+from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
+from mvar.sampling.sheet import class_sheet
+from mvar.training.curves import draw_curves
+from mvar.training.run_folder import METRICS, SETTINGS
+
+REAL_PER_CLASS = 1000  # training images whose spread is the measure
+
+PANELS = {
+    "tokenizer": {
+        "Training loss": ["loss"],
+        "PSNR of validation images, dB": ["val_psnr"],
+        "Share of the codes used": ["used"],
+        "Perplexity of the codes": ["perplexity"],
+    },
+    "decoder": {
+        "Pixel error": ["l1", "val_l1"],
+        "Perceptual distance": ["perceptual", "val_perceptual"],
+        "PSNR of validation images, dB": ["val_psnr"],
+        "Discriminator's scores": ["score_real", "score_fake"],
+    },
+    "generator": {
+        "Loss, nats per token": ["loss", "val_loss"],
+        "Validation loss, nats per token": ["val_loss_scales"],
+        "Validation accuracy": ["val_accuracy_scales"],
+    },
+}
+
+
+class Recipe:
+    """A packaged model; its public methods are the commands.
+
+    Attributes:
+        name: of the bundle, of its page in docs/models and of its folder in docs/images.
+        form: in which images are compared.
+        data: what it was trained on, for the bundle's card.
+        most_bytes: that the bundle may take.
+        strengths: of guidance that are tried, each with every temperature of the first map.
+        first_temperatures: from which the temperature falls by a parabola to that of the last map.
+        last_temperature: of the last map.
+        spread_band: the spread ratio that the chosen setting shall keep.
+        least_accuracy: the share of samples that the judge shall take for their class.
+        judge_epochs: passes of the judge over the training images.
+    """
+
+    name: str
+    form: Form
+    data: str
+    most_bytes: int
+    strengths: tuple[float, ...]
+    first_temperatures: tuple[float, ...]
+    last_temperature: float
+    spread_band: tuple[float, float]
+    least_accuracy: float
+    judge_epochs: int
+
+    def judge(self, data: str, out: str, epochs: int | None = None, seed: int = 0) -> float:
+        """Train the judge on the real training images; print and return its accuracy on the test images.
+
+        Args:
+            data: folder with train/<class> and val/<class>.
+            out: file to write, .safetensors.
+            epochs: passes over the training images; as many as the recipe says by default.
+            seed: of its start and order.
+        """
+        path = target(out, (".safetensors",), "out")
+        train = measuring.originals(data, "train", self.form)
+        test = measuring.originals(data, "val", self.form, train.classes)
+        start = time.perf_counter()
+        judge = train_judge(
+            train.images_Nchw,
+            train.labels_N,
+            num_classes=len(train.classes),
+            epochs=epochs or self.judge_epochs,
+            seed=seed,
+        )
+        minutes = (time.perf_counter() - start) / 60
+        judge.save(path)
+        share = accuracy(judge, test.images_Nchw, test.labels_N)
+        print(f"wrote {path}: {100 * share:.2f} % of {len(test.labels_N)} test images right, {minutes:.1f} minutes")
+        return share
+
+    def guidance(
+        self,
+        model: str,
+        data: str,
+        judge: str,
+        out: str,
+        samples_per_class: int = 100,
+        seed: int = 1,
+        device: str | None = None,
+    ) -> dict[str, Any]:
+        """Choose guidance and temperature against the training images; writes guidance.json and guidance.png.
+
+        Args:
+            model: run or bundle.
+            data: folder with train/<class>.
+            judge: its file.
+            out: folder to write into.
+            samples_per_class: drawn for each setting.
+            seed: of the samples; another than that of `measure`.
+            device: cpu, cuda, ...; a GPU where there is one by default.
+
+        Returns:
+            The chosen trial, see `best`.
+        """
+        _check_samples(samples_per_class)
+        folder = writable_folder(out, "out")
+        loaded, critic = _load_whole(model, device), Judge.load(judge)
+        real = measuring.originals(data, "train", self.form, loaded.classes, REAL_PER_CLASS)
+        real_C = mean_distance(real.images_Nchw, real.labels_N, len(real.classes))
+        distance = Distance(real.images_Nchw)
+        trials = []
+        scales = len(loaded.tokenizer.config.sides)
+        for first in self.first_temperatures:
+            temperature = [self._temperature(first, scale_ratio(k, scales)) for k in range(scales)]
+            for strength in self.strengths:
+                tried: dict[str, Any] = {"guidance": strength, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+                settings = SamplingSettings(**tried)
+                drawn = measuring.draw(loaded, self.form, samples_per_class, seed, settings)
+                judged = measuring.judged(critic, drawn.images, real_C)
+                trials.append({**tried, **judged, "distance": distance.of(spread(drawn.images.images_Nchw))})
+                print(_described(trials[-1]), flush=True)
+        chosen = best(trials, self.spread_band, self.least_accuracy)
+        print(f"chosen: {_described(chosen)}")
+        figures.guidance_curves(trials, self.spread_band, folder / "guidance.png")
+        summary = {"chosen": chosen, "samples_per_class": samples_per_class, "seed": seed, "band": self.spread_band}
+        page.write_json(folder / "guidance.json", {**summary, "trials": trials})
+        return chosen
+
+    def package(
+        self, model: str, guidance: str, out: str, tokenizer_run: str | None = None, decoder_run: str | None = None
+    ) -> Path:
+        """Write the model as it ships: bfloat16 weights, the chosen sampling defaults, and where it comes from.
+
+        Args:
+            model: run folder of the generator.
+            guidance: guidance.json with the chosen setting.
+            out: folder of the bundle; its files are replaced.
+            tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
+            decoder_run: run folder in which its decoder was trained on, likewise.
+        """
+        loaded = _load_whole(model, "cpu")
+        chosen = _read_json(guidance, "guidance").get("chosen", {})
+        names = ("guidance", "temperature", "top_k", "top_p")
+        if missing := [name for name in names if name not in chosen]:
+            raise ValueError(f"guidance = {guidance!r}: has no chosen {missing[0]}; write it with the guidance command")
+        loaded.defaults = SamplingSettings(**{name: chosen[name] for name in names})
+        runs = {"tokenizer": tokenizer_run, "decoder": decoder_run}
+        steps = {f"{name}_steps": _run(run, f"{name}_run")["steps"] for name, run in runs.items() if run is not None}
+        loaded.provenance |= {
+            **steps,
+            "data": self.data,
+            "recipe": f"mvar.recipes.{self.name.replace('-', '_')}",
+            "licence": "Apache-2.0",
+        }
+        with tempfile.TemporaryDirectory() as scratch:
+            trial = loaded.save(Path(scratch, Path(out).name), "bfloat16")
+            size = sum(file.stat().st_size for file in trial.iterdir())
+        if size > self.most_bytes:
+            raise ValueError(
+                f"model = {model!r}: takes {size} bytes and may take {self.most_bytes}; train a smaller one"
+            )
+        folder = loaded.save(out, "bfloat16")
+        print(f"wrote {folder}: {size / 1e6:.2f} MB")
+        return folder
+
+    def measure(
+        self,
+        model: str,
+        data: str,
+        out: str,
+        judge: str | None = None,
+        samples_per_class: int = 1000,
+        seed: int = 0,
+        sheet: str | None = None,
+        tokenizer_run: str | None = None,
+        decoder_run: str | None = None,
+        generator_run: str | None = None,
+        device: str | None = None,
+    ) -> dict[str, Any]:
+        """Measure a model on the test images, write report.json and figures; of a tokenizer alone, what there is.
+
+        Args:
+            model: packaged name, bundle or run folder.
+            data: folder with val/<class>, the test images.
+            out: folder to write into.
+            judge: its file; by default one is trained on train/<class> and left in `out`.
+            samples_per_class: drawn with the model's own settings.
+            seed: of the samples.
+            sheet: file for the sheet of samples; samples.png in `out` by default.
+            tokenizer_run: run folder of the tokenizer, for its curves.
+            decoder_run: run folder in which its decoder was trained on, for its curves.
+            generator_run: run folder of the generator, for its curves.
+            device: cpu, cuda, ...; a GPU where there is one by default.
+
+        Returns:
+            What report.json holds.
+        """
+        _check_samples(samples_per_class)
+        start = time.perf_counter()
+        folder = writable_folder(out, "out")
+        sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
+        loaded = load(model, device)
+        given = {"tokenizer": tokenizer_run, "decoder": decoder_run, "generator": generator_run}
+        runs = {name: _run(path, f"{name}_run") for name, path in given.items() if path is not None}
+        test = measuring.originals(data, "val", self.form, loaded.classes)
+
+        report: dict[str, Any] = {
+            "commands": commands(type(self)),
+            "machine": measuring.machine(),
+            "model": measuring.facts(loaded),
+            "training": {name: {key: run[key] for key in run if key != "records"} for name, run in runs.items()},
+        }
+        report["tokenizer"], round_trip = measuring.tokenizer_report(loaded, self.form, data, test)
+        save_image(measuring.reconstruction_sheet(test, round_trip.images_Nchw), folder / "reconstructions.png")
+        real = measuring.originals(data, "train", self.form, loaded.classes, IMAGES // len(test.classes))
+        distance = Distance(test.images_Nchw)
+        report["distance"] = {
+            "images": len(real.labels_N),
+            "reference": len(test.labels_N),
+            "real": distance.of(real.images_Nchw),
+            "reconstructed": distance.of(spread(round_trip.images_Nchw)),
+        }
+        if loaded.generator is not None:
+            if judge is None:
+                judge = str(folder / "judge.safetensors")
+                self.judge(data, judge)
+            critic = Judge.load(judge)
+            report["generator"] = measuring.generator_report(loaded, round_trip.tokens, test.labels_N)
+            drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
+            report["samples"] = measuring.samples_report(critic, drawn, test, round_trip.images_Nchw)
+            report["samples"] |= {"seed": seed, "settings": measuring.settings_of(loaded)}
+            report["distance"]["samples"] = distance.of(spread(drawn.images.images_Nchw))
+            save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
+            save_image(measuring.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
+            figures.confusion_matrix(report["samples"]["confusion"], test.classes, folder / "confusion.png")
+        figures.scale_bars(report, folder / "scales.png")
+        for name, run in runs.items():
+            scales = measuring.scale_names(loaded)
+            draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], scales)
+        report["minutes"] = (time.perf_counter() - start) / 60
+        page.write_json(folder / "report.json", report)
+        print(page.results(report))
+        return report
+
+    def page(self, report: str | None = None, out: str | None = None) -> None:
+        """Put the results of report.json between the markers of the documentation page.
+
+        Args:
+            report: what `measure` wrote; report.json of the model in docs/images by default.
+            out: Markdown file with the two markers; the model's page in docs/models by default.
+        """
+        report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
+        page.fill(out, page.results(_read_json(report, "report")))
+        print(f"wrote {out}")
+
+    def _temperature(self, first: float, ratio: float) -> float:
+        """Of a map at this place between the first and the last."""
+        last = self.last_temperature
+        return round(last + (first - last) * (1 - ratio) ** 2, 4)
+
+
+def best(trials: Sequence[dict[str, Any]], spread_band: tuple[float, float], least_accuracy: float) -> dict[str, Any]:
+    """The trial nearest to real images among those of enough accuracy and spread; else the most accurate."""
+    low, high = spread_band
+    enough = [trial for trial in trials if low <= trial["spread_ratio"] <= high and trial["accuracy"] >= least_accuracy]
+    if enough:
+        return min(enough, key=lambda trial: trial["distance"])
+    return max(trials, key=lambda trial: trial["accuracy"])
+
+
+def commands(recipe: type[Recipe]) -> list[str]:
+    """The recipe's commands, as its module's description lists them."""
+    description = sys.modules[recipe.__module__].__doc__ or ""
+    return [" ".join(line.split()) for line in re.findall(r"^    ((?:mvar|python) .*)$", description, re.MULTILINE)]
+
+
+def _load_whole(model: str, device: str | None) -> Model:
+    loaded = load(model, device)
+    if loaded.generator is None:
+        raise ValueError(f"model = {model!r}: a tokenizer without a generator; give the generator's run")
+    return loaded
+
+
+def _run(folder: str, field: str) -> dict[str, Any]:
+    """A training run: steps, batch size, how long it took, and the records of its metrics."""
+    settings = _read_json(Path(folder) / SETTINGS, field)
+    try:
+        lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        rate = [record["images_per_second"] for record in records if "images_per_second" in record][-1]
+        steps, batch_size = records[-1]["step"], settings["batch_size"]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{field} = {folder!r}: no readable {METRICS} ({error}); give the folder of a run") from error
+    minutes = steps * batch_size / rate / 60
+    return {"steps": steps, "batch_size": batch_size, "minutes": minutes, "records": records}
+
+
+def _described(trial: Mapping[str, Any]) -> str:
+    setting = f"guidance {trial['guidance']:g}, temperature {page.numbers(trial['temperature'])}"
+    judged = f"accuracy {100 * trial['accuracy']:.2f} %, spread ratio {trial['spread_ratio']:.3f}"
+    return f"{setting}: {judged}, {NAME} {trial['distance']:.1f}"
+
+
+def _check_samples(samples_per_class: int) -> None:
+    if samples_per_class < 2:
+        raise ValueError(f"samples_per_class = {samples_per_class}: must be at least 2, for a distance between samples")
+
+
+def _read_json(path: str | Path, field: str) -> dict[str, Any]:
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field} = {str(path)!r}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{field} = {str(path)!r}: holds a {type(value).__name__}, expected values by name")
+    return value
