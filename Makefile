@@ -49,7 +49,7 @@ docs: $(READY) out/fashion-mnist out/emoji
 	rm -rf out/wide
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
-	$(BIN)/python -m mvar.recipes.emoji --data out/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
+	$(BIN)/python -m mvar.recipes.emoji describe --data out/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
 	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
 
 out/emoji:

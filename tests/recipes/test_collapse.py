@@ -17,12 +17,13 @@ def test_every_variant_is_trained_once_and_compared(fashion_arrays, tmp_path, mo
     monkeypatch.setattr(collapse, "VARIANTS", {name: collapse.VARIANTS[name] for name in chosen})
     monkeypatch.setattr(collapse, "IMAGES", 15)
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{collapse.page.BEGIN}\n{collapse.page.END}\nafter\n")
+    page.write_text("\n".join(("before", *collapse.page.markers("out"), "after")))
     arguments = {
         "data": str(tmp_path / "data"),
         "out": str(tmp_path / "out"),
         "runs": str(tmp_path / "runs"),
         "steps": 2,
+        "batch_size": 4,
     }
     report = collapse.study(**arguments, page_file=str(page))
     assert list(report["variants"]) == list(chosen)

@@ -1,7 +1,7 @@
 from PIL import Image
 
 from mvar.recipes import page
-from mvar.recipes.emoji import describe
+from mvar.recipes.emoji import Emoji
 
 
 def test_page_and_sheet(tmp_path):
@@ -13,7 +13,7 @@ def test_page_and_sheet(tmp_path):
                 Image.new("RGB", (16, 16), colour).save(folder / f"set-{i}.png")
     (tmp_path / "emoji" / "LICENCES.md").write_text("# Title\n\nIcons of a package.\n\n| set | MIT |\n")
     (tmp_path / "page.md").write_text(f"Before\n{page.BEGIN}\n{page.END}\nafter\n")
-    describe(str(tmp_path / "emoji"), str(tmp_path / "page.md"), str(tmp_path / "sheet.png"))
+    Emoji().describe(str(tmp_path / "emoji"), str(tmp_path / "page.md"), str(tmp_path / "sheet.png"))
     text = (tmp_path / "page.md").read_text()
     for line in (
         "| flags | 3 | 1 |",

@@ -1,9 +1,9 @@
 """What each measure against codebook collapse does: a tokenizer with all of them, and without one at a time.
 
-    python -m mvar.recipes.collapse --data data/fashion-mnist --preset tiny32 --out docs/images/collapse/fashion-mnist \
-        --runs runs/collapse-fashion-mnist
-    python -m mvar.recipes.collapse --data data/emoji --preset tiny64 --out docs/images/collapse/emoji \
-        --runs runs/collapse-emoji
+    python -m mvar.recipes.collapse --data data/fashion-mnist --preset tiny32 --runs runs/collapse-fashion-mnist \
+        --out docs/images/collapse/fashion-mnist --page-file docs/collapse.md
+    python -m mvar.recipes.collapse --data data/emoji --preset tiny64 --batch-size 8 --runs runs/collapse-emoji \
+        --out docs/images/collapse/emoji --page-file docs/collapse.md
 
 Same seed, same steps, same images. A run that is there already is not trained again, so that a study that was stopped
 goes on.
@@ -59,6 +59,7 @@ def study(
     runs: str,
     preset: str = "tiny32",
     steps: int = 600,
+    batch_size: int = 32,
     seed: int = 0,
     page_file: str | None = None,
 ) -> dict[str, Any]:
@@ -70,8 +71,9 @@ def study(
         runs: folder of the runs; those that are complete are not trained again.
         preset: of the tokenizer.
         steps: updates of each run.
+        batch_size: images of an update.
         seed: of all runs.
-        page_file: Markdown page whose markers take the table.
+        page_file: Markdown page that takes the table, between markers with the name of `out`.
 
     Returns:
         What report.json holds.
@@ -82,7 +84,16 @@ def study(
         run = Path(runs) / name.replace(" ", "-")
         every = {"validate_every": steps, "checkpoint_every": steps}
         config = TokenizerTraining.preset(
-            preset, **{"data": data, "out": str(run), "steps": steps, "seed": seed, **every, **changes}
+            preset,
+            **{
+                "data": data,
+                "out": str(run),
+                "steps": steps,
+                "batch_size": batch_size,
+                "seed": seed,
+                **every,
+                **changes,
+            },
         )
         if not _is_complete(run, steps):
             train(config)
@@ -97,7 +108,7 @@ def study(
     report = {
         "preset": preset,
         "steps": steps,
-        "batch_size": config.batch_size,
+        "batch_size": batch_size,
         "seed": seed,
         "images": len(train_images),
         "validation_images": len(val_images),
@@ -111,7 +122,7 @@ def study(
     draw(report, folder / "collapse.png")
     print(table(report))
     if page_file is not None:
-        page.fill(page_file, table(report))
+        page.fill(page_file, table(report), folder.name)
     return report
 
 

@@ -1,8 +1,7 @@
-"""What the emoji data set holds: a table of its classes and sets, and a sheet to look at.
+"""The packaged emoji model: all commands from the icon sets to the figures in its documentation.
 
-    python -m mvar.recipes.emoji --data data/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
-
-Expect: 10,603 images of 9 classes in 8 sets, 1,021 of them for validation (@iconify/json 2.2.535).
+mvar data emoji --out data/emoji
+python -m mvar.recipes.emoji describe --data data/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
 """
 
 from pathlib import Path
@@ -12,6 +11,8 @@ from PIL import Image
 from mvar.data.images import ImageFolder, decode
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
+from mvar.recipes.measuring import Form
+from mvar.recipes.packaged import Recipe
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 
@@ -19,30 +20,44 @@ SHOWN = 12  # images of a class
 COLOURS = 256  # of the sheet, which would be a much larger file in full colour
 
 
-def describe(data: str, page_file: str, sheet: str) -> None:
-    """Count the images and draw some of each class, evenly spread over the sets.
+class Emoji(Recipe):
+    """The packaged model `emoji`."""
 
-    Args:
-        data: folder that `mvar data emoji` wrote.
-        page_file: documentation page whose table is filled in.
-        sheet: .png or .webp to write.
-    """
-    train, val = (ImageFolder.scan(Path(data) / split) for split in ("train", "val"))
-    counts = [
-        [name, *(f"{folder.labels.count(label):,}" for folder in (train, val))]
-        for label, name in enumerate(train.classes)
-    ]
-    counts.append(["together", f"{len(train.paths):,}", f"{len(val.paths):,}"])
-    origin = (Path(data) / "LICENCES.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
-    page.fill(page_file, f"{page.table(['Class', 'Training', 'Validation'], counts)}\n\n{origin}")
+    name = "emoji"
+    form = Form(64)
+    data = "9,582 emoji of eight icon sets of the npm package @iconify/json (permissive licences, see docs/data.md)"
+    most_bytes = 20_000_000
+    strengths = (2.0, 4.0, 6.0)
+    first_temperatures = (0.9, 1.0, 1.1)
+    last_temperature = 0.8
+    spread_band = (0.8, 1.2)
+    least_accuracy = 0.6
+    judge_epochs = 30
 
-    rows = []
-    for label, name in enumerate(train.classes):
-        paths = [path for path, own in zip(train.paths, train.labels, strict=True) if own == label]
-        chosen = [paths[(2 * i + 1) * len(paths) // (2 * SHOWN)] for i in range(SHOWN)]
-        rows.append((name, [decode(path) for path in chosen]))
-    save_image(class_sheet(rows).quantize(COLOURS, dither=Image.Dither.NONE), sheet, "sheet")
+    def describe(self, data: str, page_file: str, sheet: str) -> None:
+        """Count the images and draw some of each class, evenly spread over the sets.
+
+        Args:
+            data: folder that `mvar data emoji` wrote.
+            page_file: documentation page whose table is filled in.
+            sheet: .png or .webp to write.
+        """
+        train, val = (ImageFolder.scan(Path(data) / split) for split in ("train", "val"))
+        counts = [
+            [name, *(f"{folder.labels.count(label):,}" for folder in (train, val))]
+            for label, name in enumerate(train.classes)
+        ]
+        counts.append(["together", f"{len(train.paths):,}", f"{len(val.paths):,}"])
+        origin = (Path(data) / "LICENCES.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
+        page.fill(page_file, f"{page.table(['Class', 'Training', 'Validation'], counts)}\n\n{origin}")
+
+        rows = []
+        for label, name in enumerate(train.classes):
+            paths = [path for path, own in zip(train.paths, train.labels, strict=True) if own == label]
+            chosen = [paths[(2 * i + 1) * len(paths) // (2 * SHOWN)] for i in range(SHOWN)]
+            rows.append((name, [decode(path) for path in chosen]))
+        save_image(class_sheet(rows).quantize(COLOURS, dither=Image.Dither.NONE), sheet, "sheet")
 
 
 if __name__ == "__main__":
-    run_cli(describe, "python -m mvar.recipes.emoji")
+    run_cli(Emoji, "python -m mvar.recipes.emoji")

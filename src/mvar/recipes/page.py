@@ -8,24 +8,36 @@ from typing import Any
 from mvar.files import write_text
 from mvar.recipes.distance import NAME
 
-BEGIN, END = "<!-- results: begin (generated, do not edit) -->", "<!-- results: end -->"
+
+def markers(name: str) -> tuple[str, str]:
+    """The two lines of a page between which results are put."""
+    return f"<!-- {name}: begin (generated, do not edit) -->", f"<!-- {name}: end -->"
 
 
-def fill(path: str | Path, text: str) -> None:
+BEGIN, END = markers("results")
+
+
+def fill(path: str | Path, text: str, name: str = "results") -> None:
     """Replace what is between the two markers of a file.
+
+    Args:
+        path: a page with both.
+        text: Markdown.
+        name: of the markers.
 
     Raises:
         ValueError: the file cannot be read or does not have each marker once, in order.
     """
+    begin, end = markers(name)
     path = Path(path)
     try:
         page = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"out = {str(path)!r}: cannot be read ({error.strerror}); give the page") from error
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"out = {str(path)!r}: needs the lines {BEGIN!r} and {END!r}, once each, in this order")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    write_text(path, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"out = {str(path)!r}: needs the lines {begin!r} and {end!r}, once each, in this order")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    write_text(path, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
 def results(report: Mapping[str, Any]) -> str:
