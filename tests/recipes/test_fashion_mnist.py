@@ -63,7 +63,6 @@ def measured(work, fashion_excerpt):
         samples_per_class=2,
         sheet=str(work / "images" / "fashion-mnist-samples.png"),
         tokenizer_run=str(work / "t"),
-        decoder_run=str(work / "t"),
         generator_run=str(work / "g"),
     )
     return out, report
@@ -110,7 +109,7 @@ def test_every_figure_of_the_page_is_drawn(work, measured):
         [trial(1, 0.5, 1.0, 9.0), trial(2, 0.6, 0.9, 8.0)], (0.9, 1.1), measured[0] / "guidance.png"
     )
     linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
-    assert len(linked) == len(set(linked)) == 10
+    assert len(linked) == len(set(linked)) == 9
     for name in linked:
         assert (work / "images" / name).stat().st_size > 1000
 

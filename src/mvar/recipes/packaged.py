@@ -30,16 +30,12 @@ REAL_PER_CLASS = 1000  # training images whose spread is the measure
 
 PANELS = {
     "tokenizer": {
-        "Training loss": ["loss"],
-        "PSNR of validation images, dB": ["val_psnr"],
-        "Share of the codes used": ["used"],
-        "Perplexity of the codes": ["perplexity"],
-    },
-    "decoder": {
         "Pixel error": ["l1", "val_l1"],
         "Perceptual distance": ["perceptual", "val_perceptual"],
         "PSNR of validation images, dB": ["val_psnr"],
         "Discriminator's scores": ["score_real", "score_fake"],
+        "Share of the codes used": ["used"],
+        "Perplexity of the codes": ["perplexity"],
     },
     "generator": {
         "Loss, nats per token": ["loss", "val_loss"],
@@ -150,9 +146,7 @@ class Recipe:
         page.write_json(folder / "guidance.json", {**summary, "trials": trials})
         return chosen
 
-    def package(
-        self, model: str, guidance: str, out: str, tokenizer_run: str | None = None, decoder_run: str | None = None
-    ) -> Path:
+    def package(self, model: str, guidance: str, out: str, tokenizer_run: str | None = None) -> Path:
         """Write the model as it ships: bfloat16 weights, the chosen sampling defaults, and where it comes from.
 
         Args:
@@ -160,7 +154,6 @@ class Recipe:
             guidance: guidance.json with the chosen setting.
             out: folder of the bundle; its files are replaced.
             tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
-            decoder_run: run folder in which its decoder was trained on, likewise.
         """
         loaded = _load_whole(model, "cpu")
         chosen = _read_json(guidance, "guidance").get("chosen", {})
@@ -168,10 +161,9 @@ class Recipe:
         if missing := [name for name in names if name not in chosen]:
             raise ValueError(f"guidance = {guidance!r}: has no chosen {missing[0]}; write it with the guidance command")
         loaded.defaults = SamplingSettings(**{name: chosen[name] for name in names})
-        runs = {"tokenizer": tokenizer_run, "decoder": decoder_run}
-        steps = {f"{name}_steps": _run(run, f"{name}_run")["steps"] for name, run in runs.items() if run is not None}
+        if tokenizer_run is not None:
+            loaded.provenance["tokenizer_steps"] = _run(tokenizer_run, "tokenizer_run")["steps"]
         loaded.provenance |= {
-            **steps,
             "data": self.data,
             "recipe": f"mvar.recipes.{self.name.replace('-', '_')}",
             "licence": "Apache-2.0",
@@ -197,7 +189,6 @@ class Recipe:
         seed: int = 0,
         sheet: str | None = None,
         tokenizer_run: str | None = None,
-        decoder_run: str | None = None,
         generator_run: str | None = None,
         device: str | None = None,
     ) -> dict[str, Any]:
@@ -212,7 +203,6 @@ class Recipe:
             seed: of the samples.
             sheet: file for the sheet of samples; samples.png in `out` by default.
             tokenizer_run: run folder of the tokenizer, for its curves.
-            decoder_run: run folder in which its decoder was trained on, for its curves.
             generator_run: run folder of the generator, for its curves.
             device: cpu, cuda, ...; a GPU where there is one by default.
 
@@ -224,7 +214,7 @@ class Recipe:
         folder = writable_folder(out, "out")
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
         loaded = load(model, device)
-        given = {"tokenizer": tokenizer_run, "decoder": decoder_run, "generator": generator_run}
+        given = {"tokenizer": tokenizer_run, "generator": generator_run}
         runs = {name: _run(path, f"{name}_run") for name, path in given.items() if path is not None}
         test = measuring.originals(data, "val", self.form, loaded.classes)
 

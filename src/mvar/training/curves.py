@@ -23,10 +23,12 @@ def draw_curves(
     Args:
         records: the lines of metrics.jsonl; a metric is a number, or a list with one for each scale.
         path: of the PNG.
-        panels: title -> names of the (at most two) metrics in it; None shows all, training beside validation.
+        panels: title -> names of the (at most two) metrics in it, left out where none was logged; None shows all,
+            training beside validation.
         scales: names of the scales; by default their numbers.
     """
-    panels = panels or all_panels(records)
+    logged = {name for record in records for name in record}
+    panels = {title: names for title, names in (panels or all_panels(records)).items() if logged & set(names)}
     columns = min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(4.2 * columns, 3.4 * rows)
