@@ -137,7 +137,7 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
     if named is not None and named in command.presets:  # the parser refuses an unknown one
         parser.set_defaults(dict(_flat(command.presets[named])))
     if (start := _given(arguments, "init_from")) is not None and command.config is GeneratorTraining:
-        parser.set_defaults(dict(_flat({"model": training.generator_of(start)})))
+        parser.set_defaults(dict(_flat({"model": training.generator_of(start, _given(arguments, "out"))})))
     _allow_bare_switches(parser)
     return parser
 

@@ -85,11 +85,12 @@ def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, 
     wait_for(lambda: any(int(p.name.split(".")[1]) > done and any(p.iterdir()) for p in folder.glob(".*")), second)
     kill(second)
     assert list(folder.glob(".*.partial"))
+    (folder / ".0000007.partial").mkdir()  # as a run leaves that was stopped at any step
     assert checkpoints.latest(Path(broken.out)).step == done
 
     tokenizer.train(again)
     assert_equal_runs(whole.out, broken.out)
-    assert not list(folder.glob(".*")), "what the kill left behind is cleared"
+    assert not list(folder.glob(".*")), "what the kills left behind is cleared"
 
 
 def test_sigterm_stops_after_a_step_with_a_checkpoint(tokenizer_run, start, tmp_path):
@@ -127,7 +128,7 @@ def test_a_callback_sees_the_records_and_may_stop_the_run(tokenizer_run):
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(generator_run, damage):
     config = generator_run()
     generator.train(config)
-    whole = checkpoint(config.out)
+    whole, logged = checkpoint(config.out), metrics(config.out)
     folder = checkpoints.latest(Path(config.out)).path
     assert folder.name == "0000006"
     shard = next(folder.glob("*.safetensors"))
@@ -143,12 +144,35 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(generator_run, damage
     with pytest.warns(UserWarning, match=r"checkpoint '.*0000006' is damaged \(.*\); going back to step 4"):
         generator.train(replace(config, resume=True))
     assert same_bits(checkpoint(config.out)["tensors"], whole["tensors"])
+    assert metrics(config.out) == logged
+    assert folder.with_name(".0000006.damaged").is_dir(), "it is put aside, not deleted"
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(generator_run):
+    config = generator_run(keep_checkpoints=1, validate_every=100)
+    generator.train(config)
+    (checkpoints.latest(Path(config.out)).path / "manifest.json").write_text("{}")
+    shutil.copytree(Path(config.out, "checkpoints", "0000006"), Path(config.out, "checkpoints", "0000009"))
+    healthy = replace(config, out=f"{config.out}-healthy", steps=3)
+    generator.train(healthy)
+    shutil.copytree(Path(healthy.out, "checkpoints", "0000003"), Path(config.out, "checkpoints", "0000003"))
+    with pytest.warns(UserWarning, match="going back to step 3"):
+        generator.train(replace(config, resume=True))
+    assert checkpoints.latest(Path(config.out)).step == 6
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tokenizer_run):
+    config = tokenizer_run(steps=2)
+    tokenizer.train(config)
+    whole = checkpoint(config.out)
+    shutil.rmtree(Path(config.out, "checkpoints"))  # the bundle is written first
+    tokenizer.train(config)
+    assert same_bits(checkpoint(config.out)["tensors"], whole["tensors"])
 
 
 def test_without_a_whole_checkpoint_nothing_is_resumed(tokenizer_run):
     config = tokenizer_run(steps=1)
     tokenizer.train(config)
-    shutil.rmtree(next(Path(config.out, "checkpoints").iterdir()) / "manifest.json", ignore_errors=True)
     (next(Path(config.out, "checkpoints").iterdir()) / "manifest.json").write_text("[1]")
     with pytest.raises(
         ValueError, match=r"is damaged \(no readable manifest\), and there is no whole one before: start"

@@ -1,8 +1,11 @@
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mvar.cli import main
 from mvar.generator.config import GeneratorConfig
@@ -76,6 +79,14 @@ def test_it_resumes_without_the_model_it_started_from(generator_run, start):
     with pytest.warns(UserWarning, match="steps = 4"):
         model = train(replace(config, steps=4, resume=True))
     assert model.provenance["fine_tuned_from"] == "start"
+    # By the command too, which takes the model's shape from the run.
+    values = {name: value for name, value in asdict(config).items() if value is not None}
+    options = Path(config.out, "again.yaml")
+    del values["model"]
+    options.write_text(
+        yaml.safe_dump(json.loads(json.dumps({**values, "preset": "tiny32", "steps": 4, "resume": True})))
+    )
+    main(["train", "generator", "--config", str(options)])
 
 
 def test_what_cannot_be_started_from_is_refused(generator_run, start, trained_tokenizer, tmp_path):

@@ -206,7 +206,7 @@ def test_a_progressive_run_computes_the_scales_in_use_only(generator_run, monkey
 def test_noise_belongs_to_the_image_of_the_run_not_to_the_batch(generator_run, trained_tokenizer):
     """Two steps of 3 images draw what one step of 6 draws, whatever torch's generator has done."""
     config, alone = generator_run(), Ranks(device=torch.device("cpu"))
-    data = TokenData.open(config, alone.device).ready(config.val_images)
+    data = TokenData.open(config, alone).ready(config.val_images)
     losses = []
     for size in (6, 3):
         task = GeneratorTask(replace(config, batch_size=size), alone, data)

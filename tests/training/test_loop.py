@@ -267,6 +267,15 @@ def test_an_unknown_tokenizer_is_named(generator_run):
         generator.train(generator_run(tokenizer="./nowhere"))
 
 
+def test_a_run_starts_where_there_is_no_git(tokenizer_run, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    start = json.loads(Path(config.out, "environment.json").read_text())["starts"][0]
+    assert start["git"] is None
+    assert start["device"] == "cpu"
+
+
 def test_events_after_the_checkpoint_are_hidden_when_the_run_goes_on(tokenizer_run, monkeypatch):
     config = tokenizer_run(steps=6, checkpoint_every=2)
     poison(monkeypatch, TokenizerTask, 3, kill)

@@ -62,6 +62,8 @@ def runs(photos, trained_tokenizer, tmp_path_factory):
         config = replace(drawn, parallel=kind, out=str(root / kind))
         jobs += [job(config, gradients=str(root / f"{kind}.pt")), job(config)]
     jobs.append(job(replace(coded, parallel="ddp", out=str(root / "tokenizer-ddp"))))
+    half = replace(drawn, dtype="bfloat16", steps=4, validate_every=1, activation_checkpointing=True)
+    jobs += [job(replace(half, parallel=kind, out=str(root / f"{kind}-bfloat16"))) for kind in KINDS]
     finished(launch(2, jobs, root / "jobs.json"))
     torch.set_num_threads(1)
     generator.train(drawn)
@@ -89,7 +91,16 @@ def test_two_ranks_have_the_losses_of_one_process(runs, kind):
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {"used", "perplexity"}:  # these jump with a single token
-            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-4), (a["step"], name)
+            least = 1e-4 if "tokenizer" in kind else 1e-7  # a residual may change its code, scores lie around zero
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=least), (a["step"], name)
+
+
+def test_fsdp_keeps_in_float32_what_ddp_does(runs):
+    """Decay, time step and biases are no bfloat16, so that losses are those of DDP but for the order of sums."""
+    a, b = (metrics(runs[0] / f"{kind}-bfloat16") for kind in KINDS)
+    losses = [[record["val_loss"] for record in records if "val_loss" in record] for records in (a, b)]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=2e-4)
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(runs):

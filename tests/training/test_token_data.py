@@ -56,6 +56,11 @@ def test_training_from_a_cache_equals_training_from_the_images(
     assert torch.equal(loaded.sample("shoe").pixels, model.sample("shoe").pixels)
 
 
+def test_a_cache_has_its_own_validation_images(generator_run, cache, photos):
+    with pytest.raises(ValueError, match=r"^val_data = .*: a token cache has its own validation images; leave"):
+        generator.train(generator_run(data=cache(), val_data=str(photos)))
+
+
 def test_a_run_resumes_from_a_cache(generator_run, cache, tmp_path, monkeypatch):
     whole = generator_run(data=cache(), steps=4, out=str(tmp_path / "whole"))
     generator.train(whole)

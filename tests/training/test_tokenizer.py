@@ -130,6 +130,22 @@ def test_the_discriminator_joins_in_at_its_step(tokenizer_run):
     assert not any("discriminator" in name for name in checkpoint(without.out)["tensors"])
 
 
+@pytest.mark.filterwarnings("ignore:base_lr = ")
+def test_more_steps_do_not_bring_phases_back(tokenizer_run):
+    """The discriminator has joined in and revival has ended: they are shares of the steps the run was begun for."""
+    config = tokenizer_run(steps=4, adversarial_start=0.5, revive_every=1, revive_until=0.5, dead_below=30.0, **ONCE)
+    train(config)
+    codebook = "model.quantizer.codebook"
+    before = checkpoint(config.out)["tensors"][codebook]
+    with pytest.warns(UserWarning, match="steps = 20"):
+        train(replace(config, steps=20, base_lr=1e-12, resume=True))
+    after = [record for record in metrics(config.out) if "loss" in record and record["step"] > 4]
+    assert len(after) == 16
+    assert all("adversarial" in record for record in after)
+    assert (checkpoint(config.out)["tensors"][codebook] - before).abs().max() < 1e-6
+    assert json.loads(Path(config.out, "data.json").read_text())["steps"] == 4
+
+
 # --- precision and parts ---
 
 
@@ -201,6 +217,19 @@ def test_images_that_spoil_a_batch_are_named(tokenizer_run, photos, tmp_path, mo
     assert len(paths) == 5
     assert all(path.is_file() for path in paths)
     assert data / "bag" / "poison.png" in paths
+
+
+def test_the_images_of_a_large_batch_are_listed_in_a_file(tokenizer_run, monkeypatch):
+    poison(monkeypatch, TokenizerTask, 1, lambda loss: loss * torch.nan)
+    config = tokenizer_run(batch_size=12, steps=3)
+    with pytest.raises(
+        FloatingPointError, match=r" and 4 more, listed in .*images-of-step-0000002\.txt: stopped"
+    ) as caught:
+        train(config)
+    listed = Path(config.out, "images-of-step-0000002.txt").read_text().splitlines()
+    assert len(listed) == 12
+    assert all(Path(name).is_file() for name in listed)
+    assert str(caught.value).split("images ")[1].split(" and 4 more")[0].split(", ") == listed[:8]
 
 
 def test_a_class_that_vanishes_ends_the_run_with_one_line(tokenizer_run, photos, tmp_path, monkeypatch, refused):

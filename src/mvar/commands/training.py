@@ -3,7 +3,9 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
+import json
 import os
+from pathlib import Path
 from typing import Literal
 
 from mvar.generator.config import GeneratorConfig
@@ -45,7 +47,8 @@ def train_tokenizer(config: TokenizerTraining) -> None:
     from mvar.training.tokenizer import train
 
     train(config)
-    print(f"wrote {config.out}: use it as --tokenizer {config.out}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"wrote {config.out}: use it as --tokenizer {config.out}")
 
 
 def tokenize(
@@ -113,15 +116,22 @@ def train_generator(config: GeneratorTraining) -> None:
         print(f"wrote {config.out}: try  mvar sample --model {config.out}{' --per-class 8' if model.classes else ''}")
 
 
-def generator_of(source: str) -> GeneratorConfig | dict[str, object]:
+def generator_of(source: str, out: str | None) -> GeneratorConfig | dict[str, object]:
     """The config of a model's generator: what --model's options start from with --init-from.
+
+    Args:
+        source: the model.
+        out: the run; its own generator counts once it has begun, as the model may be gone by then.
 
     Nothing where there is none: training says what is wrong with it.
     """
     from mvar.checkpoint import hub
     from mvar.checkpoint.bundle import read_generator_config
+    from mvar.training.run_folder import SETTINGS
 
     try:
+        if out is not None and (settings := Path(out, SETTINGS)).is_file():
+            return dict(json.loads(settings.read_text(encoding="utf-8")).get("model", {}))
         return read_generator_config(hub.find(source)) or {}
     except ValueError:
         return {}

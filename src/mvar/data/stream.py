@@ -157,13 +157,13 @@ class StreamLoader:
         return self._names if step == self._step else []
 
     def state(self) -> dict[str, Any]:
-        """How many shards all ranks together have done with."""
+        """How many shards all ranks together have done with, if the others are as far as this one."""
         return {"shards": self._turn * self.share.ranks}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on at the beginning of the first shard that was not done with, on any number of ranks; says so."""
         self._stop()
-        self._start(-(-state["shards"] // self.share.ranks))
+        self._start(state["shards"] // self.share.ranks)
         epoch, shard = divmod(self._turn * self.share.ranks, len(self.stream.urls))
         print(
             f"data: the stream goes on at the beginning of shard {shard + 1} of {len(self.stream.urls)} in epoch "

@@ -27,6 +27,7 @@ from mvar.model import Model, load
 from mvar.recipes import measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.distance import IMAGES, NAME, Distance
+from mvar.training import checkpoints
 from mvar.training.config import TokenizerTraining
 from mvar.training.run_folder import METRICS
 from mvar.training.tokenizer import train
@@ -171,7 +172,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _is_complete(run: Path, steps: int) -> bool:
-    return (run / METRICS).is_file() and _validation(run)["step"] == steps
+    return any(found.step == steps for found in checkpoints.whole(run))
 
 
 def _validation(run: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _rates(
         config = GeneratorTraining.preset(
             preset, data=place, tokenizer=tokenizer, out="-", batch_size=batch_size, resize_factor=FACTOR
         )
-        tasks[name] = GeneratorTask(config, ranks, TokenData.open(config, ranks.device).ready(val_images=1))
+        tasks[name] = GeneratorTask(config, ranks, TokenData.open(config, ranks).ready(val_images=1))
     taken: dict[str, list[float]] = {name: [] for name in SOURCES}
     for turn in track(range(rounds + 1), rounds + 1, "turns"):
         for name, task in tasks.items():

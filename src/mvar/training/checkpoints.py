@@ -23,9 +23,10 @@ from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorage
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mvar.checkpoint.placement import first_line
-from mvar.training.parallel import Ranks
+from mvar.training.parallel import Ranks, is_silence
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
+PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of hidden names
 
 
 class Found(NamedTuple):
@@ -48,8 +49,11 @@ class Checkpoints:
         self.folder, self.ranks, self.keep = run / FOLDER, ranks, keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        if ranks.main:
+            for left in self.folder.glob(f".*{PARTIAL}"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
         # Its own group: the background's messages must not mix with training's.
-        self._group = None if ranks.kind is None else dist.new_group(backend="gloo")
+        self._group = None if ranks.kind is None else dist.new_group(backend="gloo", timeout=ranks.patience)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Copy the tensors and write them in the background; what is still being written is waited for.
@@ -63,7 +67,7 @@ class Checkpoints:
             OSError: this or the checkpoint before could not be written.
         """
         self.wait()
-        partial = self.folder / f".{step:07d}.partial"
+        partial = self.folder / f".{step:07d}{PARTIAL}"
         if self.ranks.main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -111,7 +115,10 @@ class Checkpoints:
             self._prune()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             shutil.rmtree(partial, ignore_errors=True)
-            reason = first_line(_cause(error))
+            cause = _cause(error)
+            if isinstance(cause, RuntimeError) and is_silence(cause):
+                raise cause from error
+            reason = first_line(cause)
             raise OSError(
                 f"checkpoint of step {step} could not be written to {str(self.folder)!r} ({reason}); "
                 "the ones before it are whole: mend this and go on with --resume"
@@ -153,6 +160,15 @@ def latest(run: Path) -> Found:
             return found
         reasons.append(f"checkpoint {str(path)!r} is damaged ({problem})")
     raise ValueError("; ".join(reasons) + ", and there is no whole one before: start a new run")
+
+
+def set_aside_after(found: Found) -> None:
+    """Hide the checkpoints after this one, which are damaged: they would count among the last that are kept."""
+    for path in _candidates(found.path.parent):
+        if int(path.name) > found.step:
+            hidden = path.with_name(f".{path.name}{DAMAGED}")
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(path, hidden)
 
 
 def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:

@@ -44,7 +44,8 @@ def revive(
     Args:
         quantizer: changed in place.
         counts_KV: how often each scale used each code since the last revival.
-        residuals: what each scale quantised in the current batch, (B, Z, h_k, w_k).
+        residuals: what each scale quantised in the current batch, (B, Z, h_k, w_k); B may differ, a scale without any
+            moves no code.
         dead_below: in units of the mean usage 1 / V.
         generator: chooses the residuals.
 
@@ -55,10 +56,12 @@ def revive(
     usage_V = (counts_KV / counts_KV.sum(1, keepdim=True).clamp(min=1)).mean(0)
     dead_N = (usage_V < dead_below / V).nonzero().flatten()
     dead_N = dead_N[torch.randperm(len(dead_N), generator=generator).to(dead_N.device)]
-    for k, codes in enumerate(dead_N.tensor_split(K)):
-        if len(codes):
-            quantizer.codebook[codes] = _draw(residuals[k], len(codes), generator)
-    return dead_N
+    moved = []
+    for codes, residual_BZhw in zip(dead_N.tensor_split(K), residuals, strict=True):
+        if len(codes) and len(residual_BZhw):
+            quantizer.codebook[codes] = _draw(residual_BZhw, len(codes), generator)
+            moved.append(codes)
+    return torch.cat(moved) if moved else dead_N[:0]
 
 
 def _draw(map_BZhw: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -67,9 +67,9 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
             if config.init_from is not None and not config.resume:
                 fingerprint = load_tokenizer(config.tokenizer, ranks.device).fingerprint()
                 start = load_start(config.init_from, config.model, fingerprint)
-            data = TokenData.open(config, ranks.device)
-            folder.begin(data.train, data.val, data.fingerprint)
-            task = GeneratorTask(config, ranks, data.ready(config.val_images), start)
+            data = TokenData.open(config, ranks)
+            planned = folder.begin(data.train, data.val, data.fingerprint)
+            task = GeneratorTask(config, ranks, data.ready(config.val_images), start, planned)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
@@ -80,13 +80,23 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
 class GeneratorTask:
     """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
 
-    def __init__(self, config: GeneratorTraining, ranks: Ranks, data: TokenData, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        config: GeneratorTraining,
+        ranks: Ranks,
+        data: TokenData,
+        start: Start | None = None,
+        planned: int | None = None,
+    ) -> None:
         """Args:
         config: of the run.
         ranks: this process among the others.
         data: what to learn from, and what to be judged by.
         start: the weights to begin with; None draws them.
+        planned: the steps that the run was begun for, of which progressive training's stages are a share; the
+            config's by default.
         """
+        self.planned = planned or config.steps
         self.config, self.ranks, self.device, self.data = config, ranks, ranks.device, data
         self.classes = data.train.classes
         self.loader = open_loader(
@@ -106,6 +116,8 @@ class GeneratorTask:
             initialise(self.model, config.seed)
             new_classes = take_weights(self.model, start, self.classes)
         freeze(self.model, config.freeze, new_classes)
+        if len(self.model.schedule) == 1:
+            self.model.word_embed.requires_grad_(False)  # unused, which DDP does not bear
         self.model.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             compile_blocks(self.model)
@@ -126,7 +138,7 @@ class GeneratorTask:
         config = self.config
         rows, labels_B, positions_B = self.loader.batch(step, part)
         count, share_l = scales_in_use(
-            step, config.steps, config.progressive, config.progressive_from, self.model.schedule
+            step, self.planned, config.progressive, config.progressive_from, self.model.schedule
         )
         noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
         nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)

@@ -6,12 +6,10 @@ whatever the number of ranks and parts that its batch is cut into.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mvar.data.loader import Loader
@@ -21,7 +19,7 @@ from mvar.training.average import WeightAverage
 from mvar.training.checkpoints import Checkpoints, Found
 from mvar.training.config import RunConfig
 from mvar.training.optim import set_schedule
-from mvar.training.parallel import Ranks, accumulating
+from mvar.training.parallel import Ranks, accumulating, is_silence, whole
 from mvar.training.progress import Progress
 from mvar.training.run_folder import PREVIEWS, Metrics, RunFolder
 from mvar.training.stopping import Request, Stopped, stop_request
@@ -92,14 +90,16 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
     keeper = Checkpoints(folder.path, ranks, config.keep_checkpoints)
     loop = _Loop(task, config, folder, ranks, keeper, callbacks)
     try:
-        return loop.run()
-    except RuntimeError as error:
-        if ranks.kind is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        raise ConnectionError(f"{folder.silent_ranks(ranks)}; go on from the last checkpoint with --resume") from error
+        with stop_request() as request:
+            try:
+                return loop.run(request)
+            except RuntimeError as error:
+                if ranks.kind is None or not is_silence(error):
+                    raise
+                silent = folder.silent_ranks(ranks)  # torchrun's SIGTERM, which comes now, must not cut this short
+                raise ConnectionError(f"{silent}; go on from the last checkpoint with --resume") from error
     finally:
-        with suppress(OSError):  # said before, or while another error is on its way
-            keeper.close()
+        keeper.close()
         loop.progress.close()
 
 
@@ -124,36 +124,36 @@ class _Loop:
         self.done = self._restore(folder.checkpoint) if folder.checkpoint is not None else 0
         self.progress = Progress(self.done, config.steps, speaks=ranks.main)
 
-    def run(self) -> Metrics:
+    def run(self, request: Request) -> Metrics:
         task, config, folder = self.task, self.config, self.folder
-        with stop_request() as request:
-            for step in range(self.done, config.steps):
-                folder.heartbeat(step)
-                lr = set_schedule(task.optimizer, step, config)
-                task.optimizer.zero_grad(set_to_none=True)
-                loss, metrics = backward(task, self.ranks, self.scaler, config.accumulate, step)
-                self.scaler.unscale_(task.optimizer)
-                norms = _clip(task.networks, config.grad_clip)
-                stop = self._agree(step, loss, norms, request)
-                self.scaler.step(task.optimizer)
-                self.scaler.update()
-                task.after_update(step)
-                task.average.update(step)
-                self.progress.advance(config.batch_size, loss)
-                self.keeper.poll()
+        for step in range(self.done, config.steps):
+            folder.heartbeat(step)
+            lr = set_schedule(task.optimizer, step, config)
+            task.optimizer.zero_grad(set_to_none=True)
+            loss, metrics = backward(task, self.ranks, self.scaler, config.accumulate, step)
+            self.scaler.unscale_(task.optimizer)
+            norms = _clip(task.networks, config.grad_clip)
+            stop = self._agree(step, loss, norms, request)
+            self.scaler.step(task.optimizer)
+            self.scaler.update()
+            task.after_update(step)
+            task.average.update(step)
+            self.progress.advance(config.batch_size, loss)
+            self.keeper.poll()
 
-                self.done, last = step + 1, step + 1 == config.steps
-                self._watch(norms["grad_norm"])
-                if self.done % config.log_every == 0 or last:
-                    rates = {"lr": lr, "images_per_second": self.progress.rate}
-                    self._log({"loss": loss, **metrics, **norms, **rates}, request)
-                if self.done % config.validate_every == 0 or last:
-                    self._validate(request)
-                if self.done % config.checkpoint_every == 0 or last or stop is not None:
-                    self._save()
-                if stop is not None and not last:
-                    self.keeper.wait()
-                    raise Stopped(f"stopped after step {self.done} with a checkpoint; --resume goes on", stop)
+            self.done, last = step + 1, step + 1 == config.steps
+            self._watch(norms["grad_norm"])
+            if self.done % config.log_every == 0 or last:
+                rates = {"lr": lr, "images_per_second": self.progress.rate}
+                self._log({"loss": loss, **metrics, **norms, **rates}, request)
+            if self.done % config.validate_every == 0 or last:
+                self._validate(request)
+            if self.done % config.checkpoint_every == 0 or last or stop is not None:
+                self._save(hurry=stop is not None and not last)
+            if stop is not None and not last:
+                self.keeper.wait()
+                self.ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are in place
+                raise Stopped(f"stopped after step {self.done} with a checkpoint; --resume goes on", stop)
         self.keeper.wait()
         return self.validation
 
@@ -172,8 +172,10 @@ class _Loop:
         asked = int(self.ranks.largest(torch.tensor(asked)))
         if bad is not None:
             self.keeper.wait()
-            names = self.task.loader.names(step)
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            names = [name for part in self.ranks.gather(self.task.loader.names(step)) for name in part]
+            shown = ", ".join(names[:8])
+            if len(names) > 8:
+                shown += f" and {len(names) - 8} more, listed in {self.folder.list_images(step + 1, names)}"
             saved = self.folder.last_step()
             raise FloatingPointError(
                 f"{bad} = {values[bad]} at step {step + 1}, images {shown}: stopped before the update; "
@@ -210,15 +212,24 @@ class _Loop:
         self.progress.report(self.done, self.validation)
         self.folder.plot(last=self.done == self.config.steps)
 
-    def _save(self) -> None:
+    def _save(self, hurry: bool) -> None:
+        """Bundle and checkpoint; the checkpoint first where a grace period may end."""
+        # Else last, since a run with all its steps in the checkpoint has nothing left to do.
+        writers = (self._save_bundle, self._save_checkpoint)
+        for write in reversed(writers) if hurry else writers:
+            write()
+
+    def _save_bundle(self) -> None:
         with self.task.average.applied():
             self.task.save_bundle(self.folder.path)
-        # Last, since a run with all its steps in the checkpoint has nothing left to do.
+
+    def _save_checkpoint(self) -> None:
+        places = self.ranks.gather(self.task.loader.state())
         notes = {
             "score": self.validation["val_loss"] if self.validated == self.done else None,
             "usual_norm": self.usual_norm,
             "scaler": self.scaler.state_dict(),
-            "loader": self.task.loader.state(),
+            "loader": min(places, key=lambda place: place.get("shards", 0)),  # streams: no rank skips anything
         }
         self.keeper.save(self.done, _tensors(self.task), notes)
 
@@ -260,12 +271,8 @@ def _clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:
     for name, network in networks.items():
         trained = [p for p in network.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, most)
-        norms["grad_norm" if name == "model" else f"grad_norm_{name}"] = float(_whole(norm))
+        norms["grad_norm" if name == "model" else f"grad_norm_{name}"] = float(whole(norm))
     return norms
-
-
-def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def _tensors(task: Task) -> dict[str, Tensor]:
@@ -286,5 +293,7 @@ def _make_moments(task: Task, stored: Mapping[str, Any]) -> None:
         for name, parameter in module.named_parameters():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"optimizer.{network}.{name}.{key}" in stored:
-                    value = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
+                    value = torch.zeros_like(parameter)
+                    if key == "step":
+                        value = torch.zeros((), device=parameter.device)  # where the fused AdamW wants it
                     task.optimizer.state[parameter][key] = value

@@ -15,12 +15,13 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mvar.checkpoint.placement import find_device
 from mvar.generator.network import Generator
+from mvar.nn.linear import Linear
 
 Kind = Literal["ddp", "fsdp"]
 Result = TypeVar("Result")
@@ -34,6 +35,7 @@ class Ranks:
     size: int = 1
     kind: Kind | None = None
     device: torch.device
+    patience: timedelta = timedelta(minutes=10)  # without an answer from another rank the run fails
 
     @property
     def main(self) -> bool:
@@ -79,6 +81,11 @@ class Ranks:
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
+
+    def share(self, tensor: Tensor) -> None:
+        """Give all ranks the main one's values of a tensor, in place."""
+        if self.kind is not None:
+            dist.broadcast(tensor, src=0)
 
     def gather(self, value: Any) -> list[Any]:
         """A small object of each rank, in their order, on every rank."""
@@ -132,11 +139,17 @@ def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ra
     if mine:
         backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    size, patience = dist.get_world_size(), timedelta(minutes=minutes)
     try:
-        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size(), kind=kind or "ddp", device=found)
+        yield Ranks(rank=dist.get_rank(), size=size, kind=kind or "ddp", device=found, patience=patience)
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def is_silence(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another rank is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 # --- spreading a model ---
@@ -155,22 +168,25 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> N
     Args:
         root: the module that training calls, which holds the generator.
         generator: on any device, also meta.
-        dtype: of the gathered weights of the blocks and so of their products; None for float32. Gradients are reduced
+        dtype: of the gathered matrices of the blocks and so of their products; None for float32. Gradients are reduced
             in float32.
     """
     # Blocks give views, on which nothing here works in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-    options: Any = {
+    low: Any = {
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     }
     for block in generator.each_block():
         # The modulation of all blocks is computed before the first block runs, so it is gathered by itself.
+        if not generator.config.shared_adaln:
+            fully_shard(block.adaln, **low)
+        matrices: list[nn.Module] = [
+            m for m in block.modules() if isinstance(m, Linear) and not isinstance(m, FSDPModule)
+        ]
+        fully_shard(matrices, **low)
+        fully_shard(block)  # vectors: Mamba's decay and time step, biases; float32 as without FSDP
         if generator.config.shared_adaln:
-            fully_shard(block, **options)
             register_fsdp_forward_method(block, "modulation")
-        else:
-            fully_shard(block.adaln, **options)
-            fully_shard(block, **options)
     fully_shard(root)  # embeddings and head, in float32 as without FSDP
 
 

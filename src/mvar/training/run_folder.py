@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -52,6 +52,7 @@ FREE = {
 }  # fmt: skip
 ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
 BEAT = 10.0  # seconds between heartbeats
+LAST_WORDS = 2.0  # seconds in which the ranks that live say so before one is named as dead
 PLOT_EVERY = 300.0  # seconds between drawings of the curves, which take a second or two
 
 Metrics = Mapping[str, float | list[float]]
@@ -74,7 +75,7 @@ class RunFolder:
         """
         self.path, self._ranks = Path(config.out), ranks
         self._events: SummaryWriter | None = None
-        self._beat = 0.0
+        self._beat, self._step = 0.0, 0
         self._plotted = time.time()
         self._settings = json.loads(json.dumps(asdict(config)))
         self.checkpoint = ranks.on_main(lambda: self._open(config))
@@ -84,7 +85,8 @@ class RunFolder:
         begun = checkpoints.exist(self.path)
         if begun and not config.resume:
             raise ValueError(f"out = {config.out!r}: holds a run; give --resume to go on with it, or a new folder")
-        if not begun and is_bundle(self.path):
+        # A run that was killed before its first checkpoint leaves its settings, and perhaps its first bundle.
+        if not begun and is_bundle(self.path) and not (self.path / SETTINGS).is_file():
             raise ValueError(f"out = {config.out!r}: holds a model, which this run would replace; give a new folder")
         if not begun and config.resume:
             raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
@@ -110,7 +112,7 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None = None) -> None:
+    def begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None = None) -> int:
         """Say and note what the run trains on, and its settings; when it is resumed, see that this is still so.
 
         Args:
@@ -118,19 +120,22 @@ class RunFolder:
             held_out: the validation images.
             tokenizer: fingerprint of the tokenizer whose token maps are trained on.
 
+        Returns:
+            The steps that the run was begun for, of which its phases are shares: more steps do not bring them back.
+
         Raises:
             ValueError: the classes or the tokenizer have changed.
         """
-        self._ranks.on_main(lambda: self._begin(images, held_out, tokenizer))
+        return self._ranks.on_main(lambda: self._begin(images, held_out, tokenizer))
 
-    def _begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None) -> None:
+    def _begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None) -> int:
         classes = f"{len(images.classes)} classes" if images.classes else "no classes"
         n = None if isinstance(images, Stream) else len(images)
         what = f"a stream of {len(images.urls)} shards" if isinstance(images, Stream) else f"{n} training images"
         print(f"{what} of {classes}, {len(held_out)} images for validation", file=sys.stderr)
         path = self.path / DATA
-        now = {"images": n, "classes": images.classes, "tokenizer": tokenizer}
-        before = _read_json(path) if self.checkpoint is not None and path.is_file() else now
+        now: dict[str, Any] = {"images": n, "classes": images.classes, "tokenizer": tokenizer}
+        before = _read_json(path) if self.checkpoint is not None and path.is_file() else dict(now)
         if before.get("classes") != now["classes"]:
             raise ValueError(
                 f"data: has classes {now['classes']}, the run began with {before.get('classes')}; resume with its data"
@@ -140,7 +145,10 @@ class RunFolder:
         if before.get("images") != now["images"]:
             text = f"data: has {now['images']} training images, the run began with {before.get('images')}"
             warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=4)
+        if self.checkpoint is not None:
+            checkpoints.set_aside_after(self.checkpoint)
         self._cut_metrics()
+        now["steps"] = before.get("steps", self._settings["steps"])
         _write_json(path, now)
         _write_json(self.path / SETTINGS, self._settings)
         starts = self.path / ENVIRONMENT
@@ -148,6 +156,7 @@ class RunFolder:
         _write_json(starts, {"starts": [*earlier, _environment(self._ranks, self.last_step())]})
         for name in (PREVIEWS, HEARTBEATS):
             (self.path / name).mkdir(exist_ok=True)
+        return int(now["steps"])
 
     def _cut_metrics(self) -> None:
         """Drop what was logged after the checkpoint, or by a run that ended before its first one."""
@@ -201,12 +210,26 @@ class RunFolder:
     def heartbeat(self, step: int) -> None:
         """Note that this rank is at this step, every few seconds."""
         now = time.time()
+        self._step = step
         if now - self._beat >= BEAT:
             self._beat = now
-            _write_json(self.path / HEARTBEATS / f"rank-{self._ranks.rank}.json", {"step": step, "time": now})
+            self._write_beat(step)
+
+    def _write_beat(self, step: int) -> None:
+        path = self.path / HEARTBEATS / f"rank-{self._ranks.rank}.json"
+        _write_json(path, {"step": step, "time": time.time()})
+
+    def list_images(self, step: int, names: Sequence[str]) -> Path:
+        """Write the names of a step's images, one a line; returns the file."""
+        path = self.path / f"images-of-step-{step:07d}.txt"
+        if self._ranks.main:
+            write_text(path, "".join(f"{name}\n" for name in names))
+        return path
 
     def silent_ranks(self, ranks: Ranks) -> str:
-        """Which other rank was heard of longest ago, after an exchange has failed."""
+        """Which other rank was heard of longest ago, after an exchange has failed and all that live have said so."""
+        self._write_beat(self._step)
+        time.sleep(LAST_WORDS)
         beats = {}
         for rank in range(ranks.size):
             with suppress(ValueError):
@@ -246,8 +269,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _environment(ranks: Ranks, step: int) -> dict[str, Any]:
     """What this start of a run is made of."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with suppress(OSError):
-        said = subprocess.run(git, capture_output=True, text=True, timeout=10)
+    revision = None
+    with suppress(OSError, subprocess.SubprocessError):  # no git, a slow disk, no repository
+        revision = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "from_step": step,
@@ -255,11 +279,11 @@ def _environment(ranks: Ranks, step: int) -> dict[str, Any]:
         "mvar": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "git": said.stdout.strip() if said.returncode == 0 else None,
+        "git": revision,
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": str(ranks.device) if ranks.device.type == "cpu" else torch.cuda.get_device_name(ranks.device),
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else str(ranks.device),
         "ranks": ranks.size,
         "parallel": ranks.kind,
     }

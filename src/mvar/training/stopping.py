@@ -30,7 +30,7 @@ class Request:
 
     def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Ask; a second signal of a kind ends the process at once."""
-        self.asked, self.signal = True, number
+        self.asked, self.signal = True, number or self.signal
         if number:
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 

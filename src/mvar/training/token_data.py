@@ -21,6 +21,7 @@ from mvar.tokenizer.network import Tokenizer
 from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.fine_tuning import load_named
+from mvar.training.parallel import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,13 @@ class TokenData:
     tokenizer: Callable[[], Tokenizer]
 
     @classmethod
-    def open(cls, config: GeneratorTraining, device: torch.device) -> "TokenData":
+    def open(cls, config: GeneratorTraining, ranks: Ranks) -> "TokenData":
         """Read what `config.data` and `config.tokenizer` name; images are not encoded yet.
 
         Raises:
-            ValueError: either cannot be used, or the cache was made by another tokenizer.
+            ValueError: either cannot be used, the cache was made by another tokenizer, or `val_data` is given with one.
         """
+        device = ranks.device
         tokenizer = load_tokenizer(config.tokenizer, device)
         fingerprint = tokenizer.fingerprint()
         name: str | None
@@ -58,7 +60,11 @@ class TokenData:
         train: PixelSource | Stream | TokenSource
         val: PixelSource | TokenSource
         if is_cache(config.data):
-            cache = TokenCache.open(config.data)
+            if config.val_data is not None:
+                raise ValueError(
+                    f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
+                )
+            cache = ranks.on_main(lambda: TokenCache.open(config.data))
             _check_made_by(cache, config, tokenizer.config, fingerprint)
             name, whole = cache.settings.data, partial(_again, config.tokenizer, device, fingerprint)
             train, val = cache.splits()

@@ -70,8 +70,9 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
                 seed=config.seed,
                 on_bad_image=config.on_bad_image,
             )
-            folder.begin(train_images, val_images)
-            task = TokenizerTask(config, ranks, network, train_images, val_images.spread(config.val_images))
+            planned = folder.begin(train_images, val_images)
+            held_out = val_images.spread(config.val_images)
+            task = TokenizerTask(config, ranks, network, train_images, held_out, planned)
             if folder.checkpoint is None:
                 task.start(start)
             with closing(task.loader):
@@ -90,7 +91,17 @@ class TokenizerTask:
         network: FeatureNetwork | None,
         train_images: PixelSource | Stream,
         val_images: PixelSource,
+        planned: int,
     ) -> None:
+        """Args:
+        config: of the run.
+        ranks: this process among the others.
+        network: of the perceptual loss.
+        train_images: what to learn from.
+        val_images: what to be judged by.
+        planned: the steps that the run was begun for, of which its phases are shares.
+        """
+        self.planned = planned
         self.config, self.ranks, self.device = config, ranks, ranks.device
         self.train_images, self.val_images = train_images, val_images
         self.loader = open_loader(
@@ -104,6 +115,8 @@ class TokenizerTask:
         )
         torch.manual_seed(config.seed)
         self.model = Tokenizer(config.model).to(self.device)
+        if config.model.phi_ratio == 0:
+            self.model.quantizer.phi.requires_grad_(False)  # unused, which DDP does not bear
         if config.decoder_only:
             for part in (self.model.encoder, self.model.quant_conv, self.model.quantizer):
                 part.requires_grad_(False)
@@ -134,6 +147,7 @@ class TokenizerTask:
                 for pixels_B3HW in self.train_images.first(START_IMAGES, VIEWED_AT_ONCE)
             ]
             start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
+            self.ranks.share(self.model.quantizer.codebook.data)  # encoders of different machines may round otherwise
         self.average = WeightAverage(self.model, self.config.ema)
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -146,13 +160,13 @@ class TokenizerTask:
         with self.autocast():
             output_B3HW, quantized = self.replica(target_B3HW, kept_B)
         # How far the discriminator has joined in: a random one would do harm, so its word gains weight slowly.
-        joined = (step / config.steps - config.adversarial_start) / JOINING
+        joined = (step / self.planned - config.adversarial_start) / JOINING
         if joined >= 0 and config.adversarial:
             last_layer, weight = self.model.decoder.conv_out.weight, config.adversarial * min(joined, 1)
             loss, parts = self.image_loss.adversarial(output_B3HW, target_B3HW, weight, last_layer, noise_BU[:, 2:])
         else:
             loss, parts = self.image_loss.reconstruction(output_B3HW, target_B3HW)
-        self.residuals = quantized.residuals
+        self.residuals, self.kept_B = quantized.residuals, kept_B
         tokens = quantized.tokens if kept_B is None else [t[k < kept_B] for k, t in enumerate(quantized.tokens)]
         self.counts_KV += self.ranks.total(count_tokens(tokens, config.model.vocab_size))
         parts |= {"vq": quantized.loss, "psnr": _psnr(output_B3HW, target_B3HW)}
@@ -170,9 +184,12 @@ class TokenizerTask:
         config, done = self.config, step + 1
         if done % config.revive_every:
             return
-        if done <= config.revive_until * config.steps and not config.decoder_only:
+        if done <= config.revive_until * self.planned and not config.decoder_only:
             rng = torch.Generator().manual_seed(config.seed + done)
             residuals = [self.ranks.joined_rows(residual) for residual in self.residuals]  # the same on every rank
+            if self.kept_B is not None:  # what a dropped scale would have met is not its business
+                kept_B = self.ranks.joined_rows(self.kept_B)
+                residuals = [residual[k < kept_B] for k, residual in enumerate(residuals)]
             moved = revive(self.model.quantizer, self.counts_KV, residuals, config.dead_below, rng)
             forget(self.optimizer, self.model.quantizer.codebook, moved)
             self.average.restart("quantizer.codebook", moved)
