@@ -1,7 +1,19 @@
 """The packaged emoji model: all commands from the icon sets to the figures in its documentation.
 
-mvar data emoji --out data/emoji
-python -m mvar.recipes.emoji describe --data data/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
+    mvar data emoji --out data/emoji
+    mvar train tokenizer --preset tiny64 --data data/emoji --batch-size 16 --adversarial 0 --out runs/emoji-tokenizer
+    mvar train generator --preset tiny64 --data data/emoji --tokenizer runs/emoji-tokenizer --out runs/emoji
+    python -m mvar.recipes.emoji judge --data data/emoji --out runs/emoji-judge.safetensors
+    python -m mvar.recipes.emoji guidance --model runs/emoji --data data/emoji --judge runs/emoji-judge.safetensors \
+        --samples-per-class 40 --out docs/images/emoji
+    python -m mvar.recipes.emoji package --model runs/emoji --tokenizer-run runs/emoji-tokenizer \
+        --guidance docs/images/emoji/guidance.json --out src/mvar/models/emoji
+    python -m mvar.recipes.emoji measure --model emoji --data data/emoji --judge runs/emoji-judge.safetensors \
+        --tokenizer-run runs/emoji-tokenizer --generator-run runs/emoji --samples-per-class 200 \
+        --out docs/images/emoji --sheet docs/images/emoji-samples.png
+    python -m mvar.recipes.emoji page
+
+`describe` makes the table and the picture of docs/data.md.
 """
 
 from pathlib import Path

@@ -277,7 +277,8 @@ TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
     "f16-256": {"model": TOKENIZERS["f16-256"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
     "f16-512": {"model": TOKENIZERS["f16-512"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
     "tiny32": {"model": TOKENIZERS["tiny32"], **_TINY_TOKENIZER},
-    "tiny64": {"model": TOKENIZERS["tiny64"], **_TINY_TOKENIZER},
+    # In colour, where pixel errors must weigh more: perceptual networks hardly mind a wrong hue.
+    "tiny64": {"model": TOKENIZERS["tiny64"], **_TINY_TOKENIZER, "perceptual": 0.3, "l1": 0.5, "l2": 2.0},
 }
 
 GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
