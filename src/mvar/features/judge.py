@@ -2,7 +2,8 @@
 
 Shapes: B batch, N images of a set, C channels, D features, K classes, h w height and width.
 The network is a plain VGG-like stack (Simonyan & Zisserman 2015) with batch normalisation and global pooling, so that
-any small side works; sharing a class folder's labels, it scores 28x28 to 32x32 images in milliseconds on a CPU.
+any small side works; larger images are averaged down to 32x32. Sharing a class folder's labels, it scores them in
+milliseconds on a CPU.
 """
 
 from functools import partial
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from mvar.files import atomic_write
 from mvar.tensor_files import write_tensors
 
+SIDE = 32  # pixels that it sees at most
 WIDTHS = (32, 64, 128)  # channels of the three levels; the last is the number of features
 
 
@@ -48,10 +50,12 @@ class Judge(nn.Module):
         self.head = nn.Linear(c, num_classes)
 
     def features(self, pixels_B3hw: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w), RGB in [0, 1], about 28 to 32 pixels a side, to features (B, D = 128)."""
+        """Pixels (B, 3, h, w), RGB in [0, 1], at least 8 pixels a side, to features (B, D = 128)."""
         if pixels_B3hw.ndim != 4 or pixels_B3hw.shape[1] != 3:
             raise ValueError(f"pixels have shape {tuple(pixels_B3hw.shape)}, expected (B, 3, h, w)")
         x_BChw = pixels_B3hw.mean(1, keepdim=True) if self.channels == 1 else pixels_B3hw
+        if max(x_BChw.shape[2:]) > SIDE:
+            x_BChw = F.adaptive_avg_pool2d(x_BChw, SIDE)
         x_BChw = (x_BChw * 2 - 1).contiguous(memory_format=torch.channels_last)
         return self.body(x_BChw).mean((2, 3)).float()
 

@@ -59,8 +59,8 @@ def study(
     out: str,
     runs: str,
     preset: str = "tiny32",
-    steps: int = 600,
-    batch_size: int = 32,
+    steps: int = 400,
+    batch_size: int = 16,
     seed: int = 0,
     page_file: str | None = None,
 ) -> dict[str, Any]:

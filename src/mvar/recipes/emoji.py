@@ -43,8 +43,8 @@ class Emoji(Recipe):
     first_temperatures = (0.9, 1.0, 1.1)
     last_temperature = 0.8
     spread_band = (0.8, 1.2)
-    least_accuracy = 0.6
-    judge_epochs = 30
+    least_accuracy = 0.7  # as often as the judge is right about real images
+    judge_epochs = 20
 
     def describe(self, data: str, page_file: str, sheet: str) -> None:
         """Count the images and draw some of each class, evenly spread over the sets.

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
 from mvar.files import writable_folder
@@ -229,10 +231,9 @@ class Recipe:
         real = measuring.originals(data, "train", self.form, loaded.classes, IMAGES // len(test.classes))
         distance = Distance(test.images_Nchw)
         report["distance"] = {
-            "images": len(real.labels_N),
             "reference": len(test.labels_N),
-            "real": distance.of(real.images_Nchw),
-            "reconstructed": distance.of(spread(round_trip.images_Nchw)),
+            "real": _compared(distance, real.images_Nchw),
+            "reconstructed": _compared(distance, round_trip.images_Nchw),
         }
         if loaded.generator is not None:
             if judge is None:
@@ -243,7 +244,7 @@ class Recipe:
             drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
             report["samples"] = measuring.samples_report(critic, drawn, test, round_trip.images_Nchw)
             report["samples"] |= {"seed": seed, "settings": measuring.settings_of(loaded)}
-            report["distance"]["samples"] = distance.of(spread(drawn.images.images_Nchw))
+            report["distance"]["samples"] = _compared(distance, drawn.images.images_Nchw)
             save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
             save_image(measuring.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
             figures.confusion_matrix(report["samples"]["confusion"], test.classes, folder / "confusion.png")
@@ -286,6 +287,12 @@ def commands(recipe: type[Recipe]) -> list[str]:
     """The recipe's commands, as its module's description lists them."""
     description = sys.modules[recipe.__module__].__doc__ or ""
     return [" ".join(line.split()) for line in re.findall(r"^    ((?:mvar|python) .*)$", description, re.MULTILINE)]
+
+
+def _compared(distance: Distance, images_Nchw: Tensor) -> dict[str, Any]:
+    """The distance of at most 2,000 of the images, and how many they are."""
+    some = spread(images_Nchw)
+    return {"images": len(some), "value": distance.of(some)}
 
 
 def _load_whole(model: str, device: str | None) -> Model:

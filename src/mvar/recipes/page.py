@@ -84,9 +84,11 @@ def _headline(report: Mapping[str, Any]) -> str:
         text = f"{samples['seconds_per_image']:.4f} in batches of {samples['batch_size']}"
         rows.append(["Seconds per image", text])
     if distance := report.get("distance"):
-        named = f"{NAME} of {distance['images']:,} {{}} against the {distance['reference']:,} test images"
         shown = {"real": "real training images", "reconstructed": "reconstructions", "samples": "samples"}
-        rows += [[named.format(shown[key]), f"**{distance[key]:.1f}**"] for key in shown if key in distance]
+        for key, name in shown.items():
+            if found := distance.get(key):
+                text = f"{NAME} of {found['images']:,} {name} against the {distance['reference']:,} test images"
+                rows.append([text, f"**{found['value']:.1f}**"])
     return table(["", ""], rows)
 
 
