@@ -38,6 +38,7 @@ docs: $(READY) out/fashion-mnist out/emoji
 	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales \
 		--out docs/images/demo.png
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
+	$(BIN)/python -m mvar.recipes.emoji page
 	$(BIN)/python -m mvar.recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \
 		--page-file docs/editing.md --sheet docs/images/editing.png
 	$(BIN)/mvar vary --model fashion-mnist --label Sneaker --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/variation.png

@@ -14,6 +14,7 @@ from mvar.data import fashion_mnist
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+MODELS = [f"docs/models/{path.name}" for path in sorted((ROOT / "docs" / "models").glob("*.md"))]
 FEW_STEPS = ["--steps", "2", "--batch-size", "4"]
 
 
@@ -78,7 +79,7 @@ def test_python(workplace, page):
 
 
 def test_links_and_pictures_are_there():
-    for page in [*PAGES, "docs/models/fashion-mnist.md", "CONTRIBUTING.md", "CHANGELOG.md"]:
+    for page in [*PAGES, *MODELS, "CONTRIBUTING.md", "CHANGELOG.md"]:
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
             if "://" not in target:

@@ -70,3 +70,11 @@ def test_mistakes_are_named(tmp_path):
     for name in ("x.safetensors", "text", "missing"):
         with pytest.raises(ValueError, match=f"judge = '.*{name}': not a judge's file"):
             Judge.load(tmp_path / name)
+
+
+def test_larger_images_are_averaged_down():
+    judge = Judge(3).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    small = pixels.unflatten(3, (32, 2)).unflatten(2, (32, 2)).mean((3, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(judge(pixels), judge(small))

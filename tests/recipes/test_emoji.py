@@ -1,7 +1,25 @@
+import re
+from pathlib import Path
+
+import torch
 from PIL import Image
 
 from mvar.recipes import page
 from mvar.recipes.emoji import Emoji
+from mvar.recipes.packaged import commands
+
+PAGE = Path(__file__).parents[2] / "docs" / "models" / "emoji.md"
+
+
+def test_the_page_lists_the_commands_of_the_recipe():
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").strip().splitlines()
+    assert [" ".join(line.split()) for line in lines] == commands(Emoji)
+
+
+def test_emoji_are_compared_in_colour_and_whole():
+    pixels = torch.rand(2, 3, 64, 64)
+    assert torch.equal(Emoji.form.of(pixels), (255 * pixels).round().byte())
 
 
 def test_page_and_sheet(tmp_path):
