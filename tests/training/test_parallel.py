@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,9 +157,10 @@ def test_parallelism_without_torchrun_is_explained(generator_run, tokenizer_run)
         tokenizer.train(tokenizer_run(parallel="fsdp"))
 
 
-def test_a_rank_that_dies_is_named_and_the_others_end(runs, tmp_path):
-    _, drawn, _ = runs
-    config = replace(drawn, steps=100_000, validate_every=50_000, checkpoint_every=20, out=str(tmp_path / "run"))
+@pytest.fixture
+def endless(runs, tmp_path):
+    """Two ranks in the middle of a run: the run, its torchrun, and the processes of rank 0 and 1."""
+    config = replace(runs[1], steps=100_000, validate_every=50_000, checkpoint_every=20, out=str(tmp_path / "run"))
     process = launch(2, [job(config)], tmp_path / "jobs.json")
     log = Path(config.out, "metrics.jsonl")
     end = time.monotonic() + 100
@@ -166,11 +168,26 @@ def test_a_rank_that_dies_is_named_and_the_others_end(runs, tmp_path):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.05)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(children[1]), signal.SIGKILL)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    yield config, process, [int(child) for child in children.split()]
+    process.kill()
+
+
+def test_a_rank_that_dies_is_named_and_the_others_end(endless):
+    config, process, children = endless
+    os.kill(children[1], signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode != 0
     assert "another rank does not answer: rank 1 was last heard of" in errors
     assert checkpoint(config.out)["step"] >= 20
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_that_is_asked_stops_all_with_a_checkpoint(endless, rank):
+    config, process, children = endless
+    os.kill(children[rank], signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    step = int(re.search(r"stopped after step (\d+) with a checkpoint", errors)[1])
+    assert checkpoint(config.out)["step"] == step
+    assert not list(Path(config.out, "checkpoints").glob(".*"))
+    assert load(config.out, device="cpu").sample([0]).pixels.shape == (1, 3, 8, 8)
