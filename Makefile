@@ -17,7 +17,7 @@ demo: $(READY)
 	@echo "  $(BIN)/mvar train tokenizer --help     # your own images: see README.md"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
