@@ -166,8 +166,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             colour = "white" if share > 0.5 else "black"
             shades.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
     finish(shades, "Codes used by each map, %", "token map")
+    shades.grid(False)
     shades.set_xticks(range(len(report["maps"])), report["maps"])
-    bars_psnr.invert_yaxis()
     save(figure, path)
 
 
