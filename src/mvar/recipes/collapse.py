@@ -92,6 +92,7 @@ def study(
                 "steps": steps,
                 "batch_size": batch_size,
                 "seed": seed,
+                "resume": checkpoints.exist(run),
                 **every,
                 **changes,
             },
