@@ -30,10 +30,11 @@ ALONE = Ranks(device=torch.device("cpu"))
 def start(tmp_path):
     """Start a run in a process of its own."""
 
-    def start(kind, config, **options):
+    def start(kind, config, threads=1, **options):
         jobs = tmp_path / "jobs.json"
         jobs.write_text(json.dumps([{"kind": kind, "config": asdict(config), **options}]))
-        return subprocess.Popen([sys.executable, WORKER, jobs], stderr=subprocess.PIPE, text=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        return subprocess.Popen([sys.executable, WORKER, jobs], stderr=subprocess.PIPE, text=True, env=environment)
 
     return start
 
@@ -57,6 +58,11 @@ def kill(process):
     process.stderr.close()
 
 
+def finish(process):
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+
+
 def assert_equal_runs(a, b):
     assert same_bits(checkpoint(a)["tensors"], checkpoint(b)["tensors"])
     assert checkpoint(a)["notes"] == checkpoint(b)["notes"]
@@ -65,21 +71,21 @@ def assert_equal_runs(a, b):
     assert same_bits(one.tokenizer.state_dict(), other.tokenizer.state_dict())
 
 
-def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, tmp_path, threads):
     """Killed at a random step, then in the middle of writing a checkpoint."""
     run = tokenizer_run(steps=40, checkpoint_every=3, validate_every=10)
     whole, broken = replace(run, out=str(tmp_path / "whole")), replace(run, out=str(tmp_path / "broken"))
-    torch.set_num_threads(1)
-    tokenizer.train(whole)
+    finish(start("tokenizer", whole, threads))
 
     lines = random.Random().randint(5, 15)
-    first = start("tokenizer", broken)
+    first = start("tokenizer", broken, threads)
     wait_for(lambda: logged(broken.out) >= lines and checkpoints.whole(Path(broken.out)), first)
     kill(first)
     assert 3 <= checkpoints.latest(Path(broken.out)).step < 40
 
     again = replace(broken, resume=True)
-    second = start("tokenizer", again, slow_checkpoints=True)
+    second = start("tokenizer", again, threads, slow_checkpoints=True)
     folder = Path(broken.out, "checkpoints")
     done = checkpoints.latest(Path(broken.out)).step
     wait_for(lambda: any(int(p.name.split(".")[1]) > done and any(p.iterdir()) for p in folder.glob(".*")), second)
@@ -88,7 +94,7 @@ def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, 
     (folder / ".0000007.partial").mkdir()  # as a run leaves that was stopped at any step
     assert checkpoints.latest(Path(broken.out)).step == done
 
-    tokenizer.train(again)
+    finish(start("tokenizer", again, threads))
     assert_equal_runs(whole.out, broken.out)
     assert not list(folder.glob(".*")), "what the kills left behind is cleared"
 
@@ -166,8 +172,35 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tokenizer_run):
     tokenizer.train(config)
     whole = checkpoint(config.out)
     shutil.rmtree(Path(config.out, "checkpoints"))  # the bundle is written first
+    log = Path(config.out, "metrics.jsonl")
+    log.write_text(log.read_text().splitlines(keepends=True)[0])  # of step 1
     tokenizer.train(config)
     assert same_bits(checkpoint(config.out)["tensors"], whole["tensors"])
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_run_without_its_checkpoints_is_not_overwritten(tokenizer_run, steps):
+    config = tokenizer_run(steps=steps)
+    tokenizer.train(config)
+    model, log = Path(config.out, "tokenizer.safetensors"), Path(config.out, "metrics.jsonl")
+    before = model.read_bytes(), log.read_bytes()
+    shutil.rmtree(Path(config.out, "checkpoints"))
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"holds a run whose checkpoints are gone; give a new folder"):
+            tokenizer.train(replace(config, seed=5, steps=3, resume=resume))
+    assert (model.read_bytes(), log.read_bytes()) == before
+
+
+def test_two_processes_do_not_train_in_one_folder(tokenizer_run, start):
+    config = tokenizer_run(steps=100_000, validate_every=50_000, checkpoint_every=2)
+    process = start("tokenizer", config)
+    wait_for(lambda: checkpoints.exist(Path(config.out)), process)
+    with pytest.raises(ValueError, match=r"another process trains in this folder; wait for it, or stop it"):
+        tokenizer.train(replace(config, resume=True))
+    kill(process)
+    done = checkpoint(config.out)["step"]
+    with pytest.warns(UserWarning, match="steps = "):
+        tokenizer.train(replace(config, steps=done + 1, resume=True))
 
 
 def test_without_a_whole_checkpoint_nothing_is_resumed(tokenizer_run):

@@ -158,9 +158,10 @@ def test_parallelism_without_torchrun_is_explained(generator_run, tokenizer_run)
 
 
 @pytest.fixture
-def endless(runs, tmp_path):
+def endless(runs, tmp_path, request):
     """Two ranks in the middle of a run: the run, its torchrun, and the processes of rank 0 and 1."""
-    config = replace(runs[1], steps=100_000, validate_every=50_000, checkpoint_every=20, out=str(tmp_path / "run"))
+    kind, every = getattr(request, "param", "ddp"), {"validate_every": 50_000, "checkpoint_every": 20}
+    config = replace(runs[1], parallel=kind, steps=100_000, out=str(tmp_path / "run"), **every)
     process = launch(2, [job(config)], tmp_path / "jobs.json")
     log = Path(config.out, "metrics.jsonl")
     end = time.monotonic() + 100
@@ -182,12 +183,14 @@ def test_a_rank_that_dies_is_named_and_the_others_end(endless):
     assert checkpoint(config.out)["step"] >= 20
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("endless", "rank"), [("ddp", 0), ("fsdp", 1)], indirect=["endless"])
 def test_one_rank_that_is_asked_stops_all_with_a_checkpoint(endless, rank):
     config, process, children = endless
     os.kill(children[rank], signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
     step = int(re.search(r"stopped after step (\d+) with a checkpoint", errors)[1])
     assert checkpoint(config.out)["step"] == step
+    assert load(config.out, device="cpu").provenance["steps"] == step
+    assert Path(config.out, "curves.png").is_file()
     assert not list(Path(config.out, "checkpoints").glob(".*"))
     assert load(config.out, device="cpu").sample([0]).pixels.shape == (1, 3, 8, 8)

@@ -15,7 +15,8 @@ from mvar.ops.noise import uniform
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of n images in one epoch, int64 (n,), read-only."""
-    order = np.random.Generator(np.random.Philox((seed, epoch))).permutation(n)
+    # By raw bits, which NumPy promises to stay the same in every version; of its permutations it does not.
+    order = np.argsort(np.random.Philox((seed, epoch)).random_raw(n), kind="stable")
     order.setflags(write=False)
     return order
 

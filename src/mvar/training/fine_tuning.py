@@ -3,6 +3,7 @@
 Shapes: C classes of the new data, W width.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -70,16 +71,17 @@ def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
     return Start(model.generator, model.classes)
 
 
-def take_weights(generator: Generator, start: Start, classes: Sequence[str]) -> list[str]:
+def take_weights(generator: Generator, start: Start, classes: Sequence[str], seed: int) -> list[str]:
     """Give an initialised generator the weights to start from, and say how many classes these know.
 
     Embeddings of positions and levels are interpolated where the scales differ. A class takes the row of the same name;
-    others keep their initial one. The null class keeps its own.
+    others are drawn by seed and name, and so unlike what the start began with. The null class keeps its own.
 
     Args:
         generator: of the classes and scales to be trained; changed in place.
         start: what `load_start` gives.
         classes: names of the new data's classes.
+        seed: of the run.
 
     Returns:
         The classes that are new.
@@ -87,11 +89,14 @@ def take_weights(generator: Generator, start: Start, classes: Sequence[str]) -> 
     state = dict(rescheduled(start.generator, generator.config.sides).state_dict())
     known, new = {name: row for row, name in enumerate(start.classes)}, []
     rows_CW = generator.class_embed.weight.detach().clone()
+    std = rows_CW.std()
     for row, name in enumerate(classes):
         if name in known:
             rows_CW[row] = state["class_embed.weight"][known[name]]
         else:
             new.append(name)
+            number = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
+            rows_CW[row] = std * torch.randn(rows_CW.shape[1], generator=torch.Generator().manual_seed(number))
     rows_CW[-1] = state["class_embed.weight"][-1]
     generator.load_state_dict({**state, "class_embed.weight": rows_CW})
     text = f"; new: {', '.join(new)}" if new else ""

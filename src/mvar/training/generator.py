@@ -73,7 +73,7 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
-        bundle = task.bundle()
+        bundle = task.bundle(config.steps)
         return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
 
 
@@ -114,7 +114,7 @@ class GeneratorTask:
         new_classes = []
         if start is not None:
             initialise(self.model, config.seed)
-            new_classes = take_weights(self.model, start, self.classes)
+            new_classes = take_weights(self.model, start, self.classes, config.seed)
         freeze(self.model, config.freeze, new_classes)
         if len(self.model.schedule) == 1:
             self.model.word_embed.requires_grad_(False)  # unused, which DDP does not bear
@@ -197,20 +197,20 @@ class GeneratorTask:
         rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
         save_image(class_sheet(rows), path)
 
-    def bundle(self) -> Bundle | None:
+    def bundle(self, steps: int) -> Bundle | None:
         """Tokenizer and generator, and how the generator was trained; None on all ranks but the main one."""
         model = self._whole_model()
         if model is None:
             return None
-        origin = {**provenance(self.config), "tokenizer": Path(self.config.tokenizer).name}
+        origin = {**provenance(self.config, steps), "tokenizer": Path(self.config.tokenizer).name}
         if self.data.name is not None:
             origin["data"] = self.data.name
         if self.config.init_from is not None:
             origin["fine_tuned_from"] = Path(self.config.init_from).name
         return Bundle(tokenizer=self.data.tokenizer(), generator=model, classes=self.classes, provenance=origin)
 
-    def save_bundle(self, folder: Path) -> None:
-        bundle = self.bundle()
+    def save_bundle(self, folder: Path, steps: int) -> None:
+        bundle = self.bundle(steps)
         if bundle is not None:
             write_bundle(folder, bundle)
 

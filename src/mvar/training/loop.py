@@ -68,8 +68,8 @@ class Task(Protocol):
     def preview(self, path: Path) -> None:
         """Write a sheet of images; every rank calls it."""
 
-    def save_bundle(self, folder: Path) -> None:
-        """Write the model as it is now, ready to load; every rank calls it."""
+    def save_bundle(self, folder: Path, steps: int) -> None:
+        """Write the model as it is now, after so many updates, ready to load; every rank calls it."""
 
     def state(self) -> dict[str, Tensor]:
         """Live tensors that the task must remember besides weights and optimizer, the same on every rank; resuming
@@ -146,14 +146,21 @@ class _Loop:
             if self.done % config.log_every == 0 or last:
                 rates = {"lr": lr, "images_per_second": self.progress.rate}
                 self._log({"loss": loss, **metrics, **norms, **rates}, request)
+            if last:
+                stop = None  # there is nothing to go on with
+            if stop is not None:  # a grace period may end: what cannot be had again comes first
+                self._save_checkpoint()
+                self.keeper.wait()
+                self._save_bundle()
             if self.done % config.validate_every == 0 or last:
                 self._validate(request)
-            if self.done % config.checkpoint_every == 0 or last or stop is not None:
-                self._save(hurry=stop is not None and not last)
-            if stop is not None and not last:
-                self.keeper.wait()
+            if stop is not None:
+                self.folder.plot(last=True)
                 self.ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are in place
                 raise Stopped(f"stopped after step {self.done} with a checkpoint; --resume goes on", stop)
+            if self.done % config.checkpoint_every == 0 or last:
+                self._save_bundle()
+                self._save_checkpoint()  # last, since a run with all its steps in it has nothing left to do
         self.keeper.wait()
         return self.validation
 
@@ -212,16 +219,9 @@ class _Loop:
         self.progress.report(self.done, self.validation)
         self.folder.plot(last=self.done == self.config.steps)
 
-    def _save(self, hurry: bool) -> None:
-        """Bundle and checkpoint; the checkpoint first where a grace period may end."""
-        # Else last, since a run with all its steps in the checkpoint has nothing left to do.
-        writers = (self._save_bundle, self._save_checkpoint)
-        for write in reversed(writers) if hurry else writers:
-            write()
-
     def _save_bundle(self) -> None:
         with self.task.average.applied():
-            self.task.save_bundle(self.folder.path)
+            self.task.save_bundle(self.folder.path, self.done)
 
     def _save_checkpoint(self) -> None:
         places = self.ranks.gather(self.task.loader.state())

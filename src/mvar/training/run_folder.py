@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -54,6 +54,7 @@ ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
 BEAT = 10.0  # seconds between heartbeats
 LAST_WORDS = 2.0  # seconds in which the ranks that live say so before one is named as dead
 PLOT_EVERY = 300.0  # seconds between drawings of the curves, which take a second or two
+LOCK = ".lock"
 
 Metrics = Mapping[str, float | list[float]]
 
@@ -76,18 +77,26 @@ class RunFolder:
         self.path, self._ranks = Path(config.out), ranks
         self._events: SummaryWriter | None = None
         self._beat, self._step = 0.0, 0
-        self._plotted = time.time()
+        self._plotted = 0.0
+        self._lock: IO[str] | None = None
         self._settings = json.loads(json.dumps(asdict(config)))
-        self.checkpoint = ranks.on_main(lambda: self._open(config))
+        try:
+            self.checkpoint = ranks.on_main(lambda: self._open(config))
+        except BaseException:
+            self._let_go()
+            raise
 
     def _open(self, config: RunConfig) -> checkpoints.Found | None:
         writable_folder(config.out, "out")
+        self._lock = _alone(self.path, config.out)
         begun = checkpoints.exist(self.path)
         if begun and not config.resume:
             raise ValueError(f"out = {config.out!r}: holds a run; give --resume to go on with it, or a new folder")
         # A run that was killed before its first checkpoint leaves its settings, and perhaps its first bundle.
         if not begun and is_bundle(self.path) and not (self.path / SETTINGS).is_file():
             raise ValueError(f"out = {config.out!r}: holds a model, which this run would replace; give a new folder")
+        if not begun and (self.path / SETTINGS).is_file() and self._had_checkpoints():
+            raise ValueError(f"out = {config.out!r}: holds a run whose checkpoints are gone; give a new folder")
         if not begun and config.resume:
             raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
         if not begun:
@@ -98,6 +107,19 @@ class RunFolder:
             raise ValueError(f"steps = {config.steps}: {done}; give at least as many")
         self._check_same(self._settings)
         return found
+
+    def _had_checkpoints(self) -> bool:
+        """Whether a run's metrics go past its first checkpoint."""
+        settings = _read_json(self.path / SETTINGS)
+        steps = [record["step"] for record in self._records()]
+        first = settings.get("checkpoint_every", 0)
+        return bool(steps) and (steps[-1] > first or steps[-1] == settings.get("steps"))
+
+    def _records(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds; a killed run may leave half a line at its end, which is left out."""
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before = _read_json(self.path / SETTINGS)
@@ -160,11 +182,10 @@ class RunFolder:
 
     def _cut_metrics(self) -> None:
         """Drop what was logged after the checkpoint, or by a run that ended before its first one."""
-        path, done = self.path / METRICS, self.last_step()
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-            write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= done))
+        done = self.last_step()
+        kept = [record for record in self._records() if record["step"] <= done]
+        if (self.path / METRICS).is_file():
+            write_text(self.path / METRICS, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def last_step(self) -> int:
         """Updates done in the last checkpoint, 0 where there is none."""
@@ -174,11 +195,19 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._let_go()
         if self._ranks.main:
             with suppress(OSError):
                 self.path.rmdir()  # of a run that was refused before it wrote anything
         if self._events is not None:
             self._events.close()
+
+    def _let_go(self) -> None:
+        """Let others train in the folder."""
+        if self._lock is not None:
+            with suppress(OSError):
+                Path(self._lock.name).unlink()
+            self._lock.close()
 
     def log(self, step: int, values: Metrics) -> None:
         """Append one line to metrics.jsonl and the same to TensorBoard; lists hold one number a scale."""
@@ -204,8 +233,7 @@ class RunFolder:
             self._plotted = time.time()
             from mvar.training.curves import draw_curves  # matplotlib takes a second to import
 
-            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
-            draw_curves([json.loads(line) for line in lines], self.path / CURVES)
+            draw_curves(self._records(), self.path / CURVES)
 
     def heartbeat(self, step: int) -> None:
         """Note that this rank is at this step, every few seconds."""
@@ -243,16 +271,33 @@ class RunFolder:
         return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {step}"
 
 
-def provenance(config: RunConfig) -> dict[str, Any]:
-    """Where a trained model comes from, for its bundle."""
+def provenance(config: RunConfig, steps: int) -> dict[str, Any]:
+    """Where a model that was trained for so many updates comes from, for its bundle."""
     return {
         "trained_with": f"mvar {__version__}, torch {torch.__version__}",
         # The address of a stream may hold a password.
         "data": "a stream of shards" if is_stream(config.data) else Path(config.data).resolve().name,
-        "steps": config.steps,
+        "steps": steps,
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
+
+
+def _alone(folder: Path, out: str) -> IO[str] | None:
+    """Hold the folder for this process until it ends, however it ends; None where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = open(folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115  # held open as long as the run lasts
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(f"out = {out!r}: another process trains in this folder; wait for it, or stop it") from error
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

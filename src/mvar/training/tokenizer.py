@@ -78,7 +78,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
-        return from_bundle(task.bundle(), ranks.device, "float32")
+        return from_bundle(task.bundle(config.steps), ranks.device, "float32")
 
 
 class TokenizerTask:
@@ -233,13 +233,15 @@ class TokenizerTask:
         names = ["original", *(f"{h}x{w}" for h, w in self.model.config.schedule.shapes)]
         save_image(strip(list(zip(*columns, strict=True)), names), path)
 
-    def bundle(self) -> Bundle:
+    def bundle(self, steps: int) -> Bundle:
         """The tokenizer and how it was trained."""
-        return Bundle(tokenizer=self.model, classes=self.train_images.classes, provenance=provenance(self.config))
+        return Bundle(
+            tokenizer=self.model, classes=self.train_images.classes, provenance=provenance(self.config, steps)
+        )
 
-    def save_bundle(self, folder: Path) -> None:
+    def save_bundle(self, folder: Path, steps: int) -> None:
         if self.ranks.main:
-            write_bundle(folder, self.bundle())
+            write_bundle(folder, self.bundle(steps))
 
     def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}
