@@ -171,6 +171,21 @@ def test_a_rank_that_does_not_come_is_not_waited_for_forever(finished, data, tok
     assert contents(out) == contents(finished)
 
 
+def test_a_rank_that_is_late_leaves_a_finished_cache_alone(finished, data, tokenizer, tmp_path, monkeypatch):
+    out, read = tmp_path / "cache", token_writer.open_splits
+    write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=1, ranks=2)
+
+    def read_slowly(*args, **options):
+        monkeypatch.setattr(token_writer, "open_splits", read)
+        write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=0, ranks=2)
+        assert (out / "manifest.json").exists()
+        return read(*args, **options)
+
+    monkeypatch.setattr(token_writer, "open_splits", read_slowly)
+    write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=1, ranks=2)
+    assert contents(out) == contents(finished), "no shard written again, nothing unfinished"
+
+
 def flip(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

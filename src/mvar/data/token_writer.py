@@ -149,7 +149,7 @@ class _Found:
     def begin(self) -> None:
         """Say with which settings the cache is made.
 
-        Only for who has work to do: process 0 does not end before it is done, so that nothing is begun again behind it.
+        Only for who has work to do: where process 0 has finished, every shard is found whole.
         """
         (self.folder / UNFINISHED).mkdir(exist_ok=True)
         write_text(self.folder / UNFINISHED / SETTINGS, written_settings(self.settings))
@@ -157,7 +157,7 @@ class _Found:
     def look(self, shard: Shard) -> bool:
         """Whether a shard is there and whole; one found whole is not read again."""
         if shard.name not in self.whole:
-            checksum = self._noted(shard) or self.files.get(shard.name)
+            checksum = self._noted(shard) or self.files.get(shard.name) or self._listed(shard)
             if checksum is None or checksum.damage(self.folder / shard.name):
                 return False
             self.whole[shard.name] = checksum
@@ -173,6 +173,13 @@ class _Found:
             return Checksum(**json.loads(self._note(shard).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+
+    def _listed(self, shard: Shard) -> Checksum | None:
+        """What a manifest says that process 0 has written since this process began."""
+        if (self.folder / UNFINISHED).exists() or not is_cache(self.folder):
+            return None
+        settings, files = read_settings(self.folder, f"out = {str(self.folder)!r}")
+        return files.get(shard.name) if settings == self.settings else None
 
     def _note(self, shard: Shard) -> Path:
         return self.folder / UNFINISHED / f"{shard.name}.json"
