@@ -168,3 +168,32 @@ def test_a_command_that_does_not_exist(refused):
 def test_values_of_the_wrong_type_are_told_in_plain_words(refused, arguments, message):
     command = " ".join(arguments[: 2 if arguments[0] == "train" else 1])
     assert refused(*arguments) == [f"mvar {command}: {message}; see mvar {command} --help"]
+
+
+@pytest.fixture
+def configured(refused, tmp_path, monkeypatch):
+    """Train with this YAML file: what is printed, without the words about --help; nothing may be written."""
+
+    def run(content: str, what: str = "generator") -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "run.yaml").write_text(content)
+        places = ["--data", "data", "--out", "out", *(["--tokenizer", "tok"] if what == "generator" else [])]
+        lines = refused("train", what, "--preset", "tiny32", *places, "--config", "run.yaml")
+        assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+        return [line.removesuffix(f"; see mvar train {what} --help") for line in lines]
+
+    return run
+
+
+@pytest.mark.parametrize(("value", "shown"), [("5", "5"), ("null", "None"), ("[1, 2]", "[1, 2]")])
+@pytest.mark.parametrize("what", ["tokenizer", "generator"])
+def test_a_model_in_yaml_needs_its_options_by_name(configured, what, value, shown):
+    expected = f"mvar: model = {shown}: give its options by name, as in {{vocab_size: 1024}}"
+    assert configured(f"model: {value}\n", what) == [expected]
+
+
+def test_a_file_with_the_models_options(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.yaml").write_text("heads: 7\n")
+    arguments = "train generator --preset tiny32 --data data --out out --tokenizer tok --model model.yaml"
+    assert refused(*arguments.split()) == ["mvar: generator.heads = 7: must divide the width 192"]

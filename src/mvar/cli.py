@@ -107,8 +107,12 @@ def _run(command: Command, options: Namespace) -> None:
         command.run(**values)
     else:
         del values["preset"]  # its values are in the others
+        model = values["model"]
+        if not isinstance(model, Mapping):
+            raise ValueError(f"model = {model!r}: give its options by name, as in {{vocab_size: 1024}}")
+        own = {key: value for key, value in model.items() if key != "__path__"}  # of a file that --model named
         model_config = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
-        command.run(command.config(**{**values, "model": model_config(**values["model"])}))
+        command.run(command.config(**{**values, "model": model_config(**own)}))
 
 
 def _summary(command: Command) -> str:
