@@ -40,7 +40,9 @@ def test_two_wrong_values_are_both_named(refused, bundle, tmp_path):
     places = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
     train = ["train", "tokenizer", "--preset", "tiny32", *places]
     lines = refused(*train, "--steps", "0", "--model.channels", "7")
-    assert [line.split(" = ")[0] for line in lines] == ["mvar: steps", "mvar: tokenizer.channels"]
+    assert [line.split(" = ")[0] for line in lines] == ["mvar: steps", "mvar: model.channels"]
+    train = ["train", "generator", "--preset", "tiny32", "--tokenizer", "tok", *places]
+    assert refused(*train, "--model.width", "7") == ["mvar: model.width = 7: Mamba-2 needs a multiple of 32"]
     assert not (tmp_path / "run").exists()
 
 
@@ -196,4 +198,4 @@ def test_a_file_with_the_models_options(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.yaml").write_text("heads: 7\n")
     arguments = "train generator --preset tiny32 --data data --out out --tokenizer tok --model model.yaml"
-    assert refused(*arguments.split()) == ["mvar: generator.heads = 7: must divide the width 192"]
+    assert refused(*arguments.split()) == ["mvar: model.heads = 7: must divide the width 192"]

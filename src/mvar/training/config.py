@@ -172,7 +172,7 @@ class TokenizerTraining(RunConfig):
         return cls(**{**_preset(TOKENIZER_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems()
+        found = super().problems() + self.model.problems("model")
         for name in ("l1", "l2", "perceptual", "adversarial", "discriminator_lr", "dead_below"):
             if not getattr(self, name) >= 0:
                 found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
@@ -228,7 +228,7 @@ class GeneratorTraining(RunConfig):
         return cls(**{**_preset(GENERATOR_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems()
+        found = super().problems() + self.model.problems("model")
         if not self.tokenizer:
             found.append("tokenizer = '': give a bundle or run folder")
         if not 0 <= self.label_smoothing < 1:
