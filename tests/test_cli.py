@@ -165,6 +165,8 @@ def test_a_command_that_does_not_exist(refused):
             "top_k = [1, 'x']: give a whole number or whole numbers with commas between them",
         ),
         (["train", "tokenizer", "--preset", "tiny32", "--steps", "many"], "steps = many: give a whole number"),
+        (["reschedule", "--sides", "1,2,x"], "sides = x: give a whole number or a pair of them, [height, width]"),
+        (["reschedule", "--sides", "5"], "sides = 5: give a list, in brackets"),
     ],
 )
 def test_values_of_the_wrong_type_are_told_in_plain_words(refused, arguments, message):
@@ -199,3 +201,16 @@ def test_a_file_with_the_models_options(refused, tmp_path, monkeypatch):
     (tmp_path / "model.yaml").write_text("heads: 7\n")
     arguments = "train generator --preset tiny32 --data data --out out --tokenizer tok --model model.yaml"
     assert refused(*arguments.split()) == ["mvar: model.heads = 7: must divide the width 192"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("freeze: blocks", "freeze = blocks: give a list, in brackets"),
+        ("betas: 3", "betas = 3: give a list, in brackets"),
+        ("betas: [0.9]", "betas = [0.9]: give a list of 2, in brackets"),
+        ("model: {sides: 5}", "model.sides = 5: give a list, in brackets"),
+    ],
+)
+def test_yaml_says_where_a_list_is_needed(configured, content, message):
+    assert configured(content) == [f"mvar train generator: {message}"]

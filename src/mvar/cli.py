@@ -189,6 +189,8 @@ def _plain(message: str) -> str:
     name, types, value = found.groups()
     expected = [text for kind, text in _KINDS.items() if kind in types]
     expected += [f"one of {choices.replace(chr(39), '')}" for choices in re.findall(r"Literal\[(.*?)\]", types)[:1]]
+    if not expected and (long := re.search(r"<class '(?:list|tuple)'>|tuple with (\d+) elements", types)):
+        expected = [f"a list of {long[1]}, in brackets" if long[1] else "a list, in brackets"]
     return f"{name} = {value}: give {' or '.join(expected)}" if expected else message
 
 
@@ -197,6 +199,7 @@ _KINDS = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
     "<class 'bool'>": "true or false",
+    "collections.abc.Sequence[int]": "a pair of them, [height, width]",
     "list[int]": "whole numbers with commas between them",
     "list[float]": "numbers with commas between them",
 }
