@@ -214,3 +214,35 @@ def test_a_file_with_the_models_options(refused, tmp_path, monkeypatch):
 )
 def test_yaml_says_where_a_list_is_needed(configured, content, message):
     assert configured(content) == [f"mvar train generator: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds nothing, expected options by name"),
+        ("- 1\n- 2\n", "holds a list, expected options by name"),
+        ("steps", "holds a str, expected options by name"),
+        (
+            "steps: 3\nbetas: [1\n",
+            """is no YAML (while parsing a flow sequence in "run.yaml", line 2, column 8 expected ',' or ']', """
+            """but got '<stream end>' in "run.yaml", line 3, column 1); mend it""",
+        ),
+    ],
+)
+def test_a_yaml_file_without_options(configured, content, message):
+    assert configured(content) == [f"mvar train generator: --config run.yaml: {message}"]
+
+
+def test_a_yaml_file_that_cannot_be_read(refused, tmp_path):
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\xfa")
+    for arguments, message in (
+        ("train tokenizer --config nope.yaml", "--config nope.yaml: no such file"),
+        ("sample --config nope.yaml", "--config nope.yaml: no such file"),
+        (f"train generator --config {tmp_path}", f"--config {tmp_path}: cannot be read (Is a directory); give a YAML"),
+        (f"train generator --config {binary}", f"--config {binary}: is no YAML ('utf-8' codec can't decode byte 0xff"),
+        ("train generator --config", "argument --config: expected one argument"),
+        ("train generator --init-from", "argument --init-from: expected one argument"),
+    ):
+        (line,) = refused(*arguments.split())
+        assert f": {message}" in line

@@ -6,11 +6,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mvar import __version__
 from mvar.commands import bench, drawing, models, training
@@ -125,7 +124,7 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
     command = COMMANDS[name]
     parser = _Parser(prog=f"mvar {name}", description=_summary(command), formatter_class=_Formatter, allow_abbrev=False)
     if command.config is None or command.presets is None:
-        parser.add_argument("--config", action="config", help="YAML file with options")
+        parser.add_argument("--config", action=_ConfigFile, help="YAML file with options")
         parser.add_function_arguments(command.run, as_group=False, as_positional=command.positional)
         _allow_bare_switches(parser)
         return parser
@@ -136,7 +135,7 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         required=True,
         help="what the other options start from, by image size or depth; --preset NAME --help shows its values",
     )
-    parser.add_argument("--config", action="config", help="YAML file with options")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with options")
     parser.add_class_arguments(command.config)
     if named is not None and named in command.presets:  # the parser refuses an unknown one
         parser.set_defaults(dict(_flat(command.presets[named])))
@@ -149,17 +148,38 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
 def _given(arguments: Sequence[str], option: str) -> str | None:
     """The value of an option on the command line, else in its YAML file."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    scan.add_argument(f"--{option}")
-    scan.add_argument("--config")
+    for name in (option, "config"):
+        scan.add_argument(f"--{name}", nargs="?")  # the parser says where a value is missing
     found = vars(scan.parse_known_args(arguments)[0])
     value = found[option]
     if value is None and found["config"] is not None:
         try:
-            values = yaml.safe_load(Path(found["config"]).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            values = None  # the parser says what is wrong with the file
-        value = values.get(option) if isinstance(values, dict) else None
+            value = _read_yaml(found["config"]).get(option)
+        except ValueError:
+            value = None  # the parser says what is wrong with the file
     return value if isinstance(value, str) else None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        ValueError: one line that names the file: it cannot be read, is no YAML, or holds something else.
+    """
+    named = f"--config {path}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{named}: no such file") from error
+    except OSError as error:
+        raise ValueError(f"{named}: cannot be read ({error.strerror}); give a YAML file") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{named}: is no YAML ({' '.join(str(error).split())}); mend it") from error
+    if not isinstance(values, dict):
+        held = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ValueError(f"{named}: holds {held}, expected options by name")
+    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,6 +198,19 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(f"{self.prog}: {_plain(' '.join(_dashed(message).split()))}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+
+class _ConfigFile(ActionConfigFile):
+    """Says what is wrong with a YAML file by its name, before the parser reads it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        try:
+            _read_yaml(values)
+        except ValueError as error:
+            parser.error(str(error))
+        super().__call__(parser, cfg, values, option_string)
 
 
 def _plain(message: str) -> str:
