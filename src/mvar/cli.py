@@ -1,10 +1,11 @@
 """The `mvar` command: which function each subcommand calls, and how errors reach the user."""
 
 import argparse
+import difflib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -196,21 +197,53 @@ class _Parser(ArgumentParser):
     """Says what is wrong in one line, without the usage of every option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"{self.prog}: {_plain(' '.join(_dashed(message).split()))}; see {self.prog} --help", file=sys.stderr)
+        found = re.fullmatch(r"(unrecognized arguments|the following arguments are required): (.*)", message)
+        if found is None:
+            self.refuse([_plain(" ".join(_dashed(message).split()))])
+        named = {action.dest: f"--{action.dest}" for action in self._actions if action.option_strings}
+        what, names = found.groups()
+        if what == "unrecognized arguments":
+            self.refuse([_dashed(message + _close(re.findall(r"--[\w.+]+", names), named.values()))])
+        self.refuse([_dashed(f"{what}: {', '.join(named.get(name, name) for name in names.split(', '))}")])
+
+    def refuse(self, problems: Iterable[str]) -> NoReturn:
+        """Print the problems, a line each, and exit with 2."""
+        for problem in problems:
+            print(f"{self.prog}: {problem}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
 class _ConfigFile(ActionConfigFile):
     """Says what is wrong with a YAML file by its name, before the parser reads it."""
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        known = {action.dest for action in parser._actions}
         try:
-            _read_yaml(values)
+            unknown = list(_unknown(_read_yaml(values), known))
         except ValueError as error:
-            parser.error(str(error))
+            parser.refuse([str(error)])
+        if unknown:
+            parser.refuse(
+                f"--config {values}: {name} = {value!r}: no such option{_close([name], known)}"
+                for name, value in unknown
+            )
         super().__call__(parser, cfg, values, option_string)
+
+
+def _unknown(values: Mapping[Any, Any], known: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a YAML file that do not exist, with their values; the model's are called model.depth, ..."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in known:
+            yield name, value
+        elif isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            yield from _unknown(value, known, f"{name}.")
+
+
+def _close(names: Iterable[str], known: Iterable[str]) -> str:
+    """The known options nearest to these, as the end of a message; empty where nothing is near."""
+    near = [option for name in names for option in difflib.get_close_matches(name, list(known), n=1)]
+    return f"; close: {', '.join(near)}" if near else ""
 
 
 def _plain(message: str) -> str:
