@@ -261,3 +261,11 @@ def test_a_yaml_file_that_cannot_be_read(refused, tmp_path):
     ):
         (line,) = refused(*arguments.split())
         assert f": {message}" in line
+
+
+def test_join_names_the_option_that_is_wrong(refused, bundle, tmp_path):
+    for field in ("tokenizer", "generator"):
+        models = {"tokenizer": bundle, "generator": bundle, field: "nope"}
+        (line,) = refused("join", *(f"--{name}={model}" for name, model in models.items()), f"--out={tmp_path / 'out'}")
+        assert line.startswith(f"mvar: {field} = 'nope': no such model; give a packaged name")
+    assert not list(tmp_path.iterdir())
