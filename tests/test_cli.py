@@ -269,3 +269,9 @@ def test_join_names_the_option_that_is_wrong(refused, bundle, tmp_path):
         (line,) = refused("join", *(f"--{name}={model}" for name, model in models.items()), f"--out={tmp_path / 'out'}")
         assert line.startswith(f"mvar: {field} = 'nope': no such model; give a packaged name")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_accumulate_does_not_divide_is_refused_before_data_are_read(configured):
+    assert configured("batch_size: 4\naccumulate: 3\n") == [
+        "mvar: batch_size = 4: cannot be cut into accumulate = 3 equal parts; give a multiple of 3"
+    ]

@@ -100,6 +100,11 @@ class RunConfig:
         for name in (*counts, "keep_checkpoints", "val_images"):
             if getattr(self, name) < 1:
                 found.append(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.accumulate >= 1 and self.batch_size % self.accumulate:
+            text = (
+                f"cannot be cut into accumulate = {self.accumulate} equal parts; give a multiple of {self.accumulate}"
+            )
+            found.append(f"batch_size = {self.batch_size}: {text}")
         for name in ("base_lr", "grad_clip", "rank_timeout"):
             if not getattr(self, name) > 0:
                 found.append(f"{name} = {getattr(self, name)}: must be above 0")
