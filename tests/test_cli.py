@@ -77,6 +77,7 @@ def test_unknown_options_and_settings(refused, tmp_path):
     assert refused("train", "tokenizer", "--preset", "tiny32") == [
         "mvar train tokenizer: the following arguments are required: --data, --out; see mvar train tokenizer --help"
     ]
+    assert refused("sample", "--bogus") == ["mvar sample: unrecognized arguments: --bogus; see mvar sample --help"]
     assert refused("info") == ["mvar info: the following arguments are required: model; see mvar info --help"]
 
 

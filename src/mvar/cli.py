@@ -203,7 +203,7 @@ class _Parser(ArgumentParser):
         named = {action.dest: f"--{action.dest}" for action in self._actions if action.option_strings}
         what, names = found.groups()
         if what == "unrecognized arguments":
-            self.refuse([_dashed(message + _close(re.findall(r"--[\w.+]+", names), named.values()))])
+            self.refuse([_dashed(message + _close(re.findall(r"--([\w.+]+)", names), named, "--"))])
         self.refuse([_dashed(f"{what}: {', '.join(named.get(name, name) for name in names.split(', '))}")])
 
     def refuse(self, problems: Iterable[str]) -> NoReturn:
@@ -240,9 +240,13 @@ def _unknown(values: Mapping[Any, Any], known: Collection[str], prefix: str = ""
             yield from _unknown(value, known, f"{name}.")
 
 
-def _close(names: Iterable[str], known: Iterable[str]) -> str:
-    """The known options nearest to these, as the end of a message; empty where nothing is near."""
-    near = [option for name in names for option in difflib.get_close_matches(name, list(known), n=1)]
+def _close(names: Iterable[str], known: Iterable[str], before: str = "") -> str:
+    """The known options nearest to these, as the end of a message; empty where nothing is near.
+
+    Args:
+        before: what each begins with where it is typed.
+    """
+    near = [before + option for name in names for option in difflib.get_close_matches(name, list(known), n=1)]
     return f"; close: {', '.join(near)}" if near else ""
 
 
