@@ -1,16 +1,16 @@
 """The `mvar` command: which function each subcommand calls, and how errors reach the user."""
 
 import argparse
+import difflib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mvar import __version__
 from mvar.commands import bench, drawing, models, training
@@ -107,8 +107,12 @@ def _run(command: Command, options: Namespace) -> None:
         command.run(**values)
     else:
         del values["preset"]  # its values are in the others
+        model = values["model"]
+        if not isinstance(model, Mapping):
+            raise ValueError(f"model = {model!r}: give its options by name, as in {{vocab_size: 1024}}")
+        own = {key: value for key, value in model.items() if key != "__path__"}  # of a file that --model named
         model_config = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
-        command.run(command.config(**{**values, "model": model_config(**values["model"])}))
+        command.run(command.config(**{**values, "model": model_config(**own)}))
 
 
 def _summary(command: Command) -> str:
@@ -121,7 +125,7 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
     command = COMMANDS[name]
     parser = _Parser(prog=f"mvar {name}", description=_summary(command), formatter_class=_Formatter, allow_abbrev=False)
     if command.config is None or command.presets is None:
-        parser.add_argument("--config", action="config", help="YAML file with options")
+        parser.add_argument("--config", action=_ConfigFile, help="YAML file with options")
         parser.add_function_arguments(command.run, as_group=False, as_positional=command.positional)
         _allow_bare_switches(parser)
         return parser
@@ -132,7 +136,7 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         required=True,
         help="what the other options start from, by image size or depth; --preset NAME --help shows its values",
     )
-    parser.add_argument("--config", action="config", help="YAML file with options")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with options")
     parser.add_class_arguments(command.config)
     if named is not None and named in command.presets:  # the parser refuses an unknown one
         parser.set_defaults(dict(_flat(command.presets[named])))
@@ -145,17 +149,38 @@ def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
 def _given(arguments: Sequence[str], option: str) -> str | None:
     """The value of an option on the command line, else in its YAML file."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    scan.add_argument(f"--{option}")
-    scan.add_argument("--config")
+    for name in (option, "config"):
+        scan.add_argument(f"--{name}", nargs="?")  # the parser says where a value is missing
     found = vars(scan.parse_known_args(arguments)[0])
     value = found[option]
     if value is None and found["config"] is not None:
         try:
-            values = yaml.safe_load(Path(found["config"]).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            values = None  # the parser says what is wrong with the file
-        value = values.get(option) if isinstance(values, dict) else None
+            value = _read_yaml(found["config"]).get(option)
+        except ValueError:
+            value = None  # the parser says what is wrong with the file
     return value if isinstance(value, str) else None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        ValueError: one line that names the file: it cannot be read, is no YAML, or holds something else.
+    """
+    named = f"--config {path}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{named}: no such file") from error
+    except OSError as error:
+        raise ValueError(f"{named}: cannot be read ({error.strerror}); give a YAML file") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{named}: is no YAML ({' '.join(str(error).split())}); mend it") from error
+    if not isinstance(values, dict):
+        held = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ValueError(f"{named}: holds {held}, expected options by name")
+    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -172,8 +197,57 @@ class _Parser(ArgumentParser):
     """Says what is wrong in one line, without the usage of every option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"{self.prog}: {_plain(' '.join(_dashed(message).split()))}; see {self.prog} --help", file=sys.stderr)
+        found = re.fullmatch(r"(unrecognized arguments|the following arguments are required): (.*)", message)
+        if found is None:
+            self.refuse([_plain(" ".join(_dashed(message).split()))])
+        named = {action.dest: f"--{action.dest}" for action in self._actions if action.option_strings}
+        what, names = found.groups()
+        if what == "unrecognized arguments":
+            self.refuse([_dashed(message + _close(re.findall(r"--([\w.+]+)", names), named, "--"))])
+        self.refuse([_dashed(f"{what}: {', '.join(named.get(name, name) for name in names.split(', '))}")])
+
+    def refuse(self, problems: Iterable[str]) -> NoReturn:
+        """Print the problems, a line each, and exit with 2."""
+        for problem in problems:
+            print(f"{self.prog}: {problem}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+
+class _ConfigFile(ActionConfigFile):
+    """Says what is wrong with a YAML file by its name, before the parser reads it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        known = {action.dest for action in parser._actions}
+        try:
+            unknown = list(_unknown(_read_yaml(values), known))
+        except ValueError as error:
+            parser.refuse([str(error)])
+        if unknown:
+            parser.refuse(
+                f"--config {values}: {name} = {value!r}: no such option{_close([name], known)}"
+                for name, value in unknown
+            )
+        super().__call__(parser, cfg, values, option_string)
+
+
+def _unknown(values: Mapping[Any, Any], known: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a YAML file that do not exist, with their values; the model's are called model.depth, ..."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in known:
+            yield name, value
+        elif isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            yield from _unknown(value, known, f"{name}.")
+
+
+def _close(names: Iterable[str], known: Iterable[str], before: str = "") -> str:
+    """The known options nearest to these, as the end of a message; empty where nothing is near.
+
+    Args:
+        before: what each begins with where it is typed.
+    """
+    near = [before + option for name in names for option in difflib.get_close_matches(name, list(known), n=1)]
+    return f"; close: {', '.join(near)}" if near else ""
 
 
 def _plain(message: str) -> str:
@@ -185,6 +259,8 @@ def _plain(message: str) -> str:
     name, types, value = found.groups()
     expected = [text for kind, text in _KINDS.items() if kind in types]
     expected += [f"one of {choices.replace(chr(39), '')}" for choices in re.findall(r"Literal\[(.*?)\]", types)[:1]]
+    if not expected and (long := re.search(r"<class '(?:list|tuple)'>|tuple with (\d+) elements", types)):
+        expected = [f"a list of {long[1]}, in brackets" if long[1] else "a list, in brackets"]
     return f"{name} = {value}: give {' or '.join(expected)}" if expected else message
 
 
@@ -193,6 +269,7 @@ _KINDS = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
     "<class 'bool'>": "true or false",
+    "collections.abc.Sequence[int]": "a pair of them, [height, width]",
     "list[int]": "whole numbers with commas between them",
     "list[float]": "numbers with commas between them",
 }

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.checkpoint import hub, official
-from mvar.checkpoint.bundle import CARD, Bundle, StoredDtype, read_bundle, write_bundle
+from mvar.checkpoint.bundle import CARD, Bundle, StoredDtype, is_bundle, read_bundle, write_bundle
 from mvar.checkpoint.card import TAGS, model_card, model_facts
 from mvar.checkpoint.placement import Dtype, place, weight_bytes
 from mvar.data.images import as_image
 from mvar.data.source import fitted, whole
+from mvar.data.tokens import is_cache
 from mvar.files import write_text
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
@@ -441,9 +442,15 @@ def load(source: str | Path, device: str | torch.device | None = None, dtype: Dt
             bfloat16 where the processor is quick at it.
 
     Raises:
-        ValueError: nothing is found there (packaged names are listed), or the bundle is not sound.
+        ValueError: nothing is found there (packaged names are listed), it is a token cache, or the bundle is not sound.
     """
-    return from_bundle(read_bundle(hub.find(source)), device, dtype)
+    folder = hub.find(source)
+    if not is_bundle(folder) and is_cache(folder):
+        raise ValueError(
+            f"model = {str(source)!r}: is a token cache, which train generator takes as --data; "
+            "give a bundle or run folder"
+        )
+    return from_bundle(read_bundle(folder), device, dtype)
 
 
 def load_official(

@@ -1,6 +1,7 @@
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,7 +129,9 @@ def test_bad_images_are_passed_over_or_refused(stream, loader, write_shard, pict
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("false", r"cannot be read \((exit status 1|empty file)\); see that it can be fetched"),
+        ("false", r"cannot be read \(exit status 1\); see that it can be fetched, then start or resume$"),
+        ("head -c 30000 /dev/zero; sleep 0.2; exit 4", r"cannot be read \(exit status 4\)"),
+        ("yes", r"cannot be read \((?!exit)"),
         ("head -c 9000 {}", r"breaks off after '00\d' \(unexpected end of data\)"),
         ("cat {}; exit 3", r"\(exit status 3\)"),
     ],
@@ -154,7 +157,12 @@ def test_streams_need_validation_and_the_library(three_shards, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches by curl")
-def test_shards_come_from_a_server(three_shards):
+def test_shards_come_from_a_server(three_shards, monkeypatch):
+    def refusal(url, stream):
+        with pytest.raises(ValueError) as caught:
+            next(replace(stream, urls=[url]).shard(0))
+        return str(caught.value).removeprefix(f"data = {url!r}: ")
+
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
@@ -169,5 +177,14 @@ def test_shards_come_from_a_server(three_shards):
             assert sorted(name[-3:] for name in batches.names(0)) == [f"{i:03d}" for i in range(24)]
             assert sorted(batch.labels_B.tolist()) == sorted([0, 1, 2, 3] * 6)
             batches.close()
+            missing = f"http://127.0.0.1:{server.server_port}/train-9.tar"
+            assert refusal(missing, train) == (
+                "cannot be read (curl: exit status 22, the server has no such file or refuses it); "
+                "see that it can be fetched, then start or resume"
+            )
         finally:
             server.shutdown()
+    # With nobody at that port any more.
+    assert refusal(missing, train).startswith("cannot be read (curl: exit status 7, the server does not answer); see")
+    monkeypatch.setenv("PATH", "")
+    assert refusal(missing, train) == "is fetched by curl, which is not here; install it"

@@ -272,6 +272,30 @@ def test_a_folder_in_use_is_refused(refused, command, data, tmp_path):
     assert refused(*command(data / "cache"))[0].endswith("lies inside data; name another")
 
 
+def test_a_cache_is_no_folder_of_images_and_no_model(refused, finished, bundle, data, tmp_path):
+    out = str(tmp_path / "out")
+    train, cache = ["train", "tokenizer", "--preset", "tiny32", "--perceptual", "0", "--out", out], str(finished)
+    for arguments, field in (
+        ([*train, "--data", cache], "data"),
+        ([*train, "--data", str(data), "--val-data", cache], "val_data"),
+        (["score", "--model", bundle, "--images", cache], "images"),
+    ):
+        assert refused(*arguments)[-1] == (
+            f"mvar: {field} = {cache!r}: is a token cache, which only train generator takes, as --data; "
+            "give the folder of images that it was made from"
+        )
+    for arguments, field in (
+        (["info", cache], "model"),
+        (["sample", "--model", cache, "--out", str(tmp_path / "a.png")], "model"),
+        (["tokenize", "--data", str(data), "--tokenizer", cache, "--out", out], "tokenizer"),
+    ):
+        assert refused(*arguments) == [
+            f"mvar: {field} = {cache!r}: is a token cache, which train generator takes as --data; "
+            "give a bundle or run folder"
+        ]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_leaves_whole_shards_only(finished, command, tmp_path, capsys):
     out = tmp_path / "cache"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -101,10 +101,10 @@ def join(tokenizer: str, generator: str, out: str) -> None:
         out: new folder for the bundle.
     """
     from mvar.files import new_folder
-    from mvar.model import load
+    from mvar.training.fine_tuning import load_named
 
     new_folder(out, "out")
-    coded, drawn = load(tokenizer, "cpu", "float32"), load(generator, "cpu", "float32")
+    coded, drawn = load_named("tokenizer", tokenizer), load_named("generator", generator)
     if drawn.generator is None:
         raise ValueError(f"generator = {generator!r}: is a tokenizer without a generator; give a model that has one")
     different = coded.tokenizer.codes_differ(drawn.tokenizer)

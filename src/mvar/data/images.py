@@ -15,6 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from mvar.data.tokens import is_cache
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # what a file may hold, whatever its suffix says
 MIN_SIDE = 8  # smaller images hold nothing to learn from
@@ -58,6 +60,11 @@ class ImageFolder:
         empty = [entry.name for entry, paths in folders.items() if not paths]
         folders = {entry: paths for entry, paths in folders.items() if paths}
         if not loose and not folders:
+            if is_cache(root):
+                raise ValueError(
+                    f"{named}: is a token cache, which only train generator takes, as --data; "
+                    "give the folder of images that it was made from"
+                )
             raise ValueError(f"{named}: holds no images; put {' '.join(SUFFIXES)} files into it or into class folders")
         if loose and folders:
             raise ValueError(

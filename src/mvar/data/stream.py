@@ -5,7 +5,8 @@ in. Shapes: B images of one slice, H W an image's own size after resizing, h w t
 """
 
 import random
-import re
+import signal
+import subprocess
 import sys
 import warnings
 from collections import deque
@@ -31,6 +32,18 @@ from mvar.data.threads import in_threads
 SCHEMES = ("http://", "https://", "pipe:")
 SHUFFLED = 1000  # samples of one shard among which the next is drawn
 SLICES_AHEAD = 2
+PATIENCE = 5.0  # seconds in which a command whose output is no longer read must end
+STOPPED = (-signal.SIGPIPE, 128 + signal.SIGPIPE, 23)  # how one ends, and curl, that nobody reads from any more
+# What curl's exit statuses mean; it is run without a word of its own.
+CURL = {
+    6: "the host is not known",
+    7: "the server does not answer",
+    22: "the server has no such file or refuses it",
+    28: "it took too long",
+    35: "no secure connection",
+    56: "the connection broke",
+    60: "the server's certificate is not trusted",
+}
 
 
 class StreamedImage(NamedTuple):
@@ -213,7 +226,7 @@ def _samples(url: str) -> Iterator[dict[str, Any]]:
         ValueError: one line with the shard where it cannot be read to its end, or webdataset is not installed.
     """
     wds = webdataset()
-    last = ""
+    last, stream = "", None
     try:
         stream = wds.gopen(url)
         members = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}])
@@ -223,12 +236,30 @@ def _samples(url: str) -> Iterator[dict[str, Any]]:
         while stream.read(2**20):
             pass  # to the end, so that the command can finish
         stream.close()  # raises if it failed
+    except FileNotFoundError as error:
+        raise ValueError(f"data = {url!r}: is fetched by {error.filename}, which is not here; install it") from error
     except Exception as error:  # of the network, the command or the tar
         text = " ".join(str(error.args[0] if error.args else error).partition(" @ <Pipe")[0].split())
-        failed = re.search(r"exit (-?\d+)", text) if isinstance(error, OSError) else None
-        reason = f"exit status {failed[1]}" if failed else text
         where = f"breaks off after {last!r}" if last else "cannot be read"
-        raise ValueError(f"data = {url!r}: {where} ({reason}); see that it can be fetched, then resume") from error
+        reason = _failure(url, stream) or text
+        advice = "see that it can be fetched, then start or resume"
+        raise ValueError(f"data = {url!r}: {where} ({reason}); {advice}") from error
+
+
+def _failure(url: str, stream: Any) -> str | None:
+    """How the command that fetches a shard has failed; None where it has not."""
+    process = getattr(stream, "proc", None)
+    if process is None:
+        return None
+    process.stdout.close()  # so that one that still writes ends
+    try:
+        status = process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        return None
+    if status in (0, *STOPPED):
+        return None
+    what = "" if url.startswith("pipe:") else "curl: "
+    return f"{what}exit status {status}{f', {CURL[status]}' if what and status in CURL else ''}"
 
 
 def webdataset() -> Any:

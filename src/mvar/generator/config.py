@@ -99,40 +99,44 @@ class GeneratorConfig:
         last = self.stochastic_depth or 0.0
         return tuple(last * i / max(self.depth - 1, 1) for i in range(self.depth))
 
-    def problems(self) -> list[str]:
-        """What is wrong with this config, a line each; empty when it is sound."""
+    def problems(self, section: str = "generator") -> list[str]:
+        """What is wrong with this config, a line each; empty when it is sound.
+
+        Args:
+            section: what the fields are called after.
+        """
         sizes = ("depth", "width", "heads", "mlp_ratio", "state_size", "vocab_size", "latent_channels")
-        if found := integer_problems(self, "generator", (*sizes, "num_classes")):
+        if found := integer_problems(self, section, (*sizes, "num_classes")):
             return found  # what follows compares and divides
         for name in sizes:
             if getattr(self, name) < 1:
-                found.append(f"generator.{name} = {getattr(self, name)}: must be at least 1")
+                found.append(f"{section}.{name} = {getattr(self, name)}: must be at least 1")
         if self.num_classes < 0:
-            found.append(f"generator.num_classes = {self.num_classes}: must be 0 (no classes) or more")
+            found.append(f"{section}.num_classes = {self.num_classes}: must be 0 (no classes) or more")
         for name in ("stochastic_depth", "class_dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                found.append(f"generator.{name} = {value}: must lie in [0, 1)")
+                found.append(f"{section}.{name} = {value}: must lie in [0, 1)")
         if self.heads >= 1 and self.width % self.heads:
-            found.append(f"generator.heads = {self.heads}: must divide the width {self.width}")
+            found.append(f"{section}.heads = {self.heads}: must divide the width {self.width}")
         for name, choices in (("attention", get_args(Attention)), ("mamba", (True, False))):
             value = getattr(self, name)
             values = value if isinstance(value, list) else [value] * self.depth
             if len(values) != self.depth:
                 found.append(
-                    f"generator.{name} has {len(values)} entries: give one value, or one a block ({self.depth})"
+                    f"{section}.{name} has {len(values)} entries: give one value, or one a block ({self.depth})"
                 )
             if bad := [v for v in values if v not in choices]:
-                found.append(f"generator.{name} = {bad[0]!r}: choose from {', '.join(map(str, choices))}")
+                found.append(f"{section}.{name} = {bad[0]!r}: choose from {', '.join(map(str, choices))}")
         if not found and self.shared_adaln and len({mixer.branches for mixer in self.mixers}) > 1:
-            found.append("generator.shared_adaln = True: needs blocks with equal numbers of mixers; set it to False")
+            found.append(f"{section}.shared_adaln = True: needs blocks with equal numbers of mixers; set it to False")
         any_mamba = self.mamba if isinstance(self.mamba, bool) else any(self.mamba)
         if any_mamba and (2 * self.width) % HEAD_DIM:
-            found.append(f"generator.width = {self.width}: Mamba-2 needs a multiple of {HEAD_DIM // 2}")
+            found.append(f"{section}.width = {self.width}: Mamba-2 needs a multiple of {HEAD_DIM // 2}")
         try:
             ScaleSchedule(self.sides)
         except ValueError as error:
-            found.append(f"generator.sides = {self.sides}: {error}")
+            found.append(f"{section}.sides = {self.sides}: {error}")
         return found
 
     def validate(self) -> None:

@@ -48,31 +48,35 @@ class TokenizerConfig:
         h, w = self.schedule.shapes[-1]
         return h * self.downsampling, w * self.downsampling
 
-    def problems(self) -> list[str]:
-        """What is wrong with this config, a line each; empty when it is sound."""
+    def problems(self, section: str = "tokenizer") -> list[str]:
+        """What is wrong with this config, a line each; empty when it is sound.
+
+        Args:
+            section: what the fields are called after.
+        """
         sizes = ("channels", "res_blocks", "latent_channels", "vocab_size")
-        if found := integer_problems(self, "tokenizer", (*sizes, "phis")):
+        if found := integer_problems(self, section, (*sizes, "phis")):
             return found  # what follows compares and divides
         for name in sizes:
             if getattr(self, name) < 1:
-                found.append(f"tokenizer.{name} = {getattr(self, name)}: must be at least 1")
+                found.append(f"{section}.{name} = {getattr(self, name)}: must be at least 1")
         if not self.multipliers or not all(is_integer(m) and m >= 1 for m in self.multipliers):
-            found.append(f"tokenizer.multipliers = {self.multipliers}: give one integer >= 1 for each level")
+            found.append(f"{section}.multipliers = {self.multipliers}: give one integer >= 1 for each level")
         elif self.channels >= 1 and (bad := [m for m in self.multipliers if m * self.channels % 32]):
             found.append(
-                f"tokenizer.channels = {self.channels}: channels * {bad[0]} must be a multiple of 32 "
+                f"{section}.channels = {self.channels}: channels * {bad[0]} must be a multiple of 32 "
                 "(group normalisation has 32 groups)"
             )
         if self.phis < 0:
-            found.append(f"tokenizer.phis = {self.phis}: must be 0 (one a scale) or more")
+            found.append(f"{section}.phis = {self.phis}: must be 0 (one a scale) or more")
         if not 0 <= self.phi_ratio <= 1:
-            found.append(f"tokenizer.phi_ratio = {self.phi_ratio}: must lie in [0, 1]")
+            found.append(f"{section}.phi_ratio = {self.phi_ratio}: must lie in [0, 1]")
         if self.commitment < 0:
-            found.append(f"tokenizer.commitment = {self.commitment}: must be 0 or more")
+            found.append(f"{section}.commitment = {self.commitment}: must be 0 or more")
         try:
             ScaleSchedule(self.sides)
         except ValueError as error:
-            found.append(f"tokenizer.sides = {self.sides}: {error}")
+            found.append(f"{section}.sides = {self.sides}: {error}")
         return found
 
     def validate(self) -> None:

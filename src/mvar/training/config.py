@@ -100,6 +100,11 @@ class RunConfig:
         for name in (*counts, "keep_checkpoints", "val_images"):
             if getattr(self, name) < 1:
                 found.append(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.accumulate >= 1 and self.batch_size % self.accumulate:
+            text = (
+                f"cannot be cut into accumulate = {self.accumulate} equal parts; give a multiple of {self.accumulate}"
+            )
+            found.append(f"batch_size = {self.batch_size}: {text}")
         for name in ("base_lr", "grad_clip", "rank_timeout"):
             if not getattr(self, name) > 0:
                 found.append(f"{name} = {getattr(self, name)}: must be above 0")
@@ -172,7 +177,7 @@ class TokenizerTraining(RunConfig):
         return cls(**{**_preset(TOKENIZER_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems()
+        found = super().problems() + self.model.problems("model")
         for name in ("l1", "l2", "perceptual", "adversarial", "discriminator_lr", "dead_below"):
             if not getattr(self, name) >= 0:
                 found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
@@ -228,7 +233,7 @@ class GeneratorTraining(RunConfig):
         return cls(**{**_preset(GENERATOR_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems()
+        found = super().problems() + self.model.problems("model")
         if not self.tokenizer:
             found.append("tokenizer = '': give a bundle or run folder")
         if not 0 <= self.label_smoothing < 1:

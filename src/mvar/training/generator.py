@@ -7,17 +7,18 @@ Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, avera
 import math
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.data.splits import open_loader
-from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle
@@ -68,8 +69,11 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
                 fingerprint = load_tokenizer(config.tokenizer, ranks.device).fingerprint()
                 start = load_start(config.init_from, config.model, fingerprint)
             data = TokenData.open(config, ranks)
-            planned = folder.begin(data.train, data.val, data.fingerprint)
+            decided = decided_by(data.tokenizer_config, len(data.train.classes))
+            planned = folder.begin(data.train, data.val, data.fingerprint, decided)
             task = GeneratorTask(config, ranks, data.ready(config.val_images), start, planned)
+            if ranks.main:
+                print(described(task.model), file=sys.stderr)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
@@ -110,7 +114,8 @@ class GeneratorTask:
         )
         spread = ranks.kind == "fsdp"
         with torch.device("meta" if spread and start is None else self.device):
-            self.model = Generator(fitted(config.model, data.tokenizer_config, len(self.classes)))
+            decided = decided_by(data.tokenizer_config, len(self.classes))
+            self.model = Generator(replace(config.model, **decided))
         new_classes = []
         if start is not None:
             initialise(self.model, config.seed)
@@ -230,14 +235,24 @@ class GeneratorTask:
         return {}
 
 
-def fitted(model: GeneratorConfig, tokenizer: TokenizerConfig, classes: int) -> GeneratorConfig:
-    """The generator's config with what the tokenizer and the data decide."""
-    return replace(
-        model,
-        num_classes=classes,
-        vocab_size=tokenizer.vocab_size,
-        latent_channels=tokenizer.latent_channels,
-        sides=tokenizer.sides,
+def decided_by(tokenizer: TokenizerConfig, classes: int) -> dict[str, Any]:
+    """The values of the generator's config that the tokenizer and the number of classes of the data decide."""
+    return {
+        "num_classes": classes,
+        "vocab_size": tokenizer.vocab_size,
+        "latent_channels": tokenizer.latent_channels,
+        "sides": tokenizer.sides,
+    }
+
+
+def described(model: Generator) -> str:
+    """What is trained, in one line: its size, and what the data and the tokenizer have decided."""
+    config, millions = model.config, sum(p.numel() for p in model.parameters()) / 1e6
+    first, last = (f"{h}x{w}" for h, w in (model.schedule.shapes[0], model.schedule.shapes[-1]))
+    return (
+        f"generator: depth {config.depth}, width {config.width}, {millions:.1f} M parameters; "
+        f"{config.num_classes or 'no'} classes (from the data), "
+        f"{config.vocab_size} codes in {len(model.schedule)} maps, {first} to {last} (from the tokenizer)"
     )
 
 

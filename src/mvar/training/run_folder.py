@@ -3,7 +3,7 @@
 checkpoints/             see `mvar.training.checkpoints`
 metrics.jsonl            one line for each logged or validated step
 curves.png               the same as a picture
-run.json                 the settings
+run.json                 the settings, and as "decided" those of the model that its data and tokenizer decide
 data.json                how many training images, and their classes
 environment.json         for each start: command, versions, machine, git revision
 heartbeats/              for each rank: its last step and when that was
@@ -134,13 +134,20 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None = None) -> int:
+    def begin(
+        self,
+        images: Source | Stream,
+        held_out: Source,
+        tokenizer: str | None = None,
+        decided: Mapping[str, Any] | None = None,
+    ) -> int:
         """Say and note what the run trains on, and its settings; when it is resumed, see that this is still so.
 
         Args:
             images: the training images.
             held_out: the validation images.
             tokenizer: fingerprint of the tokenizer whose token maps are trained on.
+            decided: values of the model's config that follow from these, whatever the settings say.
 
         Returns:
             The steps that the run was begun for, of which its phases are shares: more steps do not bring them back.
@@ -148,9 +155,11 @@ class RunFolder:
         Raises:
             ValueError: the classes or the tokenizer have changed.
         """
-        return self._ranks.on_main(lambda: self._begin(images, held_out, tokenizer))
+        return self._ranks.on_main(lambda: self._begin(images, held_out, tokenizer, decided))
 
-    def _begin(self, images: Source | Stream, held_out: Source, tokenizer: str | None) -> int:
+    def _begin(
+        self, images: Source | Stream, held_out: Source, tokenizer: str | None, decided: Mapping[str, Any] | None
+    ) -> int:
         classes = f"{len(images.classes)} classes" if images.classes else "no classes"
         n = None if isinstance(images, Stream) else len(images)
         what = f"a stream of {len(images.urls)} shards" if isinstance(images, Stream) else f"{n} training images"
@@ -172,7 +181,7 @@ class RunFolder:
         self._cut_metrics()
         now["steps"] = before.get("steps", self._settings["steps"])
         _write_json(path, now)
-        _write_json(self.path / SETTINGS, self._settings)
+        _write_json(self.path / SETTINGS, self._settings | ({} if decided is None else {"decided": decided}))
         starts = self.path / ENVIRONMENT
         earlier = _read_json(starts)["starts"] if self.checkpoint is not None and starts.is_file() else []
         _write_json(starts, {"starts": [*earlier, _environment(self._ranks, self.last_step())]})
