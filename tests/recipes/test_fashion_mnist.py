@@ -11,7 +11,7 @@ from mvar.features.judge import Judge
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
-from mvar.recipes import figures, measuring, page
+from mvar.recipes import editing, figures, likelihood, measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.fashion_mnist import FashionMnist
 from mvar.recipes.packaged import best, commands
@@ -182,6 +182,16 @@ def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp
     recipe.most_bytes = size - 1
     with pytest.raises(ValueError, match=f"takes {size} bytes and may take {size - 1}"):
         recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
+
+
+@pytest.mark.parametrize("recipe", [likelihood.measure, editing.compare])
+def test_no_image_counts_twice_where_there_are_fewer_than_asked(recipe, work, fashion_excerpt, tmp_path):
+    for folder in (fashion_excerpt / "val").iterdir():
+        (tmp_path / "val" / folder.name).mkdir(parents=True)
+        (tmp_path / "val" / folder.name / "0.png").symlink_to(sorted(folder.iterdir())[0])
+    report = recipe(str(work / "model"), str(tmp_path), str(tmp_path / "out"), images=15)
+    assert report["images"] == 10
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"] == 10
 
 
 def test_originals_are_the_files_own_pixels_with_the_folders_labels(fashion_excerpt, fashion_arrays):

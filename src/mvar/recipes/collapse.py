@@ -105,7 +105,7 @@ def study(
         raise ValueError(f"data = {data!r}: is a stream; give a folder or local shards")
     distance = Distance(_pixels(val_images))
     for name, result in results.items():
-        restored = _restored(load(Path(runs) / name.replace(" ", "-")), val_images.spread(IMAGES))
+        restored = _restored(load(Path(runs) / name.replace(" ", "-")), val_images.at_most(IMAGES))
         result["distance"] = distance.of(restored)
     report = {
         "preset": preset,
@@ -115,7 +115,7 @@ def study(
         "images": len(train_images),
         "validation_images": len(val_images),
         "compared": min(IMAGES, len(val_images)),
-        "real": distance.of(_pixels(train_images.spread(IMAGES))),
+        "real": distance.of(_pixels(train_images.at_most(IMAGES))),
         "maps": [f"{h}x{w}" for h, w in config.model.schedule.shapes],
         "variants": results,
         "machine": measuring.machine(),

@@ -97,7 +97,7 @@ def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), pe
         expected = ", ".join(classes) or "a folder for each of several classes"
         raise ValueError(f"data = {data!r}: {split}/ has classes {source.classes}, expected {expected}")
     if per_class is not None:
-        source = source.spread(per_class * len(source.classes))
+        source = source.at_most(per_class * len(source.classes))
     images_N3hw, labels_N = source.batch(range(len(source)))
     return Labelled(form.of(images_N3hw / 255), labels_N, source.classes)
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
+from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
 from mvar.files import writable_folder
 from mvar.model import Model, load
 from mvar.recipes import figures, measuring, page
-from mvar.recipes.distance import IMAGES, NAME, Distance, spread
+from mvar.recipes.distance import IMAGES, NAME, Distance
 from mvar.recipes.measuring import Form
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
@@ -28,7 +29,7 @@ from mvar.sampling.sheet import class_sheet
 from mvar.training.curves import draw_curves
 from mvar.training.run_folder import METRICS, SETTINGS
 
-REAL_PER_CLASS = 1000  # training images whose spread is the measure
+REAL_PER_CLASS = 1000  # training images whose distances are the measure
 
 PANELS = {
     "tokenizer": {
@@ -139,7 +140,7 @@ class Recipe:
                 settings = SamplingSettings(**tried)
                 drawn = measuring.draw(loaded, self.form, samples_per_class, seed, settings)
                 judged = measuring.judged(critic, drawn.images, real_C)
-                trials.append({**tried, **judged, "distance": distance.of(spread(drawn.images.images_Nchw))})
+                trials.append({**tried, **judged, "distance": _compared(distance, drawn.images.images_Nchw)["value"]})
                 print(_described(trials[-1]), flush=True)
         chosen = best(trials, self.spread_band, self.least_accuracy)
         print(f"chosen: {_described(chosen)}")
@@ -291,7 +292,7 @@ def commands(recipe: type[Recipe]) -> list[str]:
 
 def _compared(distance: Distance, images_Nchw: Tensor) -> dict[str, Any]:
     """The distance of at most 2,000 of the images, and how many they are."""
-    some = spread(images_Nchw)
+    some = images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)]
     return {"images": len(some), "value": distance.of(some)}
 
 
