@@ -195,10 +195,10 @@ def _pixels(images: PixelSource) -> torch.Tensor:
 def _restored(model: Model, images: PixelSource) -> torch.Tensor:
     """Images after a round trip through the tokenizer, uint8 (N, 3, h, w)."""
     parts: Sequence[torch.Tensor] = torch.arange(len(images)).split(BATCH)
-    restored = [
-        (model.tokenizer.reconstruct(images.batch(rows_B)[0] / 255) * 255).round().to(torch.uint8)
-        for rows_B in track(parts, len(parts), "reconstructing images")
-    ]
+    restored = []
+    for rows_B in track(parts, len(parts), "reconstructing images"):
+        pixels_B3hw = images.batch(rows_B)[0].to(model.device) / 255
+        restored.append((model.tokenizer.reconstruct(pixels_B3hw) * 255).round().to(torch.uint8).cpu())
     return torch.cat(restored)
 
 

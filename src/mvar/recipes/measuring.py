@@ -112,7 +112,7 @@ def tokenizer_report(loaded: Model, form: Form, data: str, test: Labelled) -> tu
         pixels_B3HW = source.batch(rows_B)[0] / 255
         maps = tokenizer.encode(pixels_B3HW.to(loaded.device))
         parts.append([map_BP.cpu() for map_BP in maps])
-        restored.append(form.of(tokenizer.decode(maps)))
+        restored.append(form.of(tokenizer.decode(maps)).cpu())
     trip = RoundTrip([torch.cat(maps) for maps in zip(*parts, strict=True)], torch.cat(restored))
 
     V = config.vocab_size
