@@ -159,7 +159,7 @@ class Recipe:
             tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
         """
         loaded = _load_whole(model, "cpu")
-        chosen = _read_json(guidance, "guidance").get("chosen", {})
+        chosen = page.read_json(guidance, "guidance").get("chosen", {})
         names = ("guidance", "temperature", "top_k", "top_p")
         if missing := [name for name in names if name not in chosen]:
             raise ValueError(f"guidance = {guidance!r}: has no chosen {missing[0]}; write it with the guidance command")
@@ -266,7 +266,7 @@ class Recipe:
             out: Markdown file with the two markers; the model's page in docs/models by default.
         """
         report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
-        page.fill(out, page.results(_read_json(report, "report")))
+        page.fill(out, page.results(page.read_json(report, "report")))
         print(f"wrote {out}")
 
     def _temperature(self, first: float, ratio: float) -> float:
@@ -305,7 +305,7 @@ def _load_whole(model: str, device: str | None) -> Model:
 
 def _run(folder: str, field: str) -> dict[str, Any]:
     """A training run: steps, batch size, how long it took, and the records of its metrics."""
-    settings = _read_json(Path(folder) / SETTINGS, field)
+    settings = page.read_json(Path(folder) / SETTINGS, field)
     try:
         lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
@@ -326,13 +326,3 @@ def _described(trial: Mapping[str, Any]) -> str:
 def _check_samples(samples_per_class: int) -> None:
     if samples_per_class < 2:
         raise ValueError(f"samples_per_class = {samples_per_class}: must be at least 2, for a distance between samples")
-
-
-def _read_json(path: str | Path, field: str) -> dict[str, Any]:
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{field} = {str(path)!r}: cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{field} = {str(path)!r}: holds a {type(value).__name__}, expected values by name")
-    return value

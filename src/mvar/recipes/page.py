@@ -133,6 +133,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_rounded(value), indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: str | Path, field: str) -> dict[str, Any]:
+    """Read values by name; raises ValueError, which begins with the field, where that cannot be done."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field} = {str(path)!r}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{field} = {str(path)!r}: holds a {type(value).__name__}, expected values by name")
+    return value
+
+
 def _rounded(value: Any) -> Any:
     """Numbers to five places, so that people can read the file."""
     if isinstance(value, Mapping):
