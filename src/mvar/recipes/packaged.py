@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from mvar.checkpoint.bundle import read_bundle
 from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
@@ -30,6 +32,7 @@ from mvar.training.curves import draw_curves
 from mvar.training.run_folder import METRICS, SETTINGS
 
 REAL_PER_CLASS = 1000  # training images whose distances are the measure
+LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # of the provenance: folders of whoever trained
 
 PANELS = {
     "tokenizer": {
@@ -157,6 +160,10 @@ class Recipe:
             guidance: guidance.json with the chosen setting.
             out: folder of the bundle; its files are replaced.
             tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
+
+        Raises:
+            ValueError: no model with a generator, no chosen setting, a run of another tokenizer, or a bundle that is
+                too large.
         """
         loaded = _load_whole(model, "cpu")
         chosen = page.read_json(guidance, "guidance").get("chosen", {})
@@ -165,7 +172,9 @@ class Recipe:
             raise ValueError(f"guidance = {guidance!r}: has no chosen {missing[0]}; write it with the guidance command")
         loaded.defaults = SamplingSettings(**{name: chosen[name] for name in names})
         if tokenizer_run is not None:
-            loaded.provenance["tokenizer_steps"] = _run(tokenizer_run, "tokenizer_run")["steps"]
+            loaded.provenance["tokenizer_steps"] = _run(tokenizer_run, "tokenizer", loaded)["steps"]
+        for name in LOCAL_NAMES:
+            loaded.provenance.pop(name, None)
         loaded.provenance |= {
             "data": self.data,
             "recipe": f"mvar.recipes.{self.name.replace('-', '_')}",
@@ -211,6 +220,9 @@ class Recipe:
 
         Returns:
             What report.json holds.
+
+        Raises:
+            ValueError: too few samples, a file or folder that cannot be used, or a run of other weights.
         """
         _check_samples(samples_per_class)
         start = time.perf_counter()
@@ -218,7 +230,7 @@ class Recipe:
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
         loaded = load(model, device)
         given = {"tokenizer": tokenizer_run, "generator": generator_run}
-        runs = {name: _run(path, f"{name}_run") for name, path in given.items() if path is not None}
+        runs = {name: _run(path, name, loaded) for name, path in given.items() if path is not None}
         test = measuring.originals(data, "val", self.form, loaded.classes)
 
         report: dict[str, Any] = {
@@ -303,8 +315,9 @@ def _load_whole(model: str, device: str | None) -> Model:
     return loaded
 
 
-def _run(folder: str, field: str) -> dict[str, Any]:
-    """A training run: steps, batch size, how long it took, and the records of its metrics."""
+def _run(folder: str, network: str, model: Model) -> dict[str, Any]:
+    """The training run of a model's network: steps, batch size, how long it took, and the records of its metrics."""
+    field = f"{network}_run"
     settings = page.read_json(Path(folder) / SETTINGS, field)
     try:
         lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
@@ -313,8 +326,20 @@ def _run(folder: str, field: str) -> dict[str, Any]:
         steps, batch_size = records[-1]["step"], settings["batch_size"]
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{field} = {folder!r}: no readable {METRICS} ({error}); give the folder of a run") from error
+    if not _is_same(getattr(read_bundle(folder), network), getattr(model, network)):
+        raise ValueError(f"{field} = {folder!r}: its {network} is not the model's; give the run that the model is of")
     minutes = steps * batch_size / rate / 60
     return {"steps": steps, "batch_size": batch_size, "minutes": minutes, "records": records}
+
+
+def _is_same(trained: nn.Module | None, used: nn.Module | None) -> bool:
+    """Whether two networks have the same weights, as far as bfloat16 tells, in which models are packaged."""
+    if trained is None or used is None:
+        return False
+    weights, others = trained.state_dict(), used.state_dict()
+    return weights.keys() == others.keys() and all(
+        torch.equal(weights[name].cpu().bfloat16(), others[name].cpu().bfloat16()) for name in weights
+    )
 
 
 def _described(trial: Mapping[str, Any]) -> str:
