@@ -58,9 +58,8 @@ def _headline(report: Mapping[str, Any]) -> str:
     for name, size in report["model"]["parameters"].items():
         rows.append([f"Parameters of the {name}", f"{size / 1e6:.2f} M"])
     for name, run in report["training"].items():
-        rows.append(
-            [f"Training of the {name}", f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min"]
-        )
+        text = f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min"
+        rows.append([f"Training of the {name}, last stage", text])
     rows.append(["Test images", f"{tokenizer['images']:,}"])
     rows.append(["PSNR of reconstructions", f"**{tokenizer['psnr']:.2f} dB**"])
     if fine := tokenizer["from_3x3"]:
