@@ -3,6 +3,7 @@ import os
 import sys
 import tarfile
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from mvar.cli import main
 from mvar.data import emoji as module
 from mvar.data.emoji import emoji
+from mvar.data.iconify import VERSION
 from mvar.data.splits import open_splits
 
+DATA_PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 SMILEYS = [unicodedata.name(chr(code)).lower().replace(" ", "-") for code in range(0x1F600, 0x1F614)]
 FOODS = [unicodedata.name(chr(code)).lower().replace(" ", "-") for code in range(0x1F345, 0x1F359)]
 
@@ -285,12 +288,16 @@ def test_the_command_fetches_the_package(source, tmp_path, monkeypatch, capsys):
     tools = tmp_path / "tools"
     tools.mkdir()
     npm = tools / "npm"
-    npm.write_text(
-        f'#!/bin/sh\n[ "$1 $2" = "pack @iconify/json" ] && cp {tmp_path}/package.tgz iconify-json-9.8.7.tgz\n'
-    )
+    npm.write_text(f'#!/bin/sh\necho "$1 $2" >> {tmp_path}/asked; cp {tmp_path}/package.tgz iconify-json-9.8.7.tgz\n')
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     main(["data", "emoji", "--out", str(tmp_path / "fetched"), "--size", "16"])
+    options = ["--package-version", "9.8.7"]
+    main(["data", "emoji", "--out", str(tmp_path / "newer"), "--size", "16", *options])
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"pack @iconify/json@{VERSION}", "pack @iconify/json@9.8.7"]
+    assert f"@iconify/json` {VERSION}, " in DATA_PAGE.read_text(encoding="utf-8")
+    assert f"@iconify/json {VERSION}, " in DATA_PAGE.read_text(encoding="utf-8")  # the counts are of it
     counts = emoji(str(tmp_path / "given"), 16, str(source))
     assert tree(tmp_path / "fetched") == tree(tmp_path / "given")
     val = sum(n for (_, split, _), n in counts.items() if split == "val")

@@ -1,41 +1,107 @@
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mvar.recipes import collapse
+from mvar.training.stopping import Stopped
+from mvar.training.tokenizer import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
+CHOSEN = ("all measures", "no start from data", "none of them")
 
 
-@pytest.mark.filterwarnings("ignore:.* are smaller than")
-def test_every_variant_is_trained_once_and_compared(fashion_arrays, tmp_path, monkeypatch, capsys):
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Three variants, and distances of fewer images than there are for validation."""
+    monkeypatch.setattr(collapse, "VARIANTS", {name: collapse.VARIANTS[name] for name in CHOSEN})
+    monkeypatch.setattr(collapse, "IMAGES", 15)
+
+
+@pytest.fixture(scope="module")
+def arguments(fashion_arrays, tmp_path_factory):
+    """What a study is told, runs aside: 40 training and 20 validation images."""
+    root = tmp_path_factory.mktemp("collapse")
     for split, images in (("train", fashion_arrays["train"][:2, :20]), ("val", fashion_arrays["val"][:2, :10])):
         for name, row in zip(("boot", "bag"), images, strict=True):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
+            (root / "data" / split / name).mkdir(parents=True)
             for i, image in enumerate(row):
-                Image.fromarray(image).save(tmp_path / "data" / split / name / f"{i}.png")
-    chosen = ("all measures", "no start from data", "none of them")
-    monkeypatch.setattr(collapse, "VARIANTS", {name: collapse.VARIANTS[name] for name in chosen})
-    monkeypatch.setattr(collapse, "IMAGES", 15)
+                Image.fromarray(image).save(root / "data" / split / name / f"{i}.png")
+    return {"data": str(root / "data"), "out": str(root / "out"), "steps": 3, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def begun(arguments, tmp_path_factory):
+    """Runs of which the first was stopped after two of three steps, and the others were not begun."""
+    runs = tmp_path_factory.mktemp("begun") / "runs"
+
+    def stopped(config):
+        return train(replace(config, log_every=1), callbacks=[lambda step, _: step == 1])  # it stops after the next
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collapse, "train", stopped)
+        with pytest.raises(Stopped):
+            collapse.study(**arguments, runs=str(runs))
+    return runs
+
+
+def test_every_variant_is_trained_once_and_compared(arguments, begun, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("\n".join(("before", *collapse.page.markers("out"), "after")))
-    arguments = {
-        "data": str(tmp_path / "data"),
-        "out": str(tmp_path / "out"),
-        "runs": str(tmp_path / "runs"),
-        "steps": 2,
-        "batch_size": 4,
-    }
-    report = collapse.study(**arguments, page_file=str(page))
-    assert list(report["variants"]) == list(chosen)
-    assert all(result["step"] == 2 and len(result["used"]) == 6 for result in report["variants"].values())
+    runs = tmp_path / "runs"
+    report = collapse.study(**arguments, runs=str(runs), page_file=str(page))
+    assert list(report["variants"]) == list(CHOSEN)
+    assert all(result["step"] == 3 and len(result["used"]) == 6 for result in report["variants"].values())
     assert len({result["psnr"] for result in report["variants"].values()}) == 3
     assert 0 < report["real"] < min(result["distance"] for result in report["variants"].values())
     assert "| none of them |" in page.read_text()
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["compared"] == 15
+    assert "PSNR and the codes used are those of 20 validation images." in page.read_text()
+    written = json.loads((Path(arguments["out"]) / "report.json").read_text())
+    assert (written["validated"], written["compared"]) == (20, 15)
 
-    shutil.rmtree(tmp_path / "runs" / "none-of-them" / "checkpoints")  # as of a run that was killed early
-    assert collapse.study(**arguments)["variants"] == report["variants"]
+    shutil.rmtree(runs / "none-of-them" / "checkpoints")  # as of a run that was killed early
+    assert collapse.study(**arguments, runs=str(runs))["variants"] == report["variants"]
+    goes_on = shutil.copytree(begun, tmp_path / "begun")
+    assert collapse.study(**arguments, runs=str(goes_on))["variants"] == report["variants"]
+    starts = json.loads((goes_on / "all-measures" / "environment.json").read_text())["starts"]
+    assert [start["from_step"] for start in starts] == [0, 2]
 
     monkeypatch.setattr(collapse, "train", None)  # nothing is trained again
-    assert collapse.study(**arguments)["variants"] == report["variants"]
+    assert collapse.study(**arguments, runs=str(runs))["variants"] == report["variants"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"data": "elsewhere"}, r"data = '.*elsewhere': the run in '.*all-measures' has '.*data'"),
+        ({"preset": "tiny64"}, r"perceptual = 0.3 of preset = 'tiny64': the run in '.*all-measures' has 1.0"),
+        ({"seed": 1}, r"seed = 1: the run in '.*all-measures' has 0"),
+        ({"batch_size": 5}, r"batch_size = 5: the run in '.*all-measures' has 4"),
+        ({"steps": 2}, r"steps = 2: the run in '.*all-measures' has 3"),
+        ({"steps": 4}, r"steps = 4: the run in '.*all-measures' has 3"),
+    ],
+)
+def test_runs_of_other_settings_are_refused(asked, message, arguments, begun, monkeypatch):
+    monkeypatch.setattr(collapse, "train", None)
+    with pytest.raises(ValueError, match=rf"(?m)^{message}; give another folder as --runs$"):
+        collapse.study(**{**arguments, **asked}, runs=str(begun))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("run.json", {"scale_dropout": 0.2}, r"scale_dropout = 0.1 of preset = 'tiny32': the run in '.*' has 0.2"),
+        ("run.json", {"val_images": 10}, r"val_images = 2000 of preset = 'tiny32': the run in '.*' has 10"),
+        ("data.json", {"steps": 2}, r"steps = 3: the run in '.*' has 2"),  # prolonged: its phases are shares of 2
+    ],
+)
+def test_a_run_that_was_told_otherwise_is_refused(file, changes, message, arguments, begun, tmp_path, monkeypatch):
+    runs = shutil.copytree(begun, tmp_path / "runs")
+    path = runs / "all-measures" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    monkeypatch.setattr(collapse, "train", None)
+    with pytest.raises(ValueError, match=f"^{message}; give another folder as --runs$"):
+        collapse.study(**arguments, runs=str(runs))

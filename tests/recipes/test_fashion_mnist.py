@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from mvar.features.judge import Judge
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
-from mvar.recipes import figures, measuring, page
+from mvar.recipes import editing, figures, likelihood, measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.fashion_mnist import FashionMnist
 from mvar.recipes.packaged import best, commands
@@ -23,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "models" / "fashion-mnist.md"
 
 
 def write_run(folder, records):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"batch_size": 32}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
@@ -40,7 +41,11 @@ def work(tmp_path_factory, fashion_excerpt):
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    Model(tokenizer, generator, classes).save(root / "model")
+    folders = {"tokenizer": "t", "fine_tuned_from": "g0"}
+    whole = Model(tokenizer, generator, classes, provenance={"data": "my-folder", "steps": 150, **folders})
+    whole.save(root / "model")
+    whole.save(root / "g")
+    Model(tokenizer, None, classes).save(root / "t")
     Model(tokenizer, None, classes).save(root / "tokenizer-alone")
     Judge(10, channels=1).eval().save(root / "judge.safetensors")
     steps = [{"step": s, "loss": 1 / s, "images_per_second": 64.0} for s in (50, 100, 150)]
@@ -177,11 +182,28 @@ def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp
     assert (settings.guidance, settings.temperature) == (chosen["guidance"], chosen["temperature"])
     assert settings.temperature[0] == 2
     assert settings.temperature[-1] == recipe.last_temperature
-    assert packaged.provenance["tokenizer_steps"] == 150
+    assert packaged.provenance == {
+        "steps": 150,
+        "tokenizer_steps": 150,
+        "data": recipe.data,
+        "recipe": "mvar.recipes.fashion_mnist",
+        "licence": "Apache-2.0",
+    }
+    recipe.package(str(out), guidance, str(tmp_path / "again"), str(work / "t"))  # bfloat16 is of the same run
     size = sum(file.stat().st_size for file in out.iterdir())
     recipe.most_bytes = size - 1
     with pytest.raises(ValueError, match=f"takes {size} bytes and may take {size - 1}"):
         recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
+
+
+@pytest.mark.parametrize("recipe", [likelihood.measure, editing.compare])
+def test_no_image_counts_twice_where_there_are_fewer_than_asked(recipe, work, fashion_excerpt, tmp_path):
+    for folder in (fashion_excerpt / "val").iterdir():
+        (tmp_path / "val" / folder.name).mkdir(parents=True)
+        (tmp_path / "val" / folder.name / "0.png").symlink_to(sorted(folder.iterdir())[0])
+    report = recipe(str(work / "model"), str(tmp_path), str(tmp_path / "out"), images=15)
+    assert report["images"] == 10
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"] == 10
 
 
 def test_originals_are_the_files_own_pixels_with_the_folders_labels(fashion_excerpt, fashion_arrays):
@@ -197,6 +219,29 @@ def test_images_in_the_originals_form_are_averaged_and_rounded():
     pixels = torch.tensor([10.4, 20.0, 33.0]).div(255).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     assert (RECIPE.form.of(pixels) == 21).all()  # 63.4 / 3
     assert RECIPE.form.of(pixels).shape == (1, 1, 28, 28)
+
+
+@pytest.mark.parametrize("network", ["tokenizer", "generator"])
+def test_runs_of_other_weights_are_refused(network, work, fashion_excerpt, tmp_path):
+    run = shutil.copytree(work / "g", tmp_path / "run")
+    other = load(run)
+    with torch.no_grad():
+        next(getattr(other, network).parameters())[0] += 0.1
+    other.save(run)
+    refused = rf"^{network}_run = '.*run': its {network} is not the model's"
+    with pytest.raises(ValueError, match=refused):
+        RECIPE.measure(str(work / "model"), str(fashion_excerpt), str(tmp_path), **{f"{network}_run": str(run)})
+    if network == "tokenizer":
+        chosen = {"guidance": 1, "temperature": 1, "top_k": 0, "top_p": 1}
+        (tmp_path / "guidance.json").write_text(json.dumps({"chosen": chosen}))
+        with pytest.raises(ValueError, match=refused):
+            RECIPE.package(str(work / "model"), str(tmp_path / "guidance.json"), str(tmp_path / "out"), str(run))
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizers_run_is_no_generators(work, fashion_excerpt, tmp_path):
+    with pytest.raises(ValueError, match=r"^generator_run = '.*t': its generator is not the model's"):
+        RECIPE.measure(str(work / "model"), str(fashion_excerpt), str(tmp_path), generator_run=str(work / "t"))
 
 
 def test_mistakes_are_named(work, fashion_excerpt, tmp_path, capsys):

@@ -239,6 +239,7 @@ def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource
     """
     from mvar.data.images import ImageFolder
     from mvar.data.source import PixelSource
+    from mvar.data.subset import evenly_spaced
 
     if limit is not None and limit < 1:
         raise ValueError(f"limit = {limit}: must be at least 1")
@@ -249,8 +250,7 @@ def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource
         ids = None if names is None else [model.label_ids(name)[0] for name in names]
     except ValueError as error:
         raise ValueError(f"images = {place!r}: has folders that are no classes of the model\n{error}") from error
-    n = min(limit or len(folder.paths), len(folder.paths))
-    chosen = [i * len(folder.paths) // n for i in range(n)]
+    chosen = evenly_spaced(len(folder.paths), limit or len(folder.paths))
     some = replace(folder, paths=[folder.paths[i] for i in chosen], labels=chosen)
     source = PixelSource.read(some, model.tokenizer.config.image_shape, resize_factor=1.0)
     return source, None if ids is None else [ids[i] for i in source.labels.tolist()]

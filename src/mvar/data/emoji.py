@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from mvar.data.emoji_names import Emoji, EmojiNames
-from mvar.data.iconify import NPM_PACKAGE, IconSet, read_sets
+from mvar.data.iconify import NPM_PACKAGE, VERSION, IconSet, read_sets
 from mvar.data.images import MIN_SIDE
 from mvar.data.progress import track
 from mvar.files import atomic_folder
@@ -29,13 +29,14 @@ SUPERSAMPLING = 4  # the edges of shaded shapes, which SVG calls filters, are dr
 Counts = Counter[tuple[str, str, str]]
 
 
-def emoji(out: str, size: int = 64, source: str | None = None) -> Counts:
+def emoji(out: str, size: int = 64, source: str | None = None, package_version: str = VERSION) -> Counts:
     """Write emoji as out/train/<class>/<set>-<name>.png, out/val/... and out/LICENCES.md.
 
     Args:
         out: a new or empty folder; it appears only when complete.
         size: side of the square images in pixels, 8 to 1024.
         source: folder of the unpacked npm package @iconify/json; None downloads it by npm.
+        package_version: of the package that is downloaded.
 
     Returns:
         How many images of which (set, split, class) were written.
@@ -50,13 +51,13 @@ def emoji(out: str, size: int = 64, source: str | None = None) -> Counts:
     counts: Counts = Counter()
 
     def write(folder: Path) -> None:
-        version, sets = read_sets(source, is_wanted)
+        version, sets = read_sets(source, package_version, is_wanted)
         names = EmojiNames(sets)
         jobs = [(icons, name, found) for icons in sets for name in icons.icons if (found := names.find(icons, name))]
         if not jobs:
             raise ValueError(
                 f"source = {source!r}: holds no emoji in colour under a permissive licence with Unicode code points; "
-                f"give a newer version of the npm package {NPM_PACKAGE}"
+                f"give another version of the npm package {NPM_PACKAGE}"
             )
         sides = split([(found, icons.icons[name].svg) for icons, name, found in jobs])
         seen = set()

@@ -4,7 +4,7 @@ Shapes: B batch, L tokens of all scales, H W pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -61,10 +61,6 @@ class EncodedImages:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             maps = self.tokenizer.encode(pixels_B3HW.to(device) / 255)
         return torch.cat(maps, dim=1), labels_B
-
-    def spread(self, most: int) -> "EncodedImages":
-        """At most so many of the images, evenly spaced."""
-        return replace(self, images=self.images.spread(most))
 
     def in_memory(self, label: str) -> TokenSource:
         """Encode all images now, their centres.

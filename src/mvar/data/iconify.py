@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 NPM_PACKAGE = "@iconify/json"
+VERSION = "2.2.535"  # whose images docs/data.md counts and the packaged model has seen
 COLLECTIONS = "collections.json"
 BOX = ("left", "top", "width", "height")
 CODE_POINTS = re.compile(r"[0-9a-f]{1,5}(-[0-9a-f]{1,5})*")
@@ -96,11 +97,15 @@ class IconSet:
             raise ValueError(f"source: {str(path)!r} is not a set of icons ({error}); get the package anew") from error
 
 
-def read_sets(source: str | None, wanted: Callable[[Mapping[str, Any]], bool]) -> tuple[str, list[IconSet]]:
+def read_sets(
+    source: str | None, version: str, wanted: Callable[[Mapping[str, Any]], bool]
+) -> tuple[str, list[IconSet]]:
     """Read the icon sets whose description in collections.json is wanted.
 
     Args:
         source: an unpacked package; None fetches it by npm, and deletes it after use.
+        version: to be fetched, or what npm knows as such: "latest".
+        wanted: says so of a set.
 
     Returns:
         The package's version and the sets in the order of their prefixes; none where nothing is wanted.
@@ -108,10 +113,10 @@ def read_sets(source: str | None, wanted: Callable[[Mapping[str, Any]], bool]) -
     Raises:
         ValueError: the package cannot be fetched, or is not what it should be.
     """
-    with _package(source, wanted) as package:
-        version = str(_json(package / "package.json").get("version", "unknown"))
+    with _package(source, version, wanted) as package:
+        found = str(_json(package / "package.json").get("version", "unknown"))
         infos = _wanted(_json(package / COLLECTIONS), wanted)
-        return version, [IconSet.read(package, prefix, info) for prefix, info in infos.items()]
+        return found, [IconSet.read(package, prefix, info) for prefix, info in infos.items()]
 
 
 def _wanted(collections: Mapping[str, Any], wanted: Callable[[Mapping[str, Any]], bool]) -> dict[str, dict[str, Any]]:
@@ -133,20 +138,20 @@ def _icon(name: str, content: Mapping[str, Any]) -> Icon:
 
 
 @contextmanager
-def _package(source: str | None, wanted: Callable[[Mapping[str, Any]], bool]) -> Iterator[Path]:
+def _package(source: str | None, version: str, wanted: Callable[[Mapping[str, Any]], bool]) -> Iterator[Path]:
     """The unpacked package: the folder named, or a download that is deleted after use."""
     if source is not None:
         yield Path(source)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        command = ["npm", "pack", NPM_PACKAGE, "--loglevel", "error"]
+        command = ["npm", "pack", f"{NPM_PACKAGE}@{version}", "--loglevel", "error"]
         try:
             subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=1800)
             _unpack(next(Path(scratch).glob("*.tgz")), Path(scratch), wanted)
         except (OSError, subprocess.SubprocessError, StopIteration, tarfile.TarError, EOFError, KeyError) as error:
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace").splitlines()
             raise ValueError(
-                f"source = None: the npm package {NPM_PACKAGE} could not be downloaded "
+                f"source = None: the npm package {NPM_PACKAGE}@{version} could not be downloaded "
                 f"({' '.join(said[:2]) or error}); install npm and check the network, or give --source DIR with the "
                 "unpacked package"
             ) from error

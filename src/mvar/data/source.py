@@ -20,6 +20,7 @@ from mvar.data.images import ImageFolder, decode, report
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.progress import track
 from mvar.data.shards import Member, ShardSet
+from mvar.data.subset import evenly_spaced
 from mvar.data.threads import in_threads
 
 CACHE_BYTES = 2 * 2**30
@@ -141,10 +142,9 @@ class PixelSource:
             cache=self.cache and [self.cache[i] for i in indices],
         )
 
-    def spread(self, most: int) -> "PixelSource":
-        """At most so many of the images, evenly spaced and so spread over the classes."""
-        n = len(self)
-        return self if n <= most else self.select([i * n // most for i in range(most)])
+    def at_most(self, most: int) -> "PixelSource":
+        """At most so many of the images, evenly spaced."""
+        return self if len(self) <= most else self.select(evenly_spaced(len(self), most))
 
     def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
         """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""

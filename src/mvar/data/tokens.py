@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mvar.data.progress import track
+from mvar.data.subset import evenly_spaced
 from mvar.scales import ScaleSchedule, Side
 
 FORMAT, VERSION = "mvar-tokens", 1
@@ -260,12 +261,11 @@ class TokenSource:
             tokens_BL[here_B] = self.shards[s][rows_B[here_B], views_B[here_B]]
         return torch.from_numpy(tokens_BL), self.labels[indices_B]
 
-    def spread(self, most: int) -> "TokenSource":
+    def at_most(self, most: int) -> "TokenSource":
         """At most so many of the images, evenly spaced and in memory, with their first view."""
-        n = len(self)
-        if n <= most:
+        if len(self) <= most:
             return self
-        chosen = [i * n // most for i in range(most)]
+        chosen = evenly_spaced(len(self), most)
         tokens_BL, labels_B = self.batch(chosen)
         names = [self.names[i] for i in chosen]
         return replace(self, shards=[tokens_BL.numpy()[:, None]], labels=labels_B, names=names)

@@ -5,14 +5,15 @@
     python -m mvar.recipes.collapse --data data/emoji --preset tiny64 --batch-size 8 --runs runs/collapse-emoji \
         --out docs/images/collapse/emoji --page-file docs/collapse.md
 
-Same seed, same steps, same images. A run that is there already is not trained again, so that a study that was stopped
-goes on.
+Same seed, same steps, same images. A run that is there already is not trained again, one that was stopped goes on, and
+one of other settings is refused.
 
 Shapes: K scales.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ from mvar.recipes.cli import run_cli
 from mvar.recipes.distance import IMAGES, NAME, Distance
 from mvar.training import checkpoints
 from mvar.training.config import TokenizerTraining
-from mvar.training.run_folder import METRICS
+from mvar.training.run_folder import DATA, METRICS, SETTINGS
 from mvar.training.tokenizer import train
+from mvar.validation import raise_problems
 
 BATCH = 100
+# Settings of a run that change nothing in its results.
+INDIFFERENT = {
+    "out", "resume", "workers", "rank_timeout", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints",
+}  # fmt: skip
 # What is left out of the full recipe.
 VARIANTS: dict[str, dict[str, Any]] = {
     "all measures": {},
@@ -69,7 +75,7 @@ def study(
     Args:
         data: folder of images.
         out: folder to write into.
-        runs: folder of the runs; those that are complete are not trained again.
+        runs: folder of the runs; those that are there must have the same settings.
         preset: of the tokenizer.
         steps: updates of each run.
         batch_size: images of an update.
@@ -78,34 +84,31 @@ def study(
 
     Returns:
         What report.json holds.
+
+    Raises:
+        ValueError: a run that is there has other settings, a line for each; before any training.
     """
     folder = writable_folder(out, "out")
-    results = {}
+    shared = {"data": data, "steps": steps, "batch_size": batch_size, "seed": seed}
+    every = {"validate_every": steps, "checkpoint_every": steps}
+    configs = {}
     for name, changes in VARIANTS.items():
         run = Path(runs) / name.replace(" ", "-")
-        every = {"validate_every": steps, "checkpoint_every": steps}
-        config = TokenizerTraining.preset(
-            preset,
-            **{
-                "data": data,
-                "out": str(run),
-                "steps": steps,
-                "batch_size": batch_size,
-                "seed": seed,
-                "resume": checkpoints.exist(run),
-                **every,
-                **changes,
-            },
-        )
-        if not _is_complete(run, steps):
+        begun = checkpoints.exist(run)
+        config = TokenizerTraining.preset(preset, out=str(run), resume=begun, **shared, **every, **changes)
+        if begun:
+            _check_same(config, preset, given={*shared, *changes})
+        configs[name] = config
+    for config in configs.values():
+        if not _is_complete(config):
             train(config)
-        results[name] = _validation(run)
+    results = {name: _validation(Path(config.out)) for name, config in configs.items()}
     train_images, val_images = open_splits(data, config.model.image_shape, resize_factor=config.resize_factor)
     if not isinstance(train_images, PixelSource):
         raise ValueError(f"data = {data!r}: is a stream; give a folder or local shards")
     distance = Distance(_pixels(val_images))
     for name, result in results.items():
-        restored = _restored(load(Path(runs) / name.replace(" ", "-")), val_images.spread(IMAGES))
+        restored = _restored(load(configs[name].out), val_images.at_most(IMAGES))
         result["distance"] = distance.of(restored)
     report = {
         "preset": preset,
@@ -114,8 +117,9 @@ def study(
         "seed": seed,
         "images": len(train_images),
         "validation_images": len(val_images),
+        "validated": min(config.val_images, len(val_images)),
         "compared": min(IMAGES, len(val_images)),
-        "real": distance.of(_pixels(train_images.spread(IMAGES))),
+        "real": distance.of(_pixels(train_images.at_most(IMAGES))),
         "maps": [f"{h}x{w}" for h, w in config.model.schedule.shapes],
         "variants": results,
         "machine": measuring.machine(),
@@ -143,9 +147,9 @@ def table(report: Mapping[str, Any]) -> str:
     return (
         f"{page.table(head, rows)}\n\n"
         f"Preset `{report['preset']}`, {report['steps']:,} steps of {report['batch_size']}, seed {report['seed']}; "
-        f"{report['images']:,} training and {report['validation_images']:,} validation images. {NAME} is that of "
-        f"{report['compared']:,} reconstructions against all validation images; as many real training images have "
-        f"{report['real']:.1f}."
+        f"{report['images']:,} training and {report['validation_images']:,} validation images. PSNR and the codes "
+        f"used are those of {report['validated']:,} validation images. {NAME} is that of {report['compared']:,} "
+        f"reconstructions against all validation images; as many real training images have {report['real']:.1f}."
     )
 
 
@@ -172,19 +176,45 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def _is_complete(run: Path, steps: int) -> bool:
-    return any(found.step == steps for found in checkpoints.whole(run))
+def _check_same(config: TokenizerTraining, preset: str, given: set[str]) -> None:
+    """Raise where the run in `config.out` was told otherwise.
+
+    Args:
+        config: what is wanted.
+        preset: that it comes from.
+        given: settings that the preset does not decide.
+    """
+    run = Path(config.out)
+    wanted, before = _settings(asdict(config)), _settings(page.read_json(run / SETTINGS, "runs"))
+    if before.get("steps") == config.steps:  # the phases of a run that was prolonged are shares of fewer steps
+        before["steps"] = page.read_json(run / DATA, "runs").get("steps", config.steps)
+    raise_problems(
+        [
+            f"{name} = {value!r}{'' if name in given else f' of preset = {preset!r}'}: the run in {config.out!r} has "
+            f"{before.get(name)!r}; give another folder as --runs"
+            for name, value in wanted.items()
+            if before.get(name) != value
+        ]
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's results, by name, as JSON has it; the model's settings one by one."""
+    plain = {name: value for name, value in json.loads(json.dumps(config)).items() if name not in INDIFFERENT}
+    plain |= {f"model.{name}": value for name, value in plain.pop("model", {}).items()}
+    return {**plain, "data": str(Path(plain.get("data", "")).resolve())}
+
+
+def _is_complete(config: TokenizerTraining) -> bool:
+    return any(found.step == config.steps for found in checkpoints.whole(Path(config.out)))
 
 
 def _validation(run: Path) -> dict[str, Any]:
     """The last validation of a run: step, psnr, used, perplexity and residual energy of each scale."""
     lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-    last = [record for record in map(json.loads, lines) if "val_psnr" in record or "loss" in record][-1]
-    return {
-        "step": last["step"],
-        "psnr": last.get("val_psnr"),
-        **{name: last.get(name) for name in ("used", "perplexity", "residual_energy")},
-    }
+    last = [record for record in map(json.loads, lines) if "val_psnr" in record][-1]
+    by_scale = {name: last[name] for name in ("used", "perplexity", "residual_energy")}
+    return {"step": last["step"], "psnr": last["val_psnr"], **by_scale}
 
 
 def _pixels(images: PixelSource) -> torch.Tensor:
@@ -195,10 +225,10 @@ def _pixels(images: PixelSource) -> torch.Tensor:
 def _restored(model: Model, images: PixelSource) -> torch.Tensor:
     """Images after a round trip through the tokenizer, uint8 (N, 3, h, w)."""
     parts: Sequence[torch.Tensor] = torch.arange(len(images)).split(BATCH)
-    restored = [
-        (model.tokenizer.reconstruct(images.batch(rows_B)[0] / 255) * 255).round().to(torch.uint8)
-        for rows_B in track(parts, len(parts), "reconstructing images")
-    ]
+    restored = []
+    for rows_B in track(parts, len(parts), "reconstructing images"):
+        pixels_B3hw = images.batch(rows_B)[0].to(model.device) / 255
+        restored.append((model.tokenizer.reconstruct(pixels_B3hw) * 255).round().to(torch.uint8).cpu())
     return torch.cat(restored)
 
 

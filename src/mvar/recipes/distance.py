@@ -40,12 +40,6 @@ class Distance:
         return fit(torch.cat([self._network(_seen(part)) for part in track(parts, len(parts), "features")]))
 
 
-def spread(images_Nchw: Tensor, most: int = IMAGES) -> Tensor:
-    """At most so many images, evenly spaced."""
-    N = len(images_Nchw)
-    return images_Nchw if most >= N else images_Nchw[torch.arange(most) * N // most]
-
-
 def _seen(images_Nchw: Tensor) -> Tensor:
     """Pixels (N, 3, 64, 64) in [0, 1] as the network sees them."""
     pixels = images_Nchw.float() / 255

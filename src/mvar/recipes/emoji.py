@@ -2,7 +2,8 @@
 
     mvar data emoji --out data/emoji
     mvar train tokenizer --preset tiny64 --data data/emoji --batch-size 16 --adversarial 0 --out runs/emoji-tokenizer
-    mvar train generator --preset tiny64 --data data/emoji --tokenizer runs/emoji-tokenizer --out runs/emoji
+    mvar train generator --preset tiny64 --data data/emoji --tokenizer runs/emoji-tokenizer --steps 2600 \
+        --out runs/emoji
     python -m mvar.recipes.emoji judge --data data/emoji --out runs/emoji-judge.safetensors
     python -m mvar.recipes.emoji guidance --model runs/emoji --data data/emoji --judge runs/emoji-judge.safetensors \
         --samples-per-class 40 --out docs/images/emoji
@@ -37,7 +38,7 @@ class Emoji(Recipe):
 
     name = "emoji"
     form = Form(64)
-    data = "9,582 emoji of eight icon sets of the npm package @iconify/json (permissive licences, see docs/data.md)"
+    data = "emoji of the icon sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
     most_bytes = 20_000_000
     strengths = (2.0, 4.0, 6.0)
     first_temperatures = (0.9, 1.0, 1.1)

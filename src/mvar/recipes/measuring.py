@@ -97,7 +97,7 @@ def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), pe
         expected = ", ".join(classes) or "a folder for each of several classes"
         raise ValueError(f"data = {data!r}: {split}/ has classes {source.classes}, expected {expected}")
     if per_class is not None:
-        source = source.spread(per_class * len(source.classes))
+        source = source.at_most(per_class * len(source.classes))
     images_N3hw, labels_N = source.batch(range(len(source)))
     return Labelled(form.of(images_N3hw / 255), labels_N, source.classes)
 
@@ -112,7 +112,7 @@ def tokenizer_report(loaded: Model, form: Form, data: str, test: Labelled) -> tu
         pixels_B3HW = source.batch(rows_B)[0] / 255
         maps = tokenizer.encode(pixels_B3HW.to(loaded.device))
         parts.append([map_BP.cpu() for map_BP in maps])
-        restored.append(form.of(tokenizer.decode(maps)))
+        restored.append(form.of(tokenizer.decode(maps)).cpu())
     trip = RoundTrip([torch.cat(maps) for maps in zip(*parts, strict=True)], torch.cat(restored))
 
     V = config.vocab_size

@@ -13,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from mvar.checkpoint.bundle import read_bundle
+from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
 from mvar.files import writable_folder
 from mvar.model import Model, load
 from mvar.recipes import figures, measuring, page
-from mvar.recipes.distance import IMAGES, NAME, Distance, spread
+from mvar.recipes.distance import IMAGES, NAME, Distance
 from mvar.recipes.measuring import Form
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
@@ -28,7 +31,8 @@ from mvar.sampling.sheet import class_sheet
 from mvar.training.curves import draw_curves
 from mvar.training.run_folder import METRICS, SETTINGS
 
-REAL_PER_CLASS = 1000  # training images whose spread is the measure
+REAL_PER_CLASS = 1000  # training images whose distances are the measure
+LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # of the provenance: folders of whoever trained
 
 PANELS = {
     "tokenizer": {
@@ -139,7 +143,7 @@ class Recipe:
                 settings = SamplingSettings(**tried)
                 drawn = measuring.draw(loaded, self.form, samples_per_class, seed, settings)
                 judged = measuring.judged(critic, drawn.images, real_C)
-                trials.append({**tried, **judged, "distance": distance.of(spread(drawn.images.images_Nchw))})
+                trials.append({**tried, **judged, "distance": _compared(distance, drawn.images.images_Nchw)["value"]})
                 print(_described(trials[-1]), flush=True)
         chosen = best(trials, self.spread_band, self.least_accuracy)
         print(f"chosen: {_described(chosen)}")
@@ -156,15 +160,21 @@ class Recipe:
             guidance: guidance.json with the chosen setting.
             out: folder of the bundle; its files are replaced.
             tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
+
+        Raises:
+            ValueError: no model with a generator, no chosen setting, a run of another tokenizer, or a bundle that is
+                too large.
         """
         loaded = _load_whole(model, "cpu")
-        chosen = _read_json(guidance, "guidance").get("chosen", {})
+        chosen = page.read_json(guidance, "guidance").get("chosen", {})
         names = ("guidance", "temperature", "top_k", "top_p")
         if missing := [name for name in names if name not in chosen]:
             raise ValueError(f"guidance = {guidance!r}: has no chosen {missing[0]}; write it with the guidance command")
         loaded.defaults = SamplingSettings(**{name: chosen[name] for name in names})
         if tokenizer_run is not None:
-            loaded.provenance["tokenizer_steps"] = _run(tokenizer_run, "tokenizer_run")["steps"]
+            loaded.provenance["tokenizer_steps"] = _run(tokenizer_run, "tokenizer", loaded)["steps"]
+        for name in LOCAL_NAMES:
+            loaded.provenance.pop(name, None)
         loaded.provenance |= {
             "data": self.data,
             "recipe": f"mvar.recipes.{self.name.replace('-', '_')}",
@@ -210,6 +220,9 @@ class Recipe:
 
         Returns:
             What report.json holds.
+
+        Raises:
+            ValueError: too few samples, a file or folder that cannot be used, or a run of other weights.
         """
         _check_samples(samples_per_class)
         start = time.perf_counter()
@@ -217,7 +230,7 @@ class Recipe:
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
         loaded = load(model, device)
         given = {"tokenizer": tokenizer_run, "generator": generator_run}
-        runs = {name: _run(path, f"{name}_run") for name, path in given.items() if path is not None}
+        runs = {name: _run(path, name, loaded) for name, path in given.items() if path is not None}
         test = measuring.originals(data, "val", self.form, loaded.classes)
 
         report: dict[str, Any] = {
@@ -265,7 +278,7 @@ class Recipe:
             out: Markdown file with the two markers; the model's page in docs/models by default.
         """
         report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
-        page.fill(out, page.results(_read_json(report, "report")))
+        page.fill(out, page.results(page.read_json(report, "report")))
         print(f"wrote {out}")
 
     def _temperature(self, first: float, ratio: float) -> float:
@@ -291,7 +304,7 @@ def commands(recipe: type[Recipe]) -> list[str]:
 
 def _compared(distance: Distance, images_Nchw: Tensor) -> dict[str, Any]:
     """The distance of at most 2,000 of the images, and how many they are."""
-    some = spread(images_Nchw)
+    some = images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)]
     return {"images": len(some), "value": distance.of(some)}
 
 
@@ -302,9 +315,10 @@ def _load_whole(model: str, device: str | None) -> Model:
     return loaded
 
 
-def _run(folder: str, field: str) -> dict[str, Any]:
-    """A training run: steps, batch size, how long it took, and the records of its metrics."""
-    settings = _read_json(Path(folder) / SETTINGS, field)
+def _run(folder: str, network: str, model: Model) -> dict[str, Any]:
+    """The training run of a model's network: steps, batch size, how long it took, and the records of its metrics."""
+    field = f"{network}_run"
+    settings = page.read_json(Path(folder) / SETTINGS, field)
     try:
         lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
@@ -312,8 +326,20 @@ def _run(folder: str, field: str) -> dict[str, Any]:
         steps, batch_size = records[-1]["step"], settings["batch_size"]
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{field} = {folder!r}: no readable {METRICS} ({error}); give the folder of a run") from error
+    if not _is_same(getattr(read_bundle(folder), network), getattr(model, network)):
+        raise ValueError(f"{field} = {folder!r}: its {network} is not the model's; give the run that the model is of")
     minutes = steps * batch_size / rate / 60
     return {"steps": steps, "batch_size": batch_size, "minutes": minutes, "records": records}
+
+
+def _is_same(trained: nn.Module | None, used: nn.Module | None) -> bool:
+    """Whether two networks have the same weights, as far as bfloat16 tells, in which models are packaged."""
+    if trained is None or used is None:
+        return False
+    weights, others = trained.state_dict(), used.state_dict()
+    return weights.keys() == others.keys() and all(
+        torch.equal(weights[name].cpu().bfloat16(), others[name].cpu().bfloat16()) for name in weights
+    )
 
 
 def _described(trial: Mapping[str, Any]) -> str:
@@ -325,13 +351,3 @@ def _described(trial: Mapping[str, Any]) -> str:
 def _check_samples(samples_per_class: int) -> None:
     if samples_per_class < 2:
         raise ValueError(f"samples_per_class = {samples_per_class}: must be at least 2, for a distance between samples")
-
-
-def _read_json(path: str | Path, field: str) -> dict[str, Any]:
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{field} = {str(path)!r}: cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{field} = {str(path)!r}: holds a {type(value).__name__}, expected values by name")
-    return value

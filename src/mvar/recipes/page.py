@@ -58,9 +58,8 @@ def _headline(report: Mapping[str, Any]) -> str:
     for name, size in report["model"]["parameters"].items():
         rows.append([f"Parameters of the {name}", f"{size / 1e6:.2f} M"])
     for name, run in report["training"].items():
-        rows.append(
-            [f"Training of the {name}", f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min"]
-        )
+        text = f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min"
+        rows.append([f"Training of the {name}, last stage", text])
     rows.append(["Test images", f"{tokenizer['images']:,}"])
     rows.append(["PSNR of reconstructions", f"**{tokenizer['psnr']:.2f} dB**"])
     if fine := tokenizer["from_3x3"]:
@@ -131,6 +130,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a report, its floats rounded to what means something."""
     write_text(path, json.dumps(_rounded(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, field: str) -> dict[str, Any]:
+    """Read values by name; raises ValueError, which begins with the field, where that cannot be done."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field} = {str(path)!r}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{field} = {str(path)!r}: holds a {type(value).__name__}, expected values by name")
+    return value
 
 
 def _rounded(value: Any) -> Any:

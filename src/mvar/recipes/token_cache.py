@@ -16,6 +16,7 @@ from torch import nn
 from mvar.checkpoint.placement import find_device
 from mvar.data.images import ImageFolder
 from mvar.data.progress import track
+from mvar.data.subset import evenly_spaced
 from mvar.data.token_writer import write_cache
 from mvar.files import writable_folder
 from mvar.recipes import measuring, page
@@ -76,8 +77,7 @@ def measure(
 def _link(data: str, folder: str, most: int) -> None:
     """A folder with links to some of the images of another, evenly spaced."""
     index = ImageFolder.scan(data)
-    n = min(most, len(index.paths))
-    for i in (i * len(index.paths) // n for i in range(n)):
+    for i in evenly_spaced(len(index.paths), most):
         link = Path(folder, str(index.labels[i]), f"{i}{index.paths[i].suffix}")
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(index.paths[i].resolve())

@@ -90,7 +90,7 @@ class TokenData:
 
     def ready(self, val_images: int) -> "TokenData":
         """The same with all encoded now that is the same in every epoch, and at most so many validation images."""
-        train, val = self.train, self.val.spread(val_images)
+        train, val = self.train, self.val.at_most(val_images)
         if isinstance(train, PixelSource) and train.resize_factor == 1:
             train = EncodedImages(images=train, tokenizer=self.tokenizer()).in_memory("encoding training images")
         if isinstance(val, PixelSource):

@@ -71,7 +71,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
                 on_bad_image=config.on_bad_image,
             )
             planned = folder.begin(train_images, val_images)
-            held_out = val_images.spread(config.val_images)
+            held_out = val_images.at_most(config.val_images)
             task = TokenizerTask(config, ranks, network, train_images, held_out, planned)
             if folder.checkpoint is None:
                 task.start(start)

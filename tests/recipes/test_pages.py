@@ -1,0 +1,41 @@
+"""What the documentation shows between markers is what the committed reports give."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mvar.recipes import collapse, editing, likelihood, page
+
+DOCS = Path(__file__).parents[2] / "docs"
+# Page and name of the markers: the report's folder, and what makes Markdown of it.
+BLOCKS = {
+    ("models/fashion-mnist.md", "results"): ("fashion-mnist", page.results),
+    ("models/emoji.md", "results"): ("emoji", page.results),
+    ("likelihood.md", "results"): ("likelihood", likelihood.table),
+    ("editing.md", "results"): ("editing", editing.table),
+    ("collapse.md", "fashion-mnist"): ("collapse/fashion-mnist", collapse.table),
+    ("collapse.md", "emoji"): ("collapse/emoji", collapse.table),
+}
+# Without a report: counts of a data set, a measurement of speed; test_memory.py has the third.
+OTHERS = {("data.md", "results"), ("tokens.md", "results"), ("cluster.md", "results")}
+
+
+@pytest.mark.parametrize(("name", "marker"), BLOCKS)
+def test_a_page_shows_its_report(name, marker):
+    folder, markdown = BLOCKS[name, marker]
+    report = json.loads((DOCS / "images" / folder / "report.json").read_text(encoding="utf-8"))
+    begin, end = page.markers(marker)
+    written = (DOCS / name).read_text(encoding="utf-8").split(begin)[1].split(end)[0]
+    assert written.strip() == markdown(report)
+
+
+def test_no_generated_block_and_no_report_is_forgotten():
+    found = set()
+    for path in DOCS.rglob("*.md"):
+        for marker in re.findall(r"<!-- (\S+): begin \(generated", path.read_text(encoding="utf-8")):
+            found.add((path.relative_to(DOCS).as_posix(), marker))
+    assert found == BLOCKS.keys() | OTHERS
+    reports = {path.parent.relative_to(DOCS / "images").as_posix() for path in DOCS.rglob("report.json")}
+    assert reports == {folder for folder, _ in BLOCKS.values()}
