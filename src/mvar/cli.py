@@ -43,9 +43,10 @@ COMMANDS = {
     "convert": Command(models.convert),
     "reschedule": Command(models.reschedule),
     "join": Command(models.join),
+    "bench sample": Command(bench.bench_sample),
     "bench train": Command(bench.bench_train),
 }
-LIST_OPTIONS = ("box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")
+LIST_OPTIONS = ("batch", "box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")
 GROUPS = {"data": "Get real images", "train": "Train on a folder of images", "bench": "Measure speed and memory"}
 
 

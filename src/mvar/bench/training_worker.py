@@ -7,7 +7,6 @@ Shapes: B images, L tokens, l those after the first scale, Z latent channels, U 
 """
 
 import json
-import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mvar.bench.machine import peak_bytes
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
@@ -89,9 +89,7 @@ class Worker:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return Step(seconds=seconds, peak_bytes=peak, loss=float(loss.detach()))
+        return Step(seconds=seconds, peak_bytes=peak_bytes(), loss=float(loss.detach()))
 
 
 def main() -> None:

@@ -25,3 +25,41 @@ def bench_train(
     from mvar.bench.training import bench, table
 
     print(table(bench(preset, batch_size, dtype, steps, out)))
+
+
+def bench_sample(
+    preset: str = "d16",
+    model: str | None = None,
+    dtype: Literal["float32", "bfloat16", "fp32", "bf16"] = "bfloat16",
+    batch: int | list[int] = 1,
+    guidance: float = 1.5,
+    rounds: int = 5,
+    against: str | None = None,
+    json: bool = False,
+    out: str | None = None,
+) -> None:
+    """Measure what drawing an image takes on the CPU: by scale and part, against the machine's floor.
+
+    Args:
+        preset: of the generator; its weights are random.
+        model: instead, one with weights: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
+        dtype: of the weights in use.
+        batch: images at once; a list measures all of these, and looks at the first in detail.
+        guidance: strength of guidance.
+        rounds: timed, of everything, after one to warm up.
+        against: what takes turns with it, between commas: prefix (Mamba runs over all scales so far again), float32,
+            bfloat16, or other presets.
+        json: print JSON instead of tables.
+        out: folder to write sample.json and sample.png to.
+    """
+    from mvar.bench.report import as_json, table, write
+    from mvar.bench.sampling import bench
+    from mvar.files import writable_folder
+
+    folder = None if out is None else writable_folder(out, "out")
+    rivals = [name.strip() for name in against.split(",")] if against else []
+    batches = batch if isinstance(batch, list) else [batch]
+    result = bench(model or preset, dtype, batches, guidance, rounds, rivals)
+    if folder is not None:
+        write(result, folder)
+    print(as_json(result) if json else table(result))

@@ -1,0 +1,194 @@
+"""The models that the benchmark of sampling compares, each ready to draw a batch of images.
+
+Shapes: B images, L tokens of a call, T tokens so far, C width.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mvar.bench.parts import Ledger, Work, WorkCounter
+from mvar.checkpoint import hub
+from mvar.checkpoint.bundle import read_bundle
+from mvar.checkpoint.placement import Dtype, place
+from mvar.generator.config import PRESETS, GeneratorConfig
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.generator.state import GeneratorState, Modulation
+from mvar.model import Model, load
+from mvar.nn.mamba2 import Mamba2
+from mvar.sampling.engine import Sampler
+from mvar.tokenizer.config import PRESETS as TOKENIZERS
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Which model is measured.
+
+    Attributes:
+        name: of a generator preset, which gets random weights, or of a model as `mvar.load` takes it.
+        dtype: of its weights.
+    """
+
+    name: str
+    dtype: Dtype
+
+    def model(self) -> Model:
+        """The model on the CPU."""
+        return _random(*self._configs(), self.dtype) if self.name in PRESETS else load(self.name, "cpu", self.dtype)
+
+    def work(self, batch: int, guidance: float) -> list[Work]:
+        """The matrix products and convolutions with weights of one batch, counted on torch's meta device."""
+        model = Model(*_networks(*self._configs(), self.dtype))
+        case = Case(model.sampler(SEED, guidance=guidance, top_k=0, top_p=1.0))  # filters need numbers, not shapes
+        ledger = Ledger()
+        with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
+            case.draw(batch, ledger)
+        return counter.work
+
+    def weight_bytes(self) -> int:
+        """Memory that the weights take."""
+        networks = _networks(*self._configs(), self.dtype)
+        return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+
+    def _configs(self) -> tuple[TokenizerConfig, GeneratorConfig]:
+        if self.name in PRESETS:
+            return tokenizer_for(self.name), PRESETS[self.name]
+        bundle = read_bundle(hub.find(self.name))
+        if bundle.generator is None:
+            raise ValueError(f"model = {self.name!r}: is a tokenizer without a generator")
+        return bundle.tokenizer.config, bundle.generator.config
+
+
+def tokenizer_for(preset: str) -> TokenizerConfig:
+    """The tokenizer preset that a generator preset is for: the one of its name, else the first that fits."""
+    generator = PRESETS[preset]
+    fits = [
+        name
+        for name, config in TOKENIZERS.items()
+        if (config.vocab_size, config.latent_channels, config.schedule)
+        == (generator.vocab_size, generator.latent_channels, generator.schedule)
+    ]
+    return TOKENIZERS[preset if preset in fits else fits[0]]
+
+
+def _networks(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dtype) -> tuple[Tokenizer, Generator]:
+    """Both networks on the meta device."""
+    with torch.device("meta"):
+        networks = Tokenizer(tokenizer), Generator(generator)
+    place(*networks, "meta", dtype)
+    return networks
+
+
+def _random(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dtype) -> Model:
+    """A model of random weights, which never exist in another dtype than this."""
+    networks = _networks(tokenizer, generator, dtype)
+    for network in networks:
+        network.to_empty(device="cpu")
+    rng = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in networks[0].parameters():
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=rng))
+    initialise(networks[1], SEED)
+    place(*networks, "cpu", dtype)
+    return Model(*networks, classes=[str(i) for i in range(generator.num_classes)])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model that draws, and in which way.
+
+    Attributes:
+        sampler: of the model.
+        way: a context to draw in.
+    """
+
+    sampler: Sampler
+    way: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def draw(self, batch: int, ledger: Ledger) -> float:
+        """Draw images of classes 0, 1, ... to their pixels.
+
+        Args:
+            batch: how many.
+            ledger: is told what is at work.
+
+        Returns:
+            Seconds.
+        """
+        classes = max(self.sampler.generator.config.num_classes, 1)
+        start = time.perf_counter()
+        with self.way():
+            ledger.enter("adaln")
+            canvas = self.sampler.start(torch.arange(batch) % classes, range(batch))
+            ledger.leave()
+            for k in range(self.sampler.scales):
+                ledger.at(k)
+                canvas = self.sampler.draw(canvas)
+            ledger.at(None)
+            ledger.enter("decoder")
+            self.sampler.tokenizer.decode_latent(canvas.f_hat_BZHW)
+            ledger.leave()
+        return time.perf_counter() - start
+
+
+# --- the official way: Mamba runs over all scales so far again, AdaLN's vectors are computed at every scale ---
+
+
+class Prefix(NamedTuple):
+    """What a re-running Mamba remembers: all of its inputs so far."""
+
+    seen_BTC: Tensor
+
+
+class RerunningMamba(nn.Module):
+    """A Mamba-2 without a carried state."""
+
+    def __init__(self, mamba: Mamba2) -> None:
+        super().__init__()
+        self.mamba = mamba
+
+    def initial_state(self, batch: int) -> Prefix:
+        """Nothing seen."""
+        weight = self.mamba.in_proj.weight
+        return Prefix(weight.new_zeros(batch, 0, self.mamba.in_proj.in_features))
+
+    def forward(self, x_BLC: Tensor, prefix: Prefix) -> tuple[Tensor, Prefix]:
+        """(B, L, C) and all before -> (B, L, C) and all with it."""
+        seen_BTC = torch.cat((prefix.seen_BTC, x_BLC), dim=1)
+        return self.mamba(seen_BTC)[0][:, -x_BLC.shape[1] :], Prefix(seen_BTC)
+
+
+@contextmanager
+def rerunning(generator: Generator) -> Iterator[None]:
+    """Within it, every Mamba-2 of a generator runs over the whole prefix, and every step computes AdaLN's vectors."""
+    blocks, step, modulation = generator.each_block(), generator.step, generator.modulation
+    labels: list[Tensor] = []
+
+    def noting(labels_B: Tensor) -> Modulation:
+        labels.append(labels_B)
+        return modulation(labels_B)
+
+    def anew(x_BlC: Tensor, _: Modulation, *rest: Any, **options: Any) -> tuple[Tensor, GeneratorState]:
+        return step(x_BlC, modulation(labels[-1][: len(x_BlC)]), *rest, **options)
+
+    mambas = [block.mamba for block in blocks]
+    for block in blocks:
+        if block.mamba is not None:
+            block.mamba = RerunningMamba(block.mamba)  # type: ignore[assignment]
+    vars(generator).update(step=anew, modulation=noting)
+    try:
+        yield
+    finally:
+        del vars(generator)["step"], vars(generator)["modulation"]
+        for block, mamba in zip(blocks, mambas, strict=True):
+            block.mamba = mamba

@@ -1,0 +1,49 @@
+"""What the machine can do at best, and the least time that a run's arithmetic takes on it.
+
+Source: Williams et al. 2009, "Roofline"; DESIGN: a product takes max(FLOP / peak, weight bytes / bandwidth).
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from mvar.bench.parts import Work
+
+SIDES = (1024, 2048, 4096)  # of the square products
+READ_BYTES = 2**30  # of the array that is read: larger than caches
+HEADROOM = 4 * 2**30  # bytes that must be free for all of this
+
+
+@dataclass
+class Peaks:
+    """The best figures seen so far; call `measure` again and again between what is measured against them.
+
+    Attributes:
+        dtype: of the products.
+        matmul_flops: of the best square product, FLOP/s.
+        bandwidth: of the best read of a large array, bytes/s.
+    """
+
+    dtype: torch.dtype
+    matmul_flops: float = 0.0
+    bandwidth: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._squares = [torch.randn(side, side).to(self.dtype) for side in SIDES]
+        self._array = torch.ones(READ_BYTES // 4)
+
+    def measure(self) -> None:
+        """One product of each size and one read."""
+        for square in self._squares:
+            start = time.perf_counter()
+            square @ square
+            self.matmul_flops = max(self.matmul_flops, 2 * len(square) ** 3 / (time.perf_counter() - start))
+        start = time.perf_counter()
+        self._array.sum()
+        self.bandwidth = max(self.bandwidth, READ_BYTES / (time.perf_counter() - start))
+
+    def floor(self, work: Iterable[Work]) -> float:
+        """Seconds that these products take at best; all else counts as free."""
+        return sum(max(item.flop / self.matmul_flops, item.weight_bytes / self.bandwidth) for item in work)
