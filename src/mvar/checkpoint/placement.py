@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mvar.generator.network import Generator
+from mvar.nn.linear import Linear
 from mvar.tokenizer.network import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
@@ -33,12 +34,20 @@ def place(
     if dtype is None:
         large = generator is not None and sum(p.numel() for p in generator.parameters()) >= LARGE
         dtype = find_dtype(None, where) if large else "float32"
+    _arrange(generator, fast=False)
     for network in (tokenizer, generator):
         if network is not None:
             network.to(where).eval()  # networks that come from training too
     if dtype == "bfloat16":
         for module in halved(tokenizer, generator):
             module.to(torch.bfloat16)
+        _arrange(generator, fast=True)
+
+
+def _arrange(generator: Generator | None, fast: bool) -> None:
+    for module in generator.modules() if generator else ():
+        if isinstance(module, Linear):
+            module.arrange(fast)
 
 
 def halved(tokenizer: Tokenizer, generator: Generator | None) -> Iterator[nn.Module]:

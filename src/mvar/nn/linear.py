@@ -3,8 +3,11 @@
 Source: PyTorch's own, less the random start that a loader would throw away.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mvar.ops.linear import arranged, can_arrange, linear
 
 
 class Linear(nn.Linear):
@@ -16,10 +19,27 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """Args:
         x: (..., in_features).
         bias: used in place of the layer's own, for a bias that is made of parts.
+        gelu: apply GELU (tanh approximation) to the result.
         """
         bias = self.bias if bias is None else bias
-        return F.linear(x.to(self.weight.dtype), self.weight, None if bias is None else bias.to(self.weight.dtype))
+        bias = None if bias is None else bias.to(self.weight.dtype)
+        return linear(x.to(self.weight.dtype), self.weight, bias, gelu)
+
+    def arrange(self, fast: bool) -> None:
+        """Hold the weight in the order that products are fastest with, where this device has one, or plainly again.
+
+        An arranged weight is for drawing only: it has no gradient and cannot move to another device or dtype.
+        """
+        if fast and can_arrange(self.weight):
+            self.weight = nn.Parameter(arranged(self.weight), requires_grad=False)
+        elif not fast and self.weight.is_mkldnn:
+            self.weight = nn.Parameter(self.weight.to_dense())
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_mkldnn:  # files hold plain weights
+            destination[f"{prefix}weight"] = self.weight.to_dense()

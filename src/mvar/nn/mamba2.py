@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mvar.nn.linear import Linear
 from mvar.ops.causal_conv import causal_conv
 from mvar.ops.precision import at_least_float32, without_autocast
-from mvar.ops.ssd import ssd
+from mvar.ops.scan import scan
 
 EXPANSION = 2
 CONV_WIDTH = 4
@@ -32,12 +32,12 @@ class Mamba2(nn.Module):
     """in_proj -> z, xBC, dt; short convolution and SiLU on xBC; SSD; gated RMSNorm; out_proj.
 
     Attributes:
-        scan: `ssd`, or a stand-in of the same results, such as one that torch.compile leaves alone.
+        scan: `mvar.ops.scan.scan`, or a stand-in of the same results, such as one that torch.compile leaves alone.
     """
 
     def __init__(self, width: int, *, state_size: int, head_dim: int) -> None:
         super().__init__()
-        self.scan = ssd
+        self.scan = scan
         self.inner, self.state_size, self.head_dim = EXPANSION * width, state_size, head_dim
         self.num_heads = self.inner // head_dim
         self.conv_channels = self.inner + 2 * state_size

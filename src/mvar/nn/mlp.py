@@ -5,10 +5,8 @@ Source: VAR (Tian et al. 2024), appendix.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mvar.nn.linear import Linear
-from mvar.ops.precision import without_autocast
 
 
 class MLP(nn.Module):
@@ -21,7 +19,4 @@ class MLP(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        hidden_BLM = self.fc1(x_BLC)
-        with without_autocast(x_BLC):  # on a CPU it would cast to float32 and back
-            hidden_BLM = F.gelu(hidden_BLM, approximate="tanh")
-        return self.fc2(hidden_BLM)
+        return self.fc2(self.fc1(x_BLC, gelu=True))

@@ -23,7 +23,7 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle
 from mvar.ops.noise import uniform
-from mvar.ops.ssd import ssd
+from mvar.ops.scan import scan
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
@@ -270,8 +270,8 @@ def check_compiler(device: torch.device) -> None:
 
 def compile_blocks(generator: Generator) -> None:
     """Run each block through torch.compile, all but Mamba's scan, whose gradient is written by hand."""
-    scan = torch.compiler.disable(ssd)
+    eager = torch.compiler.disable(scan)
     for block in generator.each_block():
         if block.mamba is not None:
-            block.mamba.scan = scan
+            block.mamba.scan = eager
         block.compile()
