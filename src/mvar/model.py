@@ -369,7 +369,9 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             device, dtype: as of `mvar.load`.
             download: revision, token, cache_dir, ... as huggingface_hub's `snapshot_download` takes them.
         """
-        return from_bundle(read_bundle(hub.find(pretrained_model_name_or_path, **download)), device, dtype)
+        return from_bundle(
+            read_bundle(hub.find(pretrained_model_name_or_path, **download), device, dtype), device, dtype
+        )
 
     # --- parts ---
 
@@ -450,7 +452,7 @@ def load(source: str | Path, device: str | torch.device | None = None, dtype: Dt
             f"model = {str(source)!r}: is a token cache, which train generator takes as --data; "
             "give a bundle or run folder"
         )
-    return from_bundle(read_bundle(folder), device, dtype)
+    return from_bundle(read_bundle(folder, device, dtype), device, dtype)
 
 
 def load_official(

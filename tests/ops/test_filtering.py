@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from mvar.ops.filtering import guide, top_k, top_p
+from mvar.ops.filtering import candidates, guide, spread_out
+
+
+def filtered(logits, k=0, p=1.0):
+    return spread_out(*candidates(logits, k, p), logits.shape[-1], elsewhere=-torch.inf)
 
 
 def top_k_naive(logits, k):
@@ -34,12 +38,12 @@ def logits_of(seed, scale=3.0, shape=(2, 5, 97)):
 @pytest.mark.parametrize("k", [1, 2, 10, 96, 97, 500])
 def test_top_k_is_the_definition(k):
     logits = logits_of(0)
-    assert torch.equal(top_k(logits, k), top_k_naive(logits, k))
+    assert torch.equal(filtered(logits, k), top_k_naive(logits, k))
 
 
 def test_ties_at_the_kth_logit_are_kept():
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
-    kept = top_k(logits, 2) > -torch.inf
+    kept = filtered(logits, 2) > -torch.inf
     assert kept.tolist() == [[False, True, True, True, True, False]]
 
 
@@ -47,28 +51,39 @@ def test_ties_at_the_kth_logit_are_kept():
 @pytest.mark.parametrize("k", [0, 7])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 50.0])
 def test_top_p_is_the_definition(p, k, scale):
-    logits = top_k(logits_of(1, scale), k)
-    fast, naive = top_p(logits, p), top_p_naive(logits, p)
+    logits = logits_of(1, scale)
+    fast, naive = filtered(logits, k, p), top_p_naive(top_k_naive(logits, k) if k else logits, p)
     assert torch.equal(fast, naive)
     assert (fast > -torch.inf).any(-1).all()
 
 
 def test_top_p_counts_every_tie_that_top_k_kept():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0, 5.0], [9.0, 8.0, 7.0, 6.0, 5.0]]).log_softmax(-1)
-    filtered = top_p(top_k(logits, 2), 0.5)
-    assert (filtered > -torch.inf).tolist() == [[False] * 4 + [True], [True] + [False] * 4]
-    everything_tied = top_p(torch.zeros(1, 4), 0.6)  # steps of 0.25: one is <= 0.4, two are not
+    assert (filtered(logits, 2, 0.5) > -torch.inf).tolist() == [[False] * 4 + [True], [True] + [False] * 4]
+    everything_tied = filtered(torch.zeros(1, 4), p=0.6)  # steps of 0.25: one is <= 0.4, two are not
     assert (everything_tied > -torch.inf).sum() == 3
 
 
 def test_the_largest_is_never_dropped():
     logits = torch.tensor([[0.0, 100.0, 0.0]])
-    assert (top_p(logits, 1e-9) > -torch.inf).tolist() == [[False, True, False]]
+    assert (filtered(logits, p=1e-9) > -torch.inf).tolist() == [[False, True, False]]
 
 
 def test_switched_off():
     logits = logits_of(2)
-    assert top_k(logits, 0) is top_k(logits, None) is top_p(logits, 1.0) is logits
+    for k in (0, None, 97, 500):
+        values, codes = candidates(logits, k, 1.0)
+        assert values is logits
+        assert codes is None
+
+
+def test_candidates_come_in_descending_order_with_their_codes():
+    logits = logits_of(2)
+    values, codes = candidates(logits, 7, 0.9)
+    assert values.shape == codes.shape == (2, 5, 7)
+    kept = values > -torch.inf
+    assert torch.equal(logits.gather(-1, codes)[kept], values[kept])
+    assert torch.equal(values, values.sort(-1, descending=True).values)
 
 
 def test_guidance():

@@ -13,18 +13,19 @@ interruption leaves is the old bundle, the new one, or none.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from mvar.checkpoint.card import model_card
+from mvar.checkpoint.placement import Dtype, dtype_for, find_device, halve
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
@@ -38,7 +39,6 @@ CLASSES, CARD = "classes.json", "README.md"
 
 StoredDtype = Literal["float32", "bfloat16"]
 Config = TypeVar("Config", TokenizerConfig, GeneratorConfig)
-Network = TypeVar("Network", Tokenizer, Generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +119,18 @@ def is_bundle(folder: str | Path) -> bool:
     return isinstance(config, dict) and config.get("format") == FORMAT
 
 
-def read_bundle(folder: str | Path) -> Bundle:
-    """Read a bundle: float32 networks in eval mode, on the CPU.
+def read_bundle(
+    folder: str | Path, device: str | torch.device | None = "cpu", dtype: Dtype | None = "float32"
+) -> Bundle:
+    """Read a bundle: networks in eval mode, on the CPU, each weight in the dtype it will run in and in no other.
+
+    Args:
+        device, dtype: where and how the networks will run; as of `mvar.checkpoint.placement.place`.
 
     Raises:
         ValueError: one line that names the file and what is wrong: missing, damaged, of another format or version,
-            an unknown or unsound setting, weights or classes that do not fit the config.
+            an unknown or unsound setting, weights or classes that do not fit the config; or more weights than
+            there is memory for.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -133,9 +139,18 @@ def read_bundle(folder: str | Path) -> Bundle:
     classes = _read_json(folder / CLASSES, list)
     if problem := _mismatch(tokenizer_config, generator_config, classes):
         raise ValueError(f"{folder}: {problem}")
+    with torch.device("meta"):
+        tokenizer = Tokenizer(tokenizer_config)
+        generator = Generator(generator_config) if generator_config else None
+    if dtype_for(generator, find_device(device), dtype) == "bfloat16":
+        halve(tokenizer, generator)
+    _check_room(folder, [network for network in (tokenizer, generator) if network is not None])
+    _fill(tokenizer, folder / TOKENIZER)
+    if generator is not None:
+        _fill(generator, folder / GENERATOR)
     return Bundle(
-        tokenizer=_network(Tokenizer, tokenizer_config, folder / TOKENIZER),
-        generator=_network(Generator, generator_config, folder / GENERATOR) if generator_config else None,
+        tokenizer=tokenizer,
+        generator=generator,
         classes=[str(name) for name in classes],
         defaults=_section(config, "defaults", folder),
         provenance=_section(config, "provenance", folder),
@@ -237,28 +252,43 @@ def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig | None, cla
     return None
 
 
-def _network(kind: Callable[[Any], Network], config: TokenizerConfig | GeneratorConfig, path: Path) -> Network:
-    """Build a network without memory, then give it the file's tensors."""
+def _check_room(folder: Path, networks: Sequence[nn.Module]) -> None:
+    needed = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"{folder}: its weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free; "
+            "free some, or give bfloat16 as dtype where it is not"
+        )
+
+
+def _fill(network: Tokenizer | Generator, path: Path) -> None:
+    """Give a network without memory the file's tensors, each in the dtype that the network has for it."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the bundle is not complete")
+    expected: dict[str, Tensor] = network.state_dict()
     try:
-        state: dict[str, Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        wrong = [
+            f"{name} is {shapes.get(name, 'absent')}, expected {_shape(expected.get(name))}"
+            for name in [*expected, *(name for name in shapes if name not in expected)]
+            if str(shapes.get(name, "absent")) != _shape(expected.get(name))
+        ]
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise ValueError(f"{path}: does not fit {CONFIG}: {wrong[0]}{more}")
+        state = {name: _read(path, name, like.dtype) for name, like in expected.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or not complete") from error
-    with torch.device("meta"):
-        network = kind(config)
-    expected: dict[str, Tensor] = network.state_dict()
-    wrong = [
-        f"{name} is {_shape(state.get(name))}, expected {_shape(expected.get(name))}"
-        for name in [*expected, *(name for name in state if name not in expected)]
-        if _shape(state.get(name)) != _shape(expected.get(name))
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ValueError(f"{path}: does not fit {CONFIG}: {wrong[0]}{more}")
-    state = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     network.load_state_dict(state, assign=True)
-    return network.eval()
+    network.eval()
+
+
+def _read(path: Path, name: str, dtype: torch.dtype) -> Tensor:
+    # The file is opened for each tensor: what an open one has read counts as this process's memory.
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name).to(dtype, copy=True)
 
 
 def _shape(tensor: Tensor | None) -> str:

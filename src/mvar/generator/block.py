@@ -60,7 +60,7 @@ class Block(nn.Module):
         branch = 0
 
         def normalised() -> Tensor:
-            return adaln(x_BlC, scales[branch], shifts[branch])
+            return adaln(x_BlC, scales[branch], shifts[branch], self.mlp.fc1.weight.dtype)
 
         cache, memory = state
         if self.attention is not None:

@@ -20,7 +20,7 @@ from mvar.generator.state import BlockState, GeneratorState, Modulation
 from mvar.nn.adaln import adaln
 from mvar.nn.linear import Linear
 from mvar.ops.cross_entropy import linear_cross_entropy
-from mvar.ops.precision import at_least_float32, without_autocast
+from mvar.ops.precision import at_least_float32, bfloat16_products, without_autocast
 
 
 class Generator(nn.Module):
@@ -176,10 +176,12 @@ class Generator(nn.Module):
         Raises:
             ValueError: scales that do not follow the state, or tokens that do not fill these scales.
         """
-        x_BlC, state = self._hidden(x_BlC, modulation, state, scales)
-        x_BlC = _head_input(x_BlC[:head_rows], modulation.head_B2C[:head_rows])
-        with without_autocast(x_BlC):
-            return at_least_float32(self.head(x_BlC)), state
+        drawing = not torch.is_grad_enabled() and self.word_embed.weight.dtype == torch.bfloat16
+        with bfloat16_products(drawing):
+            x_BlC, state = self._hidden(x_BlC, modulation, state, scales)
+            x_BlC = _head_input(x_BlC[:head_rows], modulation.head_B2C[:head_rows])
+            with without_autocast(x_BlC):
+                return at_least_float32(self.head(x_BlC)), state
 
     def _hidden(
         self, x_BlC: Tensor, modulation: Modulation, state: GeneratorState | None, scales: range

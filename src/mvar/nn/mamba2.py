@@ -15,10 +15,12 @@ from mvar.nn.linear import Linear
 from mvar.ops.causal_conv import causal_conv
 from mvar.ops.precision import at_least_float32, without_autocast
 from mvar.ops.scan import scan
+from mvar.ops.ssd_chunk import ssd_chunk
 
 EXPANSION = 2
 CONV_WIDTH = 4
 EPS = 1e-5
+TILE = 64  # tokens; as long as the state is wide, where products of tokens cost as much as those with the state
 
 
 class MambaState(NamedTuple):
@@ -60,20 +62,76 @@ class Mamba2(nn.Module):
 
     def forward(self, x_BLC: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """(B, L, C) and the state before them (None: the start) -> (B, L, C) and the state after them."""
-        E, N = self.inner, self.state_size
-        z_BLE, xbc_BLD, dt_BLh = self.in_proj(x_BLC).split((E, self.conv_channels, self.num_heads), dim=-1)
-        tail_BVD, ssm_BhPN = (None, None) if state is None else state
-
+        projected_BLx = self.in_proj(x_BLC)
+        drawing = not torch.is_grad_enabled() and x_BLC.device.type == "cpu"
         with without_autocast(x_BLC):
-            weight_DW, bias_D, dt_bias_h, A_log_h, D_h, norm_E = (
-                at_least_float32(p)
-                for p in (self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D, self.norm_weight)
-            )
-            xbc_BLD, tail_BVD = causal_conv(xbc_BLD, weight_DW, bias_D, tail_BVD)
-            x_BLE, key_BLN, query_BLN = F.silu(xbc_BLD).split((E, N, N), dim=-1)
-            x_BLhP = x_BLE.unflatten(-1, (self.num_heads, self.head_dim))
-            dt_BLh = F.softplus(at_least_float32(dt_BLh) + dt_bias_h)
-            y_BLhP, ssm_BhPN = self.scan(x_BLhP, dt_BLh, -A_log_h.exp(), key_BLN, query_BLN, ssm_BhPN)
-            y_BLE = torch.addcmul(y_BLhP, D_h[:, None], x_BLhP).flatten(2)
-            y_BLE = F.rms_norm(y_BLE * F.silu(at_least_float32(z_BLE)), (E,), norm_E, EPS)
-        return self.out_proj(y_BLE), MambaState(tail_BVD, ssm_BhPN)
+            y_BLE, state = self._in_tiles(projected_BLx, state) if drawing else self._mix(projected_BLx, state)
+        return self.out_proj(y_BLE), state
+
+    def _mix(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
+        """Convolution, scan, gate and norm of all tokens at once, in float32 (float64 in a float64 network)."""
+        z_BLE, xbc_BLD, dt_BLh = self._split(projected_BLx)
+        tail_BVD, ssm_BhPN = (None, None) if state is None else state
+        weight_DW, bias_D, D_h, norm_E = map(
+            at_least_float32, (self.conv_weight, self.conv_bias, self.D, self.norm_weight)
+        )
+        xbc_BLD, tail_BVD = causal_conv(xbc_BLD, weight_DW, bias_D, tail_BVD)
+        x_BLhP, key_BLN, query_BLN = self._split_xbc(F.silu(xbc_BLD))
+        y_BLhP, ssm_BhPN = self.scan(x_BLhP, self._dt(dt_BLh), self._A(), key_BLN, query_BLN, ssm_BhPN)
+        y_BLE = torch.addcmul(y_BLhP, D_h[:, None], x_BLhP).flatten(2)
+        y_BLE = F.rms_norm(y_BLE * F.silu(at_least_float32(z_BLE)), norm_E.shape, norm_E, EPS)
+        return y_BLE, MambaState(tail_BVD, ssm_BhPN)
+
+    def _in_tiles(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
+        """The same without a gradient, a few tokens at a time: what they are computed from stays in the cache.
+
+        Tokens, keys and queries keep the projections' dtype; steps, decays, states and norms are float32.
+        """
+        B, L = projected_BLx.shape[:2]
+        E, N, dtype = self.inner, self.state_size, projected_BLx.dtype
+        tail_BVD, ssm_BhPN = self.initial_state(B) if state is None else state
+        ssm_BNE = ssm_BhPN.permute(0, 3, 1, 2).reshape(B, N, E)
+        weight_DW, bias_D = self.conv_weight.to(dtype), self.conv_bias.to(dtype)
+        D_h1, norm_E, A_h = self.D.to(dtype)[:, None], self.norm_weight.to(dtype), self._A()
+        z_BLE, xbc_BLD, dt_BLh = self._split(projected_BLx)
+        dt_BLh, tails, y_BLE = self._dt(dt_BLh), [], projected_BLx.new_empty(B, L, E)
+
+        rows = B if B * L <= TILE else 1
+        tiles = -(-L // TILE)
+        for row in range(0, B, rows):
+            some = slice(row, row + rows)
+            tail_bVD, ssm_bNE = tail_BVD[some], ssm_BNE[some]
+            for tile in range(tiles):
+                part = (some, slice(tile * L // tiles, (tile + 1) * L // tiles))
+                xbc_bQD, tail_bVD = causal_conv(xbc_BLD[part], weight_DW, bias_D, tail_bVD)
+                x_bQhP, key_bQN, query_bQN = self._split_xbc(F.silu(xbc_bQD, inplace=True))
+                y_bQhP = ssd_chunk(x_bQhP, dt_BLh[part], A_h, key_bQN, query_bQN, ssm_bNE).addcmul_(D_h1, x_bQhP)
+                y_bQE = y_bQhP.flatten(2).mul_(F.silu(z_BLE[part]))
+                y_BLE[part] = _rms_norm(y_bQE, norm_E)
+            tails.append(tail_bVD)
+        state = MambaState(
+            at_least_float32(torch.cat(tails)), ssm_BNE.unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)
+        )
+        return y_BLE, state
+
+    def _split(self, projected_BLx: Tensor) -> tuple[Tensor, ...]:
+        """Gate, what the convolution takes, and steps."""
+        return projected_BLx.split((self.inner, self.conv_channels, self.num_heads), dim=-1)
+
+    def _split_xbc(self, xbc_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Heads' inputs, keys and queries."""
+        x_BLE, key_BLN, query_BLN = xbc_BLD.split((self.inner, self.state_size, self.state_size), dim=-1)
+        return x_BLE.unflatten(-1, (self.num_heads, self.head_dim)), key_BLN, query_BLN
+
+    def _dt(self, dt_BLh: Tensor) -> Tensor:
+        return F.softplus(at_least_float32(dt_BLh) + at_least_float32(self.dt_bias))
+
+    def _A(self) -> Tensor:
+        return -at_least_float32(self.A_log).exp()
+
+
+def _rms_norm(x_BLE: Tensor, weight_E: Tensor) -> Tensor:
+    """As `F.rms_norm`, in place; the mean square in float32, in fewer passes."""
+    length_BL1 = torch.linalg.vector_norm(x_BLE, dim=-1, keepdim=True, dtype=at_least_float32(x_BLE[:0]).dtype)
+    factor_BL1 = (length_BL1.square_() / x_BLE.shape[-1] + EPS).rsqrt_()
+    return x_BLE.mul_(weight_E).mul_(factor_BL1.to(x_BLE.dtype))

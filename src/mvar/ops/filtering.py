@@ -1,6 +1,6 @@
 """From logits to the distribution that is sampled: classifier-free guidance, top-k and top-p.
 
-Shapes: any leading dimensions, V codes last; B batch, l tokens of this scale.
+Shapes: any leading dimensions, V codes last; B batch, l tokens of this scale, c candidates out of V.
 Source: VAR (Tian et al. 2024), section 4; guidance after Ho & Salimans 2022, growing with the scale.
 """
 
@@ -13,25 +13,37 @@ def guide(cond_BlV: Tensor, uncond_BlV: Tensor, t: float) -> Tensor:
     return (1 + t) * cond_BlV - t * uncond_BlV
 
 
-def top_k(logits_BlV: Tensor, k: int | None) -> Tensor:
-    """Keep the k largest logits and what ties with the k-th; the others become -inf. 0 or None keeps all."""
-    if not k or k >= logits_BlV.shape[-1]:
-        return logits_BlV
-    kth_Bl1 = logits_BlV.topk(k, sorted=False).values.amin(-1, keepdim=True)
-    return logits_BlV.masked_fill(logits_BlV < kth_Bl1, -torch.inf)
+def candidates(logits_BlV: Tensor, k: int | None, p: float) -> tuple[Tensor, Tensor | None]:
+    """The codes that top-k, then top-p leave over, and their logits.
 
+    Top-k keeps the k largest logits and what ties with the k-th; 0 or None keeps all. Top-p drops the least likely of
+    these whose ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
 
-def top_p(logits_BlV: Tensor, p: float) -> Tensor:
-    """Drop the least likely logits whose ascending cumulative probability is <= 1 - p, never the largest.
-
-    1 keeps all. Logits that are -inf already (by top-k) stay so and are not sorted again.
+    Returns:
+        Logits (B, l, c) in descending order, -inf where dropped, and their codes (B, l, c). Where both keep all, the
+        logits as they are and None.
     """
-    if p >= 1:
-        return logits_BlV
-    candidates = int((logits_BlV > -torch.inf).sum(-1).amax())
-    values_Blc, codes_Blc = logits_BlV.topk(candidates)  # descending
-    ascending_Blc = values_Blc.softmax(-1).flip(-1).cumsum(-1)
-    drop_Blc = (ascending_Blc <= 1 - p).flip(-1)
-    drop_Blc[..., 0] = False
-    kept_Blc = values_Blc.masked_fill(drop_Blc, -torch.inf)
-    return torch.full_like(logits_BlV, -torch.inf).scatter(-1, codes_Blc, kept_Blc)
+    V = logits_BlV.shape[-1]
+    every = not k or k >= V
+    if every and p >= 1:
+        return logits_BlV, None
+    values_Blc, codes_Blc = logits_BlV.topk(V if every else k)
+    if not every:
+        kth_Bl1 = values_Blc[..., -1:]
+        most = int((logits_BlV >= kth_Bl1).sum(-1).amax())
+        if most > k:
+            values_Blc, codes_Blc = logits_BlV.topk(most)
+            values_Blc = values_Blc.masked_fill(values_Blc < kth_Bl1, -torch.inf)
+    if p < 1:
+        ascending_Blc = values_Blc.softmax(-1).flip(-1).cumsum(-1)
+        drop_Blc = (ascending_Blc <= 1 - p).flip(-1)
+        drop_Blc[..., 0] = False
+        values_Blc = values_Blc.masked_fill(drop_Blc, -torch.inf)
+    return values_Blc, codes_Blc
+
+
+def spread_out(values_Blc: Tensor, codes_Blc: Tensor | None, V: int, elsewhere: float) -> Tensor:
+    """One number for each of all V codes, (B, l, V): the candidates' at their places, the same one `elsewhere`."""
+    if codes_Blc is None:
+        return values_Blc
+    return values_Blc.new_full((*values_Blc.shape[:-1], V), elsewhere).scatter(-1, codes_Blc, values_Blc)

@@ -45,13 +45,15 @@ def uniform(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) 
     return torch.from_numpy(noise).view(len(index), *shape)
 
 
-def gumbel(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) -> Tensor:
+def gumbel(seed: int, index: Sequence[int], stream: int, shape: Sequence[int], at: Tensor | None = None) -> Tensor:
     """Standard Gumbel noise, -log(-log(1 - u)): argmax(logits + noise) is a draw from softmax(logits).
 
-    Arguments, shape and errors are those of `uniform`. The large values, which decide, come from u close to 0, where
-    float32 is fine enough to make ties rare.
+    Arguments and errors are those of `uniform`, and so is the shape unless places are given: `at`, int64
+    (len(index), *shape[:-1], n), takes n of the numbers along the last dimension, which spares the others' logarithms.
+    The large values, which decide, come from u close to 0, where float32 is fine enough to make ties rare.
     """
-    noise = uniform(seed, index, stream, shape).numpy()
+    noise = uniform(seed, index, stream, shape)
+    noise = (noise if at is None else noise.gather(-1, at.cpu())).numpy()
     for row in noise:
         np.negative(row, out=row)
         np.log1p(row, out=row)

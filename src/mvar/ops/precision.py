@@ -1,6 +1,7 @@
 """Which numbers never drop below float32, whatever dtype the matrices use."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,3 +16,20 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on this tensor's device keep their inputs' dtype."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # torch knows none for meta
+
+
+@contextmanager
+def bfloat16_products(on: bool) -> Iterator[None]:
+    """Let a CPU round float32 matrices to bfloat16 for their product, which stays float32; only where it is `on`.
+
+    Meant for the few products with float32 operands in a network of bfloat16 weights: several times faster on
+    processors that multiply bfloat16, without effect on others. It holds for the whole process while it lasts.
+    """
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    if on:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
-from mvar.ops.filtering import guide, top_k, top_p
+from mvar.ops.filtering import candidates, guide, spread_out
 from mvar.ops.noise import gumbel
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.tokenizer.network import Tokenizer
@@ -198,12 +198,14 @@ class Sampler:
         )
         logits_BlV = guide(logits_RlV[:B], logits_RlV[B:], t) if t else logits_RlV
         temperature, most, mass = self.filters[k]
-        logits_BlV = top_p(top_k(logits_BlV / temperature, most), mass)
-        noise_BlV = gumbel(self.seed, canvas.index, k, logits_BlV.shape[1:]).to(logits_BlV.device)
+        shape = logits_BlV.shape[1:]
+        values_Blc, codes_Blc = candidates(logits_BlV / temperature, most, mass)
+        noise_Blc = gumbel(self.seed, canvas.index, k, shape, at=codes_Blc).to(values_Blc.device)
 
-        tokens_BP = (logits_BlV + noise_BlV).argmax(dim=-1)
+        best_Bl1 = (values_Blc + noise_Blc).argmax(-1, keepdim=True)
+        tokens_BP = (best_Bl1 if codes_Blc is None else codes_Blc.gather(-1, best_Bl1))[..., 0]
         if settings.smooth:
-            codes_BZhw = self._mix(logits_BlV, noise_BlV, k)
+            codes_BZhw = self._mix(values_Blc, noise_Blc, codes_Blc, k)
         kept = None if keep is None else keep(k, canvas.f_hat_BZHW)
         if kept is not None:
             tokens_BP = torch.where(*kept, tokens_BP)
@@ -277,12 +279,13 @@ class Sampler:
         x_RlC = self.generator.embed(inputs_RlZ, canvas.modulation, scales)
         return self.generator.step(x_RlC, canvas.modulation, canvas.state, scales, head_rows)
 
-    def _mix(self, logits_BlV: Tensor, noise_BlV: Tensor, k: int) -> Tensor:
+    def _mix(self, values_Blc: Tensor, noise_Blc: Tensor, codes_Blc: Tensor | None, k: int) -> Tensor:
         """Gumbel-softmax over the filtered codes, sharper at each scale: a map (B, Z, h, w) of mixed code vectors."""
         quantizer, ratio = self.tokenizer.quantizer, scale_ratio(k, self.scales)
         temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
-        weights_BlV = F.softmax((logits_BlV * (1 + ratio) + noise_BlV) / temperature, dim=-1)
-        mixed_BlZ = weights_BlV @ quantizer.codebook.float()
+        weights_Blc = F.softmax((values_Blc * (1 + ratio) + noise_Blc) / temperature, dim=-1)
+        codebook_VZ = quantizer.codebook.float()
+        mixed_BlZ = spread_out(weights_Blc, codes_Blc, len(codebook_VZ), elsewhere=0.0) @ codebook_VZ
         return mixed_BlZ.transpose(1, 2).unflatten(2, quantizer.schedule.shapes[k])
 
 
