@@ -13,10 +13,10 @@ def guide(cond_BlV: Tensor, uncond_BlV: Tensor, t: float) -> Tensor:
     return (1 + t) * cond_BlV - t * uncond_BlV
 
 
-def candidates(logits_BlV: Tensor, k: int | None, p: float) -> tuple[Tensor, Tensor | None]:
+def candidates(logits_BlV: Tensor, k: int, p: float) -> tuple[Tensor, Tensor | None]:
     """The codes that top-k, then top-p leave over, and their logits.
 
-    Top-k keeps the k largest logits and what ties with the k-th; 0 or None keeps all. Top-p drops the least likely of
+    Top-k keeps the k largest logits and what ties with the k-th; 0 keeps all. Top-p drops the least likely of
     these whose ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
 
     Returns:
@@ -24,7 +24,7 @@ def candidates(logits_BlV: Tensor, k: int | None, p: float) -> tuple[Tensor, Ten
         logits as they are and None.
     """
     V = logits_BlV.shape[-1]
-    every = not k or k >= V
+    every = k == 0 or k >= V
     if every and p >= 1:
         return logits_BlV, None
     values_Blc, codes_Blc = logits_BlV.topk(V if every else k)

@@ -52,8 +52,8 @@ def gumbel(seed: int, index: Sequence[int], stream: int, shape: Sequence[int], a
     (len(index), *shape[:-1], n), takes n of the numbers along the last dimension, which spares the others' logarithms.
     The large values, which decide, come from u close to 0, where float32 is fine enough to make ties rare.
     """
-    noise = uniform(seed, index, stream, shape)
-    noise = (noise if at is None else noise.gather(-1, at.cpu())).numpy()
+    drawn = uniform(seed, index, stream, shape)
+    noise = (drawn if at is None else drawn.gather(-1, at.cpu())).numpy()
     for row in noise:
         np.negative(row, out=row)
         np.log1p(row, out=row)

@@ -25,7 +25,7 @@ def bfloat16_products(on: bool) -> Iterator[None]:
     Meant for the few products with float32 operands in a network of bfloat16 weights: several times faster on
     processors that multiply bfloat16, without effect on others. It holds for the whole process while it lasts.
     """
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
     before = settings.fp32_precision
     if on:
         settings.fp32_precision = "bf16"
