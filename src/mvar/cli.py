@@ -44,6 +44,7 @@ COMMANDS = {
     "reschedule": Command(models.reschedule),
     "join": Command(models.join),
     "bench sample": Command(bench.bench_sample),
+    "bench growth": Command(bench.bench_growth),
     "bench train": Command(bench.bench_train),
 }
 LIST_OPTIONS = ("batch", "box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")

@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from mvar.checkpoint.bundle import Bundle, is_bundle, read_bundle, write_bundle
+from mvar.checkpoint.placement import place
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.tokenizer.config import TokenizerConfig
@@ -211,3 +214,51 @@ def test_refuses_to_write_parts_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="dtype = 'int8'"):
         write_bundle(tmp_path, bundle, dtype="int8")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_read_in_the_dtype_they_run_in(folder):
+    """Never in another: a large model would not fit twice."""
+    bundle = read_bundle(folder, "cpu", "bfloat16")
+    expected = read_bundle(folder)
+    place(expected.tokenizer, expected.generator, "cpu", "bfloat16")
+    for network, like in ((bundle.tokenizer, expected.tokenizer), (bundle.generator, expected.generator)):
+        state = network.state_dict()
+        for name, tensor in like.state_dict().items():
+            assert state[name].dtype == tensor.dtype, name
+            assert torch.equal(state[name], tensor), name
+
+
+def test_weights_that_do_not_fit_are_refused_with_numbers(folder, monkeypatch):
+    class Memory:
+        available = 1000
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
+    with pytest.raises(
+        ValueError, match=r"its weights take \d.\d GB, 0.0 GB of memory are free; free some, or give bf"
+    ):
+        read_bundle(folder)
+
+
+PEAK = """
+import resource, sys
+import mvar
+from mvar.checkpoint.bundle import read_bundle
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = mvar.load(sys.argv[1], "cpu", "bfloat16")
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_loading_takes_no_second_copy(tmp_path, stored):
+    shared = {"vocab_size": 32, "latent_channels": 8, "sides": [1, 2, 3]}
+    config = GeneratorConfig(depth=6, width=768, num_classes=2, **shared)
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared))
+    folder = write_bundle(
+        tmp_path, Bundle(tokenizer=tokenizer, generator=Generator(config), classes=["a", "b"]), stored
+    )
+    done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
+    weights = 2 * sum(p.numel() for p in Generator(config).parameters())
+    assert weights > 100e6
+    assert int(done.stdout) < weights + 60e6

@@ -5,10 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
+from mvar.checkpoint.placement import place
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import attention
+from mvar.tokenizer.config import PRESETS as TOKENIZERS
+from mvar.tokenizer.network import Tokenizer
 
 TINY = GeneratorConfig(
     depth=2,
@@ -218,6 +221,29 @@ def test_bfloat16_keeps_tokens_states_and_logits_in_float32(config):
     for block in (*state.blocks, *low_state.blocks):
         assert block.mamba is None or block.mamba.ssm_BhPN.dtype == torch.float32
         assert block.attention is None or block.attention.keys_BHTd.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["m-var", "var"])
+def test_bfloat16_weights_as_they_run_give_logits_within_two_percent(name):
+    config = replace(CONFIGS[name], depth=4, width=256, heads=4, state_size=64, vocab_size=200)
+    network, (labels, inputs) = generator(config, torch.float32), batch(config)
+    inputs, pieces = inputs.float(), [range(k, k + 1) for k in range(len(config.sides))]
+    with torch.no_grad():
+        exact = network(labels, inputs)
+        place(Tokenizer(TOKENIZERS["tiny32"]), network, "cpu", "bfloat16")
+        logits, _ = run(network, labels, inputs, pieces)
+        again, _ = run(network, labels, inputs, pieces)
+    assert (logits - exact).norm() < 0.02 * exact.norm()
+    assert torch.equal(logits, again)
+
+
+@each_config
+def test_drawing_without_gradients_equals_the_training_pass(config):
+    network, (labels, inputs) = generator(config), batch(config)
+    trained = network(labels, inputs)
+    with torch.no_grad():
+        drawn, _ = run(network, labels, inputs, [range(k, k + 1) for k in range(len(config.sides))])
+    torch.testing.assert_close(drawn, trained, rtol=0, atol=1e-10)
 
 
 @each_config

@@ -21,7 +21,9 @@ def _build(sides=(1, 2, 3, 4), num_classes=CLASSES, **generator):
     """A tiny random model whose logits are far from flat."""
     rng = torch.Generator().manual_seed(0)
     shared = {"vocab_size": V, "latent_channels": Z, "sides": list(sides)}
-    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # convolutions draw their biases
+        tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared))
     config = {"depth": 2, "width": 64, "heads": 2, "state_size": 16, "num_classes": num_classes} | generator
     network = Generator(GeneratorConfig(**config, **shared))
     with torch.no_grad():

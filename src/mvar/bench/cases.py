@@ -159,8 +159,8 @@ class RerunningMamba(nn.Module):
 
     def initial_state(self, batch: int) -> Prefix:
         """Nothing seen."""
-        weight = self.mamba.in_proj.weight
-        return Prefix(weight.new_zeros(batch, 0, self.mamba.in_proj.in_features))
+        projection = self.mamba.in_proj
+        return Prefix(torch.zeros(batch, 0, projection.in_features, dtype=projection.weight.dtype))
 
     def forward(self, x_BLC: Tensor, prefix: Prefix) -> tuple[Tensor, Prefix]:
         """(B, L, C) and all before -> (B, L, C) and all with it."""

@@ -63,3 +63,29 @@ def bench_sample(
     if folder is not None:
         write(result, folder)
     print(as_json(result) if json else table(result))
+
+
+def bench_growth(
+    preset: str = "d16",
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    rounds: int = 5,
+    out: str | None = None,
+) -> None:
+    """Measure how the time of a token grows with their number, of M-VAR and of VAR, on the CPU.
+
+    One block runs over the scales of images of 256, 512 and 1024 pixels.
+
+    Args:
+        preset: of the generator, for its width.
+        dtype: of the weights in use.
+        rounds: timed, of everything, after one to warm up.
+        out: folder to write growth.json and growth.png to.
+    """
+    from mvar.bench.growth import bench, table, write
+    from mvar.files import writable_folder
+
+    folder = None if out is None else writable_folder(out, "out")
+    results = bench(preset, dtype, rounds)
+    if folder is not None:
+        write(results, preset, dtype, folder)
+    print(table(results))

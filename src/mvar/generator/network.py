@@ -176,12 +176,11 @@ class Generator(nn.Module):
         Raises:
             ValueError: scales that do not follow the state, or tokens that do not fill these scales.
         """
-        drawing = not torch.is_grad_enabled() and self.word_embed.weight.dtype == torch.bfloat16
-        with bfloat16_products(drawing):
-            x_BlC, state = self._hidden(x_BlC, modulation, state, scales)
-            x_BlC = _head_input(x_BlC[:head_rows], modulation.head_B2C[:head_rows])
-            with without_autocast(x_BlC):
-                return at_least_float32(self.head(x_BlC)), state
+        x_BlC, state = self._hidden(x_BlC, modulation, state, scales)
+        x_BlC = _head_input(x_BlC[:head_rows], modulation.head_B2C[:head_rows])
+        rounded = self.word_embed.weight.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+        with without_autocast(x_BlC), bfloat16_products(rounded):
+            return at_least_float32(self.head(x_BlC)), state
 
     def _hidden(
         self, x_BlC: Tensor, modulation: Modulation, state: GeneratorState | None, scales: range

@@ -20,7 +20,7 @@ from mvar.ops.ssd_chunk import ssd_chunk
 EXPANSION = 2
 CONV_WIDTH = 4
 EPS = 1e-5
-TILE = 96  # tokens: longer ones spend more on pairs of tokens, shorter ones on the state; 86 to 128 were quickest
+TILE = 128  # tokens: longer ones spend more on pairs of tokens, shorter ones on the state
 
 
 class MambaState(NamedTuple):
@@ -90,13 +90,13 @@ class Mamba2(nn.Module):
         B, L = projected_BLx.shape[:2]
         E, dtype = self.inner, projected_BLx.dtype
         tail_BVD, ssm_BhPN = self.initial_state(B) if state is None else state
-        ssm_BNE = ssm_BhPN.permute(0, 3, 1, 2).flatten(2).clone()  # not the caller's, which must stay
+        ssm_BNE = ssm_BhPN.permute(0, 3, 1, 2).flatten(2)
         weight_DW, bias_D = self.conv_weight.to(dtype), self.conv_bias.to(dtype)
         D_h1, norm_E, A_h = self.D.to(dtype)[:, None], self.norm_weight.to(dtype), self._A()
         z_BLE, xbc_BLD, dt_BLh = self._split(projected_BLx)
-        dt_BLh, tails, y_BLE = self._dt(dt_BLh), [], projected_BLx.new_empty(B, L, E)
+        dt_BLh, tails, states, y_BLE = self._dt(dt_BLh), [], [], projected_BLx.new_empty(B, L, E)
 
-        rows = B if B * L <= TILE else 1
+        rows = B if B * L <= TILE else min(B, torch.get_num_threads())  # each thread then keeps to an image
         tiles = -(-L // TILE)
         for row in range(0, B, rows):
             some = slice(row, row + rows)
@@ -105,13 +105,13 @@ class Mamba2(nn.Module):
                 part = (some, slice(tile * L // tiles, (tile + 1) * L // tiles))
                 xbc_bQD, tail_bVD = causal_conv(xbc_BLD[part], weight_DW, bias_D, tail_bVD)
                 x_bQhP, key_bQN, query_bQN = self._split_xbc(F.silu(xbc_bQD, inplace=True))
-                y_bQhP = ssd_chunk(x_bQhP, dt_BLh[part], A_h, key_bQN, query_bQN, ssm_bNE).addcmul_(D_h1, x_bQhP)
-                y_bQE = y_bQhP.flatten(2).mul_(F.silu(z_BLE[part]))
+                y_bQhP, ssm_bNE = ssd_chunk(x_bQhP, dt_BLh[part], A_h, key_bQN, query_bQN, ssm_bNE)
+                y_bQE = y_bQhP.addcmul_(D_h1, x_bQhP).flatten(2).mul_(F.silu(z_BLE[part]))
                 y_BLE[part] = _rms_norm(y_bQE, norm_E)
             tails.append(tail_bVD)
-        state = MambaState(
-            at_least_float32(torch.cat(tails)), ssm_BNE.unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)
-        )
+            states.append(ssm_bNE)
+        ssm_BhPN = torch.cat(states).unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)
+        state = MambaState(at_least_float32(torch.cat(tails)), ssm_BhPN)
         return y_BLE, state
 
     def _split(self, projected_BLx: Tensor) -> tuple[Tensor, ...]:

@@ -35,6 +35,7 @@ def can_arrange(weight: Tensor) -> bool:
     """Whether `arranged` takes this weight here: bfloat16 on a CPU that multiplies it."""
     return (
         weight.device.type == "cpu"
+        and not weight.is_mkldnn
         and weight.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()

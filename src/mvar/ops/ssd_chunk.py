@@ -1,4 +1,4 @@
-"""One chunk of the state-space scan for drawing: no gradient, few passes over memory, the state changed in place.
+"""One chunk of the state-space scan for drawing: no gradient, few passes over memory.
 
 Shapes: B batch, Q tokens of the chunk, h heads, P head width, E = h P channels, N state size.
 Source: as `mvar.ops.ssd`, whose formula this is with dt_j written as exp(log dt_j).
@@ -12,16 +12,16 @@ MOST = 80.0  # exponents above the diagonal, which meet zeros: large enough for 
 
 def ssd_chunk(
     x_BQhP: Tensor, dt_BQh: Tensor, A_h: Tensor, key_BQN: Tensor, query_BQN: Tensor, state_BNE: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Scan these tokens.
 
     Args:
         x_BQhP, key_BQN, query_BQN: as of `ssd`, in any float dtype, which the products of tokens with tokens take.
         dt_BQh, A_h: as of `ssd`, at least float32.
-        state_BNE: before the first token, at least float32; holds the one after the last token afterwards.
+        state_BNE: before the first token, at least float32.
 
     Returns:
-        y (B, Q, h, P), of x's dtype.
+        y (B, Q, h, P), of x's dtype, and the state after the last token.
     """
     (B, Q, h, P), dtype = x_BQhP.shape, x_BQhP.dtype
     c_BhQ = (dt_BQh * A_h).cumsum(1).transpose(1, 2).contiguous()
@@ -33,13 +33,13 @@ def ssd_chunk(
 
     read_BQE = _product(query_BQN, state_BNE.to(dtype))
     since_start_BQh1 = c_BhQ.exp().to(dtype).transpose(1, 2)[..., None]
-    y_BQhP = torch.addcmul(y_BhQP.transpose(1, 2), since_start_BQh1, read_BQE.view(B, Q, h, P))
+    y_BQhP = read_BQE.view(B, Q, h, P).mul_(since_start_BQh1).add_(y_BhQP.transpose(1, 2))
 
     last_Bh1 = c_BhQ[..., -1:]
     until_end_BQh1 = (last_Bh1 + from_BhQ).exp_().to(dtype).transpose(1, 2)[..., None]
     written_BNE = _product(key_BQN.mT, (x_BQhP * until_end_BQh1).flatten(2))
-    state_BNE.mul_(last_Bh1.exp().expand(B, h, P).reshape(B, 1, h * P)).add_(written_BNE.to(state_BNE.dtype))
-    return y_BQhP
+    keep_B1E = last_Bh1.exp().expand(B, h, P).reshape(B, 1, h * P)
+    return y_BQhP, torch.addcmul(written_BNE.to(state_BNE.dtype), keep_B1E, state_BNE)
 
 
 def _product(a_Bij: Tensor, b_Bjk: Tensor) -> Tensor:
