@@ -17,13 +17,14 @@ from torch import Tensor
 from mvar.checkpoint import hub, official
 from mvar.checkpoint.bundle import CARD, Bundle, StoredDtype, is_bundle, read_bundle, write_bundle
 from mvar.checkpoint.card import TAGS, model_card, model_facts
-from mvar.checkpoint.placement import Dtype, place, weight_bytes
+from mvar.checkpoint.placement import Dtype, find_device, place, weight_bytes
 from mvar.data.images import as_image
 from mvar.data.source import fitted, whole
 from mvar.data.tokens import is_cache
 from mvar.files import write_text
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
+from mvar.ops.scan import choose
 from mvar.sampling import editing, likelihood
 from mvar.sampling.config import EDIT_MODE, PER_SCALE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.sampling.cost import cost, fitting_batch
@@ -301,6 +302,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             guided = " with guidance" if self.classes else ""
             found["FLOP of an image"] = f"{gflop[0]:,.2f} G generator{guided}, {gflop[1]:,.2f} G decoder"
             found["State between scales"] = f"{spent.state_bytes / 1e6:,.2f} MB a branch, float32"
+            found["Mamba's scan here"] = str(choose(find_device(None).type))
         return found
 
     # --- files ---

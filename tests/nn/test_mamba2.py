@@ -26,6 +26,7 @@ def state_of(layer, batch):
 @pytest.mark.parametrize("begun", [True, False])
 def test_in_tiles_without_a_gradient_it_is_the_same(layer, monkeypatch, tile, batch, length, begun):
     monkeypatch.setattr(mamba2, "TILE", tile)
+    monkeypatch.setattr(mamba2, "AT_ONCE", 1)
     x, state = torch.randn(batch, length, 32, dtype=torch.float64), state_of(layer, batch) if begun else None
     y, after = layer(x, state)
     with torch.no_grad():

@@ -18,20 +18,21 @@ from mvar.bench.machine import machine
 from mvar.checkpoint.placement import Dtype, place
 from mvar.data.progress import track
 from mvar.files import atomic_write, write_text
-from mvar.generator.config import PRESETS, GeneratorConfig
+from mvar.generator.config import PRESETS, Attention, GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.scales import SIDES_256, SIDES_512, Side
+from mvar.scales import SIDES_256, SIDES_512
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.network import Tokenizer
 
-# 256, 512 and 1024 pixels; for the last, twice the sides of 512.
-SCHEDULES: tuple[list[Side], ...] = (
-    list(SIDES_256),
-    list(SIDES_512),
-    [2 * side for side in SIDES_512 if isinstance(side, int)],
-)
-KINDS = {"M-VAR": {}, "M-VAR without attention": {"attention": "none"}, "VAR": {"attention": "global", "mamba": False}}
+# Sides for 256, 512 and 1024 pixels; the last are twice those of 512.
+SCHEDULES = (SIDES_256, SIDES_512, tuple(2 * side for side in SIDES_512))
+# Attention and whether there is a Mamba.
+KINDS: dict[str, tuple[Attention, bool]] = {
+    "M-VAR": ("intra", True),
+    "M-VAR without attention": ("none", True),
+    "VAR": ("global", False),
+}
 RESULTS, CHART = "growth.json", "growth.png"
 
 
@@ -54,13 +55,11 @@ def bench(preset: str, dtype: Dtype, rounds: int) -> list[Growth]:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
     if rounds < 1:
         raise ValueError(f"rounds = {rounds}: must be at least 1")
-    cases = {
-        (kind, sum(side * side for side in sides)): _block(
-            replace(PRESETS[preset], depth=1, sides=sides, **changes), dtype
-        )
-        for sides in SCHEDULES
-        for kind, changes in KINDS.items()
-    }
+    cases = {}
+    for sides in SCHEDULES:
+        for kind, (attention, mamba) in KINDS.items():
+            config = replace(PRESETS[preset], depth=1, sides=list(sides), attention=attention, mamba=mamba)
+            cases[kind, config.schedule.length] = _block(config, dtype)
     taken: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     for turn in track(range(rounds + 1), rounds + 1, "rounds"):
         for case, generator in cases.items():

@@ -20,6 +20,7 @@ from mvar.ops.ssd_chunk import ssd_chunk
 EXPANSION = 2
 CONV_WIDTH = 4
 EPS = 1e-5
+AT_ONCE = 2**19  # numbers of a tile, so that all that is made of them stays in a core's cache
 TILE = 128  # tokens: longer ones spend more on pairs of tokens, shorter ones on the state
 
 
@@ -96,7 +97,8 @@ class Mamba2(nn.Module):
         z_BLE, xbc_BLD, dt_BLh = self._split(projected_BLx)
         dt_BLh, tails, states, y_BLE = self._dt(dt_BLh), [], [], projected_BLx.new_empty(B, L, E)
 
-        rows = B if B * L <= TILE else min(B, torch.get_num_threads())  # each thread then keeps to an image
+        # At least an image a thread, which then keeps to it.
+        rows = min(B, max(torch.get_num_threads(), AT_ONCE // (min(L, TILE) * E)))
         tiles = -(-L // TILE)
         for row in range(0, B, rows):
             some = slice(row, row + rows)
