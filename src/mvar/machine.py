@@ -1,20 +1,19 @@
 """The process and the machine that figures are measured on."""
 
+import os
 import platform
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-
-from mvar import __version__
 
 
 def peak_bytes() -> int:
     """Largest resident set of this process so far."""
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -22,16 +21,15 @@ def peak_bytes() -> int:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
-        "mvar": __version__,
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "processor": _processor(),
-        "cores": psutil.cpu_count(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "amx": torch.cpu._is_amx_tile_supported(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
+from mvar import __version__
 from mvar.bench.cases import SEED
-from mvar.bench.machine import machine
 from mvar.checkpoint.placement import Dtype, place
 from mvar.data.progress import track
 from mvar.files import atomic_write, write_text
 from mvar.generator.config import PRESETS, Attention, GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
+from mvar.machine import machine
 from mvar.scales import SIDES_256, SIDES_512
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.network import Tokenizer
@@ -84,8 +85,8 @@ def write(results: Sequence[Growth], preset: str, dtype: str, folder: Path) -> N
     """Write growth.json and growth.png."""
     from matplotlib.figure import Figure
 
-    report: dict[str, Any] = {"preset": preset, "dtype": dtype, "threads": torch.get_num_threads()}
-    report |= {"results": [asdict(result) for result in results], "machine": machine()}
+    report: dict[str, Any] = {"preset": preset, "dtype": dtype}
+    report |= {"results": [asdict(result) for result in results], "machine": {"mvar": __version__, **machine()}}
     write_text(folder / RESULTS, json.dumps(report, indent=2) + "\n")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()

@@ -13,14 +13,15 @@ from typing import Any
 import psutil
 import torch
 
+from mvar import __version__
 from mvar.bench.cases import SEED, Case, Subject, rerunning
-from mvar.bench.machine import machine, peak_bytes
 from mvar.bench.parts import PARTS, Ledger, Place, Stopwatch, Work
 from mvar.bench.report import Batch, Result, Rival, Split
 from mvar.bench.roofline import HEADROOM, Peaks
 from mvar.checkpoint.placement import Dtype
 from mvar.data.progress import track
 from mvar.generator.config import PRESETS
+from mvar.machine import machine, peak_bytes
 from mvar.model import Model
 
 PREFIX = "prefix"
@@ -114,7 +115,7 @@ def bench(
             )
             for rival, subject, other in zip(against, others, theirs, strict=True)
         ],
-        machine=machine(),
+        machine={"mvar": __version__, **machine()},
     )
 
 

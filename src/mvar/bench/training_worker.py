@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mvar.bench.machine import peak_bytes
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
+from mvar.machine import peak_bytes
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator import decays
 from mvar.training.generator_loss import GeneratorLoss

@@ -134,6 +134,7 @@ class Mamba2(nn.Module):
 
 def _rms_norm(x_BLE: Tensor, weight_E: Tensor) -> Tensor:
     """As `F.rms_norm`, in place; the mean square in float32, in fewer passes."""
-    length_BL1 = torch.linalg.vector_norm(x_BLE, dim=-1, keepdim=True, dtype=at_least_float32(x_BLE[:0]).dtype)
+    exact = torch.promote_types(x_BLE.dtype, torch.float32)
+    length_BL1 = torch.linalg.vector_norm(x_BLE, dim=-1, keepdim=True, dtype=exact)
     factor_BL1 = (length_BL1.square_() / x_BLE.shape[-1] + EPS).rsqrt_()
     return x_BLE.mul_(weight_E).mul_(factor_BL1.to(x_BLE.dtype))

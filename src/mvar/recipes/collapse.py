@@ -24,8 +24,9 @@ from mvar.data.progress import track
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.files import writable_folder
+from mvar.machine import machine
 from mvar.model import Model, load
-from mvar.recipes import measuring, page
+from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.distance import IMAGES, NAME, Distance
 from mvar.training import checkpoints
@@ -122,7 +123,7 @@ def study(
         "real": distance.of(_pixels(train_images.at_most(IMAGES))),
         "maps": [f"{h}x{w}" for h, w in config.model.schedule.shapes],
         "variants": results,
-        "machine": measuring.machine(),
+        "machine": machine(),
     }
     page.write_json(folder / "report.json", report)
     draw(report, folder / "collapse.png")

@@ -21,8 +21,9 @@ from mvar.data.progress import track
 from mvar.data.source import fitted
 from mvar.data.subset import evenly_spaced
 from mvar.files import writable_folder
+from mvar.machine import machine
 from mvar.model import Model, load
-from mvar.recipes import measuring, page
+from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.sampling.config import EditMode
 from mvar.sampling.export import save_image
@@ -82,7 +83,7 @@ def compare(
         "seed": seed,
         "rows": rows,
         "minutes": (time.perf_counter() - start) / 60,
-        "machine": measuring.machine(),
+        "machine": machine(),
     }
     page.write_json(folder / "report.json", report)
     if page_file is not None:

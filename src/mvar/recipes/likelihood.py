@@ -18,6 +18,7 @@ from mvar.data.progress import track
 from mvar.data.source import PixelSource
 from mvar.data.subset import evenly_spaced
 from mvar.files import writable_folder
+from mvar.machine import machine
 from mvar.model import load
 from mvar.recipes import measuring, page
 from mvar.recipes.cli import run_cli
@@ -70,7 +71,7 @@ def measure(model: str, data: str, out: str, images: int = 1000, page_file: str 
             )
         ],
         "seconds_per_image": seconds / len(source),
-        "machine": measuring.machine(),
+        "machine": machine(),
     }
     page.write_json(folder / "report.json", report)
     print(table(report))

@@ -6,8 +6,6 @@ Shapes: N images, B images of a batch, K scales, L tokens, C channels or classes
 """
 
 import math
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -244,19 +242,6 @@ def facts(loaded: Model) -> dict[str, Any]:
     networks = {"tokenizer": loaded.tokenizer, "generator": loaded.generator}
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items() if net is not None}
     return {"parameters": sizes, "provenance": loaded.provenance}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": named[0] if named else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
 
 
 def _source(data: str, split: str, shape: tuple[int, int]) -> PixelSource:

@@ -21,6 +21,7 @@ from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
 from mvar.files import writable_folder
+from mvar.machine import machine
 from mvar.model import Model, load
 from mvar.recipes import figures, measuring, page
 from mvar.recipes.distance import IMAGES, NAME, Distance
@@ -235,7 +236,7 @@ class Recipe:
 
         report: dict[str, Any] = {
             "commands": commands(type(self)),
-            "machine": measuring.machine(),
+            "machine": machine(),
             "model": measuring.facts(loaded),
             "training": {name: {key: run[key] for key in run if key != "records"} for name, run in runs.items()},
         }

@@ -19,7 +19,8 @@ from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
 from mvar.data.token_writer import write_cache
 from mvar.files import writable_folder
-from mvar.recipes import measuring, page
+from mvar.machine import machine
+from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator import GeneratorTask
@@ -65,7 +66,7 @@ def measure(
         "rounds": rounds,
         "steps": steps,
         "images_per_second": rates,
-        "machine": measuring.machine(),
+        "machine": machine(),
     }
     page.write_json(folder / "report.json", report)
     print(table(report))

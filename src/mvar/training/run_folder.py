@@ -33,6 +33,7 @@ from mvar.data.loader import Source
 from mvar.data.splits import is_stream
 from mvar.data.stream import Stream
 from mvar.files import writable_folder, write_text
+from mvar.machine import processor
 from mvar.training import checkpoints
 from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
@@ -335,7 +336,7 @@ def _environment(ranks: Ranks, step: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "git": revision,
         "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else str(ranks.device),
         "ranks": ranks.size,
