@@ -24,7 +24,7 @@ from mvar.data.tokens import is_cache
 from mvar.files import write_text
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
-from mvar.ops.scan import choose
+from mvar.ops import native, scan
 from mvar.sampling import editing, likelihood
 from mvar.sampling.config import EDIT_MODE, PER_SCALE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.sampling.cost import cost, fitting_batch
@@ -302,7 +302,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             guided = " with guidance" if self.classes else ""
             found["FLOP of an image"] = f"{gflop[0]:,.2f} G generator{guided}, {gflop[1]:,.2f} G decoder"
             found["State between scales"] = f"{spent.state_bytes / 1e6:,.2f} MB a branch, float32"
-            found["Mamba's scan here"] = str(choose(find_device(None).type))
+            here = find_device(None).type
+            found["Mamba's scan here"] = str(native.choose() if here == "cpu" else scan.choose(here))
         return found
 
     # --- files ---

@@ -3,15 +3,44 @@ import torch
 from torch.nn import functional as F
 
 from mvar.nn import adaln
+from mvar.ops import native
 
 
-@pytest.mark.parametrize("few", [0, 8])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_it_is_the_definition_for_few_images_and_for_many(monkeypatch, few, dtype):
-    monkeypatch.setattr(adaln, "FEW", few)
-    x, scale, shift = torch.randn(3, 5, 16), torch.randn(3, 1, 16), torch.randn(3, 1, 16)
-    expected = F.layer_norm(x, (16,), eps=1e-6) * (1 + scale) + shift
+@pytest.fixture(params=["compiled", "PyTorch"])
+def passes(request, monkeypatch):
+    if request.param == "PyTorch":
+        monkeypatch.setattr(native, "choose", lambda: native.Choice(None, "a test"))
+    elif native.choose().library is None:
+        pytest.skip(native.choose().reason)
+
+
+def close(actual, expected, dtype):
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, expected.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize("width", [16, 21, 272])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_and_gated_sum_are_their_definitions(dtype, width):
+    x, scale, shift, gate = torch.randn(3, 5, width) + 2, *torch.randn(3, 3, 1, width)
+    y = torch.randn(3, 5, width).to(dtype)
+
+    def norm(t):
+        return F.layer_norm(t, (width,), eps=1e-6) * (1 + scale) + shift
+
     with torch.no_grad():
-        y = adaln.adaln(x, scale, shift, dtype)
-    assert y.dtype == (dtype or torch.float32)
-    torch.testing.assert_close(y, expected.to(y.dtype), rtol=1e-2 if dtype else 1e-5, atol=1e-5)
+        total = x + gate * y.float()
+        close(adaln.adaln(x, scale, shift, dtype), norm(x), dtype)
+        close(adaln.gated_sum(x, gate, y), total, torch.float32)
+        both = adaln.gated_sum_adaln(x, gate, y, scale, shift)
+        close(both[0], total, torch.float32)
+        close(both[1], norm(total), dtype)
+
+
+def test_with_a_gradient_all_is_differentiable():
+    x, y = torch.randn(2, 3, 16, requires_grad=True), torch.randn(2, 3, 16, requires_grad=True)
+    gate, scale, shift = (torch.randn(2, 1, 16, requires_grad=True) for _ in range(3))
+    total, normalised = adaln.gated_sum_adaln(x, gate, y, scale, shift)
+    (total.sum() + normalised.square().sum() + adaln.gated_sum(x, gate, y).square().sum()).backward()
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in (x, y, gate, scale, shift))

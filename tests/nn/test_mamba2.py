@@ -3,6 +3,7 @@ import torch
 
 from mvar.nn import mamba2
 from mvar.nn.mamba2 import Mamba2, MambaState
+from mvar.ops import native
 
 
 @pytest.fixture
@@ -43,3 +44,83 @@ def test_the_state_that_was_given_stays(layer):
         once, again = layer(x, first), layer(x, first)
     assert all(map(torch.equal, before, first))
     assert torch.equal(once[0], again[0])
+
+
+@pytest.fixture
+def wide():
+    """Of the shapes that the compiled passes are for."""
+    if native.choose().library is None:
+        pytest.skip(native.choose().reason)
+    mamba = Mamba2(96, state_size=32, head_dim=64)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in mamba.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng))
+    return mamba
+
+
+def compiled_and_plain(layer, projected, state):
+    with torch.no_grad():
+        y, after = layer._compiled(projected, state)
+        expected_y, expected_after = layer._mix(projected, state)
+    return zip((y, *after), (expected_y, *expected_after), strict=True)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 31, 32, 33, 100])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("begun", [True, False])
+def test_compiled_it_is_the_same(wide, length, batch, begun):
+    projected = 2 * torch.randn(batch, length, wide.in_proj.out_features)
+    for fast, plain in compiled_and_plain(wide, projected, state_of(wide, batch) if begun else None):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [-200.0, 50.0])
+def test_compiled_steps_of_any_length_stay_finite(wide, step):
+    projected = torch.randn(2, 40, wide.in_proj.out_features)
+    projected[..., : wide.inner] *= 100  # gates from closed to open
+    with torch.no_grad():
+        wide.dt_bias += step
+    for fast, plain in compiled_and_plain(wide, projected, state_of(wide, 2)):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
+def test_compiled_bfloat16_tokens_keep_a_float32_state(wide):
+    projected, state = torch.randn(2, 50, wide.in_proj.out_features), state_of(wide, 2)
+    with torch.no_grad():
+        y, after = wide._compiled(projected.bfloat16(), state)
+        expected_y, expected_after = wide._mix(projected.bfloat16().float(), state)
+    assert (y.dtype, *(t.dtype for t in after)) == (torch.bfloat16, torch.float32, torch.float32)
+    assert (y.float() - expected_y).norm() < 0.01 * expected_y.norm()
+    for fast, plain in zip(after, expected_after, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_what_is_no_number_stays_none(wide):
+    """A broken network must show as broken."""
+    projected = torch.randn(1, 4, wide.in_proj.out_features).bfloat16()
+    projected[:, 2] = float("nan")
+    with torch.no_grad():
+        y, after = wide._compiled(projected, None)
+    assert y[:, 2:].isnan().all()
+    assert after.ssm_BhPN.isnan().all()
+
+
+def test_compiled_tokens_in_two_calls_are_tokens_in_one(wide):
+    projected = torch.randn(2, 45, wide.in_proj.out_features)
+    with torch.no_grad():
+        whole, after = wide._compiled(projected, None)
+        first, between = wide._compiled(projected[:, :7], None)
+        second, end = wide._compiled(projected[:, 7:], between)
+    torch.testing.assert_close(torch.cat((first, second), dim=1), whole, rtol=1e-4, atol=1e-5)
+    for a, b in zip(end, after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_drawing_takes_the_compiled_passes(wide, monkeypatch):
+    calls, run, x = [], native.mamba, torch.randn(1, 3, 96)
+    monkeypatch.setattr(native, "mamba", lambda *args, **kwargs: calls.append(1) or run(*args, **kwargs))
+    with torch.no_grad():
+        fast = wide(x)[0]
+    torch.testing.assert_close(fast, wide(x)[0], rtol=1e-4, atol=1e-5)
+    assert calls == [1]  # not with a gradient

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mvar.generator.config import HEAD_DIM, GeneratorConfig, Mixer
 from mvar.generator.state import BlockState
-from mvar.nn.adaln import adaln
+from mvar.nn.adaln import adaln, gated_sum, gated_sum_adaln
 from mvar.nn.attention import Attention
 from mvar.nn.linear import Linear
 from mvar.nn.mamba2 import Mamba2
@@ -57,16 +57,14 @@ class Block(nn.Module):
             (B, l, C) and the state after these scales.
         """
         gates, scales, shifts = (part.split(1, dim=1) for part in modulation_BRC.chunk(3, dim=1))
-        branch = 0
-
-        def normalised() -> Tensor:
-            return adaln(x_BlC, scales[branch], shifts[branch], self.mlp.fc1.weight.dtype)
-
-        cache, memory = state
+        pairs = list(zip(scales, shifts, strict=True))
+        y_BlC = adaln(x_BlC, *pairs[0], self.mlp.fc1.weight.dtype)
+        branch, (cache, memory) = 0, state
         if self.attention is not None:
-            y_BlC, cache = self.attention(normalised(), areas, cache)
-            x_BlC, branch = torch.addcmul(x_BlC, gates[branch], y_BlC), branch + 1
+            y_BlC, cache = self.attention(y_BlC, areas, cache)
+            x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[branch], y_BlC, *pairs[branch + 1])
+            branch += 1
         if self.mamba is not None:
-            y_BlC, memory = self.mamba(normalised(), memory)
-            x_BlC, branch = torch.addcmul(x_BlC, gates[branch], y_BlC), branch + 1
-        return torch.addcmul(x_BlC, gates[branch], self.mlp(normalised())), BlockState(cache, memory)
+            y_BlC, memory = self.mamba(y_BlC, memory)
+            x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[branch], y_BlC, *pairs[branch + 1])
+        return gated_sum(x_BlC, gates[-1], self.mlp(y_BlC)), BlockState(cache, memory)

@@ -1,4 +1,4 @@
-"""Adaptive layer normalisation: the class decides scale and shift of the normalised tokens.
+"""Adaptive layer normalisation and gated sums: the class decides scale, shift and gate of the tokens.
 
 Shapes: B batch, L tokens, C width.
 Source: DiT (Peebles & Xie 2023), section 3.2, as VAR uses it.
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mvar.ops import native
+
 EPS = 1e-6
-FEW = 8  # images
 
 
 def adaln(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -21,10 +22,28 @@ def adaln(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor, dtype: torch.dtyp
         dtype: of the result; x's where None.
     """
     dtype = dtype or x_BLC.dtype
-    if torch.is_grad_enabled() or len(x_BLC) > FEW or x_BLC.device.type != "cpu":
-        return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C).to(dtype)
-    # A few images: as weights of the norm, each image's scale and shift cost no pass of their own.
-    y_BLC = torch.empty_like(x_BLC, dtype=dtype)
-    for y_LC, x_LC, scale_1C, shift_1C in zip(y_BLC, x_BLC, 1 + scale_B1C, shift_B1C, strict=True):
-        y_LC.copy_(F.layer_norm(x_LC, x_LC.shape[-1:], scale_1C[0], shift_1C[0], eps=EPS))
-    return y_BLC
+    if _compiled(x_BLC, dtype):
+        return native.adaln(x_BLC, scale_B1C, shift_B1C, dtype, EPS)[1]
+    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C).to(dtype)
+
+
+def gated_sum(x_BLC: Tensor, gate_B1C: Tensor, y_BLC: Tensor) -> Tensor:
+    """x + gate * y; y in any float dtype."""
+    if _compiled(x_BLC, y_BLC.dtype):
+        return native.gated_sum(x_BLC, gate_B1C, y_BLC)
+    return torch.addcmul(x_BLC, gate_B1C, y_BLC)
+
+
+def gated_sum_adaln(
+    x_BLC: Tensor, gate_B1C: Tensor, y_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gated sum, and its adaptive norm in y's dtype."""
+    if _compiled(x_BLC, y_BLC.dtype):
+        return native.adaln(x_BLC, scale_B1C, shift_B1C, y_BLC.dtype, EPS, add=(gate_B1C, y_BLC))
+    x_BLC = torch.addcmul(x_BLC, gate_B1C, y_BLC)
+    return x_BLC, adaln(x_BLC, scale_B1C, shift_B1C, y_BLC.dtype)
+
+
+def _compiled(x_BLC: Tensor, dtype: torch.dtype) -> bool:
+    whole = x_BLC.shape[-1] % native.LANES == 0
+    return whole and x_BLC.dtype == torch.float32 and dtype in native.TOKENS and native.takes(x_BLC)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.nn.linear import Linear
+from mvar.ops import native
 from mvar.ops.causal_conv import causal_conv
 from mvar.ops.precision import at_least_float32, without_autocast
 from mvar.ops.scan import scan
@@ -52,6 +53,7 @@ class Mamba2(nn.Module):
         self.D = nn.Parameter(torch.zeros(self.num_heads))
         self.norm_weight = nn.Parameter(torch.ones(self.inner))
         self.out_proj = Linear(self.inner, width, bias=False)
+        self.has_compiled_shapes = head_dim == native.HEAD_DIM and state_size % native.LANES == 0
 
     def initial_state(self, batch: int) -> MambaState:
         """The state before the first token: zeros, as float32 (float64 in a float64 network)."""
@@ -64,9 +66,14 @@ class Mamba2(nn.Module):
     def forward(self, x_BLC: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """(B, L, C) and the state before them (None: the start) -> (B, L, C) and the state after them."""
         projected_BLx = self.in_proj(x_BLC)
-        drawing = not torch.is_grad_enabled() and x_BLC.device.type == "cpu"
+        if self.has_compiled_shapes and native.takes(projected_BLx):
+            mix = self._compiled
+        elif not torch.is_grad_enabled() and x_BLC.device.type == "cpu":
+            mix = self._in_tiles
+        else:
+            mix = self._mix
         with without_autocast(x_BLC):
-            y_BLE, state = self._in_tiles(projected_BLx, state) if drawing else self._mix(projected_BLx, state)
+            y_BLE, state = mix(projected_BLx, state)
         return self.out_proj(y_BLE), state
 
     def _mix(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
@@ -82,6 +89,21 @@ class Mamba2(nn.Module):
         y_BLE = torch.addcmul(y_BLhP, D_h[:, None], x_BLhP).flatten(2)
         y_BLE = F.rms_norm(y_BLE * F.silu(at_least_float32(z_BLE)), norm_E.shape, norm_E, EPS)
         return y_BLE, MambaState(tail_BVD, ssm_BhPN)
+
+    def _compiled(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
+        """The same without a gradient, in passes compiled for this processor; all but the tokens is float32."""
+        tail_BVD, ssm_BhPN = self.initial_state(len(projected_BLx)) if state is None else state
+        weights = {
+            "conv_weight_DW": self.conv_weight,
+            "conv_bias_D": self.conv_bias,
+            "dt_bias_h": self.dt_bias,
+            "A_h": self._A(),
+            "skip_h": self.D,
+            "norm_E": self.norm_weight,
+        }
+        weights = {name: at_least_float32(weight) for name, weight in weights.items()}
+        y_BLE, *after = native.mamba(projected_BLx, tail_BVD, ssm_BhPN, EPS, **weights)
+        return y_BLE, MambaState(*after)
 
     def _in_tiles(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
         """The same without a gradient, a few tokens at a time: what they are computed from stays in the cache.

@@ -1,0 +1,238 @@
+"""Passes between matrix products, compiled from `native.c` when first needed: for drawing on a CPU, where PyTorch's
+many small operations would take longer than the products.
+
+They need gcc and PyTorch's own OpenMP runtime, whose threads they share; without either `choose` says why, and layers
+take the same steps with PyTorch. There is no gradient.
+
+Shapes: B batch, L tokens, h heads of P channels, E = h P, N state size, D = E + 2N channels of the short convolution of
+width W, V = W - 1 tokens of its tail.
+"""
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+HEAD_DIM, CONV_WIDTH, LANES, TILE = 64, 4, 16, 32  # as in the source
+TOKENS = (torch.float32, torch.bfloat16)
+SECONDS = 60  # for the compiler, which takes less than one
+
+
+class Choice(NamedTuple):
+    """The compiled passes, None where there are none, and why."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'PyTorch' if self.library is None else 'compiled'} ({self.reason})"
+
+
+@functools.cache
+def choose() -> Choice:
+    """Compile and load the passes, once in a process."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        return Choice(None, "there is no gcc to compile its passes")
+    try:
+        ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except (OSError, AttributeError):
+        return Choice(None, "PyTorch here has other threads than gcc's")
+    with tempfile.TemporaryDirectory(prefix="mvar-") as folder:  # once loaded the file is not needed
+        target = Path(folder, "native.so")
+        try:
+            command = [compiler, *FLAGS, "-o", str(target), str(SOURCE), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+            return Choice(ctypes.CDLL(str(target)), "with gcc, for this processor")
+        except (OSError, subprocess.SubprocessError) as error:
+            return Choice(None, f"gcc does not compile its passes: {error}")
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the passes are for such tokens here: float32 or bfloat16 on a CPU, no gradient, and a compiler."""
+    fitting = x.device.type == "cpu" and x.dtype in TOKENS and not torch.is_grad_enabled()
+    return fitting and choose().library is not None
+
+
+class _Mamba(ctypes.Structure):
+    """`Mamba` of the source."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("B", "L", "h", "N")] + [
+        (name, ctypes.c_void_p)
+        for name in (
+            *("projected", "conv_weight", "conv_bias", "dt_bias", "A", "skip", "norm"),
+            *("tail", "state", "next_tail", "next_state", "scratch", "y"),
+        )
+    ]
+
+
+def mamba(
+    projected_BLx: Tensor,
+    tail_BVD: Tensor,
+    state_BhPN: Tensor,
+    eps: float,
+    *,
+    conv_weight_DW: Tensor,
+    conv_bias_D: Tensor,
+    dt_bias_h: Tensor,
+    A_h: Tensor,
+    skip_h: Tensor,
+    norm_E: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All of Mamba-2 between its projections: convolution, SiLU, SSD scan, skip, gate and RMSNorm.
+
+    Args:
+        projected_BLx: gate (E), what is convolved (D) and steps (h) of each token; x = E + D + h.
+        tail_BVD, state_BhPN: what the tokens before left behind, float32.
+        eps: of the norm.
+        conv_weight_DW, conv_bias_D, dt_bias_h, A_h, skip_h, norm_E: the layer's parameters in float32, A negative.
+
+    Returns:
+        y (B, L, E) of projected's dtype, the next tail, and the next state, which lies in memory as (B, h, N, P).
+
+    Raises:
+        ValueError: heads not of 64 channels, N not a multiple of 16, or tensors that do not fit.
+    """
+    (B, L, _), (h, P, N) = projected_BLx.shape, state_BhPN.shape[1:]
+    E, D, V = h * P, h * P + 2 * N, CONV_WIDTH - 1
+    if P != HEAD_DIM or N % LANES:
+        raise ValueError(f"mamba: {P} channels a head, state size {N}; must be {HEAD_DIM} and a multiple of {LANES}")
+    tensors = {"projected": _checked("projected", projected_BLx, (B, L, E + D + h), TOKENS)}
+    others = {
+        "conv_weight": (conv_weight_DW.t(), (CONV_WIDTH, D)),
+        "conv_bias": (conv_bias_D, (D,)),
+        "dt_bias": (dt_bias_h, (h,)),
+        "A": (A_h, (h,)),
+        "skip": (skip_h, (h,)),
+        "norm": (norm_E, (E,)),
+        "tail": (tail_BVD, (B, V, D)),
+        "state": (state_BhPN.mT, (B, h, N, P)),
+    }
+    tensors |= {name: _checked(name, x, shape) for name, (x, shape) in others.items()}
+    tensors["next_tail"], tensors["next_state"] = map(torch.empty_like, (tensors["tail"], tensors["state"]))
+    tensors["y"], tensors["scratch"] = projected_BLx.new_empty(B, L, E), torch.empty(B, L, 2 * N + TILE)
+    arguments = _Mamba(B, L, h, N, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    half = projected_BLx.dtype == torch.bfloat16
+    _library().mvar_mamba(ctypes.byref(arguments), ctypes.c_float(eps), half, torch.get_num_threads())
+    return tensors["y"], tensors["next_tail"], tensors["next_state"].mT
+
+
+class _Adaln(ctypes.Structure):
+    """`Adaln` of the source."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("B", "L", "C")] + [
+        (name, ctypes.c_void_p) for name in ("x", "gate", "scale", "shift", "y", "sum", "out")
+    ]
+
+
+def gated_sum(x_BLC: Tensor, gate_B1C: Tensor, y_BLC: Tensor) -> Tensor:
+    """x + gate * y.
+
+    Args:
+        x_BLC, gate_B1C: float32.
+        y_BLC: float32 or bfloat16.
+
+    Raises:
+        ValueError: C not a multiple of 16, or tensors that do not fit.
+    """
+    return _adaln(x_BLC, {}, y_BLC.dtype, 0.0, (gate_B1C, y_BLC))["sum"]
+
+
+def adaln(
+    x_BLC: Tensor,
+    scale_B1C: Tensor,
+    shift_B1C: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+    add: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Adaptive LayerNorm, of a gated sum where asked, in one pass.
+
+    Args:
+        x_BLC, scale_B1C, shift_B1C: float32.
+        dtype: of the normalised tokens, float32 or bfloat16.
+        eps: of the norm.
+        add: gate (B, 1, C) in float32 and y (B, L, C) in `dtype`, of which x + gate * y is made first.
+
+    Returns:
+        x, or the sum, and LayerNorm of it * (1 + scale) + shift.
+
+    Raises:
+        ValueError: C not a multiple of 16, or tensors that do not fit.
+    """
+    tensors = _adaln(x_BLC, {"scale": scale_B1C, "shift": shift_B1C}, dtype, eps, add)
+    return tensors.get("sum", x_BLC), tensors["out"]
+
+
+def _adaln(
+    x_BLC: Tensor, vectors: dict[str, Tensor], dtype: torch.dtype, eps: float, add: tuple[Tensor, Tensor] | None
+) -> dict[str, Tensor]:
+    """All tensors of the call, by their names in the source: "sum" where something is added, "out" where normalised."""
+    B, L, C = x_BLC.shape
+    if C % LANES:
+        raise ValueError(f"adaln: {C} channels; must be a multiple of {LANES}")
+    tensors = {"x": _checked("x", x_BLC, (B, L, C))}
+    if add is not None:
+        vectors = vectors | {"gate": add[0]}
+        tensors |= {"y": _checked("y", add[1], (B, L, C), (dtype,)), "sum": torch.empty_like(tensors["x"])}
+    if "scale" in vectors:
+        tensors["out"] = torch.empty_like(tensors["x"], dtype=dtype)
+    tensors |= {name: _checked(name, vector_B1C[:, 0], (B, C)) for name, vector_B1C in vectors.items()}
+    arguments = _Adaln(B, L, C, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    half = dtype == torch.bfloat16
+    _library().mvar_adaln(ctypes.byref(arguments), ctypes.c_float(eps), half, torch.get_num_threads())
+    return tensors
+
+
+def heads(qkv_BLJHd: Tensor, temperature_H: Tensor) -> Tensor:
+    """Queries, keys and values as attention reads them, the first two normalised.
+
+    Args:
+        qkv_BLJHd: float32 or bfloat16; J: query, key, value.
+        temperature_H: length of each head's queries, float32; its keys get length 1.
+
+    Returns:
+        (3, B, H, L, d) of qkv's dtype.
+
+    Raises:
+        ValueError: heads not of 64 channels, or tensors that do not fit.
+    """
+    B, L, _, H, d = qkv_BLJHd.shape
+    if d != HEAD_DIM:
+        raise ValueError(f"heads: {d} channels a head; must be {HEAD_DIM}")
+    qkv_BLJHd = _checked("qkv", qkv_BLJHd, (B, L, 3, H, d), TOKENS)
+    temperature_H = _checked("temperature", temperature_H, (H,))
+    out_JBHLd = qkv_BLJHd.new_empty(3, B, H, L, d)
+    addresses = [ctypes.c_void_p(t.data_ptr()) for t in (qkv_BLJHd, temperature_H, out_JBHLd)]
+    sizes = map(ctypes.c_long, (B, L, H))
+    _library().mvar_heads(*addresses, *sizes, qkv_BLJHd.dtype == torch.bfloat16, torch.get_num_threads())
+    return out_JBHLd
+
+
+def _library() -> ctypes.CDLL:
+    library, reason = choose()
+    if library is None:
+        raise RuntimeError(f"no compiled passes: {reason}; ask `takes` first")
+    return library
+
+
+def _checked(
+    name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+) -> Tensor:
+    """The tensor row after row in memory; the compiled code looks at neither shape nor dtype.
+
+    Raises:
+        ValueError: either is not as expected.
+    """
+    if x.shape != shape or x.dtype not in dtypes:
+        raise ValueError(f"{name}: {tuple(x.shape)} of {x.dtype}, must be {shape} of {' or '.join(map(str, dtypes))}")
+    return x.contiguous()

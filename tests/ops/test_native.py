@@ -1,0 +1,84 @@
+import subprocess
+
+import pytest
+import torch
+
+from mvar.nn.attention import LARGEST_LOG_SCALE, _normalise
+from mvar.ops import native
+
+
+@pytest.fixture
+def fresh():
+    """`choose` as in a new process, before and after."""
+    native.choose.cache_clear()
+    yield
+    native.choose.cache_clear()
+
+
+needs_compiler = pytest.mark.skipif(native.choose().library is None, reason=native.choose().reason)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_compiler_it_says_so(monkeypatch):
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    assert str(native.choose()) == "PyTorch (there is no gcc to compile its passes)"
+    with torch.no_grad():
+        assert not native.takes(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="no compiled passes: there is no gcc"):
+        native.gated_sum(torch.zeros(1, 1, 16), torch.zeros(1, 1, 16), torch.zeros(1, 1, 16))
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "gcc"), OSError("not permitted")])
+def test_a_compiler_that_fails_is_no_compiler(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(native.subprocess, "run", fail)
+    library, reason = native.choose()
+    assert library is None
+    assert "does not compile" in reason or "other threads" in reason
+
+
+@needs_compiler
+def test_it_takes_tokens_on_a_cpu_without_a_gradient():
+    assert not native.takes(torch.zeros(1))
+    with torch.no_grad():
+        assert native.takes(torch.zeros(1))
+        assert native.takes(torch.zeros(1, dtype=torch.bfloat16))
+        assert not native.takes(torch.zeros(1, dtype=torch.float64))
+        assert not native.takes(torch.zeros(1, device="meta"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "length", "heads"), [(1, 1, 1), (2, 7, 3)])
+def test_heads_are_normalised_queries_and_keys_and_values(dtype, batch, length, heads):
+    qkv = torch.randn(batch, length, 3, heads, 64).to(dtype)
+    qkv[:, 0, 0, 0] = 0  # a query of no length
+    temperature = torch.linspace(-1, LARGEST_LOG_SCALE, heads).exp()
+    q, k, v = native.heads(qkv, temperature)
+    expected_q, expected_k = _normalise(qkv[:, :, :2], temperature).to(dtype).transpose(1, 3).unbind(2)
+    for actual, expected in ((q, expected_q), (k, expected_k), (v, qkv[:, :, 2].transpose(1, 2))):
+        torch.testing.assert_close(actual, expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: native.gated_sum(t(1, 2, 8), t(1, 1, 8), t(1, 2, 8)), "adaln: 8 channels; must be a multiple of 16"),
+        (
+            lambda t: native.gated_sum(t(1, 2, 16), t(2, 1, 16), t(1, 2, 16)),
+            "gate: .* must be .1, 16. of torch.float32",
+        ),
+        (lambda t: native.gated_sum(t(1, 2, 16), t(1, 1, 16), t(1, 3, 16)), "y: .* must be .1, 2, 16."),
+        (lambda t: native.gated_sum(t(1, 2, 16).double(), t(1, 1, 16), t(1, 2, 16)), "x: .*float64, must be"),
+        (lambda t: native.heads(t(1, 2, 3, 1, 32), t(1)), "heads: 32 channels a head; must be 64"),
+        (lambda t: native.heads(t(1, 2, 2, 1, 64), t(1)), "qkv: .* must be .1, 2, 3, 1, 64."),
+        (lambda t: native.heads(t(1, 2, 3, 1, 64), t(2)), "temperature: .* must be .1,."),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros)
