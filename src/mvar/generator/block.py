@@ -56,8 +56,8 @@ class Block(nn.Module):
         Returns:
             (B, l, C) and the state after these scales.
         """
-        gates, scales, shifts = (part.split(1, dim=1) for part in modulation_BRC.chunk(3, dim=1))
-        pairs = list(zip(scales, shifts, strict=True))
+        vectors, n = modulation_BRC.unbind(1), self.branches
+        gates, pairs = vectors[:n], list(zip(vectors[n : 2 * n], vectors[2 * n :], strict=True))
         y_BlC = adaln(x_BlC, *pairs[0], self.mlp.fc1.weight.dtype)
         branch, (cache, memory) = 0, state
         if self.attention is not None:

@@ -229,7 +229,8 @@ def _checkpointed(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
 
 
 def _head_input(x_BlC: Tensor, head_B2C: Tensor) -> Tensor:
-    return adaln(x_BlC, *head_B2C.split(1, dim=1))
+    scale_BC, shift_BC = head_B2C.unbind(1)
+    return adaln(x_BlC, scale_BC, shift_BC)
 
 
 def _drop_branches(modulation_BRC: Tensor, noise_Bn: Tensor, rate: float) -> Tensor:

@@ -13,35 +13,36 @@ from mvar.ops import native
 EPS = 1e-6
 
 
-def adaln(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def adaln(x_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift, without weights of its own.
 
     Args:
         x_BLC: float32 or float64.
-        scale_B1C, shift_B1C: of each image.
+        scale_BC, shift_BC: of each image.
         dtype: of the result; x's where None.
     """
     dtype = dtype or x_BLC.dtype
     if _compiled(x_BLC, dtype):
-        return native.adaln(x_BLC, scale_B1C, shift_B1C, dtype, EPS)[1]
-    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C).to(dtype)
+        return native.adaln(x_BLC, scale_BC, shift_BC, dtype, EPS)[1]
+    normal_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS)
+    return torch.addcmul(shift_BC[:, None], normal_BLC, 1 + scale_BC[:, None]).to(dtype)
 
 
-def gated_sum(x_BLC: Tensor, gate_B1C: Tensor, y_BLC: Tensor) -> Tensor:
+def gated_sum(x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor) -> Tensor:
     """x + gate * y; y in any float dtype."""
     if _compiled(x_BLC, y_BLC.dtype):
-        return native.gated_sum(x_BLC, gate_B1C, y_BLC)
-    return torch.addcmul(x_BLC, gate_B1C, y_BLC)
+        return native.gated_sum(x_BLC, gate_BC, y_BLC)
+    return torch.addcmul(x_BLC, gate_BC[:, None], y_BLC)
 
 
 def gated_sum_adaln(
-    x_BLC: Tensor, gate_B1C: Tensor, y_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor
+    x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gated sum, and its adaptive norm in y's dtype."""
     if _compiled(x_BLC, y_BLC.dtype):
-        return native.adaln(x_BLC, scale_B1C, shift_B1C, y_BLC.dtype, EPS, add=(gate_B1C, y_BLC))
-    x_BLC = torch.addcmul(x_BLC, gate_B1C, y_BLC)
-    return x_BLC, adaln(x_BLC, scale_B1C, shift_B1C, y_BLC.dtype)
+        return native.adaln(x_BLC, scale_BC, shift_BC, y_BLC.dtype, EPS, add=(gate_BC, y_BLC))
+    x_BLC = torch.addcmul(x_BLC, gate_BC[:, None], y_BLC)
+    return x_BLC, adaln(x_BLC, scale_BC, shift_BC, y_BLC.dtype)
 
 
 def _compiled(x_BLC: Tensor, dtype: torch.dtype) -> bool:

@@ -129,28 +129,28 @@ def mamba(
 class _Adaln(ctypes.Structure):
     """`Adaln` of the source."""
 
-    _fields_ = [(name, ctypes.c_long) for name in ("B", "L", "C")] + [
+    _fields_ = [(name, ctypes.c_long) for name in ("B", "L", "C", "stride")] + [
         (name, ctypes.c_void_p) for name in ("x", "gate", "scale", "shift", "y", "sum", "out")
     ]
 
 
-def gated_sum(x_BLC: Tensor, gate_B1C: Tensor, y_BLC: Tensor) -> Tensor:
+def gated_sum(x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor) -> Tensor:
     """x + gate * y.
 
     Args:
-        x_BLC, gate_B1C: float32.
+        x_BLC, gate_BC: float32.
         y_BLC: float32 or bfloat16.
 
     Raises:
         ValueError: C not a multiple of 16, or tensors that do not fit.
     """
-    return _adaln(x_BLC, {}, y_BLC.dtype, 0.0, (gate_B1C, y_BLC))["sum"]
+    return _adaln(x_BLC, {}, y_BLC.dtype, 0.0, (gate_BC, y_BLC))["sum"]
 
 
 def adaln(
     x_BLC: Tensor,
-    scale_B1C: Tensor,
-    shift_B1C: Tensor,
+    scale_BC: Tensor,
+    shift_BC: Tensor,
     dtype: torch.dtype,
     eps: float,
     add: tuple[Tensor, Tensor] | None = None,
@@ -158,10 +158,10 @@ def adaln(
     """Adaptive LayerNorm, of a gated sum where asked, in one pass.
 
     Args:
-        x_BLC, scale_B1C, shift_B1C: float32.
+        x_BLC, scale_BC, shift_BC: float32.
         dtype: of the normalised tokens, float32 or bfloat16.
         eps: of the norm.
-        add: gate (B, 1, C) in float32 and y (B, L, C) in `dtype`, of which x + gate * y is made first.
+        add: gate (B, C) in float32 and y (B, L, C) in `dtype`, of which x + gate * y is made first.
 
     Returns:
         x, or the sum, and LayerNorm of it * (1 + scale) + shift.
@@ -169,7 +169,7 @@ def adaln(
     Raises:
         ValueError: C not a multiple of 16, or tensors that do not fit.
     """
-    tensors = _adaln(x_BLC, {"scale": scale_B1C, "shift": shift_B1C}, dtype, eps, add)
+    tensors = _adaln(x_BLC, {"scale": scale_BC, "shift": shift_BC}, dtype, eps, add)
     return tensors.get("sum", x_BLC), tensors["out"]
 
 
@@ -186,8 +186,13 @@ def _adaln(
         tensors |= {"y": _checked("y", add[1], (B, L, C), (dtype,)), "sum": torch.empty_like(tensors["x"])}
     if "scale" in vectors:
         tensors["out"] = torch.empty_like(tensors["x"], dtype=dtype)
-    tensors |= {name: _checked(name, vector_B1C[:, 0], (B, C)) for name, vector_B1C in vectors.items()}
-    arguments = _Adaln(B, L, C, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    strides = {vector_BC.stride() for vector_BC in vectors.values()}
+    if len(strides) > 1 or strides.pop()[1] != 1:  # else they are taken from among the image's other vectors, uncopied
+        vectors = {name: vector_BC.contiguous() for name, vector_BC in vectors.items()}
+    for name, vector_BC in vectors.items():
+        _check(name, vector_BC, (B, C))
+        tensors[name] = vector_BC
+    arguments = _Adaln(B, L, C, vector_BC.stride(0), **{name: tensor.data_ptr() for name, tensor in tensors.items()})
     half = dtype == torch.bfloat16
     _library().mvar_adaln(ctypes.byref(arguments), ctypes.c_float(eps), half, torch.get_num_threads())
     return tensors
@@ -225,14 +230,19 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _checked(
-    name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = (torch.float32,)
-) -> Tensor:
-    """The tensor row after row in memory; the compiled code looks at neither shape nor dtype.
+def _check(name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:
+    """The compiled code looks at neither shape nor dtype.
 
     Raises:
         ValueError: either is not as expected.
     """
     if x.shape != shape or x.dtype not in dtypes:
         raise ValueError(f"{name}: {tuple(x.shape)} of {x.dtype}, must be {shape} of {' or '.join(map(str, dtypes))}")
+
+
+def _checked(
+    name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+) -> Tensor:
+    """The tensor row after row in memory; errors as of `_check`."""
+    _check(name, x, shape, dtypes)
     return x.contiguous()
