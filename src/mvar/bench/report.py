@@ -117,13 +117,28 @@ def as_json(result: Result) -> str:
 
 
 def draw(result: Result, path: Path) -> None:
-    """A bar for each scale and the decoder, in parts, its floor beside it; and a bar for each part."""
+    """A bar for each scale and the decoder, in parts, its floor beside it; and images a second over the batch size."""
     from matplotlib.figure import Figure
 
+    several = len(result.batches) > 1
+    figure = Figure(figsize=(13 if several else 9, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if several else 1, squeeze=False, width_ratios=(2, 1) if several else None)[0]
+    _draw_scales(axes[0], result)
+    if several:
+        sizes = [batch.batch for batch in result.batches]
+        axes[1].plot(sizes, [batch.images_per_second for batch in result.batches], "o-", label="measured")
+        floor = [batch.batch / batch.floor_seconds for batch in result.batches]
+        axes[1].plot(sizes, floor, "--", color="black", label="floor")
+        axes[1].set(xscale="log", xlabel="images at once", ylabel="images a second", ylim=(0, None))
+        axes[1].set_xticks(sizes, list(map(str, sizes)), minor=False)
+        axes[1].set_xticks([], minor=True)
+        axes[1].legend(frameon=False)
+    atomic_write(path, lambda partial_path: figure.savefig(partial_path, dpi=120))
+
+
+def _draw_scales(axes: Any, result: Result) -> None:
     rows = [*result.scales, {"scale": "decoder", "parts": {"decoder": result.parts["decoder"].seconds}}]
     rows[-1]["floor_seconds"] = result.parts["decoder"].floor_seconds
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
     below = [0.0] * len(rows)
     places = list(range(len(rows)))
     for part in PARTS:
@@ -136,4 +151,3 @@ def draw(result: Result, path: Path) -> None:
     axes.set_ylabel("seconds")
     axes.set_title(f"{result.preset}, {result.dtype}: {result.seconds:.2f} s, floor {result.floor_seconds:.2f} s")
     axes.legend(frameon=False)
-    atomic_write(path, lambda partial_path: figure.savefig(partial_path, dpi=120))
