@@ -183,7 +183,7 @@ def test_a_mistyped_path_below_a_local_folder_is_no_hub_id(tmp_path, monkeypatch
 
 def test_load_refuses(model, tmp_path):
     folder = model.save(tmp_path / "m")
-    with pytest.raises(ValueError, match="dtype = 'int8': int8 is not available yet; give float32 or bfloat16"):
+    with pytest.raises(ValueError, match="dtype = 'int8': must be float32 or bfloat16"):
         load(folder, dtype="int8")
     with pytest.raises(ValueError, match="device = 'warp': not available here"):
         load(folder, device="warp")

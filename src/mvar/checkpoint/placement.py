@@ -45,8 +45,7 @@ def dtype_for(generator: Generator | None, device: torch.device, dtype: Dtype | 
         large = generator is not None and sum(p.numel() for p in generator.parameters()) >= LARGE
         return find_dtype(None, device) if large else "float32"
     if dtype not in get_args(Dtype):
-        later = "int8 is not available yet; " if dtype == "int8" else ""
-        raise ValueError(f"dtype = {dtype!r}: {later}give float32 or bfloat16")
+        raise ValueError(f"dtype = {dtype!r}: must be float32 or bfloat16")
     return dtype
 
 
