@@ -1,0 +1,119 @@
+"""The images of a folder, looked at without decoding them, then decoded a batch at a time.
+
+Shapes: N images, B images of a batch, H W pixels.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mvar.data.images import FORMATS, ImageFolder, decode
+from mvar.data.progress import track
+from mvar.data.threads import in_threads
+
+TAIL = 64  # bytes at the end of a file: in a PNG they hold the checksum of all pixels
+
+
+class ImageFiles:
+    """Images of one size.
+
+    Attributes:
+        shape: (H, W).
+        jpegs: names of those that are JPEGs, whatever their suffix says.
+    """
+
+    def __init__(self, folder: ImageFolder, field: str) -> None:
+        """Look at the beginning and the end of every file.
+
+        Raises:
+            ValueError: one line: a file that is no image or is cut off, or images of several sizes.
+        """
+        self._named = f"{field} = {str(folder.root)!r}"
+        self._paths = folder.paths
+        self._names = [path.relative_to(folder.root).as_posix() for path in folder.paths]
+        looked: list[_Looked] = []
+        found = track(in_threads(_look, self._paths), len(self._paths), "looking at images")
+        for name, seen in zip(self._names, found, strict=True):
+            if isinstance(seen, str):
+                raise self._unusable(name, seen)
+            looked.append(seen)
+        self.jpegs = [name for name, seen in zip(self._names, looked, strict=True) if seen.kind == "JPEG"]
+        self._marks = [seen.mark for seen in looked]
+        width, height = looked[0].size
+        self.shape = height, width
+        if others := [i for i, seen in enumerate(looked) if seen.size != (width, height)]:
+            i = others[0]
+            raise ValueError(
+                f"{self._named}: {self._names[i]!r} has {looked[i].size[0]}x{looked[i].size[1]} pixels, "
+                f"{self._names[0]!r} {width}x{height} ({len(others)} of {len(looked)} differ); give images of one size"
+            )
+        self.rows(range(1))  # too small or too narrow: they are all of one size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def fingerprint(self) -> str:
+        """A hash of each file's name, size and last 64 bytes."""
+        digest = hashlib.sha256()
+        for name, mark in zip(self._names, self._marks, strict=True):
+            digest.update(os.fsencode(name) + b"\0" + mark)
+        return digest.hexdigest()
+
+    def rows(self, rows: range) -> np.ndarray:
+        """Some of the images, uint8 (B, H, W, 3).
+
+        Raises:
+            ValueError: one line with the name of one that cannot be decoded.
+        """
+        pixels_BHW3 = np.empty((len(rows), *self.shape, 3), np.uint8)
+        found = in_threads(_decoded, [self._paths[i] for i in rows])
+        for out_HW3, i, image_HW3 in zip(pixels_BHW3, rows, found, strict=True):
+            if isinstance(image_HW3, str):
+                raise self._unusable(self._names[i], image_HW3)
+            if image_HW3.shape != out_HW3.shape:  # turned by its EXIF, or replaced
+                raise self._unusable(self._names[i], "has another size than its header said")
+            out_HW3[:] = image_HW3
+        return pixels_BHW3
+
+    def _unusable(self, name: str, reason: str) -> ValueError:
+        return ValueError(f"{self._named}: {name!r}: {reason}; replace it or take it away")
+
+
+class _Looked(NamedTuple):
+    """What a file's beginning and end tell."""
+
+    kind: str
+    size: tuple[int, int]
+    mark: bytes
+
+
+def _look(path: Path) -> _Looked | str:
+    """What a file tells without decoding it; the reason where it cannot be used."""
+    try:
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+            kind, size = str(image.format), image.size
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - TAIL))
+            tail = file.read()
+            file.seek(4)
+            told = int.from_bytes(file.read(4), "little") + 8  # how long a WebP says that it is
+        whole = {"PNG": b"IEND" in tail, "WEBP": told <= length, "JPEG": b"\xff\xd9" in tail}
+        if whole[kind]:
+            return _Looked(kind, size, length.to_bytes(8) + tail)
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        found = _decoded(path)
+        return found if isinstance(found, str) else str(error)
+    found = _decoded(path)  # what follows an image does no harm
+    return found if isinstance(found, str) else _Looked(kind, size, length.to_bytes(8) + tail)
+
+
+def _decoded(path: Path) -> np.ndarray | str:
+    """The pixels of a file (H, W, 3), or the reason why there are none."""
+    try:
+        return np.asarray(decode(path))
+    except ValueError as error:
+        return str(error)

@@ -1,0 +1,263 @@
+"""What is compared: images of a folder or an .npz, or statistics of such, opened and checked before any long work.
+
+Shapes: N images, B images of a batch, H W pixels, F features.
+Layout of the .npz: Dhariwal & Nichol 2021 (ADM): arr_0 uint8 (N, H, W, 3), arr_1 labels, and for references mu, sigma
+(pool features) with mu_s, sigma_s (spatial features).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.data.images import ImageFolder
+from mvar.evaluation.archive import Archive
+from mvar.evaluation.frechet import Gaussian
+from mvar.evaluation.image_files import ImageFiles
+from mvar.sampling.export import file_name
+
+JPEG = "JPEG, whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Mean and covariance of the features of a set.
+
+    Attributes:
+        name: the last part of the path.
+        sha256: a fingerprint of the file.
+        pool: of the features that FID compares.
+        spatial: of those that sFID compares; None where there are none.
+    """
+
+    name: str
+    sha256: str
+    pool: Gaussian
+    spatial: Gaussian | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """Features of `pool`."""
+        return len(self.pool.mean_F)
+
+    @property
+    def spatial_dimensions(self) -> int | None:
+        """Features of `spatial`."""
+        return None if self.spatial is None else len(self.spatial.mean_F)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images of one size in a fixed order, read when they are asked for.
+
+    Attributes:
+        name: the last part of the path.
+        count: N.
+        shape: (H, W).
+        classes: names; numbers where an .npz has labels only; empty for none.
+        labels_N: int64 (N,) places in `classes`; None for no classes.
+        ordered: whether a class's place in `classes` is its number, rather than the place of its name among the others.
+        sha256: changes with the name, size or content of any image. Of a folder it covers each file's name, size and
+            last 64 bytes: in a PNG these hold the checksum of all pixels, in other formats they are but a good guess.
+            Of an .npz it covers each array's name, size and CRC-32.
+        notes: what a report should say about the set.
+        statistics: those that the file holds besides, as ADM's reference batches do.
+    """
+
+    name: str
+    count: int
+    shape: tuple[int, int]
+    classes: list[str]
+    labels_N: Tensor | None
+    sha256: str
+    read: Callable[[range], np.ndarray]  # uint8 (B, H, W, 3)
+    ordered: bool = True
+    notes: list[str] = field(default_factory=list)
+    statistics: Statistics | None = None
+
+    def batch(self, rows: range) -> Tensor:
+        """Pixels uint8 (B, 3, H, W), channels last in memory. Going forward is quick, going back in an .npz is not.
+
+        Raises:
+            ValueError: an image that is damaged, by its name.
+        """
+        return torch.from_numpy(self.read(rows)).permute(0, 3, 1, 2)
+
+
+def open_set(path: str, field: str, *, allow_jpeg: bool) -> ImageSet | Statistics:
+    """Open a folder of images (PNG, WebP, JPEG; flat, or a folder for each class) or an .npz.
+
+    Every file's header is read; the pixels are not.
+
+    Args:
+        field: the option that named it, for messages.
+        allow_jpeg: whether images may be JPEGs: then `notes` says so.
+
+    Raises:
+        ValueError: one line with the field, its value and the fix: nothing there, images of several sizes, damaged or
+            truncated files, JPEGs, arrays of another layout.
+    """
+    if Path(path).suffix.lower() == ".npz":
+        return _open_npz(Path(path), field)
+    if Path(path).is_file():
+        raise ValueError(f"{field} = {path!r}: is a file, but no .npz; give a folder of images or an .npz")
+    return _open_folder(ImageFolder.scan(path, field), field, allow_jpeg)
+
+
+def check_pair(samples: ImageSet, reference: ImageSet | Statistics) -> None:
+    """Check that two sets can be compared. Statistics alone know neither size nor classes.
+
+    Raises:
+        ValueError: a line for the first of: another resolution, another number of classes, other names of classes,
+            numbers that cannot be told to belong to names, fewer images than classes.
+    """
+    sets = {"samples": samples} | ({"reference": reference} if isinstance(reference, ImageSet) else {})
+    for name, images in sets.items():
+        if images.count < len(images.classes):
+            raise ValueError(
+                f"{name} = {images.name!r}: {images.count} images of {len(images.classes)} classes; give more images"
+            )
+    if not isinstance(reference, ImageSet):
+        return
+    named = f"reference = {reference.name!r}"
+    if samples.shape != reference.shape:
+        sizes = " and ".join("{1}x{0}".format(*images.shape) for images in sets.values())
+        raise ValueError(f"{named}: samples and reference have {sizes} pixels; give a reference of the samples' size")
+    if not (samples.classes and reference.classes):
+        return
+    ours, theirs = ([file_name(name) for name in images.classes] for images in sets.values())
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"{named}: samples and reference have {len(ours)} and {len(theirs)} classes; give a reference of the same "
+            "classes, or one without any"
+        )
+    numbered = [_numbered(images.classes) for images in sets.values()]
+    if any(numbered):
+        if numbered[0] != numbered[1] and not (samples.ordered and reference.ordered):
+            raise ValueError(
+                f"{named}: one set has classes by number, the other by file names alone, which tell no numbers; "
+                "give samples drawn by --protocol or as .npz"
+            )
+    elif ours != theirs:
+        a, b = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
+        raise ValueError(
+            f"{named}: the classes of samples and reference differ, first {a!r} and {b!r}; give a reference of the "
+            "same classes in the same order, or one without any"
+        )
+
+
+# --- folders ---
+
+
+def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
+    files = ImageFiles(folder, field)
+    if files.jpegs and not allow_jpeg:
+        raise ValueError(
+            f"{field} = {str(folder.root)!r}: {files.jpegs[0]!r} ({len(files.jpegs)} of {len(files)}) is a {JPEG}; "
+            "give PNGs, or --allow-jpeg to take them as they are"
+        )
+    ordered = bool(folder.classes)
+    classes, labels = (folder.classes, folder.labels) if ordered else _classes_of(folder.paths)
+    return ImageSet(
+        name=folder.root.resolve().name,
+        count=len(files),
+        shape=files.shape,
+        classes=classes,
+        labels_N=torch.tensor(labels) if classes else None,
+        sha256=files.fingerprint(),
+        read=files.rows,
+        ordered=ordered,
+        notes=[f"{len(files.jpegs)} of {len(files)} images are {JPEG}"] if files.jpegs else [],
+    )
+
+
+def _classes_of(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
+    """Classes and labels by the names of files that `mvar sample --out-dir` wrote, which are in natural order."""
+    found = [re.fullmatch(r"(.+)-\d{6,}", path.stem) for path in paths]
+    names = [match[1] for match in found if match]
+    classes = list(dict.fromkeys(names))
+    if len(names) < len(paths) or len(classes) < 2:
+        return [], []
+    places = {name: i for i, name in enumerate(classes)}
+    return classes, [places[name] for name in names]
+
+
+# --- .npz ---
+
+
+def _open_npz(path: Path, field: str) -> ImageSet | Statistics:
+    archive = Archive(path, field)
+    statistics = _statistics(archive, path.name)
+    if "arr_0" not in archive.names:
+        if statistics is None:
+            held = ", ".join(archive.names) or "nothing"
+            raise ValueError(f"{archive.named}: holds {held}; give one with images as arr_0, or with mu and sigma")
+        return statistics
+    dtype, shape = archive.described("arr_0")
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise ValueError(f"{archive.named}: arr_0 is {dtype} {shape}; give images as uint8 (N, H, W, 3)")
+    if not archive.in_rows("arr_0"):
+        raise ValueError(f"{archive.named}: arr_0 is in Fortran's order; save np.ascontiguousarray of it")
+    labels_N = _labels(archive, shape[0])
+    return ImageSet(
+        name=path.name,
+        count=shape[0],
+        shape=(shape[1], shape[2]),
+        classes=[] if labels_N is None else [str(i) for i in range(int(labels_N.max()) + 1)],
+        labels_N=labels_N,
+        sha256=archive.fingerprint(),
+        read=lambda rows: archive.rows("arr_0", rows),
+        statistics=statistics,
+    )
+
+
+def _labels(archive: Archive, count: int) -> Tensor | None:
+    """The labels in arr_1; None where there is none, or but one class."""
+    if "arr_1" not in archive.names:
+        return None
+    dtype, shape = archive.described("arr_1")
+    if dtype.kind not in "iu" or shape != (count,):
+        raise ValueError(f"{archive.named}: arr_1 is {dtype} {shape}; give labels as integers ({count},), or none")
+    labels_N = torch.from_numpy(archive.array("arr_1").astype(np.int64))
+    if int(labels_N.min()) < 0:
+        raise ValueError(f"{archive.named}: arr_1 has the label {int(labels_N.min())}; give labels from 0")
+    if (most := int(labels_N.max())) >= count:  # before anything is made for each class
+        raise ValueError(f"{archive.named}: {count} images of {most + 1} classes, by arr_1; give more images")
+    return labels_N if int(labels_N.max()) > 0 else None
+
+
+def _statistics(archive: Archive, name: str) -> Statistics | None:
+    pool, spatial = _gaussian(archive, "mu", "sigma"), _gaussian(archive, "mu_s", "sigma_s")
+    if pool is None:
+        return None
+    return Statistics(name=name, sha256=archive.fingerprint(), pool=pool, spatial=spatial)
+
+
+def _gaussian(archive: Archive, mean: str, covariance: str) -> Gaussian | None:
+    present = [name for name in (mean, covariance) if name in archive.names]
+    if not present:
+        return None
+    if len(present) == 1:
+        raise ValueError(f"{archive.named}: holds {present[0]} alone; give one with both {mean} and {covariance}")
+    (kind, shape), (other_kind, other) = (archive.described(name) for name in present)
+    if kind.kind != "f" or other_kind.kind != "f" or len(shape) != 1 or not shape[0] or other != (*shape, *shape):
+        raise ValueError(
+            f"{archive.named}: {mean} is {kind} {shape}, {covariance} is {other_kind} {other}; "
+            "give floats (F,) and (F, F)"
+        )
+    mean_F, covariance_FF = (torch.from_numpy(archive.array(name).astype(np.float64)) for name in present)
+    if not bool(mean_F.isfinite().all() and covariance_FF.isfinite().all()):
+        raise ValueError(f"{archive.named}: {mean} or {covariance} has values that are not finite; fetch it again")
+    if not torch.allclose(covariance_FF, covariance_FF.T, rtol=1e-3, atol=1e-6) or bool(
+        (covariance_FF.diag() < 0).any()
+    ):
+        raise ValueError(f"{archive.named}: {covariance} is no covariance: not symmetric, or with negative variances")
+    return Gaussian(mean_F, covariance_FF)
+
+
+def _numbered(classes: Sequence[str]) -> bool:
+    return list(classes) == [str(i) for i in range(len(classes))]

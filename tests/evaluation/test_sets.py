@@ -1,0 +1,317 @@
+"""Folders and archives of images as `mvar evaluate` opens them: what is read, and what is refused before any work."""
+
+import io
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar.cli import main
+from mvar.evaluation.sets import ImageSet, Statistics, check_pair, open_set
+
+
+def noise(count, height=12, width=10, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def fill(folder, pixels, names=None, **options):
+    """Write images into a folder, lossless, and return its path."""
+    for i, image in enumerate(pixels):
+        path = folder / (names[i] if names else f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path, **options)
+    return str(folder)
+
+
+def archive(path, compressed=False, **arrays):
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return str(path)
+
+
+def opened(path, allow_jpeg=False):
+    return open_set(path, "samples", allow_jpeg=allow_jpeg)
+
+
+def all_pixels(images, size=4):
+    """In batches, as numpy's images are."""
+    parts = [images.batch(range(i, min(i + size, images.count))) for i in range(0, images.count, size)]
+    assert all(part.dtype == torch.uint8 for part in parts)
+    return torch.cat(parts).permute(0, 2, 3, 1).numpy()
+
+
+# --- folders ---
+
+
+def test_a_flat_folder_is_read_in_natural_order(tmp_path):
+    pixels = noise(12)
+    images = opened(fill(tmp_path / "flat", pixels))
+    assert (images.name, images.count, images.shape) == ("flat", 12, (12, 10))
+    assert (images.classes, images.labels_N, images.notes, images.statistics) == ([], None, [], None)
+    np.testing.assert_array_equal(all_pixels(images), pixels)
+    np.testing.assert_array_equal(images.batch(range(9, 0, -4)).permute(0, 2, 3, 1), pixels[9:0:-4])
+
+
+def test_class_folders_give_labels_and_webp_is_taken(tmp_path):
+    pixels = noise(5)
+    names = ["a2/x.png", "a2/y.webp", "a10/x.png", "a10/sub/y.png", "b/z.png"]
+    images = opened(fill(tmp_path, pixels, names, lossless=True))
+    assert images.classes == ["a2", "a10", "b"]
+    assert images.ordered
+    assert images.labels_N.tolist() == [0, 0, 1, 1, 2]
+    np.testing.assert_array_equal(all_pixels(images), pixels[[0, 1, 3, 2, 4]])
+
+
+def test_the_tools_own_samples_have_classes(bundle, tmp_path):
+    out = str(tmp_path / "drawn")
+    main(["sample", "--model", bundle, "--labels", "dog,cat", "--per-class", "2", "--out-dir", out])
+    images = opened(out)
+    assert (images.count, images.shape, images.classes) == (4, (8, 8), ["cat", "dog"])
+    assert images.labels_N.tolist() == [0, 0, 1, 1]
+    assert not images.ordered
+    fill(tmp_path / "drawn", noise(1, 8, 8), ["another.png"])
+    assert opened(out).classes == []
+
+
+def test_the_fingerprint_follows_every_image(tmp_path):
+    pixels = noise(4)
+    one, same = (fill(tmp_path / name, pixels) for name in ("one", "same"))
+    marks = [opened(one).sha256, opened(same).sha256]
+    assert marks[0] == marks[1]
+    changed = pixels.copy()
+    changed[2, 0, 0, 0] ^= 1  # one bit of one pixel, the file as long as before
+    raw = {"compress_level": 0}
+    for name, content in (("raw", pixels), ("raw-changed", changed)):
+        marks.append(opened(fill(tmp_path / name, content, **raw)).sha256)
+    lengths = [(tmp_path / name / "2.png").stat().st_size for name in ("raw", "raw-changed")]
+    assert lengths[0] == lengths[1]
+    (tmp_path / "same" / "3.png").rename(tmp_path / "same" / "4.png")
+    marks.append(opened(same).sha256)
+    marks += [opened(archive(tmp_path / f"{i}.npz", arr_0=p)).sha256 for i, p in enumerate((pixels, changed))]
+    assert len(set(marks[1:])) == len(marks) - 1
+
+
+def test_jpegs_are_for_references_only(tmp_path):
+    fill(tmp_path, noise(1))
+    fill(tmp_path, noise(2), ["p.jpg", "q.png"], format="JPEG")  # the content counts, not the name
+    found = opened(str(tmp_path), allow_jpeg=True)
+    assert (found.count, len(found.notes)) == (3, 1)
+    assert found.notes[0].startswith("2 of 3 images are JPEG, whose artefacts move FID")
+    with pytest.raises(
+        ValueError, match=r"^samples = .*: 'p.jpg' \(2 of 3\) is a JPEG, whose .*; give PNGs, or --allow-jpe"
+    ):
+        opened(str(tmp_path))
+
+
+def test_other_sizes_are_found_before_any_work(tmp_path):
+    fill(tmp_path, noise(3))
+    fill(tmp_path, noise(2, 10, 12), ["1.png", "7.png"])
+    message = r"'1.png' has 12x10 pixels, '0.png' 10x12 \(2 of 4 differ\); give images of one size$"
+    with pytest.raises(ValueError, match=message):
+        opened(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("left", [0, 10, 30, 5000, -100])
+def test_truncated_images_are_found_before_any_work(tmp_path, kind, left):
+    fill(tmp_path, noise(3, 64, 64), format=kind, lossless=True)
+    path = tmp_path / "1.png"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '1.png': [^\n]+; replace it or take it away$"):
+        opened(str(tmp_path))
+
+
+def test_a_damaged_image_is_named_when_it_is_met(tmp_path):
+    fill(tmp_path, noise(3, 64, 64))
+    path = tmp_path / "2.png"
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    path.write_bytes(content)
+    images = opened(str(tmp_path))
+    images.batch(range(2))
+    with pytest.raises(ValueError, match=r"^samples = .*: '2.png': "):
+        images.batch(range(2, 3))
+
+
+# --- archives ---
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_archive_gives_what_numpy_gives(tmp_path, compressed):
+    pixels, labels = noise(11), np.arange(11) % 3
+    images = opened(archive(tmp_path / "drawn.npz", compressed, arr_0=pixels, arr_1=labels))
+    assert (images.name, images.count, images.shape) == ("drawn.npz", 11, (12, 10))
+    assert images.classes == ["0", "1", "2"]
+    assert images.labels_N.tolist() == labels.tolist()
+    for _ in range(2):  # the second pass goes back to the beginning
+        np.testing.assert_array_equal(all_pixels(images), pixels)
+    np.testing.assert_array_equal(images.batch(range(1, 11, 3)).permute(0, 2, 3, 1), pixels[1::3])
+    assert opened(archive(tmp_path / "plain.npz", arr_0=pixels)).classes == []
+
+
+def test_an_archive_is_read_a_batch_at_a_time(tmp_path, monkeypatch):
+    path = archive(tmp_path / "drawn.npz", True, arr_0=np.zeros((3000, 64, 64, 3), np.uint8))
+    most, read = 0, zipfile.ZipExtFile.read
+
+    def watched(self, n=-1):
+        nonlocal most
+        most = max(most, len(content := read(self, n)))
+        return content
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", watched)
+    images = opened(path)
+    assert images.batch(range(2000, 2004)).shape == (4, 3, 64, 64)
+    assert most <= max(zipfile.ZipExtFile.MAX_SEEK_READ, 64 * 64 * 3)
+
+
+def gaussian(dims, seed=0):
+    features = np.random.default_rng(seed).normal(size=(3 * dims, dims))
+    return features.mean(0), np.cov(features.T)
+
+
+def test_statistics_are_read(tmp_path):
+    (mu, sigma), (mu_s, sigma_s) = gaussian(6), gaussian(4)
+    found = opened(archive(tmp_path / "a.npz", mu=mu, sigma=sigma.astype(np.float32), mu_s=mu_s, sigma_s=sigma_s))
+    assert isinstance(found, Statistics)
+    assert (found.name, found.dimensions, found.spatial_dimensions) == ("a.npz", 6, 4)
+    np.testing.assert_array_equal(found.pool.mean_F, mu)
+    np.testing.assert_array_equal(found.pool.covariance_FF, sigma.astype(np.float32).astype(np.float64))
+    np.testing.assert_array_equal(found.spatial.covariance_FF, sigma_s)
+    plain = opened(archive(tmp_path / "b.npz", mu=mu, sigma=sigma))
+    assert (plain.spatial, plain.spatial_dimensions) == (None, None)
+    assert plain.sha256 != found.sha256
+
+
+def test_a_reference_batch_has_images_and_statistics(tmp_path):
+    mu, sigma = gaussian(6)
+    found = opened(archive(tmp_path / "a.npz", arr_0=noise(5), mu=mu, sigma=sigma))
+    assert isinstance(found, ImageSet)
+    assert found.statistics.dimensions == 6
+    np.testing.assert_array_equal(all_pixels(found), noise(5))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": noise(3).astype(np.float32)}, r"arr_0 is float32 \(3, 12, 10, 3\); give images as uint8"),
+        ({"arr_0": noise(3).transpose(0, 3, 1, 2).copy()}, r"arr_0 is uint8 \(3, 3, 12, 10\); give"),
+        ({"arr_0": noise(0)}, r"arr_0 is uint8 \(0, 12"),
+        ({"arr_0": np.asfortranarray(noise(3))}, r"arr_0 is in Fortran's order"),
+        ({"images": noise(3)}, r"holds images; give one with images as arr_0, or with mu and sigma"),
+        ({}, r"holds nothing; give"),
+        ({"arr_0": noise(3), "arr_1": np.arange(4)}, r"arr_1 is int64 \(4,\); give labels as integers \(3,\)"),
+        ({"arr_0": noise(3), "arr_1": np.zeros(3)}, r"arr_1 is float64"),
+        ({"arr_0": noise(3), "arr_1": np.array([0, -1, 2])}, r"arr_1 has the label -1"),
+        (
+            {"arr_0": noise(3), "arr_1": np.array([0, 1, 10**15])},
+            r"3 images of 1000000000000001 classes, by arr_1; give",
+        ),
+        ({"arr_0": noise(3), "x": np.array([{}], dtype=object)}, r"x holds Python objects"),
+        ({"mu": np.zeros(3)}, r"holds mu alone; give one with both mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is float64 \(3,\), sigma is float64 \(4, 4\); give"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "sigma_s": np.eye(3)}, r"holds sigma_s alone"),
+        ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, r"mu or sigma has values that are not finite"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, r"sigma is no covariance"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, r"sigma is no covariance"),
+    ],
+)
+def test_an_archive_of_another_layout_is_refused(tmp_path, arrays, message):
+    path = archive(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"^samples = '{re.escape(path)}': {message}[^\n]*$"):
+        opened(path)
+
+
+def test_a_truncated_or_damaged_archive_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    archive(path, arr_0=noise(300))
+    content = path.read_bytes()
+    for left in (0, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:left])
+        with pytest.raises(ValueError, match=r"^samples = [^\n]*: is no .npz, or truncated \([^\n]*; write or fetch"):
+            opened(str(path))
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1  # known by the checksum, once all has been read
+    path.write_bytes(damaged)
+    images = opened(str(path))
+    with pytest.raises(ValueError, match=r"^samples = [^\n]*: arr_0 is damaged \(Bad CRC-32"):
+        all_pixels(images, 100)
+    short = io.BytesIO()
+    np.save(short, noise(3))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("arr_0.npy", short.getvalue()[:-1])
+    with pytest.raises(ValueError, match=r"arr_0 is damaged \(1207 bytes do not fit its shape \(3, 12, 10, 3\)\)"):
+        opened(str(path))
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    for name, message in {
+        "none.npz": "does not exist; give a folder of images or an .npz",
+        "none": "does not exist",
+        "notes.txt": "is a file, but no .npz",
+        "text.npz": "is no .npz",
+        "empty": "holds no images",
+    }.items():
+        with pytest.raises(ValueError, match=rf"^samples = '[^\n]*{name}': {message}[^\n]*$"):
+            opened(str(tmp_path / name))
+
+
+# --- pairs ---
+
+
+def pair(tmp_path, samples, reference):
+    """Open two sets, each given as images, names of files or labels."""
+    found = []
+    for name, (pixels, classes) in {"a": samples, "b": reference}.items():
+        if classes is None or isinstance(classes[0], str):
+            path = fill(tmp_path / name, pixels, classes)
+        else:
+            path = archive(tmp_path / f"{name}.npz", arr_0=pixels, arr_1=np.array(classes))
+        found.append(open_set(path, name, allow_jpeg=False))
+    return found
+
+
+FOLDERS = ["x y/1.png", "z/1.png"]
+DRAWN = ["x_y-000000.png", "z-000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference"),
+    [
+        ((noise(3), None), (noise(2), None)),
+        ((noise(2), DRAWN), (noise(2), None)),
+        ((noise(2), DRAWN), (noise(2), FOLDERS)),
+        ((noise(2), [0, 1]), (noise(2), FOLDERS)),
+        ((noise(2), [1, 0]), (noise(3), [1, 0, 1])),
+    ],
+)
+def test_pairs_that_fit(tmp_path, samples, reference):
+    check_pair(*pair(tmp_path, samples, reference))
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference", "message"),
+    [
+        ((noise(2), None), (noise(2, 10, 12), None), "reference = 'b': samples and reference have 10x12 and 12x10 pix"),
+        ((noise(2), [0, 1]), (noise(3), [0, 1, 2]), "reference = 'b.npz': samples and reference have 2 and 3 classes"),
+        ((noise(2), FOLDERS), (noise(2), ["x y/1.png", "w/1.png"]), "reference = 'b': the classes .* 'x_y' and 'w'"),
+        ((noise(2), DRAWN), (noise(2), [0, 1]), "reference = 'b.npz': one set has classes by number, the other by"),
+    ],
+)
+def test_pairs_that_do_not_fit(tmp_path, samples, reference, message):
+    with pytest.raises(ValueError, match=rf"^{message}[^\n]*$"):
+        check_pair(*pair(tmp_path, samples, reference))
+
+
+def test_statistics_fit_any_samples_with_an_image_a_class(tmp_path):
+    mu, sigma = gaussian(6)
+    reference = opened(archive(tmp_path / "a.npz", mu=mu, sigma=sigma))
+    images = opened(fill(tmp_path / "flat", noise(2)))
+    check_pair(images, reference)
+    few = ImageSet(**{**vars(images), "classes": ["a", "b", "c"], "labels_N": torch.tensor([0, 2])})
+    with pytest.raises(ValueError, match=r"^samples = 'flat': 2 images of 3 classes; give more images$"):
+        check_pair(few, reference)
