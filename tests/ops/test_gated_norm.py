@@ -13,7 +13,9 @@ def everything(function, tensors):
 
 def inputs(dtype):
     g = torch.Generator().manual_seed(0)
-    return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in [(2, 9, 12)] * 2 + [12]]
+    return [
+        torch.randn(s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in [(2, 9, 12)] * 2 + [12]
+    ]
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

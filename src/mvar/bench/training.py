@@ -29,7 +29,7 @@ from mvar.generator.network import Generator
 from mvar.machine import machine
 
 STATE_BYTES = 16  # of a parameter: itself, its gradient and Adam's two moments in float32
-ACTIVATION_BYTES = 160  # of a token in a block, times the width: what the backward pass needs, at most
+ACTIVATION_BYTES = 128  # of a token in a block, times the width: what the backward pass needs, at most
 PROCESS_BYTES = 2**29  # of a process that has imported torch
 PASSES = 3  # forward and backward in units of the forward pass: a product's gradients are two products of its size
 WARM_UP = 2  # steps: the first makes the optimizer's state, both touch memory that later ones find in place

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 # Consecutive scales of at most this many tokens share one call with a small mask: measured on a CPU, fewer calls
 # win over fewer products up to about here.
 GROUP_TOKENS = 96
-# Up to so many keys a query is differentiated faster through plain products, though they store the weights: the
-# backward pass of a CPU's fused kernel takes two to four times as long.
-PLAIN_KEYS = 256
+# Up to so many keys a query is differentiated through plain products, which store their weights: forward and backward,
+# a CPU's fused kernel takes about twice as long.
+PLAIN_KEYS = 768
 
 
 def intra_scale_attention(

@@ -42,7 +42,8 @@ def causal_conv(
     if tail_BVD is None:
         tail_BVD = weight_DW.new_zeros(B, W - 1, D)
     seen_BTD = torch.cat((tail_BVD, x_BLD), dim=1).to(weight_DW.dtype)  # cat itself promotes: one pass, not two
-    return _Convolution.apply(seen_BTD, weight_DW, bias_D), seen_BTD[:, L:].clone()  # not a view, which would keep all tokens alive
+    tail_BVD = seen_BTD[:, L:].clone()  # not a view, which would keep all tokens alive
+    return _Convolution.apply(seen_BTD, weight_DW, bias_D), tail_BVD
 
 
 def causal_conv_reference(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
