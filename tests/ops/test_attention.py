@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mvar.ops import attention
 from mvar.ops.attention import GROUP_TOKENS, block_causal_attention, intra_scale_attention
 
 # One group, groups that meet at GROUP_TOKENS, one scale above it, and scales above it between small ones.
@@ -26,8 +27,10 @@ def pairs():
     return pytest.mark.parametrize(("kind", "areas"), [(kind, areas) for kind in FUNCTIONS for areas in AREAS])
 
 
+@pytest.mark.parametrize("plain_keys", [GROUP_TOKENS, attention.PLAIN_KEYS])
 @pairs()
-def test_values_and_gradients_equal_one_dense_masked_softmax(kind, areas):
+def test_values_and_gradients_equal_one_dense_masked_softmax(kind, areas, plain_keys, monkeypatch):
+    monkeypatch.setattr(attention, "PLAIN_KEYS", plain_keys)
     qkv = inputs(areas)
     out, expected = FUNCTIONS[kind](*qkv, areas, SCALE), naive(kind, *qkv, areas)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)

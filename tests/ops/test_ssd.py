@@ -49,6 +49,20 @@ def test_float32_stays_close_over_a_long_sequence():
         assert error < 3e-6, f"relative error {error:.1e}"
 
 
+@pytest.mark.parametrize("step", [-5, -1])
+def test_bfloat16_tokens_leave_all_gradients_near(step):
+    """Also those of steps and decays, which are small differences of large sums."""
+    exact = [t.detach() for t in inputs(300, step=step, head_dim=32, state_size=16)]
+    low = [t.float() if i in (1, 2, 5) else t.bfloat16() for i, t in enumerate(exact)]
+    results = []
+    for tensors in (low, [t.double() for t in low]):
+        results.append(everything(ssd, [t.requires_grad_() for t in tensors], slice(0, 1)))
+    names = ("y", "state", "dx", "ddt", "dA", "dkey", "dquery", "dstate")
+    for name, a, b in zip(names, *results, strict=True):
+        error = (a.double() - b).norm() / b.norm()
+        assert error < 0.05, f"{name}: relative error {error:.1e}"
+
+
 @pytest.mark.parametrize("split", [(1, 4, 9, 16, 70), (100,), (3, 97)])
 def test_carried_state_equals_one_call(split):
     x, dt, A, key, query, state = inputs(100)

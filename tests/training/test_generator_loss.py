@@ -127,6 +127,7 @@ def test_labels_are_smoothed_in_training_only():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_blocks_give_the_same_losses_and_gradients(checkpointing, monkeypatch):
     """Traced and differentiated as torch.compile does it, but run without its C++, which takes a minute to build."""

@@ -1,7 +1,10 @@
-"""What one training step of a generator takes: tokens a second and peak memory, against simpler ways and against VAR.
+"""What one training step of a generator takes: tokens a second, peak memory and the share of the machine's best product
+rate that is put to use, against simpler ways and against VAR.
 
-Every case runs in a process of its own. Where memory allows, all run at once and take turns, so that what else the
-machine does meets them alike; else one after the other.
+Every case runs in a process of its own. As many as fit into memory run at once and take turns, so that what else the
+machine does meets them alike; the machine's best is measured between their steps.
+
+Shapes: B images, L tokens, l those after the first scale, Z latent channels.
 """
 
 import json
@@ -14,16 +17,23 @@ from statistics import median
 
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mvar import __version__
+from mvar.bench.roofline import Peaks
 from mvar.bench.training_worker import Settings, Step
 from mvar.data.progress import track
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.machine import machine
 
 STATE_BYTES = 16  # of a parameter: itself, its gradient and Adam's two moments in float32
-WARM_UP = 1  # steps; the first makes the optimizer's state
+ACTIVATION_BYTES = 128  # of a token in a block, times the width: what the backward pass needs, at most
+PROCESS_BYTES = 2**29  # of a process that has imported torch
+PASSES = 3  # forward and backward in units of the forward pass: a product's gradients are two products of its size
+WARM_UP = 2  # steps: the first makes the optimizer's state, both touch memory that later ones find in place
+BASELINE = "VAR"
 RESULTS, CHART = "train.json", "train.png"
 
 
@@ -37,6 +47,10 @@ class Result:
         tokens_per_second, images_per_second: by the median step.
         peak_bytes: largest resident set of its process.
         seconds: of each step.
+        flop: of a step's model arithmetic, see `_flop`.
+        utilisation: flop over the median step's seconds, as a share of the machine's best square product.
+        ratio: median over the steps of this case's seconds over those of VAR in the same way; None where they did not
+            take turns.
         loss: of the last step.
     """
 
@@ -46,6 +60,9 @@ class Result:
     images_per_second: float
     peak_bytes: int
     seconds: list[float]
+    flop: int
+    utilisation: float
+    ratio: float | None
     loss: float
 
     @property
@@ -75,20 +92,26 @@ def bench(preset: str, batch_size: int, dtype: str, steps: int, out: str | None 
     folder = None if out is None else _results_folder(out)
     cases = _cases(preset, batch_size, dtype)
     sizes = {name: _parameters(settings) for name, settings in cases.items()}
-    together = 2 * STATE_BYTES * sum(sizes.values()) < psutil.virtual_memory().available
-    groups = [list(cases)] if together else [[name] for name in cases]
+    peaks = Peaks(getattr(torch, dtype))
+    groups = _groups({name: _needed(settings, sizes[name]) for name, settings in cases.items()})
     taken: dict[str, list[Step]] = {name: [] for name in cases}
     for group in groups:
         _refuse_too_large(sum(sizes[name] for name in group))
         with ExitStack() as stack:
             workers = {name: stack.enter_context(_Process(name, cases[name])) for name in group}
             for _ in track(range(WARM_UP + steps), WARM_UP + steps, ", ".join(group)):
+                peaks.measure()
                 for name, worker in workers.items():
                     taken[name].append(worker.step())
-    results = [_result(name, cases[name], sizes[name], taken[name]) for name in cases]
+    results = []
+    for group in groups:
+        seconds = {name: [step.seconds for step in taken[name][WARM_UP:]] for name in group}
+        for name in group:
+            rival = seconds.get(name.replace(preset, BASELINE, 1))
+            results.append(_result(name, cases[name], sizes[name], taken[name], peaks.matmul_flops, rival))
     if folder is not None:
-        how = {"preset": preset, "batch_size": batch_size, "dtype": dtype, "steps": steps, "took_turns": together}
-        where = {"mvar": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        how = {"preset": preset, "batch_size": batch_size, "dtype": dtype, "steps": steps, "took_turns": groups}
+        where = {"matmul_flops": peaks.matmul_flops, "machine": {"mvar": __version__, **machine()}}
         report = {**how, **where, "results": [asdict(result) for result in results]}
         write_text(folder / RESULTS, json.dumps(report, indent=2) + "\n")
         draw(results, folder / CHART)
@@ -97,24 +120,27 @@ def bench(preset: str, batch_size: int, dtype: str, steps: int, out: str | None 
 
 def table(results: list[Result]) -> str:
     """The results as lines of text."""
-    lines = [f"{'':<28}{'tokens/s':>10}{'images/s':>10}{'peak GB':>10}{'weights, gradients, Adam':>27}"]
+    columns = f"{'s':>8}{'tokens/s':>10}{'images/s':>10}{'of peak':>9}{'x VAR':>7}{'peak GB':>9}"
+    lines = [f"{'':<28}{columns}{'weights, gradients, Adam':>26}"]
     for r in results:
-        speed = f"{r.tokens_per_second:>10,.0f}{r.images_per_second:>10.2f}"
-        lines.append(f"{r.name:<28}{speed}{r.peak_bytes / 1e9:>10.2f}{r.state_bytes / 1e9:>27.2f}")
+        speed = f"{median(r.seconds):>8.2f}{r.tokens_per_second:>10,.0f}{r.images_per_second:>10.2f}"
+        share = f"{100 * r.utilisation:>7.0f} %" + (f"{r.ratio:>7.2f}" if r.ratio else f"{'':>7}")
+        lines.append(f"{r.name:<28}{speed}{share}{r.peak_bytes / 1e9:>9.2f}{r.state_bytes / 1e9:>26.2f}")
     return "\n".join(lines)
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """A bar for each case: tokens a second, and peak memory."""
+    """A bar for each case: tokens a second, utilisation, and peak memory."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(results)), layout="constrained")
+    figure = Figure(figsize=(12, 1.2 + 0.45 * len(results)), layout="constrained")
     names = [result.name for result in results][::-1]
     panels = {
         "tokens a second": [result.tokens_per_second for result in results][::-1],
+        "% of the best product's rate": [100 * result.utilisation for result in results][::-1],
         "peak memory, GB": [result.peak_bytes / 1e9 for result in results][::-1],
     }
-    for axes, (title, values) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+    for axes, (title, values) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         bars = axes.barh(names, values, color="#2a6fbb")
         axes.bar_label(bars, fmt="{:,.3g}" if max(values) < 1000 else "{:,.0f}", padding=3)
         axes.set_title(title)
@@ -123,7 +149,7 @@ def draw(results: list[Result], path: Path) -> None:
 
 
 def _cases(preset: str, batch_size: int, dtype: str) -> dict[str, Settings]:
-    """The library's way first, then the same with less care for memory, then the VAR baseline."""
+    """The library's way and the VAR baseline, both again with checkpointing, then ours with less care for memory."""
     model = PRESETS[preset]
     baseline = replace(model, attention="global", mamba=False)
 
@@ -136,14 +162,29 @@ def _cases(preset: str, batch_size: int, dtype: str) -> dict[str, Settings]:
             full_logits=full_logits,
         )
 
-    found = {
-        f"{preset}, checkpointing": case(model, True),
-        preset: case(model, False),
-        f"{preset}, full logits": case(model, False, full_logits=True),
-    }
-    if baseline != model:
-        found["VAR, checkpointing"] = case(baseline, True)
-    return found
+    names = {preset: model} | ({BASELINE: baseline} if baseline != model else {})
+    found = {name: case(config, False) for name, config in names.items()}
+    found |= {f"{name}, checkpointing": case(config, True) for name, config in names.items()}
+    return found | {f"{preset}, full logits": case(model, False, full_logits=True)}
+
+
+def _needed(settings: Settings, parameters: int) -> int:
+    """About the memory that a case's process takes."""
+    config = GeneratorConfig(**settings.model)  # type: ignore[arg-type]
+    tokens = settings.batch_size * config.schedule.length
+    return PROCESS_BYTES + STATE_BYTES * parameters + ACTIVATION_BYTES * tokens * config.depth * config.width
+
+
+def _groups(needed: dict[str, int]) -> list[list[str]]:
+    """Consecutive cases that fit into memory together."""
+    free = psutil.virtual_memory().available
+    groups: list[list[str]] = []
+    for name in needed:
+        if groups and sum(needed[other] for other in groups[-1]) + needed[name] < free:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
 
 
 class _Process:
@@ -175,9 +216,26 @@ class _Process:
 
 
 def _parameters(settings: Settings) -> int:
+    return sum(p.numel() for p in _meta(settings).parameters())
+
+
+def _flop(settings: Settings) -> int:
+    """Model arithmetic of one step: three times the forward pass, nothing that is computed again.
+
+    2 for a multiplication with its addition, in all products: with weights, of tokens with tokens in attention and in
+    the scan's chunks, and of the short convolution; counted by running the network on torch's meta device.
+    """
+    generator, B = _meta(settings).eval(), settings.batch_size
+    schedule = generator.schedule
+    with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
+        inputs_BlZ = torch.empty(B, schedule.length - schedule.areas[0], generator.config.latent_channels)
+        generator(torch.zeros(B, dtype=torch.long), inputs_BlZ)
+    return PASSES * counter.get_total_flops()
+
+
+def _meta(settings: Settings) -> Generator:
     with torch.device("meta"):
-        generator = Generator(GeneratorConfig(**settings.model))  # type: ignore[arg-type]
-    return sum(p.numel() for p in generator.parameters())
+        return Generator(GeneratorConfig(**settings.model))  # type: ignore[arg-type]
 
 
 def _refuse_too_large(parameters: int) -> None:
@@ -197,9 +255,16 @@ def _results_folder(out: str) -> Path:
     return writable_folder(out, "out")
 
 
-def _result(name: str, settings: Settings, parameters: int, taken: list[Step]) -> Result:
+def _result(
+    name: str,
+    settings: Settings,
+    parameters: int,
+    taken: list[Step],
+    matmul_flops: float,
+    rival: list[float] | None,
+) -> Result:
     seconds = [step.seconds for step in taken[WARM_UP:]]
-    images = settings.batch_size / median(seconds)
+    images, flop = settings.batch_size / median(seconds), _flop(settings)
     return Result(
         name=name,
         parameters=parameters,
@@ -207,5 +272,8 @@ def _result(name: str, settings: Settings, parameters: int, taken: list[Step]) -
         images_per_second=images,
         peak_bytes=taken[-1].peak_bytes,
         seconds=seconds,
+        flop=flop,
+        utilisation=flop / median(seconds) / matmul_flops,
+        ratio=None if rival is None else median(a / b for a, b in zip(seconds, rival, strict=True)),
         loss=taken[-1].loss,
     )

@@ -10,16 +10,16 @@ def bench_train(
     preset: str = "d16",
     batch_size: int = 2,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    steps: int = 3,
+    steps: int = 5,
     out: str | None = None,
 ) -> None:
-    """Measure a generator's training step on the CPU: tokens a second and peak memory, also of VAR.
+    """Measure a generator's training step on the CPU: tokens a second, share of the machine's best, memory; and VAR's.
 
     Args:
         preset: of the generator, as of train generator.
         batch_size: images of a step.
         dtype: of the matrix products.
-        steps: timed steps of each case, after one to warm up.
+        steps: timed steps of each case, after two to warm up.
         out: folder to write train.json and train.png to.
     """
     from mvar.bench.training import bench, table

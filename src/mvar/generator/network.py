@@ -212,10 +212,11 @@ class Generator(nn.Module):
         class_BC = self.class_embed(labels_B)
         active_BC = F.silu(at_least_float32(class_BC))
         shared_BRC = None
-        if self.config.shared_adaln:
-            shared_BRC = at_least_float32(self.shared_adaln(active_BC)).unflatten(-1, (-1, self.config.width))
-        head_B2C = at_least_float32(self.head_adaln(active_BC)).unflatten(-1, (2, -1))
-        blocks = tuple(block.modulation(active_BC, shared_BRC) for block in self.each_block())
+        with without_autocast(class_BC):  # a row an image: casting the weights would take longer than the products
+            if self.config.shared_adaln:
+                shared_BRC = at_least_float32(self.shared_adaln(active_BC)).unflatten(-1, (-1, self.config.width))
+            head_B2C = at_least_float32(self.head_adaln(active_BC)).unflatten(-1, (2, -1))
+            blocks = tuple(block.modulation(active_BC, shared_BRC) for block in self.each_block())
         return Modulation(blocks, head_B2C, class_BC)
 
 

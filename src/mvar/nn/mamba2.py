@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mvar.nn.linear import Linear
 from mvar.ops import native
 from mvar.ops.causal_conv import causal_conv
+from mvar.ops.gated_norm import gated_rms_norm
 from mvar.ops.precision import at_least_float32, without_autocast
 from mvar.ops.scan import scan
 from mvar.ops.ssd_chunk import ssd_chunk
@@ -77,18 +78,19 @@ class Mamba2(nn.Module):
         return self.out_proj(y_BLE), state
 
     def _mix(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
-        """Convolution, scan, gate and norm of all tokens at once, in float32 (float64 in a float64 network)."""
+        """Convolution, scan, gate and norm of all tokens at once.
+
+        Tokens, keys and queries keep the projections' dtype; steps, decays, states and means are at least float32.
+        """
         z_BLE, xbc_BLD, dt_BLh = self._split(projected_BLx)
         tail_BVD, ssm_BhPN = (None, None) if state is None else state
-        weight_DW, bias_D, D_h, norm_E = map(
-            at_least_float32, (self.conv_weight, self.conv_bias, self.D, self.norm_weight)
-        )
+        weight_DW, bias_D, D_h = (t.to(projected_BLx.dtype) for t in (self.conv_weight, self.conv_bias, self.D))
         xbc_BLD, tail_BVD = causal_conv(xbc_BLD, weight_DW, bias_D, tail_BVD)
         x_BLhP, key_BLN, query_BLN = self._split_xbc(F.silu(xbc_BLD))
         y_BLhP, ssm_BhPN = self.scan(x_BLhP, self._dt(dt_BLh), self._A(), key_BLN, query_BLN, ssm_BhPN)
         y_BLE = torch.addcmul(y_BLhP, D_h[:, None], x_BLhP).flatten(2)
-        y_BLE = F.rms_norm(y_BLE * F.silu(at_least_float32(z_BLE)), norm_E.shape, norm_E, EPS)
-        return y_BLE, MambaState(tail_BVD, ssm_BhPN)
+        y_BLE = gated_rms_norm(y_BLE, z_BLE, self.norm_weight, EPS)
+        return y_BLE, MambaState(at_least_float32(tail_BVD), ssm_BhPN)
 
     def _compiled(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
         """The same without a gradient, in passes compiled for this processor; all but the tokens is float32."""

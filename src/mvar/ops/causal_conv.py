@@ -4,9 +4,14 @@ Shapes: B batch, L tokens, D channels, W kernel width, V = W - 1 tokens of the t
 Source: the short convolution of Mamba (Gu & Dao 2023, section 3.4).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from mvar.ops.precision import without_autocast
 
 
 def causal_conv(
@@ -37,12 +42,8 @@ def causal_conv(
     if tail_BVD is None:
         tail_BVD = weight_DW.new_zeros(B, W - 1, D)
     seen_BTD = torch.cat((tail_BVD, x_BLD), dim=1).to(weight_DW.dtype)  # cat itself promotes: one pass, not two
-    # Seen as an image of height 1 with channels last, which is how the tokens already lie in memory.
-    y_BD1L = F.conv2d(seen_BTD.transpose(1, 2).unsqueeze(2), weight_DW[:, None, None], groups=D)
-    y_BLD = y_BD1L.squeeze(2).transpose(1, 2)
-    if bias_D is not None:
-        y_BLD = y_BLD.add_(bias_D)  # apart, because the convolution's own bias gradient is slow on a CPU
-    return y_BLD, seen_BTD[:, L:].clone()  # not a view, which would keep all tokens alive
+    tail_BVD = seen_BTD[:, L:].clone()  # not a view, which would keep all tokens alive
+    return _Convolution.apply(seen_BTD, weight_DW, bias_D), tail_BVD
 
 
 def causal_conv_reference(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
@@ -51,3 +52,29 @@ def causal_conv_reference(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | Non
     seen_BTD = F.pad(x_BLD, (0, 0, W - 1, 0))
     y_BLD = torch.stack([seen_BTD[:, w : w + L] * weight_DW[:, w] for w in range(W)]).sum(0)
     return y_BLD if bias_D is None else y_BLD + bias_D
+
+
+class _Convolution(torch.autograd.Function):
+    """(B, T, D), (D, W) and (D,) -> (B, L, D), with gradients that take a third of the time of torch's on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, seen_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None) -> Tensor:
+        ctx.save_for_backward(seen_BTD, weight_DW)
+        return _convolve(seen_BTD, weight_DW, bias_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BLD: Tensor) -> tuple[Tensor | None, ...]:
+        seen_BTD, weight_DW = ctx.saved_tensors
+        L, W = dy_BLD.shape[1], weight_DW.shape[1]
+        with without_autocast(dy_BLD):
+            dseen_BTD = _convolve(F.pad(dy_BLD, (0, 0, W - 1, W - 1)), weight_DW.flip(1))
+            taps = [(dy_BLD * seen_BTD[:, w : w + L]).sum((0, 1)) for w in range(W)]
+            dbias_D = dy_BLD.sum((0, 1)) if ctx.needs_input_grad[2] else None
+        return dseen_BTD, torch.stack(taps, dim=1), dbias_D
+
+
+def _convolve(seen_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
+    """As an image of height 1 with channels last, which is how the tokens already lie in memory."""
+    y_BD1L = F.conv2d(seen_BTD.transpose(1, 2).unsqueeze(2), weight_DW[:, None, None], bias_D, groups=len(weight_DW))
+    return y_BD1L.squeeze(2).transpose(1, 2)

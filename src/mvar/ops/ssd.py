@@ -7,9 +7,13 @@ With c the running sum of dt A inside a chunk and S the state before it, token i
 
     y_i = sum_{j <= i} exp(c_i - c_j) (query_i . key_j) dt_j x_j  +  exp(c_i) query_i S
 
-No exponent is ever positive. The backward pass is written by hand because it needs far less memory traffic
-than autograd's: c_i enters y_i as a factor exp(c_i) and every use of u_j = dt_j x_j as exp(-c_j), so
-dc_i = dy_i . y_i - du_i . u_i, without another pass over the Q x Q decays.
+No exponent is ever positive. The backward pass is written by hand because it needs far less memory traffic than
+autograd's, and keeps the inputs and the states between chunks alone: products of pairs are computed again. A pair's
+slope w_ij = dy_i . (its part of y_i) enters dc_i and leaves dc_j; both sums are of the same numbers, so that they
+cancel in dA as they should, whatever dtype these are rounded to. The same goes for what a chunk writes to the state.
+
+Inputs in bfloat16 keep their dtype in the products of tokens with tokens and with states; steps, decays, the state
+that is carried and sums over tokens are float32.
 """
 
 from typing import Any
@@ -38,8 +42,8 @@ def ssd(
     """Scan the tokens of this call, differentiable in every tensor argument (once).
 
     Args:
-        x_BLhP: inputs, float32 or float64; any L >= 1.
-        dt_BLh: step sizes > 0.
+        x_BLhP: inputs, in any float dtype, which key and query share; any L >= 1.
+        dt_BLh: step sizes > 0; like A and the state at least float32.
         A_h: decay rates < 0.
         key_BLN: where a token writes to the state (B of the paper).
         query_BLN: what a token reads from the state (C of the paper).
@@ -47,7 +51,7 @@ def ssd(
         chunk: tokens of a chunk; None cuts L evenly into pieces of at most 72.
 
     Returns:
-        y (B, L, h, P) and the state after the last token (B, h, P, N).
+        y (B, L, h, P), of x's dtype, and the state after the last token (B, h, P, N), of dt's.
 
     Raises:
         ValueError: shapes that do not fit together, or chunk < 1.
@@ -92,27 +96,28 @@ class _ChunkedScan(torch.autograd.Function):
         x_BnQhP, dt_BnQh, a_BnQh, key_BnQN, query_BnQN = (
             t.unflatten(1, (-1, Q)) for t in (x_BLhP, dt_BLh, a_BLh, key_BLN, query_BLN)
         )
-        n = x_BnQhP.shape[1]
+        n, dtype = x_BnQhP.shape[1], x_BnQhP.dtype
         c_BnQh = a_BnQh.cumsum(2)
 
         # Inside each chunk: a causal product with decays, head by head.
         pairs_BnQQ = (query_BnQN @ key_BnQN.mT).tril_()
-        mix_zQQ = (_decays(c_BnQh) * pairs_BnQQ[:, :, None]).flatten(0, 2)
-        y_BnQhP = _by_token(mix_zQQ @ _by_head(x_BnQhP, dt_BnQh), x_BnQhP.shape).contiguous()
+        mix_zQQ = _decays(c_BnQh).to(dtype).mul_(pairs_BnQQ[:, :, None]).flatten(0, 2)
+        y_BnQhP = _by_token(mix_zQQ @ _by_head(x_BnQhP, dt_BnQh.to(dtype)), x_BnQhP.shape).contiguous()
 
         # Between chunks: what each writes to the state, the state after each, and what it reads from the one before.
-        weight_BnQh = (c_BnQh[:, :, -1:] - c_BnQh).exp_().mul_(dt_BnQh)
-        written_BnNE = key_BnQN.mT @ (x_BnQhP * weight_BnQh[..., None]).flatten(-2)
+        weight_BnQh = (c_BnQh[:, :, -1:] - c_BnQh).exp_().mul_(dt_BnQh).to(dtype)
+        written_BnNE = (key_BnQN.mT @ (x_BnQhP * weight_BnQh[..., None]).flatten(-2)).to(c_BnQh.dtype)
         keep_Bn1E = _keep(c_BnQh, x_BnQhP.shape[-1])
         states = [torch.zeros_like(written_BnNE[:, 0]) if state_BNE is None else state_BNE]
         for i in range(n):
             states.append(torch.addcmul(written_BnNE[:, i], keep_Bn1E[:, i], states[-1]))
-        states_BmNE = torch.stack(states, dim=1)  # m = n + 1
+        states_BmNE = torch.stack(states, dim=1).to(dtype)  # m = n + 1
         first = 1 if state_BNE is None else 0  # the first chunk with something to read
         read_BrQE = query_BnQN[:, first:] @ states_BmNE[:, first:-1]
-        y_BnQhP[:, first:].addcmul_(c_BnQh[:, first:].exp()[..., None], read_BrQE.view_as(y_BnQhP[:, first:]))
+        since_start_BrQh1 = c_BnQh[:, first:].exp().to(dtype)[..., None]
+        y_BnQhP[:, first:].addcmul_(since_start_BrQh1, read_BrQE.view_as(y_BnQhP[:, first:]))
 
-        ctx.save_for_backward(x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, pairs_BnQQ, states_BmNE, y_BnQhP)
+        ctx.save_for_backward(x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, states_BmNE)
         ctx.first = first
         ctx.set_materialize_grads(False)
         return y_BnQhP.flatten(1, 2), states[-1]
@@ -120,26 +125,34 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BLhP: Tensor | None, dstate_BNE: Tensor | None) -> tuple[Tensor | None, ...]:
-        x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, pairs_BnQQ, states_BmNE, y_BnQhP = ctx.saved_tensors
-        first, (n, Q, h, P) = ctx.first, x_BnQhP.shape[1:]
+        x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, states_BmNE = ctx.saved_tensors
+        first, dtype, exact, (n, Q, h, P) = ctx.first, x_BnQhP.dtype, c_BnQh.dtype, x_BnQhP.shape[1:]
         last = n if dstate_BNE is not None else n - 1  # chunks whose writing is used: all before this one
-        dy_BnQhP = torch.zeros_like(y_BnQhP) if dy_BLhP is None else dy_BLhP.unflatten(1, (n, Q))
+        dy_BnQhP = torch.zeros_like(x_BnQhP) if dy_BLhP is None else dy_BLhP.unflatten(1, (n, Q))
 
         with without_autocast(x_BnQhP):
             # Inside each chunk.
-            decay_BnhQQ = _decays(c_BnQh)
+            pairs_BnQQ = (query_BnQN @ key_BnQN.mT).tril_()
+            decay_BnhQQ = _decays(c_BnQh).to(dtype)
+            mix_BnhQQ = decay_BnhQQ * pairs_BnQQ[:, :, None]
             dy_zQP = _by_head(dy_BnQhP)
-            dmix_zQQ = dy_zQP @ _by_head(x_BnQhP, dt_BnQh).mT
-            dpairs_BnQQ = dmix_zQQ.view_as(decay_BnhQQ).mul_(decay_BnhQQ).sum(2).tril_()
-            mix_zQQ = decay_BnhQQ.mul_(pairs_BnQQ[:, :, None]).flatten(0, 2)
-            du_BnQhP = _by_token(mix_zQQ.mT @ dy_zQP, x_BnQhP.shape).contiguous()
+            dmix_BnhQQ = (dy_zQP @ _by_head(x_BnQhP, dt_BnQh.to(dtype)).mT).view_as(mix_BnhQQ)
+            du_BnQhP = _by_token(mix_BnhQQ.flatten(0, 2).mT @ dy_zQP, x_BnQhP.shape).contiguous()
+            slope_BnhQQ = mix_BnhQQ.mul_(dmix_BnhQQ)
+            dc_BnhQ = slope_BnhQQ.sum(-1, dtype=exact).sub_(slope_BnhQQ.sum(-2, dtype=exact))
+            dc_BnQh = dc_BnhQ.transpose(2, 3).contiguous()
+            dpairs_BnQQ = dmix_BnhQQ.mul_(decay_BnhQQ).sum(2).tril_()
             dquery_BnQN = dpairs_BnQQ @ key_BnQN
             dkey_BnQN = dpairs_BnQQ.mT @ query_BnQN
 
             # What chunks read, and with it the gradient of the state after each chunk, last to first.
-            dread_BrQE = (dy_BnQhP[:, first:] * c_BnQh[:, first:].exp()[..., None]).flatten(-2)
-            dquery_BnQN[:, first:] += dread_BrQE @ states_BmNE[:, first:-1].mT
-            dbefore_BrNE = query_BnQN[:, first:].mT @ dread_BrQE
+            since_start_BrQh1 = c_BnQh[:, first:].exp().to(dtype)[..., None]
+            dread_BrQE = (dy_BnQhP[:, first:] * since_start_BrQh1).flatten(-2)
+            before_BrNE = states_BmNE[:, first:-1]
+            dquery_BnQN[:, first:] += dread_BrQE @ before_BrNE.mT
+            dbefore_BrNE = (query_BnQN[:, first:].mT @ dread_BrQE).to(exact)
+            slope_BrQE = dread_BrQE.mul_(query_BnQN[:, first:] @ before_BrNE)
+            dc_BnQh[:, first:] += slope_BrQE.unflatten(-1, (h, P)).sum(-1, dtype=exact)
             keep_Bn1E = _keep(c_BnQh, P)
             dafter: list[Tensor | None] = [dstate_BNE]
             for i in reversed(range(first, n)):
@@ -148,28 +161,29 @@ class _ChunkedScan(torch.autograd.Function):
             dinitial_BNE = dafter.pop() if first == 0 else None
 
             # What chunks wrote.
-            dc_BnQh = (dy_BnQhP * y_BnQhP).sum(-1)
             if last > 0:
                 dafter_BwNE = torch.stack([d for d in reversed(dafter) if d is not None], dim=1)
-                until_end_BwQh1 = (c_BnQh[:, :last, -1:] - c_BnQh[:, :last]).exp_()[..., None]
+                carried_BwhP = (keep_Bn1E[:, :last] * states_BmNE[:, :last] * dafter_BwNE).sum(2).unflatten(-1, (h, P))
+                dafter_BwNE = dafter_BwNE.to(dtype)
+                until_end_BwQh1 = (c_BnQh[:, :last, -1:] - c_BnQh[:, :last]).exp_().to(dtype)[..., None]
                 dwritten_BwQhP = (key_BnQN[:, :last] @ dafter_BwNE).unflatten(-1, (h, P)).mul_(until_end_BwQh1)
                 du_BnQhP[:, :last] += dwritten_BwQhP
-                weighted_BwQhP = x_BnQhP[:, :last] * until_end_BwQh1.mul_(dt_BnQh[:, :last, ..., None])
+                slope_BwQh = dwritten_BwQhP.mul_(x_BnQhP[:, :last]).sum(-1, dtype=exact).mul_(dt_BnQh[:, :last])
+                dc_BnQh[:, :last] -= slope_BwQh
+                dc_BnQh[:, :last, -1] += slope_BwQh.sum(2) + carried_BwhP.sum(-1)
+                weighted_BwQhP = x_BnQhP[:, :last] * until_end_BwQh1.mul_(dt_BnQh[:, :last, ..., None].to(dtype))
                 dkey_BnQN[:, :last] += weighted_BwQhP.flatten(-2) @ dafter_BwNE.mT
-                states_BwNE = states_BmNE[:, 1 : last + 1]
-                dc_BnQh[:, :last, -1] += (dafter_BwNE * states_BwNE).sum(2).unflatten(-1, (h, P)).sum(-1)
 
-            ddt_BnQh = (du_BnQhP * x_BnQhP).sum(-1)
-            dc_BnQh -= ddt_BnQh * dt_BnQh
+            ddt_BnQh = (du_BnQhP * x_BnQhP).sum(-1, dtype=exact)
             da_BnQh = dc_BnQh.flip(2).cumsum(2).flip(2)
-            dx_BnQhP = du_BnQhP.mul_(dt_BnQh[..., None])
+            dx_BnQhP = du_BnQhP.mul_(dt_BnQh.to(dtype)[..., None])
         chunked = (dx_BnQhP, ddt_BnQh, da_BnQh, dkey_BnQN, dquery_BnQN)
         return *(t.flatten(1, 2) for t in chunked), dinitial_BNE, None
 
 
 def _decays(c_BnQh: Tensor) -> Tensor:
     """exp(c_i - c_j) for j <= i, (B, n, h, Q, Q); 1 above the diagonal, where it only ever meets zeros."""
-    c_BnhQ = c_BnQh.transpose(2, 3)
+    c_BnhQ = c_BnQh.transpose(2, 3).contiguous()
     return (c_BnhQ[..., :, None] - c_BnhQ[..., None, :]).clamp_(max=0).exp_()
 
 
