@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -73,6 +74,26 @@ def test_the_tools_own_samples_have_classes(bundle, tmp_path):
     assert not images.ordered
     fill(tmp_path / "drawn", noise(1, 8, 8), ["another.png"])
     assert opened(out).classes == []
+
+
+def test_samples_of_a_protocol_have_the_models_classes(bundle, tmp_path):
+    out, npz = str(tmp_path / "drawn"), str(tmp_path / "drawn.npz")
+    model = shutil.copytree(bundle, tmp_path / "model")
+    (model / "classes.json").write_text('["crane", "crane"]')  # as two classes of ImageNet are named
+    main(f"sample --model {model} --protocol imagenet-50k --per-class 2 --out-dir {out} --npz {npz}".split())
+    for images in (opened(out), opened(npz)):
+        assert (images.count, images.classes, images.ordered) == (4, ["crane", "crane"], True)
+        assert images.labels_N.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(all_pixels(opened(out)), all_pixels(opened(npz)))
+    (tmp_path / "drawn" / "crane-000002.png").rename(tmp_path / "drawn" / "crane-000009.png")
+    with pytest.raises(ValueError, match=r"^samples = [^\n]*: its files are not those of its protocol; "):
+        opened(out)
+    (tmp_path / "drawn" / "crane-000009.png").unlink()
+    with pytest.raises(ValueError, match=r"^samples = [^\n]*: holds 3 of the 4 images of its protocol; draw "):
+        opened(out)
+    (tmp_path / "drawn" / "protocol.json").write_text("{")
+    with pytest.raises(ValueError, match=r"protocol.json: cannot be read \([^\n]*\); take it away"):
+        opened(out)
 
 
 def test_the_fingerprint_follows_every_image(tmp_path):

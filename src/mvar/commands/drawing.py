@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mvar.commands.protocol import draw_protocol, unsuitable
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
 
@@ -56,7 +57,8 @@ def settings_of(
 def sample(
     model: str,
     labels: str | None = None,
-    per_class: int = 1,
+    per_class: int | None = None,
+    protocol: Literal["imagenet-50k"] | None = None,
     out: str | None = None,
     out_dir: str | None = None,
     npz: str | None = None,
@@ -69,12 +71,14 @@ def sample(
 ) -> None:
     """Draw images and write them as a sheet, as single files, or as an .npz.
 
-    Sampling options left out are the model's own.
+    Sampling options left out are the model's own. With --protocol, a second call goes on where the first was stopped,
+    and under torchrun, or wherever RANK and WORLD_SIZE are set, several processes share the work.
 
     Args:
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
         labels: classes to draw, indices or names between commas; -1 for no class. The first ten by default.
-        per_class: images for each of the labels.
+        per_class: images for each of the labels; 1 by default, with a protocol its own number.
+        protocol: samples for an evaluation, as --out-dir or --npz: 50 images of every class, whatever their number.
         out: sheet with a row for each class, .png or .webp; samples.png by default.
         out_dir: folder for one PNG an image, named by class and number.
         npz: file for all images as one uint8 array, as evaluation suites read it.
@@ -91,10 +95,15 @@ def sample(
     from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, save_image, save_npz, save_pngs, target
     from mvar.sampling.sheet import check_size
 
-    if out is None and out_dir is None and npz is None:
-        out = "samples.png"
     settings = settings_of(**options)
     problems = _problems(settings, seed, per_class=per_class, batch_size=batch_size)
+    if protocol is not None:
+        raise_problems([*problems, *unsuitable(labels, out, out_dir, npz, show_scales)])
+        draw_protocol(protocol, model, per_class, out_dir, npz, seed, batch_size, device, dtype, settings)
+        return
+    if out is None and out_dir is None and npz is None:
+        out = "samples.png"
+    per_class = per_class or 1
     if show_scales and out is None:
         problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
     raise_problems(problems)

@@ -92,7 +92,7 @@ def tokenize(
     work = write_cache(
         data,
         out,
-        load_tokenizer(tokenizer, device or _own_gpu()),
+        load_tokenizer(tokenizer, device or own_gpu()),
         views=views if views is not None else 1 if resize_factor == 1 else 4,
         resize_factor=resize_factor,
         shard_images=shard_images,
@@ -139,7 +139,7 @@ def generator_of(source: str, out: str | None) -> GeneratorConfig | dict[str, ob
         return {}
 
 
-def _own_gpu() -> str | None:
+def own_gpu() -> str | None:
     """The GPU of this process among those that torchrun started on this machine; None where there is no choice."""
     import torch
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from mvar.evaluation.archive import Archive
 from mvar.evaluation.frechet import Gaussian
 from mvar.evaluation.image_files import ImageFiles
 from mvar.sampling.export import file_name
+from mvar.sampling.protocol import read_protocol
 
 JPEG = "JPEG, whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
 
@@ -58,7 +60,7 @@ class ImageSet:
         name: the last part of the path.
         count: N.
         shape: (H, W).
-        classes: names; numbers where an .npz has labels only; empty for none.
+        classes: names; numbers where an .npz has labels only; empty for fewer than two.
         labels_N: int64 (N,) places in `classes`; None for no classes.
         ordered: whether a class's place in `classes` is its number, rather than the place of its name among the others.
         sha256: changes with the name, size or content of any image. Of a folder it covers each file's name, size and
@@ -154,14 +156,19 @@ def check_pair(samples: ImageSet, reference: ImageSet | Statistics) -> None:
 
 
 def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
-    files = ImageFiles(folder, field)
+    files, named = ImageFiles(folder, field), f"{field} = {str(folder.root)!r}"
     if files.jpegs and not allow_jpeg:
         raise ValueError(
-            f"{field} = {str(folder.root)!r}: {files.jpegs[0]!r} ({len(files.jpegs)} of {len(files)}) is a {JPEG}; "
+            f"{named}: {files.jpegs[0]!r} ({len(files.jpegs)} of {len(files)}) is a {JPEG}; "
             "give PNGs, or --allow-jpeg to take them as they are"
         )
-    ordered = bool(folder.classes)
-    classes, labels = (folder.classes, folder.labels) if ordered else _classes_of(folder.paths)
+    protocol = _protocol(folder.root, named, len(files))
+    if protocol is not None:
+        classes, labels = protocol["classes"], _protocol_labels(folder.paths, protocol["per_class"], named)
+    else:
+        classes, labels = (folder.classes, folder.labels) if folder.classes else _classes_of(folder.paths)
+    if len(classes) < 2:
+        classes = []
     return ImageSet(
         name=folder.root.resolve().name,
         count=len(files),
@@ -170,18 +177,41 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
         labels_N=torch.tensor(labels) if classes else None,
         sha256=files.fingerprint(),
         read=files.rows,
-        ordered=ordered,
+        ordered=bool(folder.classes) or protocol is not None,
         notes=[f"{len(files.jpegs)} of {len(files)} images are {JPEG}"] if files.jpegs else [],
     )
+
+
+def _protocol(path: Path, named: str, count: int) -> dict[str, Any] | None:
+    """The protocol that the samples were drawn by, if any.
+
+    Raises:
+        ValueError: one line: they are not as many as it says, or it is damaged.
+    """
+    protocol = read_protocol(path)
+    if protocol is not None and count != (whole := protocol["per_class"] * len(protocol["classes"])):
+        raise ValueError(
+            f"{named}: holds {count} of the {whole} images of its protocol; draw the others by the same mvar sample, "
+            "which goes on, or take the file of the protocol away"
+        )
+    return protocol
+
+
+def _protocol_labels(paths: Sequence[Path], per_class: int, named: str) -> list[int]:
+    """Labels by the numbers of files: image i is of class i // per_class."""
+    numbers = [int(match[1]) if (match := re.search(r"-(\d{6,})$", path.stem)) else -1 for path in paths]
+    if sorted(numbers) != list(range(len(paths))):
+        raise ValueError(f"{named}: its files are not those of its protocol; take the others or the protocol away")
+    return [number // per_class for number in numbers]
 
 
 def _classes_of(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
     """Classes and labels by the names of files that `mvar sample --out-dir` wrote, which are in natural order."""
     found = [re.fullmatch(r"(.+)-\d{6,}", path.stem) for path in paths]
     names = [match[1] for match in found if match]
-    classes = list(dict.fromkeys(names))
-    if len(names) < len(paths) or len(classes) < 2:
+    if len(names) < len(paths):
         return [], []
+    classes = list(dict.fromkeys(names))
     places = {name: i for i, name in enumerate(classes)}
     return classes, [places[name] for name in names]
 
@@ -203,11 +233,12 @@ def _open_npz(path: Path, field: str) -> ImageSet | Statistics:
     if not archive.in_rows("arr_0"):
         raise ValueError(f"{archive.named}: arr_0 is in Fortran's order; save np.ascontiguousarray of it")
     labels_N = _labels(archive, shape[0])
+    protocol = _protocol(path, archive.named, shape[0])
     return ImageSet(
         name=path.name,
         count=shape[0],
         shape=(shape[1], shape[2]),
-        classes=[] if labels_N is None else [str(i) for i in range(int(labels_N.max()) + 1)],
+        classes=_names(labels_N, protocol),
         labels_N=labels_N,
         sha256=archive.fingerprint(),
         read=lambda rows: archive.rows("arr_0", rows),
@@ -228,6 +259,12 @@ def _labels(archive: Archive, count: int) -> Tensor | None:
     if (most := int(labels_N.max())) >= count:  # before anything is made for each class
         raise ValueError(f"{archive.named}: {count} images of {most + 1} classes, by arr_1; give more images")
     return labels_N if int(labels_N.max()) > 0 else None
+
+
+def _names(labels_N: Tensor | None, protocol: dict[str, Any] | None) -> list[str]:
+    if labels_N is None:
+        return []
+    return protocol["classes"] if protocol else [str(i) for i in range(int(labels_N.max()) + 1)]
 
 
 def _statistics(archive: Archive, name: str) -> Statistics | None:

@@ -1,0 +1,232 @@
+"""Samples for an evaluation: as many of every class, drawn by any number of processes, interrupted or not.
+
+What decides the images is written first, as protocol.json in their folder or NAME.protocol.json beside NAME.npz; who
+goes on must have the same. Every image is then a file of its own, so what is there is whole; an .npz is joined from a
+hidden folder of them beside it. Processes talk through the folder alone, and rank 0 waits for the others.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, ZipInfo
+
+import numpy as np
+
+from mvar import __version__
+from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
+from mvar.data.images import decode
+from mvar.data.progress import track
+from mvar.data.threads import in_threads
+from mvar.files import atomic_write, writable_folder, write_text
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import SampleOutput
+from mvar.sampling.export import file_name, save_pngs
+from mvar.validation import is_integer
+
+PER_CLASS = {"imagenet-50k": 50}  # of each protocol, unless another number is asked for
+SETTINGS = "protocol.json"
+FREE = {"model"}  # a name: the weights are known by their hash
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 30 * 60  # how long rank 0 waits while nobody writes anything
+
+# Draws images of these labels with these numbers.
+Draw = Callable[[list[int], range], SampleOutput]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What decides the images: image i is of class i // per_class, and has the number i for its noise.
+
+    Attributes:
+        protocol: its name.
+        per_class: images of each class.
+        classes: names, in the model's order; "no class" alone where it has none.
+        image_shape: [height, width].
+        model: its name.
+        sha256: of each file of the model's that decides what it draws.
+        seed: of the run.
+        sampling: guidance and filters.
+        dtype: that the weights are used in.
+    """
+
+    protocol: str
+    per_class: int
+    classes: list[str]
+    image_shape: list[int]
+    model: str
+    sha256: dict[str, str]
+    seed: int
+    sampling: SamplingSettings
+    dtype: str
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return self.per_class * len(self.classes)
+
+    def label(self, i: int) -> int:
+        """The class of image i."""
+        return i // self.per_class
+
+    def file(self, i: int) -> str:
+        """The name of image i's file, as `save_pngs` gives it."""
+        return f"{file_name(self.classes[self.label(i)])}-{i:06d}.png"
+
+    def written(self) -> dict[str, Any]:
+        """What protocol.json holds: all of this in one level, and the version of mvar."""
+        own = {name: value for name, value in asdict(self).items() if name != "sampling"}
+        return {**own, **asdict(self.sampling), "mvar": __version__}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of a bundle's config and weights, by file."""
+    found = {}
+    for name in (CONFIG, TOKENIZER, GENERATOR):
+        with open(folder / name, "rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def read_protocol(path: str | Path) -> dict[str, Any] | None:
+    """What `Protocol.written` gave for the samples in a folder or an .npz; None where there is nothing of the kind.
+
+    Raises:
+        ValueError: one line: the file is damaged, or holds something else.
+    """
+    path = _settings_file(Path(path))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); take it away if the samples are not mvar's") from error
+    known = isinstance(found, dict) and "protocol" in found
+    if not known or not is_integer(found.get("per_class")) or not isinstance(found.get("classes"), list):
+        raise ValueError(f"{path}: holds no settings of mvar's; take it away if the samples are not mvar's")
+    return found
+
+
+def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | None:
+    """Say with which settings images are drawn, into a folder, an .npz or both.
+
+    Returns:
+        The folder to draw into; None where the .npz is all that is asked for, and is there.
+
+    Raises:
+        ValueError: one line: a target is in use, or was begun with other settings; nothing is written then.
+    """
+    targets = {field: Path(path) for field, path in (("out_dir", out_dir), ("npz", npz)) if path is not None}
+    for field, path in targets.items():
+        named = f"{field} = {str(path)!r}"
+        used = _in_use(path)  # looked at first, as another process writes its settings before anything else
+        before = read_protocol(path)
+        if before is None and used:
+            raise ValueError(f"{named}: already exists, and no {SETTINGS} says how it was made; give a new name")
+        if before is not None and (other := _differences(before, protocol)):
+            raise ValueError(f"{named}: was begun with {', '.join(other)}; give the same settings, or a new name")
+    if out_dir is None and npz is not None and Path(npz).exists():
+        return None
+    for path in targets.values():
+        if not _settings_file(path).exists():
+            write_text(_settings_file(path), json.dumps(protocol.written(), indent=2, ensure_ascii=False) + "\n")
+    return Path(out_dir) if out_dir is not None else writable_folder(_parts(targets["npz"]), "npz")
+
+
+def draw_missing(protocol: Protocol, folder: Path, draw: Draw, size: int, rank: int = 0, ranks: int = 1) -> int:
+    """Draw this process's share of the images that are not there yet.
+
+    Args:
+        size: images of a batch; the same in all processes, which take them in turn. A batch of which some images are
+            there is drawn whole: in a batch of another size products would round differently.
+        rank, ranks: which process of how many this is.
+
+    Returns:
+        How many images were written.
+    """
+    starts = range(rank * size, protocol.count, ranks * size)
+    written = 0
+    for start in track(starts, len(starts), "batches") if rank == 0 else starts:
+        index = range(start, min(start + size, protocol.count))
+        missing = [i for i in index if not (folder / protocol.file(i)).exists()]
+        if missing:
+            drawn = draw([protocol.label(i) for i in index], index)
+            pixels = drawn.pixels[[i - start for i in missing]]
+            names = [protocol.classes[protocol.label(i)] for i in missing]
+            written += len(save_pngs(SampleOutput(pixels, None), folder, names, missing))
+    return written
+
+
+def finish(protocol: Protocol, folder: Path, npz: str | None) -> None:
+    """Wait for the images of all processes; join them to the .npz if there shall be one; tidy up.
+
+    Raises:
+        TimeoutError: other processes have stopped.
+    """
+    files = [protocol.file(i) for i in range(protocol.count)]
+    _wait(folder, set(files))
+    if npz is not None and not Path(npz).exists():
+        _join(protocol, [folder / name for name in files], Path(npz))
+    for partial in folder.glob(".*.partial.png"):  # of processes that were killed
+        partial.unlink()
+    if npz is not None:
+        shutil.rmtree(_parts(Path(npz)), ignore_errors=True)
+
+
+def _wait(folder: Path, files: set[str]) -> None:
+    before, since = len(files), time.monotonic()
+    while missing := files - set(os.listdir(folder)):
+        if len(missing) < before:
+            before, since = len(missing), time.monotonic()
+        if time.monotonic() - since > PATIENCE_SECONDS:
+            raise TimeoutError(
+                f"{folder}: nothing was written for {PATIENCE_SECONDS / 60:.0f} minutes, and {len(missing)} of "
+                f"{len(files)} images are missing; see what became of the other processes and call again, it goes on"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _join(protocol: Protocol, paths: list[Path], npz: Path) -> None:
+    """Write ADM's layout, image by image: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels."""
+    labels_N = np.arange(protocol.count) // protocol.per_class
+    shape = protocol.count, *protocol.image_shape, 3
+
+    def write(partial: Path) -> None:
+        # A ZipInfo of its own has a fixed date: the same images give the same bytes.
+        with ZipFile(partial, "w") as archive:
+            with archive.open(ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+                described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, described)
+                for image in track(in_threads(decode, paths), len(paths), "joining images"):
+                    file.write(np.asarray(image).tobytes())
+            with archive.open(ZipInfo("arr_1.npy"), "w") as file:
+                np.lib.format.write_array(file, labels_N)
+
+    atomic_write(npz, write)
+
+
+def _parts(npz: Path) -> Path:
+    return npz.with_name(f".{npz.name}.parts")
+
+
+def _settings_file(path: Path) -> Path:
+    return path.with_suffix(f".{SETTINGS}") if path.suffix.lower() == ".npz" else path / SETTINGS
+
+
+def _in_use(path: Path) -> bool:
+    if path.is_dir():
+        return any(entry.name[0] != "." for entry in path.iterdir())
+    return path.exists() or _parts(path).exists()
+
+
+def _differences(before: dict[str, Any], protocol: Protocol) -> list[str]:
+    """The settings in which what is there differs."""
+    now = json.loads(json.dumps(protocol.written()))
+    other = [name for name in now if name not in FREE and before.get(name) != now[name]]
+    long = ("classes", "sha256")
+    return [f"other {name}" if name in long else f"{name} = {before.get(name)}, not {now[name]}" for name in other]

@@ -1,0 +1,228 @@
+"""Samples for an evaluation: the same files however often the run is killed and however many processes share it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar import model
+from mvar.cli import main
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.sampling import protocol
+from mvar.sampling.protocol import read_protocol
+
+PACKAGED = ["sample", "--model", "fashion-mnist", "--protocol", "imagenet-50k", "--per-class", "2", "--batch-size", "3"]
+
+
+def tiny(bundle, *more):
+    return ["sample", "--model", bundle, "--protocol", "imagenet-50k", "--per-class", "5", "--batch-size", "2", *more]
+
+
+def contents(folder):
+    """Every file, hidden ones too."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # products round the same way
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    """What an uninterrupted run of one process writes: a folder and an .npz."""
+    root = tmp_path_factory.mktemp("protocol")
+    main([*PACKAGED, "--out-dir", str(root / "drawn"), "--npz", str(root / "drawn.npz")])
+    return root
+
+
+KILLED_IN_THE_EIGHTH_IMAGE = """
+import os, signal, sys
+from mvar.cli import main
+from mvar.sampling import export
+
+write, done = export.atomic_write, []
+
+def half(partial):
+    partial.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def atomic_write(path, save):
+    done.append(path)
+    write(path, half if len(done) == 8 else save)
+
+export.atomic_write = atomic_write
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_images(packaged, tmp_path):
+    out = tmp_path / "drawn"
+    command = [sys.executable, "-c", KILLED_IN_THE_EIGHTH_IMAGE, *PACKAGED, "--out-dir", str(out)]
+    assert subprocess.run(command, env=environment()).returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*.png")}
+    assert len(kept) == 7  # two batches, and one image of the third
+    assert [path.read_bytes() for path in out.glob(".*.png")] == [b"half"]
+    main([*PACKAGED, "--out-dir", str(out)])
+    assert contents(out) == contents(packaged / "drawn")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_two_processes_draw_what_one_does(packaged, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mvar"]
+    shared = [*PACKAGED, "--out-dir", str(tmp_path / "drawn"), "--npz", str(tmp_path / "drawn.npz")]
+    done = subprocess.run([*command, *shared], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "20 images, 11 of them drawn now by this process" in done.stdout
+    assert contents(tmp_path / "drawn") == contents(packaged / "drawn")
+    assert (tmp_path / "drawn.npz").read_bytes() == (packaged / "drawn.npz").read_bytes()
+
+
+def test_the_archive_holds_the_images(packaged):
+    with np.load(packaged / "drawn.npz") as arrays:
+        pixels, labels = arrays["arr_0"], arrays["arr_1"]
+    classes = read_protocol(packaged / "drawn")["classes"]
+    assert pixels.dtype == np.uint8
+    assert labels.tolist() == [i // 2 for i in range(20)]
+    for i, image in enumerate(pixels):
+        with Image.open(packaged / "drawn" / f"{classes[i // 2]}-{i:06d}.png") as drawn:
+            np.testing.assert_array_equal(image, drawn)
+
+
+def test_the_images_are_those_of_sample(packaged, tmp_path):
+    """Numbers, classes and seed are as anywhere else."""
+    asked = ["--labels", "0,1,2", "--per-class", "2", "--batch-size", "3", "--out-dir", str(tmp_path)]
+    main(["sample", "--model", "fashion-mnist", *asked])
+    drawn = contents(packaged / "drawn")
+    assert {name: drawn[name] for name in contents(tmp_path)} == contents(tmp_path)
+    assert len(contents(tmp_path)) == 6
+
+
+def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
+    found = read_protocol(packaged / "drawn")
+    assert found == read_protocol(packaged / "drawn.npz") == json.loads((packaged / "drawn.protocol.json").read_text())
+    assert (found["protocol"], found["per_class"], found["model"]) == ("imagenet-50k", 2, "fashion-mnist")
+    assert (found["guidance"], found["top_k"], found["top_p"], found["seed"]) == (3.0, 0, 1.0, 0)
+    assert found["sha256"].keys() == {"config.json", "tokenizer.safetensors", "generator.safetensors"}
+    given = ["--guidance", "2", "--top-k", "7", "--top-p", "0.5", "--seed", "3", "--dtype", "bfloat16"]
+    main([*tiny(bundle, *given), "--npz", str(tmp_path / "a.npz")])
+    found = read_protocol(tmp_path / "a.npz")
+    assert [found[name] for name in ("guidance", "top_k", "top_p", "seed", "dtype")] == [2.0, 7, 0.5, 3, "bfloat16"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.protocol.json"}  # no hidden folder is left
+    assert read_protocol(tmp_path) is None
+
+
+def test_an_archive_goes_on_where_it_was_stopped(bundle, tmp_path, monkeypatch, capsys):
+    whole, stopped = tmp_path / "whole.npz", tmp_path / "stopped.npz"
+    main(tiny(bundle, "--npz", str(whole)))
+    save, batches = protocol.save_pngs, []
+
+    def full(*arguments):
+        batches.append(arguments)
+        if len(batches) == 3:
+            raise OSError("disk full")
+        return save(*arguments)
+
+    monkeypatch.setattr(protocol, "save_pngs", full)
+    with pytest.raises(SystemExit):
+        main(tiny(bundle, "--npz", str(stopped)))
+    assert not stopped.exists()
+    monkeypatch.undo()
+    capsys.readouterr()
+    main(tiny(bundle, "--npz", str(stopped)))
+    assert "10 images, 6 of them drawn now" in capsys.readouterr().out
+    assert stopped.read_bytes() == whole.read_bytes()
+    main(tiny(bundle, "--npz", str(stopped)))
+    assert "10 images, 0 of them drawn now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["--out-dir", "--npz"])
+def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
+    out, other = str(tmp_path / "a.npz"), shutil.copytree(bundle, tmp_path / "other")
+    main(tiny(bundle, target, out))
+    before = sorted(path for path in tmp_path.rglob("*"))
+    weights = other / "generator.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    for changed, message in {
+        ("--seed", "1"): "seed = 0, not 1",
+        ("--guidance", "2"): "guidance = 1.5, not 2.0",
+        ("--top-k", "3"): "top_k = 900, not 3",
+        ("--dtype", "bfloat16"): "dtype = float32, not bfloat16",
+        ("--per-class", "6"): "per_class = 5, not 6",
+        ("--model", str(other)): "other sha256",
+    }.items():
+        (line,) = refused(*tiny(bundle, target, out), *changed)
+        field = target[2:].replace("-", "_")
+        assert line == f"mvar: {field} = {out!r}: was begun with {message}; give the same settings, or a new name"
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_what_does_not_go_with_a_protocol_is_refused(bundle, tmp_path, refused):
+    sample = ["sample", "--model", bundle, "--protocol", "imagenet-50k"]
+    folder, file = tmp_path / "mine", tmp_path / "mine.npz"
+    folder.mkdir()
+    Path(tmp_path, ".gone.npz.parts").mkdir()
+    for path in (folder / "mine.png", file):
+        path.write_bytes(b"mine")
+    out_dir = ["--out-dir", str(tmp_path / "new")]
+    for arguments, message in (
+        ([], "protocol: needs a place for its images; give --out-dir or --npz"),
+        ([*out_dir, "--labels", "cat"], "labels = 'cat': a protocol draws all classes; leave it out"),
+        ([*out_dir, "--out", "a.png"], "protocol: draws no sheet; leave --out and --show-scales away"),
+        ([*out_dir, "--per-class", "0"], "per_class = 0: must be at least 1"),
+        ([*out_dir, "--smooth"], "smooth = True: is for looks and never for metrics; give --smooth=false"),
+        (["--npz", str(tmp_path / "a.npy")], f"npz = {str(tmp_path / 'a.npy')!r}: give a name that ends in .npz"),
+        (["--out-dir", str(folder)], f"out_dir = {str(folder)!r}: already exists, and no protocol.json says how it was"
+                                     " made; give a new name"),
+        *((["--npz", str(path)], f"npz = {str(path)!r}: already exists, and no protocol.json says how it was made; "
+                                 "give a new name") for path in (file, tmp_path / "gone.npz")),
+    ):  # fmt: skip
+        assert refused(*sample, *arguments) == [f"mvar: {message}"]
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"mine.png", "mine.npz", ".gone.npz.parts"}
+
+
+def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_path, monkeypatch):
+    out = str(tmp_path / "drawn")
+    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    for rank, fitting in ((1, 3), (0, 5)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setattr(model, "fitting_batch", lambda *_, fitting=fitting: fitting)
+        main(["sample", "--model", bundle, "--protocol", "imagenet-50k", "--out-dir", out])
+    assert len(contents(out)) == 101
+
+
+def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):
+    loaded = model.load(bundle)
+    one = replace(loaded.generator.config, num_classes=0)
+    plain = Generator(one).eval()
+    initialise(plain, seed=0)
+    model.Model(loaded.tokenizer, plain).save(tmp_path / "plain")
+    main(tiny(str(tmp_path / "plain"), "--npz", str(tmp_path / "a.npz")))
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["arr_0"].shape == (5, 8, 8, 3)
+        assert arrays["arr_1"].tolist() == [0] * 5
+    assert read_protocol(tmp_path / "a.npz")["classes"] == ["no class"]
+
+
+def test_rank_0_does_not_wait_for_ever(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    out = str(tmp_path / "drawn")
+    with pytest.raises(SystemExit) as exit_:
+        main(tiny(bundle, "--out-dir", out))
+    assert exit_.value.code == 1
+    assert "4 of 10 images are missing; see what became of the other processes" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    main(tiny(bundle, "--out-dir", out))
+    assert len(contents(out)) == 11
