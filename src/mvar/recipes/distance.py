@@ -8,16 +8,14 @@ Shapes: N images, h w pixels.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mvar.data.progress import track
 from mvar.evaluation.frechet import Gaussian, fit, frechet_distance
-from mvar.features.effnet import EffNetLite0
+from mvar.features.extractors import find_extractor
 
 NAME = "FD-EffNetLite0"
 IMAGES = 2000  # that are compared with all real images of the other split
 SIDE = 64
-FRAME = 32  # images below are framed with black to this side first, as is customary for 28x28
 
 
 class Distance:
@@ -27,25 +25,16 @@ class Distance:
         """Args:
         reference_Nchw: uint8, grey or RGB, at most 64 pixels a side.
         """
-        self._network = EffNetLite0()
+        self._extractor = find_extractor("effnet-lite0", side=SIDE)
         self._reference = self._fit(reference_Nchw)
 
     def of(self, images_Nchw: Tensor) -> float:
         """The distance of uint8 images (N, 1 or 3, h, w)."""
         return frechet_distance(self._fit(images_Nchw), self._reference)
 
-    @torch.inference_mode()
     def _fit(self, images_Nchw: Tensor) -> Gaussian:
         parts = images_Nchw.split(250)
-        return fit(torch.cat([self._network(_seen(part)) for part in track(parts, len(parts), "features")]))
-
-
-def _seen(images_Nchw: Tensor) -> Tensor:
-    """Pixels (N, 3, 64, 64) in [0, 1] as the network sees them."""
-    pixels = images_Nchw.float() / 255
-    h, w = pixels.shape[-2:]
-    if max(h, w) < FRAME:
-        top, left = (FRAME - h) // 2, (FRAME - w) // 2
-        pixels = F.pad(pixels, (left, FRAME - w - left, top, FRAME - h - top))
-    pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False)
-    return pixels.expand(-1, 3, -1, -1)
+        features = [
+            self._extractor(part.expand(-1, 3, -1, -1)).pooled_BF for part in track(parts, len(parts), "features")
+        ]
+        return fit(torch.cat(features))
