@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mvar.evaluation.runner import evaluate
     from mvar.model import Model, load, load_official
     from mvar.training.config import GeneratorTraining, TokenizerTraining
     from mvar.training.generator import train as train_generator
@@ -20,6 +21,7 @@ _PUBLIC = {
     "GeneratorTraining": "mvar.training.config:GeneratorTraining",
     "Model": "mvar.model:Model",
     "TokenizerTraining": "mvar.training.config:TokenizerTraining",
+    "evaluate": "mvar.evaluation.runner:evaluate",
     "load": "mvar.model:load",
     "load_official": "mvar.model:load_official",
     "train_generator": "mvar.training.generator:train",
@@ -31,6 +33,7 @@ __all__ = [
     "Model",
     "TokenizerTraining",
     "__version__",
+    "evaluate",
     "load",
     "load_official",
     "train_generator",

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mvar import __version__
-from mvar.commands import bench, drawing, models, training
+from mvar.commands import bench, drawing, evaluation, models, training
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 from mvar.training.stopping import Stopped
@@ -39,6 +39,8 @@ COMMANDS = {
     "vary": Command(drawing.vary),
     "score": Command(models.score),
     "classify": Command(models.classify),
+    "evaluate": Command(evaluation.evaluate_images),
+    "compare": Command(evaluation.compare),
     "info": Command(models.info, positional=True),
     "convert": Command(models.convert),
     "reschedule": Command(models.reschedule),
@@ -47,7 +49,10 @@ COMMANDS = {
     "bench growth": Command(bench.bench_growth),
     "bench train": Command(bench.bench_train),
 }
-LIST_OPTIONS = ("batch", "box", "keep_box", "from_scale", "guidance", "top_k", "top_p", "temperature", "sides")
+LIST_OPTIONS = (
+    *("batch", "box", "keep_box", "from_scale", "sides"),
+    *("guidance", "top_k", "top_p", "temperature"),
+)
 GROUPS = {"data": "Get real images", "train": "Train on a folder of images", "bench": "Measure speed and memory"}
 
 

@@ -1,0 +1,142 @@
+"""What an evaluation found, with the protocol that it was made by; results of different protocols are never mixed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mvar.files import write_text
+
+NAME = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One measure.
+
+    Attributes:
+        value: of the samples against the reference.
+        low, high: 90 % interval over samples drawn again; None where it is not known.
+        floor: the same measure of other real images in place of the samples; None where there are none.
+        better: "lower" or "higher".
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    better: str = "lower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Of one set of samples.
+
+    Attributes:
+        protocol: all that decides the values besides the samples; equal for results that may be compared.
+        samples: what they are: name, how many, fingerprint, and the settings that they were drawn with where known.
+        floor: which real images the floor is of.
+        metrics: by name.
+        classes: of each class its name, how many samples and real images it has, and its own measures.
+        notes: what must be known to read the values.
+        speed: images a second that the network took in.
+        machine: versions and processor.
+    """
+
+    protocol: dict[str, Any]
+    samples: dict[str, Any]
+    floor: dict[str, Any]
+    metrics: dict[str, Value]
+    classes: list[dict[str, Any]]
+    notes: list[str]
+    speed: dict[str, float]
+    machine: dict[str, Any]
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write report.json."""
+    write_text(folder / NAME, json.dumps(asdict(report), indent=2) + "\n")
+    return folder / NAME
+
+
+def read(path: str | Path) -> Report:
+    """Read a report, by its file or folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = Path(path)
+    file = file / NAME if file.is_dir() else file
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        metrics = {name: Value(**value) for name, value in content.pop("metrics").items()}
+        return Report(**content, metrics=metrics)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"report = {str(path)!r}: is no {NAME} of mvar evaluate ({error}); give its folder") from error
+
+
+def table(report: Report) -> str:
+    """The report as lines of text, protocol first."""
+    lines = [f"{name:>20}  {_text(value)}" for name, value in report.protocol.items()]
+    lines += [f"{'samples ' + name:>20}  {_text(value)}" for name, value in report.samples.items()]
+    lines += [f"{'floor ' + name:>20}  {_text(value)}" for name, value in report.floor.items()]
+    lines += ["", f"{'':>20}{'value':>12}{'90 % interval':>22}{'real, floor':>14}"]
+    for name, v in report.metrics.items():
+        interval = "" if v.low is None or v.high is None else f"{number(v.low)} .. {number(v.high)}"
+        lines.append(f"{name:>20}{number(v.value):>12}{interval:>22}{'' if v.floor is None else number(v.floor):>14}")
+    lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
+    return "\n".join(lines)
+
+
+def compare(reports: Mapping[str, Report]) -> str:
+    """Several reports as one Markdown table, a row each.
+
+    Raises:
+        ValueError: none, or their protocols differ; one line for each field that does.
+    """
+    check_comparable(reports)
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.metrics))
+    lines = [_row(["", *names]), _row(["---", *["---:"] * len(names)])]
+    for title, report in reports.items():
+        lines.append(_row([title, *(_cell(report.metrics.get(name)) for name in names)]))
+    return "\n".join(lines)
+
+
+def check_comparable(reports: Mapping[str, Report]) -> None:
+    """Raises ValueError where protocols differ: a line for each field, with two of its values."""
+    if not reports:
+        raise ValueError("reports: none were given; name at least one")
+    (first, one), *others = reports.items()
+    problems = []
+    for title, other in others:
+        for field in sorted(one.protocol.keys() | other.protocol.keys()):
+            a, b = one.protocol.get(field), other.protocol.get(field)
+            if a != b:
+                problems.append(
+                    f"{field} = {_text(a)} in {first}, {_text(b)} in {title}: different protocols, no table"
+                )
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+
+
+def _cell(value: Value | None) -> str:
+    if value is None:
+        return ""
+    interval = "" if value.low is None or value.high is None else f" ({number(value.low)}–{number(value.high)})"
+    return number(value.value) + interval
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def number(x: float) -> str:
+    """Three digits after the point for shares, else four that count."""
+    return f"{x:.3f}" if abs(x) < 1 else f"{x:.4g}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,223 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mvar
+from mvar.evaluation import runner
+from mvar.evaluation.collect import collect
+from mvar.evaluation.frechet import fit, frechet_distance
+from mvar.evaluation.manifold import precision_recall
+from mvar.evaluation.sets import open_set
+from mvar.features.extractors import Extracted, Extractor, find_extractor
+
+
+class Pixels(Extractor):
+    """A network of no layers: small images as they are, with something to stand for the other outputs."""
+
+    network, distance, dimensions, resize, dtype, weights_sha256 = "pixels", "FID", 12, "none", "float32", "0"
+
+    def __init__(self):
+        self.device = torch.device("cpu")
+
+    def _extract(self, images):
+        small = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+        return Extracted(small, small[:, :6] * 2, small.softmax(1))
+
+
+@pytest.fixture
+def pixels(monkeypatch):
+    extractor = Pixels()
+    monkeypatch.setattr(runner, "find_extractor", lambda *args, **kwargs: extractor)
+    return extractor
+
+
+def images(count, seed, side=16):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    return np.kron(coarse, np.ones((1, side // 2, side // 2, 1), dtype=np.uint8))
+
+
+def save(path, array, **others):
+    np.savez(path, arr_0=array, **others)
+    return str(path)
+
+
+def folder(path, array, classes=2):
+    for i, image in enumerate(array):
+        target = path / f"c{i % classes}"
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target / f"{i:04d}.png")
+    return str(path)
+
+
+def test_every_measure_is_that_of_the_features(pixels, tmp_path):
+    fake, real = images(60, 0), images(50, 1)
+    report = mvar.evaluate(save(tmp_path / "a.npz", fake), save(tmp_path / "b.npz", real), out=tmp_path / "out")
+    ours, theirs = (pixels(torch.from_numpy(x).permute(0, 3, 1, 2)) for x in (fake, real))
+    expected = {
+        "FID": frechet_distance(fit(ours.pooled_BF), fit(theirs.pooled_BF)),
+        "sFID": frechet_distance(fit(ours.spatial_BS), fit(theirs.spatial_BS)),
+        "precision": precision_recall(theirs.pooled_BF, ours.pooled_BF)[0],
+        "recall": precision_recall(theirs.pooled_BF, ours.pooled_BF)[1],
+    }
+    found = {name: value.value for name, value in report.metrics.items()}
+    assert {*found} == {*expected, "KID", "IS", "density", "coverage"}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6)
+    assert report.metrics["FID"].low < found["FID"] < report.metrics["FID"].high
+    assert report.metrics["FID"].floor is not None
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written["protocol"]["samples"] == 60
+    assert written["floor"]["name"] == "half of the reference"
+
+
+def test_the_floor_is_of_other_real_images_as_many_as_the_samples(pixels, tmp_path):
+    fake, real, other = images(40, 0), images(50, 1), images(90, 2)
+    paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((fake, real, other))]
+    report = mvar.evaluate(*paths[:2], floor=paths[2])
+    some = other[[i * 90 // 40 for i in range(40)]]
+    ours, theirs = (pixels(torch.from_numpy(x).permute(0, 3, 1, 2)).pooled_BF for x in (some, real))
+    assert report.metrics["FID"].floor == pytest.approx(frechet_distance(fit(ours), fit(theirs)), rel=1e-6)
+    assert report.floor["images"] == 40
+
+
+def test_equal_sets_are_at_no_distance(pixels, tmp_path):
+    path = save(tmp_path / "a.npz", images(60, 0))
+    metrics = mvar.evaluate(path, path).metrics
+    assert metrics["FID"].value == pytest.approx(0, abs=1e-6)
+    assert metrics["precision"].value == metrics["recall"].value == metrics["coverage"].value == 1
+
+
+def test_statistics_stand_for_images_where_they_are_of_the_same_network(pixels, tmp_path):
+    fake, real = images(60, 0), images(50, 1)
+    features = pixels(torch.from_numpy(real).permute(0, 3, 1, 2))
+    names = {"mu": fit(features.pooled_BF)[0], "sigma": fit(features.pooled_BF)[1]}
+    names |= {"mu_s": fit(features.spatial_BS)[0], "sigma_s": fit(features.spatial_BS)[1]}
+    np.savez(tmp_path / "statistics.npz", **{name: tensor.numpy() for name, tensor in names.items()})
+    samples = save(tmp_path / "a.npz", fake)
+    alone = mvar.evaluate(samples, str(tmp_path / "statistics.npz"))
+    whole = mvar.evaluate(samples, save(tmp_path / "b.npz", real))
+    assert {*alone.metrics} == {"FID", "sFID", "IS"}
+    for name in alone.metrics:
+        assert alone.metrics[name].value == pytest.approx(whole.metrics[name].value, rel=1e-6)
+    assert alone.metrics["FID"].floor is None
+    pixels.dimensions = 13
+    with pytest.raises(ValueError, match="statistics of 12 features, pixels has 13"):
+        mvar.evaluate(samples, str(tmp_path / "statistics.npz"))
+
+
+def test_classes_have_their_own_measures(pixels, tmp_path):
+    fake, real = images(30, 0), images(40, 1)
+    report = mvar.evaluate(folder(tmp_path / "a", fake), folder(tmp_path / "b", real))
+    assert [(row["class"], row["samples"], row["real"]) for row in report.classes] == [("c0", 15, 20), ("c1", 15, 20)]
+    ours, theirs = (pixels(torch.from_numpy(x[::2]).permute(0, 3, 1, 2)).pooled_BF for x in (fake, real))
+    precision, recall = precision_recall(theirs, ours)
+    assert (report.classes[0]["precision"], report.classes[0]["recall"]) == (precision, recall)
+
+
+def test_settings_of_the_samples_are_in_the_report(pixels, tmp_path):
+    path = save(tmp_path / "a.npz", images(20, 0))
+    settings = {"protocol": "imagenet-50k", "per_class": 10, "classes": ["c0", "c1"], "guidance": 1.5, "seed": 3}
+    (tmp_path / "a.protocol.json").write_text(json.dumps(settings))
+    report = mvar.evaluate(path, save(tmp_path / "b.npz", images(30, 1)))
+    assert report.samples["guidance"] == 1.5
+    assert report.samples["seed"] == 3
+
+
+def test_features_are_the_same_in_one_process_and_in_three_and_from_the_cache(tmp_path):
+    opened = open_set(save(tmp_path / "a.npz", images(23, 0)), "samples", allow_jpeg=False)
+    alone = collect(opened, Pixels(), 4)
+
+    class Third:
+        def __init__(self, rank):
+            self.rank, self.size, self.sent = rank, 3, {}
+
+        def gather(self, value):
+            self.sent = value
+            return [value]
+
+    thirds = [Third(rank) for rank in range(3)]
+    for third in thirds:
+        with pytest.raises(KeyError):  # the others' batches are missing
+            collect(opened, Pixels(), 4, third)
+    parts = {start: part for third in thirds for start, part in third.sent.items()}
+    assert sum(len(third.sent) for third in thirds) == len(parts) == 6
+    assert torch.equal(torch.cat([parts[start].pooled_BF for start in sorted(parts)]), alone.pooled_NF)
+
+    kept = collect(opened, Pixels(), 4, cache=tmp_path)
+
+    class Broken(Pixels):
+        def _extract(self, images):
+            raise AssertionError("the cache has them")
+
+    again = collect(opened, Broken(), 4, cache=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_reconstructions_are_compared_pairwise_too(tmp_path):
+    model = mvar.load("fashion-mnist")
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    report = mvar.evaluate(model, save(tmp_path / "real.npz", real))
+    restored = model.tokenizer.reconstruct(torch.from_numpy(real).permute(0, 3, 1, 2) / 255)
+    error = ((restored * 255).round().clamp(0, 255) / 255 - torch.from_numpy(real).permute(0, 3, 1, 2) / 255).square()
+    expected = (-10 * error.flatten(1).mean(1).log10()).mean()
+    assert report.metrics["PSNR, dB"].value == pytest.approx(float(expected), abs=1e-3)
+    assert -1 <= report.metrics["SSIM"].value <= 1
+    assert "FD-EffNetLite0" in report.metrics
+    assert "FID" not in report.metrics
+    assert "N = 12 is below 2 x 320 dimensions" in report.notes[0]
+
+
+def test_limits_take_images_evenly(pixels, tmp_path):
+    fake, real = images(60, 0), images(60, 1)
+    limited = mvar.evaluate(save(tmp_path / "a.npz", fake), save(tmp_path / "b.npz", real), limit=30)
+    taken = mvar.evaluate(save(tmp_path / "c.npz", fake[::2]), save(tmp_path / "d.npz", real[::2]))
+    assert limited.metrics["FID"].value == pytest.approx(taken.metrics["FID"].value)
+    assert limited.protocol["reference_sha256"] != taken.protocol["reference_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "a.npz"], "size|16x16|32x32"),
+        (["--samples", "b.npz", "--limit", "0"], "limit = 0: must be at least 1"),
+        (["--samples", "b.npz", "--features", "inception"], "inception needs its file; give --weights"),
+        (["--samples", "b.npz", "--floor", "a.npz"], "floor = 'a.npz': holds images of 16x16"),
+        (["--samples", "b.npz", "--model", "fashion-mnist"], "give one of them"),
+        (["--samples", "missing"], "samples = 'missing': does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_work(tmp_path, arguments, message):
+    save(tmp_path / "a.npz", images(8, 0))
+    save(tmp_path / "b.npz", images(8, 0, side=32))
+    command = [sys.executable, "-m", "mvar", "evaluate", "--reference", "b.npz", *arguments]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert len(run.stderr.splitlines()) == 1
+    assert any(part in run.stderr for part in message.split("|"))
+
+
+def test_from_the_shell_in_two_processes_as_in_one(tmp_path):
+    for name, seed in (("fake", 0), ("real", 1)):
+        folder(tmp_path / name, images(24, seed, side=32))
+    options = ["--samples", "fake", "--reference", "real", "--batch-size", "5"]
+    alone = [sys.executable, "-m", "mvar", "evaluate", *options, "--out", "one"]
+    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *alone[1:-1], "two"]
+    for command in (alone, both):
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert (one["metrics"], one["classes"], one["protocol"]) == (two["metrics"], two["classes"], two["protocol"])
+    compared = [sys.executable, "-m", "mvar", "compare", "--reports", "one,two"]
+    shown = subprocess.run(compared, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert len(shown.splitlines()) == 4
+
+
+def test_real_features_come_from_the_package():
+    described = find_extractor("effnet-lite0").describe()
+    assert len(described["weights_sha256"]) == 64
