@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.features.base import take_weights
+from mvar.ops.convolution import convolution_relu
 
 Pipeline = Literal["adm", "pytorch-fid"]
 SIDE = 299
@@ -144,7 +145,7 @@ class _Unit(nn.Module):
         del self.bn
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        return self.conv(x_BChw).relu_()
+        return convolution_relu(x_BChw, self.conv)
 
 
 class _Fine(nn.Module):
