@@ -179,6 +179,18 @@ def test_the_command_writes_the_kept_images_and_what_they_took(bundle, tmp_path,
     assert [image["candidate"] for image in again["images"]] == out.candidates
 
 
+def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network(2).save("two.safetensors")
+    network(3).save("three.safetensors")
+    main(["sample", "--model", bundle, "--judge", "two.safetensors", "--of", "3", "--npz", "a.npz"])
+    report = json.loads((tmp_path / "rejection.json").read_text())
+    assert (report["judge"], report["kept"], report["candidates"]) == ("two.safetensors", 2, 6)
+    lines = refused("sample", "--model", bundle, "--judge", "three.safetensors", "--npz", "b.npz")
+    assert lines == ["mvar: judge: tells 3 classes apart, the model has 2; train one on these"]
+    assert not (tmp_path / "b.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
