@@ -25,17 +25,15 @@ from mvar.files import write_text
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
 from mvar.ops import native, scan
-from mvar.sampling import editing, likelihood
+from mvar.sampling import editing, likelihood, rejection
 from mvar.sampling.config import EDIT_MODE, PER_SCALE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.sampling.cost import cost, fitting_batch
+from mvar.sampling.encoding import ImageLike, token_maps
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
 from mvar.sampling.labels import Label, label_ids
 from mvar.sampling.masks import FEATHER, MaskLike, pasted, read_hole, resized
 from mvar.scales import Side
 from mvar.tokenizer.network import Tokenizer
-
-ImageLike = str | Path | Image.Image
-ENCODED_AT_ONCE = 64  # images
 
 
 @dataclass
@@ -107,12 +105,46 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             temperature=temperature,
             smooth=smooth,
         )
-        labels_B = torch.tensor(self.label_ids(labels))
-        index = list(range(len(labels_B)) if index is None else index)
-        if len(index) != len(labels_B):
-            raise ValueError(f"index has {len(index)} numbers for {len(labels_B)} labels: give one for each image")
+        labels_B, index = self._numbered(labels, index)
         size = self.fitting_batch_size(batch_size)
         return sampler.in_batches(len(index), size, lambda part: sampler.start(labels_B[part], index[part]), on_scale)
+
+    def sample_best(
+        self,
+        labels: Label | Sequence[Label],
+        judge: rejection.JudgeLike = rejection.SELF,
+        *,
+        keep: int = 1,
+        of: int = 8,
+        fork_at: int = 0,
+        seed: int = 0,
+        index: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> rejection.BestOutput:
+        """Draw several candidates for each label and keep those that a judge likes best: rejection sampling.
+
+        Args:
+            labels: one for each group of candidates, as of `sample`.
+            judge: "self" takes the model's own log p(x | class) - log p(x), see `mvar.sampling.rejection.own_scores`; a
+                classifier (`mvar.features.judge.Judge` or its file) its log-probability of the class; or a function of
+                pixels (B, 3, H, W) in [0, 1] and class indices (B,) that gives scores (B,), the higher the better.
+            keep: how many of a group are kept; the result has them group by group, the best first.
+            of: candidates of a group.
+            fork_at: coarse maps that the candidates of a group share, which are then drawn once; 0 shares none.
+            seed, settings: as of `sample`.
+            index: each group's number, 0 and up by default. The candidates of group g are those that `sample` draws
+                with index g * of to g * of + of - 1 (with `fork_at`, the shared maps are the first one's).
+            batch_size: at most so many candidates at once; None takes what memory allows.
+
+        Raises:
+            ValueError: a field, its value and the fix, a line for each problem.
+        """
+        sampler = self.sampler(seed, **settings)
+        labels_G, index = self._numbered(labels, index)
+        scorer = rejection.find_scorer(judge, sampler, labels_G)
+        choice = rejection.Choice(keep, of, fork_at)
+        return rejection.best(sampler, scorer, labels_G, index, choice, self.fitting_batch_size(batch_size))
 
     def sampler(self, seed: int = 0, **settings: Any) -> Sampler:
         """What `sample` draws with: start it, stop it between scales, fork what there is; see `mvar.sampling.engine`.
@@ -250,7 +282,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         Raises:
             ValueError: an image that cannot be used, an unknown label, or not as many labels as images.
         """
-        generator, maps = self._generator(), self._maps(images)
+        generator, maps = self._generator(), token_maps(self.tokenizer, images)
         B, ids = len(maps[0]), self.label_ids(labels)
         if len(ids) not in (1, B):
             raise ValueError(f"labels has {len(ids)} for {B} images: give one for each, or one for all")
@@ -275,7 +307,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         prior_C = prior_C.double()
         if len(prior_C) != C or not bool((prior_C >= 0).all()) or abs(float(prior_C.sum()) - 1) > 1e-3:
             raise ValueError(f"prior = {prior}: give {C} probabilities that sum to 1")
-        log_prob_BCK = likelihood.class_log_probs(self.tokenizer, generator, self._maps(images))
+        log_prob_BCK = likelihood.class_log_probs(self.tokenizer, generator, token_maps(self.tokenizer, images))
         return likelihood.Classification(likelihood.bayes(log_prob_BCK.sum(2), prior_C), self.classes)
 
     # --- labels and facts ---
@@ -405,6 +437,14 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             provenance=self.provenance,
         )
 
+    def _numbered(self, labels: Label | Sequence[Label], index: Sequence[int] | None) -> tuple[Tensor, list[int]]:
+        """Class indices of labels, and the number of each."""
+        labels_B = torch.tensor(self.label_ids(labels))
+        numbers = list(range(len(labels_B)) if index is None else index)
+        if len(numbers) != len(labels_B):
+            raise ValueError(f"index has {len(numbers)} numbers for {len(labels_B)} labels: give one for each image")
+        return labels_B, numbers
+
     def _index(self, n: int, index: Sequence[int] | None) -> Sequence[int]:
         if n < 1:
             raise ValueError(f"n = {n}: must be at least 1")
@@ -418,22 +458,6 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if len(ids) != 1:
             raise ValueError(f"label has {len(ids)} classes: give one")
         return torch.tensor(ids)
-
-    def _maps(self, images: Sequence[ImageLike] | Tensor) -> list[Tensor]:
-        """The token maps of images, a few at a time."""
-        if isinstance(images, (str, Path, Image.Image)):
-            images = [images]
-        if not len(images):
-            raise ValueError("images is empty: give at least one")
-        parts = []
-        for start in range(0, len(images), ENCODED_AT_ONCE):
-            some = images[start : start + ENCODED_AT_ONCE]
-            if isinstance(some, Tensor):
-                pixels_B3HW = some
-            else:
-                pixels_B3HW = torch.stack([fitted(as_image(i), self.tokenizer.config.image_shape) for i in some])
-            parts.append(self.tokenizer.encode(pixels_B3HW.to(self.device)))
-        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
 
 def load(source: str | Path, device: str | torch.device | None = None, dtype: Dtype | None = None) -> Model:

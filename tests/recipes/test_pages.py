@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvar.recipes import collapse, editing, likelihood, page, token_cache
+from mvar.recipes import collapse, editing, likelihood, page, rejection, token_cache
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Page and name of the markers: the report's folder, and what makes Markdown of it.
@@ -18,6 +18,8 @@ BLOCKS = {
     ("tokens.md", "results"): ("tokens", token_cache.table),
     ("collapse.md", "fashion-mnist"): ("collapse/fashion-mnist", collapse.table),
     ("collapse.md", "emoji"): ("collapse/emoji", collapse.table),
+    ("rejection.md", "fashion-mnist"): ("rejection/fashion-mnist", rejection.table),
+    ("rejection.md", "emoji"): ("rejection/emoji", rejection.table),
 }
 # Without a report: counts of a data set; and what test_memory.py has.
 OTHERS = {("data.md", "results"), ("cluster.md", "results")}

@@ -6,12 +6,15 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mvar.commands.protocol import draw_protocol, unsuitable
+from mvar.commands.rejection import BestOf, choice_problems
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
 
@@ -65,6 +68,10 @@ def sample(
     show_scales: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
+    judge: str | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+    fork_at: int | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     **options: Any,
@@ -85,6 +92,12 @@ def sample(
         show_scales: below the sheet, how the first image grows scale by scale.
         seed: the run's; image i depends on (seed, i, its label, the settings) only.
         batch_size: images at once; as many as fit into memory, at most 64, by default.
+        judge: draws several candidates for an image and keeps those that this judge likes best: self, the model's own
+            log p(image | class) - log p(image), or the file of a classifier of its classes. --out-dir and --npz get a
+            rejection.json.
+        keep: with --judge, how many of a group of candidates are kept; 1 by default.
+        of: with --judge, candidates of a group; 8 by default.
+        fork_at: with --judge, coarse maps that a group's candidates share, drawn once; 0, none, by default.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
@@ -98,7 +111,7 @@ def sample(
     settings = settings_of(**options)
     problems = _problems(settings, seed, per_class=per_class, batch_size=batch_size)
     if protocol is not None:
-        raise_problems([*problems, *unsuitable(labels, out, out_dir, npz, show_scales)])
+        raise_problems([*problems, *unsuitable(labels, out, out_dir, npz, show_scales, judge)])
         draw_protocol(protocol, model, per_class, out_dir, npz, seed, batch_size, device, dtype, settings)
         return
     if out is None and out_dir is None and npz is None:
@@ -106,7 +119,10 @@ def sample(
     per_class = per_class or 1
     if show_scales and out is None:
         problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
+    numbers = {"keep": keep, "of": of, "fork_at": fork_at}
+    problems += choice_problems(judge, numbers, per_class, show_scales)
     raise_problems(problems)
+    best = None if judge is None else BestOf(judge, numbers)
     if out is not None:
         target(out, IMAGE_SUFFIXES, "out")
     if npz is not None:
@@ -122,11 +138,13 @@ def sample(
         check_size(len(asked), per_class, loaded.tokenizer.config.image_shape)
 
     rows = [i for i in range(len(asked)) for _ in range(per_class)]
-    starts = range(0, len(rows), size)
+    step = size if best is None else best.at_once(size)
+    draw = loaded.sample if best is None else partial(best.draw, loaded)
+    starts = range(0, len(rows), step)
     pixels = []
     for start in track(starts, len(starts), "batches"):
-        index = range(start, min(start + size, len(rows)))
-        drawn = loaded.sample([asked[rows[i]] for i in index], **settings, seed=seed, index=index, batch_size=size)
+        index = range(start, min(start + step, len(rows)))
+        drawn = draw([asked[rows[i]] for i in index], **settings, seed=seed, index=index, batch_size=size)
         if out_dir is not None:
             save_pngs(drawn, out_dir, [names[rows[i]] for i in index], index)
         if out is not None or npz is not None:
@@ -140,6 +158,11 @@ def sample(
         if show_scales:
             sheet = _with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
         written.append(str(save_image(sheet, out)))
+    if best is not None:
+        folders = [] if out_dir is None else [Path(out_dir)]
+        folders += [] if npz is None else [Path(npz).parent]
+        used = asdict(loaded.sampler(seed, **settings).settings)
+        best.write(folders, {"model": model, "seed": seed, "settings": used})
     print(f"wrote {len(rows)} images: {', '.join(written)}")
 
 

@@ -77,12 +77,14 @@ def draw_protocol(
 
 
 def unsuitable(
-    labels: str | None, out: str | None, out_dir: str | None, npz: str | None, show_scales: bool
+    labels: str | None, out: str | None, out_dir: str | None, npz: str | None, show_scales: bool, judge: str | None
 ) -> Iterator[str]:
     """What of `sample` does not go with a protocol, a line each."""
     if labels is not None:
         yield f"labels = {labels!r}: a protocol draws all classes; leave it out"
     if out is not None or show_scales:
         yield "protocol: draws no sheet; leave --out and --show-scales away"
+    if judge is not None:
+        yield f"judge = {judge!r}: a protocol draws plain samples; leave it out, or give --per-class without --protocol"
     if out_dir is None and npz is None:
         yield "protocol: needs a place for its images; give --out-dir or --npz"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mvar.data.progress import track
-from mvar.evaluation.frechet import Gaussian, fit, frechet_distance
+from mvar.evaluation.frechet import fit, frechet_distance
 from mvar.features.extractors import find_extractor
 
 NAME = "FD-EffNetLite0"
@@ -19,22 +19,30 @@ SIDE = 64
 
 
 class Distance:
-    """Distances to one set of real images."""
+    """Distances to one set of real images.
+
+    Attributes:
+        reference_NF: the set's features (N, 320), as `features` gives them.
+    """
 
     def __init__(self, reference_Nchw: Tensor) -> None:
         """Args:
         reference_Nchw: uint8, grey or RGB, at most 64 pixels a side.
         """
         self._extractor = find_extractor("effnet-lite0", side=SIDE)
-        self._reference = self._fit(reference_Nchw)
+        self.reference_NF = self.features(reference_Nchw)
+        self._reference = fit(self.reference_NF)
 
     def of(self, images_Nchw: Tensor) -> float:
         """The distance of uint8 images (N, 1 or 3, h, w)."""
-        return frechet_distance(self._fit(images_Nchw), self._reference)
+        return self.of_features(self.features(images_Nchw))
 
-    def _fit(self, images_Nchw: Tensor) -> Gaussian:
+    def of_features(self, features_NF: Tensor) -> float:
+        """The distance of images whose features (N, 320) are known."""
+        return frechet_distance(fit(features_NF), self._reference)
+
+    def features(self, images_Nchw: Tensor) -> Tensor:
+        """Features (N, 320) of uint8 images (N, 1 or 3, h, w)."""
         parts = images_Nchw.split(250)
-        features = [
-            self._extractor(part.expand(-1, 3, -1, -1)).pooled_BF for part in track(parts, len(parts), "features")
-        ]
-        return fit(torch.cat(features))
+        found = [self._extractor(part.expand(-1, 3, -1, -1)) for part in track(parts, len(parts), "features")]
+        return torch.cat([extracted.pooled_BF for extracted in found])

@@ -46,6 +46,10 @@ class SampleOutput:
         """The pixels as 8-bit RGB images, rounded to nearest."""
         return to_images(self.pixels)
 
+    def select(self, rows: Tensor) -> "SampleOutput":
+        """The images at these positions, in that order."""
+        return SampleOutput(self.pixels[rows], None if self.tokens is None else [maps[rows] for maps in self.tokens])
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -254,9 +258,7 @@ class Sampler:
             self.finish(begin(slice(start, min(start + size, count))), on_scale, keep)
             for start in range(0, count, size)
         ]
-        maps = zip(*(part.tokens for part in parts if part.tokens is not None), strict=True)
-        tokens = None if self.settings.smooth else [torch.cat(tokens) for tokens in maps]
-        return SampleOutput(torch.cat([part.pixels for part in parts]), tokens)
+        return joined(parts)
 
     def pixels(self, canvas: Canvas) -> Tensor:
         """The images as they are so far, (B, 3, H, W) in [0, 1] on the CPU."""
@@ -287,6 +289,13 @@ class Sampler:
         codebook_VZ = quantizer.codebook.float()
         mixed_BlZ = spread_out(weights_Blc, codes_Blc, len(codebook_VZ), elsewhere=0.0) @ codebook_VZ
         return mixed_BlZ.transpose(1, 2).unflatten(2, quantizer.schedule.shapes[k])
+
+
+def joined(parts: Sequence[SampleOutput]) -> SampleOutput:
+    """The images of several outputs of one model and its settings, one after another."""
+    maps = [part.tokens for part in parts if part.tokens is not None]
+    tokens = [torch.cat(tokens) for tokens in zip(*maps, strict=True)] if maps else None
+    return SampleOutput(torch.cat([part.pixels for part in parts]), tokens)
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:

@@ -1,0 +1,112 @@
+"""What `mvar sample --judge` adds: images that are the best of several, and a report beside them.
+
+torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvar.model import Model
+    from mvar.sampling.engine import SampleOutput
+    from mvar.sampling.labels import Label
+    from mvar.sampling.rejection import JudgeLike
+
+REPORT = "rejection.json"
+
+
+def choice_problems(judge: str | None, numbers: dict[str, int | None], per_class: int, show_scales: bool) -> list[str]:
+    """What is wrong with the options of rejection sampling, a line each.
+
+    Args:
+        judge: as of `mvar sample`.
+        numbers: keep, of and fork_at; None where not given.
+        per_class, show_scales: as of `mvar sample`.
+    """
+    from mvar.sampling.rejection import Choice
+
+    given = {name: n for name, n in numbers.items() if n is not None}
+    if judge is None:
+        return [f"{name} = {n}: candidates are chosen by a judge; give --judge too" for name, n in given.items()]
+    choice = Choice(**given)
+    found = choice.problems()
+    if not found and per_class % choice.keep:
+        found.append(
+            f"per_class = {per_class}: a group gives keep = {choice.keep} images; give a multiple of {choice.keep}"
+        )
+    if show_scales:
+        found.append("show_scales = True: shows how a plain sample grows; leave out --judge")
+    return found
+
+
+class BestOf:
+    """Draws as `Model.sample` does, but keeps the best of several candidates; then says what that took.
+
+    Image i of the run is of group i // keep.
+    """
+
+    def __init__(self, judge: str, numbers: dict[str, int | None]) -> None:
+        """Args:
+            judge: "self" or the file of a classifier, which is read at once.
+            numbers: sound keep, of and fork_at; None for the usual.
+
+        Raises:
+            ValueError: the file is not a judge's.
+        """
+        from mvar.features.judge import Judge
+        from mvar.sampling.rejection import SELF, Choice
+
+        self._name, self._choice = judge, Choice(**{name: n for name, n in numbers.items() if n is not None})
+        self._judge: JudgeLike = judge if judge == SELF else Judge.load(judge)
+        self._scores: list[Tensor] = []
+        self._images: list[dict[str, Any]] = []
+        self._seconds = 0.0
+
+    def at_once(self, batch_size: int) -> int:
+        """How many images to ask for at once: those of as many whole groups as a batch of candidates has."""
+        return self._choice.keep * max(1, batch_size // self._choice.of)
+
+    def draw(
+        self, model: "Model", labels: "Sequence[Label]", *, index: Sequence[int], batch_size: int, **settings: Any
+    ) -> "SampleOutput":
+        """The images of these numbers, all of whole groups; arguments are those of `Model.sample`."""
+        keep = self._choice.keep
+        groups = [i // keep for i in index[::keep]]
+        out = model.sample_best(
+            labels[::keep], self._judge, **asdict(self._choice), index=groups, batch_size=batch_size, **settings
+        )
+        self._scores.append(out.scores_Gn)
+        self._seconds += out.seconds
+        names = [model.class_name(c) for c in model.label_ids(labels)]
+        self._images += [
+            {"image": i, "class": name, "candidate": number, "score": score}
+            for i, name, number, score in zip(index, names, out.candidates, out.scores.tolist(), strict=True)
+        ]
+        return out
+
+    def write(self, folders: Sequence[Path], facts: dict[str, Any]) -> None:
+        """Print what was accepted and what it cost; write it as rejection.json into each folder.
+
+        Args:
+            folders: of the images.
+            facts: what else decides the images: model, seed, settings.
+        """
+        import torch
+
+        from mvar.files import write_text
+        from mvar.sampling.rejection import report
+
+        found = report(self._choice, torch.cat(self._scores), self._seconds)
+        print(
+            f"kept {found['kept']} of {found['candidates']} candidates ({100 * found['acceptance']:.3g} %) by judge "
+            f"{self._name}: mean score {found['mean_score_kept']:.3f}, of all {found['mean_score_all']:.3f}; "
+            f"{found['candidates_per_kept']:g} candidates and {found['seconds_per_kept']:.3f} s for an image"
+        )
+        whole = {"judge": self._name, **found, **facts, "images": self._images}
+        for folder in dict.fromkeys(folders):
+            write_text(folder / REPORT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
