@@ -3,7 +3,7 @@
 Not FID: the network is another one, and sees enlarged images. Always told with the number of images and the distance of
 as many real images, since both decide how low it can get.
 
-Shapes: N images, h w pixels.
+Shapes: N images, F features, h w pixels.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvar.data.progress import track
-from mvar.evaluation.frechet import Gaussian, fit, frechet_distance
+from mvar.evaluation.frechet import fit, frechet_distance
 from mvar.features.effnet import EffNetLite0
 
 NAME = "FD-EffNetLite0"
@@ -21,23 +21,33 @@ FRAME = 32  # images below are framed with black to this side first, as is custo
 
 
 class Distance:
-    """Distances to one set of real images."""
+    """Distances to one set of real images.
+
+    Attributes:
+        reference_NF: the set's features (N, 320), as `features` gives them.
+    """
 
     def __init__(self, reference_Nchw: Tensor) -> None:
         """Args:
         reference_Nchw: uint8, grey or RGB, at most 64 pixels a side.
         """
         self._network = EffNetLite0()
-        self._reference = self._fit(reference_Nchw)
+        self.reference_NF = self.features(reference_Nchw)
+        self._reference = fit(self.reference_NF)
 
     def of(self, images_Nchw: Tensor) -> float:
         """The distance of uint8 images (N, 1 or 3, h, w)."""
-        return frechet_distance(self._fit(images_Nchw), self._reference)
+        return self.of_features(self.features(images_Nchw))
+
+    def of_features(self, features_NF: Tensor) -> float:
+        """The distance of images whose features (N, 320) are known."""
+        return frechet_distance(fit(features_NF), self._reference)
 
     @torch.inference_mode()
-    def _fit(self, images_Nchw: Tensor) -> Gaussian:
+    def features(self, images_Nchw: Tensor) -> Tensor:
+        """Features (N, 320) of uint8 images (N, 1 or 3, h, w)."""
         parts = images_Nchw.split(250)
-        return fit(torch.cat([self._network(_seen(part)) for part in track(parts, len(parts), "features")]))
+        return torch.cat([self._network(_seen(part)) for part in track(parts, len(parts), "features")])
 
 
 def _seen(images_Nchw: Tensor) -> Tensor:
