@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
-from mvar.evaluation.frechet import Gaussian, fit, frechet_distance
+from mvar.evaluation.frechet import Gaussian, Moments, bootstrap, fit, frechet_distance, from_arrays, too_few
 
 
 def features(n, F, seed, scale=1.0, shift=0.0):
@@ -11,31 +13,73 @@ def features(n, F, seed, scale=1.0, shift=0.0):
 
 
 def naive(a_NF, b_NF):
-    """As the paper writes it: the root of C_a C_b by its eigenvalues, complex where they must be."""
+    """As the paper writes it, with numpy's moments and scipy's root of C_a C_b."""
+    a_NF, b_NF = a_NF.double().numpy(), b_NF.double().numpy()
+    a_FF, b_FF = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a_NF, b_NF))
+    root_FF = scipy.linalg.sqrtm(a_FF @ b_FF)
+    return np.square(a_NF.mean(0) - b_NF.mean(0)).sum() + np.trace(a_FF + b_FF - 2 * root_FF).real
+
+
+def exact_of_few(a_NF, b_NF):
+    """Without covariances, from the images themselves: what is left where scipy's root loses digits."""
     a_NF, b_NF = a_NF.double(), b_NF.double()
-    covariances = []
-    for x_NF in (a_NF, b_NF):
-        x_NF = x_NF - x_NF.mean(0)
-        covariances.append(sum(torch.outer(x_F, x_F) for x_F in x_NF) / (len(x_NF) - 1))
-    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
+    centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a_NF, b_NF)]
+    cross = torch.linalg.matrix_norm(centred[0] @ centred[1].T, "nuc")
     means = (a_NF.mean(0) - b_NF.mean(0)).square().sum()
-    return float(means + covariances[0].trace() + covariances[1].trace() - 2 * roots)
+    return float(means + sum(x.square().sum() for x in centred) - 2 * cross)
 
 
 # Fewer images than features leave the covariances singular, as is usual with small sets.
-@pytest.mark.parametrize("n", [200, 9])
-def test_it_equals_the_formula_and_is_symmetric(n):
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+@pytest.mark.parametrize(("n", "rtol"), [(200, 1e-12), (9, 1e-6), (2, 1e-6)])
+def test_it_equals_the_formula_and_is_symmetric(n, rtol):
     a, b = features(n, 16, seed=0), features(n + 5, 16, seed=1, scale=1.5, shift=0.3)
     distance = frechet_distance(fit(a), fit(b))
-    assert distance == pytest.approx(naive(a, b), rel=1e-6)
-    assert distance == pytest.approx(frechet_distance(fit(b), fit(a)), rel=1e-6)
+    assert distance == pytest.approx(naive(a, b), rel=rtol)
+    assert distance == pytest.approx(exact_of_few(a, b), rel=1e-12)
+    assert distance == pytest.approx(frechet_distance(fit(b), fit(a)), rel=1e-12)
     assert distance > 1
 
 
-@pytest.mark.parametrize(("n", "F"), [(300, 24), (10, 24), (5, 1)])
+@pytest.mark.parametrize(("n", "F"), [(300, 24), (10, 24), (2, 24), (5, 1)])
 def test_a_set_has_no_distance_to_itself_in_any_order(n, F):
     a = fit(features(n, F, seed=2))
-    assert 0 <= frechet_distance(a, fit(features(n, F, seed=2).flip(0))) < 1e-5 * a.covariance_FF.trace()
+    assert 0 <= frechet_distance(a, fit(features(n, F, seed=2).flip(0))) < 1e-12 * a.covariance_FF.trace()
+
+
+def test_equal_images_have_no_covariance():
+    a, b = fit(torch.full((3, 4), 2.0)), fit(torch.full((2, 4), 5.0))
+    assert frechet_distance(a, b) == 4 * 3**2
+    assert bootstrap(torch.full((3, 4), 2.0), b, rounds=3) == (36, 36)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+@pytest.mark.parametrize("sizes", [[50], [1] * 50, [49, 1], [0, 20, 0, 30], [17, 33]])
+def test_moments_do_not_depend_on_the_split(sizes, shift):
+    x = features(50, 6, seed=4, shift=shift)
+    streamed, merged = Moments(), Moments()
+    for block in x.split(sizes):
+        streamed.update(block)
+        part = Moments()  # another process, which may have no images
+        if len(block):
+            part.update(block)
+        merged.merge(part)
+    mean, covariance = x.double().numpy().mean(0), np.cov(x.double().numpy(), rowvar=False)
+    for moments in (streamed, merged):
+        assert moments.count == 50
+        np.testing.assert_allclose(moments.gaussian().mean_F.numpy(), mean, rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(moments.gaussian().covariance_FF.numpy(), covariance, rtol=0, atol=1e-10)
+
+
+def test_a_merge_leaves_the_other_as_it_was():
+    first, second, empty = Moments(), Moments(), Moments()
+    first.update(features(10, 3, seed=5))
+    second.update(features(7, 3, seed=6))
+    empty.merge(second)
+    empty.update(features(5, 3, seed=7))
+    first.merge(second)
+    assert second.count == 7
+    assert all(torch.equal(x, y) for x, y in zip(second.gaussian(), fit(features(7, 3, seed=6)), strict=True))
 
 
 def test_known_closed_forms():
@@ -48,15 +92,89 @@ def test_known_closed_forms():
     assert frechet_distance(fit(far), fit(far + 1000)) == pytest.approx(4 * 1000**2)
 
 
+def test_the_interval_is_that_of_resampled_sets():
+    x, reference = features(40, 5, seed=8), fit(features(300, 5, seed=9))
+    random = torch.Generator().manual_seed(11)
+    drawn = [x[torch.randint(40, (40,), generator=random)] for _ in range(30)]
+    distances = np.array([frechet_distance(fit(d), reference) for d in drawn])
+    expected = frechet_distance(fit(x), reference) + np.quantile(distances, [0.05, 0.95]) - distances.mean()
+    assert bootstrap(x, reference, rounds=30, seed=11) == pytest.approx(expected, rel=1e-9)
+    few = fit(features(3, 5, seed=9))  # a singular reference, and fewer images than features
+    low, high = bootstrap(x[:4], few, rounds=30)
+    assert 0 <= low <= frechet_distance(fit(x[:4]), few) <= high
+
+
+def test_the_interval_covers_what_another_draw_gives():
+    F, N, sets = 4, 200, 60
+    reference = fit(features(4000, F, seed=10))
+
+    def draw(seed):
+        mixed = features(4000, F, seed=10)[torch.randperm(4000, generator=torch.Generator().manual_seed(seed))[:N]]
+        return mixed * 1.3
+
+    expected = np.mean([frechet_distance(fit(draw(1000 + i)), reference) for i in range(400)])
+    intervals = [bootstrap(draw(i), reference, rounds=60, seed=i) for i in range(sets)]
+    covered = sum(low <= expected <= high for low, high in intervals) / sets
+    assert 0.75 < covered < 1  # 0.9 within four deviations of so few sets
+    assert bootstrap(draw(0), reference, 60, seed=0) == intervals[0]
+    assert bootstrap(draw(0), reference, 60, seed=1) != intervals[0]
+
+
+def test_the_interval_shrinks_with_the_number_of_images():
+    reference = fit(features(4000, 4, seed=10))
+    x = 1.3 * features(4000, 4, seed=10)
+    widths = [high - low for low, high in (bootstrap(x[:N], reference, 200) for N in (100, 1600))]
+    assert 2.5 < widths[0] / widths[1] < 6  # 4 by the root of N
+
+
+def test_published_statistics_are_taken_as_they_are():
+    a, b = fit(features(60, 5, seed=12)), fit(features(60, 5, seed=13))
+    mu, sigma = a.mean_F.numpy(), a.covariance_FF.numpy()
+    assert frechet_distance(from_arrays(mu, sigma), b) == frechet_distance(a, b)
+    single = from_arrays(mu.astype(np.float32), sigma.astype(np.float32))
+    assert frechet_distance(single, b) == pytest.approx(frechet_distance(a, b), rel=1e-5)
+
+
+def test_too_few_images_are_warned_of():
+    assert too_few(4096, 2048) is None
+    assert "N = 4095 is below 2 x 2048 dimensions" in too_few(4095, 2048)
+
+
 def test_what_cannot_be_compared_is_named():
     spoilt = torch.ones(3, 4)
     spoilt[1, 2] = torch.inf
     for bad, message in (
-        (torch.ones(1, 4), r"features have shape \(1, 4\): give \(N, F\) of at least two images"),
-        (torch.ones(8), r"features have shape \(8,\): give"),
+        (torch.ones(1, 4), "the set has 1 images: a covariance needs at least 2"),
+        (torch.ones(0, 4), "the set has 0 images"),
+        (torch.ones(8), r"features have shape \(8,\): give \(N, F\)"),
         (spoilt, "features are not finite"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(bad)
-    with pytest.raises(ValueError, match="the sets have 4 and 5 features: use one network for both"):
-        frechet_distance(fit(torch.rand(3, 4)), fit(torch.rand(3, 5)))
+    one_network = "the sets have 4 and 5 features: use one network for both"
+    four, five = fit(torch.rand(3, 4)), fit(torch.rand(3, 5))
+    with pytest.raises(ValueError, match=one_network):
+        frechet_distance(four, five)
+    with pytest.raises(ValueError, match=one_network):
+        bootstrap(torch.rand(3, 4), five)
+    seen = Moments()
+    seen.update(torch.rand(3, 4))
+    with pytest.raises(ValueError, match=one_network):
+        seen.update(torch.rand(3, 5))
+    with pytest.raises(ValueError, match="bootstrap: 1 images and 100 rounds; each must be at least 2"):
+        bootstrap(torch.rand(1, 4), four)
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "message"),
+    [
+        (np.zeros(3), np.eye(4), r"ref.npz: mu is \(3,\) and sigma \(4, 4\), expected \(F,\) and \(F, F\)"),
+        (np.zeros((3, 1)), np.eye(3), r"mu is \(3, 1\)"),
+        (np.array([0, np.nan]), np.eye(2), "mu or sigma is not finite"),
+        (np.zeros(2), np.array([[1.0, 0.5], [0.4, 1.0]]), "sigma is no covariance"),
+        (np.zeros(2), np.diag([1.0, -1.0]), "sigma is no covariance"),
+    ],
+)
+def test_damaged_statistics_are_named(mu, sigma, message):
+    with pytest.raises(ValueError, match=message):
+        from_arrays(mu, sigma, "ref.npz")

@@ -1,13 +1,20 @@
-"""The Frechet distance between two sets of features.
+"""The Frechet distance between two sets of features: FID, sFID and their kin, by the network that gives the features.
 
-Shapes: N images, F features.
+Shapes: N images, F features, R rank of a covariance, n distinct images of a resampled set. Everything is in float64.
 Source: Heusel et al. 2017, equation 6.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mvar.evaluation.checks import check_dimensions, check_features
+
+SYMMETRIC = 1e-5  # of the largest entry: what covariances saved as float32 keep
+INTERVAL = (0.05, 0.95)
 
 
 class Gaussian(NamedTuple):
@@ -17,33 +24,174 @@ class Gaussian(NamedTuple):
     covariance_FF: Tensor  # unbiased
 
 
-def fit(features_NF: Tensor) -> Gaussian:
-    """Mean and covariance in float64.
+def from_arrays(mu: np.ndarray, sigma: np.ndarray, source: str = "reference") -> Gaussian:
+    """The Gaussian of published statistics, for example the `mu` and `sigma` of an ADM reference.
+
+    Args:
+        mu: mean, (F,).
+        sigma: covariance, (F, F).
+        source: what messages call them.
 
     Raises:
-        ValueError: fewer than two images, or features that are not finite.
+        ValueError: shapes that do not fit, values that are not finite, or no covariance.
     """
-    if features_NF.ndim != 2 or len(features_NF) < 2:
-        raise ValueError(f"features have shape {tuple(features_NF.shape)}: give (N, F) of at least two images")
-    features_NF = features_NF.double()
-    if not bool(features_NF.isfinite().all()):
-        raise ValueError("features are not finite: a network or an image is damaged")
-    F = features_NF.shape[1]
-    return Gaussian(features_NF.mean(0), features_NF.T.cov().view(F, F))
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"{source}: mu is {mu.shape} and sigma {sigma.shape}, expected (F,) and (F, F)")
+    mean_F, covariance_FF = (torch.from_numpy(array.astype(np.float64)) for array in (mu, sigma))
+    if not bool(mean_F.isfinite().all() and covariance_FF.isfinite().all()):
+        raise ValueError(f"{source}: mu or sigma is not finite: the file is damaged")
+    apart = (covariance_FF - covariance_FF.T).abs().max()
+    if apart > SYMMETRIC * covariance_FF.abs().max() or covariance_FF.diag().min() < 0:
+        raise ValueError(f"{source}: sigma is no covariance: it must be symmetric, with no negative variance")
+    return Gaussian(mean_F, (covariance_FF + covariance_FF.T) / 2)
+
+
+@dataclass
+class Moments:
+    """Mean and covariance of features that come in blocks or from several processes.
+
+    However images are split, the result is the same up to rounding. Each block is centred by itself and blocks are put
+    together as in Chan, Golub and LeVeque 1983, so that nothing cancels when features are far from zero.
+    """
+
+    count: int = 0
+    mean_F: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    scatter_FF: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))  # about the mean
+
+    def update(self, features_NF: Tensor) -> None:
+        """Take in a block of images, of any floating type.
+
+        Raises:
+            ValueError: features that are not (N, F), not finite, or of another F than before.
+        """
+        check_features(features_NF)
+        features_NF = features_NF.double()
+        mean_F = features_NF.mean(0)
+        centred_NF = features_NF - mean_F
+        self._add(len(features_NF), mean_F, centred_NF.T @ centred_NF)
+
+    def merge(self, other: "Moments") -> None:
+        """Take in all that another has seen.
+
+        Raises:
+            ValueError: it has seen features of another F.
+        """
+        self._add(other.count, other.mean_F, other.scatter_FF)
+
+    def gaussian(self) -> Gaussian:
+        """Mean and unbiased covariance.
+
+        Raises:
+            ValueError: fewer than two images.
+        """
+        if self.count < 2:
+            raise ValueError(f"the set has {self.count} images: a covariance needs at least 2")
+        return Gaussian(self.mean_F, self.scatter_FF / (self.count - 1))
+
+    def _add(self, count: int, mean_F: Tensor, scatter_FF: Tensor) -> None:
+        if not count:
+            return
+        if not self.count:
+            self.count, self.mean_F, self.scatter_FF = count, mean_F, scatter_FF
+            return
+        check_dimensions(len(self.mean_F), len(mean_F))
+        total = self.count + count
+        shift_F = mean_F - self.mean_F
+        self.mean_F = self.mean_F + shift_F * (count / total)
+        between_FF = torch.outer(shift_F, shift_F) * (self.count * count / total)
+        self.scatter_FF = self.scatter_FF + scatter_FF + between_FF
+        self.count = total
+
+
+def fit(features_NF: Tensor) -> Gaussian:
+    """Mean and covariance of features (N, F).
+
+    Raises:
+        ValueError: fewer than two images, or features that are not (N, F) or not finite.
+    """
+    moments = Moments()
+    moments.update(features_NF)
+    return moments.gaussian()
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), which is not below zero.
 
-    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: its
-    decomposition is stable where C_a C_b has none that is real.
+    With C = R R^T for both, the trace of the root is the sum of the singular values of R_a^T R_b. They are exact to
+    rounding for singular covariances too, where eigenvalues of C_a C_b, which are their squares, lose half the digits.
+
+    Raises:
+        ValueError: the two have different numbers of features.
     """
-    if a.mean_F.shape != b.mean_F.shape:
-        raise ValueError(f"the sets have {len(a.mean_F)} and {len(b.mean_F)} features: use one network for both")
-    values_F, vectors_FF = torch.linalg.eigh(a.covariance_FF)
-    root_FF = (vectors_FF * values_F.clamp(min=0).sqrt()) @ vectors_FF.T
-    product_FF = root_FF @ b.covariance_FF @ root_FF
-    cross = torch.linalg.eigvalsh((product_FF + product_FF.T) / 2).clamp(min=0).sqrt().sum()
+    check_dimensions(len(a.mean_F), len(b.mean_F))
+    cross = torch.linalg.svdvals(_root(a.covariance_FF).T @ _root(b.covariance_FF)).sum()
     traces = a.covariance_FF.trace() + b.covariance_FF.trace()
     squared = (a.mean_F - b.mean_F).square().sum() + traces - 2 * cross
     return float(squared.clamp(min=0))  # of equal sets it may be a rounding error below
+
+
+def too_few(images: int, dimensions: int) -> str | None:
+    """The warning that belongs beside a distance of so few images; None from twice as many images as dimensions on."""
+    if images >= 2 * dimensions:
+        return None
+    return (
+        f"N = {images} is below 2 x {dimensions} dimensions: the covariance is poorly known and the distance too high; "
+        "compare it only with one at the same N"
+    )
+
+
+def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 100, seed: int = 0) -> tuple[float, float]:
+    """The 90 % interval (low, high) of the distance of samples to a reference.
+
+    It covers what another draw of as many samples would change, and nothing else: neither the bias that a small N has,
+    nor the choice of reference images. Samples are drawn again with replacement. A set so drawn has fewer distinct
+    images and is farther from everything, so the distances of such sets are too high; only their spread is used:
+    the interval is the distance itself plus (quantiles - mean) of the drawn ones, at least 0. With fewer images than a
+    few times the dimensions that spread is too wide, and so is the interval.
+
+    Holds about three copies of the samples in float64.
+
+    Args:
+        samples_NF: features of at least two images, (N, F).
+        reference: of the same features.
+        rounds: sets that are drawn.
+        seed: the same gives the same interval.
+
+    Raises:
+        ValueError: bad features, fewer than two images, fewer than two rounds.
+    """
+    check_features(samples_NF)
+    N = len(samples_NF)
+    if N < 2 or rounds < 2:
+        raise ValueError(f"bootstrap: {N} images and {rounds} rounds; each must be at least 2")
+    check_dimensions(samples_NF.shape[1], len(reference.mean_F))
+    apart_NF = samples_NF.double() - reference.mean_F
+    norms_N = apart_NF.square().sum(1)
+    projected_NR = apart_NF @ _root(reference.covariance_FF)
+
+    def distance(counts_N: Tensor) -> Tensor:
+        """Of the set that holds each image so many times, without its covariance: the projection has all of it."""
+        chosen_n = counts_N.nonzero().squeeze(1)
+        counts_n = counts_N[chosen_n].double()
+        mean_F = counts_N.double() @ apart_NF / N
+        trace = (counts_N.double() @ norms_N - N * mean_F.square().sum()) / (N - 1)
+        rows_nR = projected_NR[chosen_n]
+        rows_nR = (rows_nR - counts_n @ rows_nR / N) * (counts_n / (N - 1)).sqrt()[:, None]
+        n, R = rows_nR.shape
+        products = rows_nR.T @ rows_nR if n > R else rows_nR @ rows_nR.T
+        cross = torch.linalg.eigvalsh(products).clamp(min=0).sqrt().sum()
+        return mean_F.square().sum() + trace + reference.covariance_FF.trace() - 2 * cross
+
+    random = torch.Generator().manual_seed(seed)
+    drawn = [distance(torch.randint(N, (N,), generator=random).bincount(minlength=N)) for _ in range(rounds)]
+    distances = torch.stack(drawn)
+    offsets = distances.quantile(torch.tensor(INTERVAL, dtype=torch.float64)) - distances.mean()
+    low, high = (distance(torch.ones(N, dtype=torch.long)) + offsets).clamp(min=0).tolist()
+    return low, high
+
+
+def _root(covariance_FF: Tensor) -> Tensor:
+    """R (F, R) with R R^T = C; directions whose variance is a rounding error are left out."""
+    values_F, vectors_FF = torch.linalg.eigh(covariance_FF)
+    kept_F = values_F > len(values_F) * torch.finfo(torch.float64).eps * values_F.max()
+    return vectors_FF[:, kept_F] * values_F[kept_F].sqrt()

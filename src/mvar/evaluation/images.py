@@ -1,17 +1,21 @@
 """Measurements on images: fidelity of a reconstruction, the class that a judge sees, and variety inside a class.
 
-Shapes: N images, B images of a batch, D values of an image, C classes, h w pixels. Images are uint8 throughout, as
-they would be in files, with any number of channels.
+Shapes: N images, B images of a batch, D values of an image, C classes or channels, P planes (images times channels),
+h w pixels. Images are uint8 throughout, as they would be in files, with any number of channels.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Pixels (B, 3, h, w) in [0, 1] to class logits (B, C).
 Classifier = Callable[[Tensor], Tensor]
 MOST_DB = 100.0  # the PSNR of equal images, which would be infinite
+WINDOW = 11  # of SSIM, pixels a side
+SIGMA = 1.5
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(images_N: Tensor, others_N: Tensor) -> Tensor:
@@ -20,12 +24,40 @@ def psnr(images_N: Tensor, others_N: Tensor) -> Tensor:
     Raises:
         ValueError: the two sets are not uint8 or differ in shape.
     """
-    for images in (images_N, others_N):
-        _check_uint8(images)
-    if images_N.shape != others_N.shape:
-        raise ValueError(f"images have shapes {tuple(images_N.shape)} and {tuple(others_N.shape)}; they must be equal")
+    _check_pairs(images_N, others_N)
     error_ND = (images_N.double() - others_N.double()).flatten(1) / 255
     return (-10 * error_ND.square().mean(1).log10()).clamp(max=MOST_DB)
+
+
+def ssim(images_NChw: Tensor, others_NChw: Tensor) -> Tensor:
+    """Structural similarity of each pair of uint8 images, float64 (N,), at most 1, which equal images have.
+
+    Wang et al. 2004, section III B: windows of 11 x 11 pixels with Gaussian weights of deviation 1.5, only where they
+    lie wholly inside the image; no smaller copy of the image is made first, whatever its size. Each channel by itself
+    (no grey image), and the mean over windows and channels.
+
+    Raises:
+        ValueError: the two sets are not uint8 (N, C, h, w), differ in shape, or have a side below 11 pixels.
+    """
+    _check_pairs(images_NChw, others_NChw)
+    if images_NChw.ndim != 4 or min(images_NChw.shape[-2:]) < WINDOW:
+        shape = tuple(images_NChw.shape)
+        raise ValueError(f"images have shape {shape}: SSIM needs (N, C, h, w) of at least {WINDOW} pixels a side")
+    a, b = (images.double().flatten(0, 1)[:, None] for images in (images_NChw, others_NChw))
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = (_window_means(x) for x in (a, b, a * a, b * b, a * b))
+    variances = (mean_aa - mean_a**2) + (mean_bb - mean_b**2)
+    covariance = mean_ab - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    similarity = luminance * (2 * covariance + C2) / (variances + C2)
+    return similarity.reshape(len(images_NChw), -1).mean(1)
+
+
+def _window_means(planes_P1hw: Tensor) -> Tensor:
+    """Weighted mean of each whole window, (P, 1, h - 10, w - 10): the Gaussian is a product of one along each side."""
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device=planes_P1hw.device) - WINDOW // 2
+    weights = torch.exp(-offsets.square() / (2 * SIGMA**2))
+    weights = weights / weights.sum()
+    return F.conv2d(F.conv2d(planes_P1hw, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
 
 
 @torch.inference_mode()
@@ -76,6 +108,13 @@ def mean_distance(images_N: Tensor, labels_N: Tensor, num_classes: int) -> Tenso
             raise ValueError(f"class {c} has {len(pixels_nD)} images: a distance needs at least 2 in each class")
         means.append(torch.pdist(pixels_nD).double().mean())
     return torch.stack(means)
+
+
+def _check_pairs(images_N: Tensor, others_N: Tensor) -> None:
+    for images in (images_N, others_N):
+        _check_uint8(images)
+    if images_N.shape != others_N.shape:
+        raise ValueError(f"images have shapes {tuple(images_N.shape)} and {tuple(others_N.shape)}; they must be equal")
 
 
 def _check_uint8(images: Tensor) -> None:

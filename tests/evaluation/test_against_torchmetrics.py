@@ -1,0 +1,85 @@
+"""The same numbers as torchmetrics on the same features, real images through a small network."""
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from mvar.evaluation.frechet import Moments, fit, frechet_distance
+from mvar.evaluation.images import ssim
+from mvar.evaluation.inception_score import inception_score
+from mvar.evaluation.kernel import kid
+
+
+class Features(nn.Module):
+    """Means of random filters after a rectifier: uint8 images (N, 1, 28, 28) to (N, 24)."""
+
+    num_features = 24
+
+    def __init__(self):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.register_buffer("filters", torch.randn(24, 1, 5, 5, generator=random, dtype=torch.float64))
+
+    def forward(self, images):
+        return nn.functional.conv2d(images.double() / 255, self.filters, stride=3).relu().mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def sets(fashion_arrays):
+    """Real images, and as many others of fewer classes."""
+    images = torch.tensor(fashion_arrays["train"])[:, :, None]
+    return images[:, :30].flatten(0, 1), images[:6, 100:150].flatten(0, 1)
+
+
+@pytest.mark.parametrize("n", [300, 10])
+def test_frechet_distance(sets, n):
+    real, fake = (x[torch.randperm(300, generator=torch.Generator().manual_seed(0))[:n]] for x in sets)
+    theirs, ours = FrechetInceptionDistance(feature=Features()), [Moments(), Moments()]
+    for i, images in enumerate((real, fake)):
+        for block in images.split(64):
+            theirs.update(block, real=i == 0)
+            ours[i].update(Features()(block))
+    expected = theirs.compute().item()
+    assert frechet_distance(*(moments.gaussian() for moments in ours)) == pytest.approx(expected, rel=1e-6)
+    assert expected > 1e-4
+    assert frechet_distance(fit(Features()(real)), fit(Features()(fake))) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
+def test_kid(sets):
+    real, fake = sets
+    theirs = KernelInceptionDistance(feature=Features(), subsets=1, subset_size=300)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    assert kid(Features()(real), Features()(fake), subsets=1).mean == pytest.approx(
+        theirs.compute()[0].item(), rel=1e-9
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save")
+def test_inception_score(sets):
+    logits = 20 * Features()(sets[0])
+    theirs = InceptionScore(feature=nn.Identity(), splits=1)  # more parts would be of a random order
+    theirs.update(logits)
+    with pytest.warns(UserWarning, match="degrees of freedom"):  # theirs divides by parts less one
+        expected = theirs.compute()[0].item()
+    assert inception_score(logits.softmax(1), 1)[0] == pytest.approx(expected, rel=1e-12)
+    assert expected > 1.01
+
+
+@pytest.mark.parametrize(("C", "h", "w"), [(3, 28, 25), (1, 11, 14)])
+def test_ssim(sets, C, h, w):
+    """Theirs also has windows that lie over the border, in a mirrored image; the map without them is comparable."""
+    a = sets[0][: 4 * C].reshape(4, C, 28, 28)[..., :h, :w]
+    noise = torch.randint(-40, 40, a.shape, generator=torch.Generator().manual_seed(1))
+    b = (a + noise).clamp(0, 255).byte()
+    _, map_NChw = structural_similarity_index_measure(
+        a.double(), b.double(), sigma=1.5, data_range=255.0, reduction="none", return_full_image=True
+    )
+    expected = map_NChw[..., 5:-5, 5:-5].mean((1, 2, 3))
+    torch.testing.assert_close(ssim(a, b), expected, rtol=1e-9, atol=1e-9)
+    assert (expected < 0.95).all()
