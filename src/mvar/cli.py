@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mvar import __version__
-from mvar.commands import bench, drawing, evaluation, models, training
+from mvar.commands import bench, drawing, evaluation, models, study, training
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 from mvar.training.stopping import Stopped
@@ -48,12 +48,20 @@ COMMANDS = {
     "bench sample": Command(bench.bench_sample),
     "bench growth": Command(bench.bench_growth),
     "bench train": Command(bench.bench_train),
+    "study list": Command(study.study_list),
+    "study run sweep": Command(study.study_run_sweep),
 }
 LIST_OPTIONS = (
     *("batch", "box", "keep_box", "from_scale", "sides"),
     *("guidance", "top_k", "top_p", "temperature"),
 )
-GROUPS = {"data": "Get real images", "train": "Train on a folder of images", "bench": "Measure speed and memory"}
+GROUPS = {
+    "data": "Get real images",
+    "train": "Train on a folder of images",
+    "bench": "Measure speed and memory",
+    "study": "Study what settings do",
+    "study run": "Run a study",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,27 +87,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mvar: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
     except KeyboardInterrupt:
-        print("mvar: interrupted; a training run goes on with --resume, tokenize when called again", file=sys.stderr)
+        again = "a training run goes on with --resume, tokenize and studies when called again"
+        print(f"mvar: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The command's name, one or two words, and what follows it."""
-    words = 2 if arguments and arguments[0] in GROUPS else 1
+    """The command's name, as many words as there are in one that exists, and what follows it."""
+    words = 0
+    while words < len(arguments) and _within(arguments[: words + 1]):
+        words += 1
     return " ".join(arguments[:words]), list(arguments[words:])
 
 
-def _explain(name: str, rest: Sequence[str]) -> None:
+def _within(words: Sequence[str]) -> list[str]:
+    """The commands that begin with these words."""
+    return [known for known in COMMANDS if known.split()[: len(words)] == list(words)]
+
+
+def _explain(group: str, rest: Sequence[str]) -> None:
     """Print the version or the list of commands; a command that does not exist exits with 2."""
-    if name == "--version":
+    asked = (*rest, "")[0]
+    if f"{group} {asked}" == " --version":
         print(f"mvar {__version__}")
         return
-    word, *more = name.split() or [""]
-    group = word if word in GROUPS else ""
-    asked = (more or [*rest][:1] or [""])[0] if group else word
     lines = [f"usage: {' '.join(filter(None, ('mvar', group)))} COMMAND [OPTIONS]", ""]
     lines += [f"{GROUPS[group]}." if group else "Scale-wise autoregressive image generation with M-VAR.", ""]
-    lines += [f"  {known:<20} {_summary(COMMANDS[known])}" for known in COMMANDS if known.startswith(group)]
+    lines += [f"  {known:<20} {_summary(COMMANDS[known])}" for known in _within(group.split())]
     lines += ["", "mvar COMMAND --help explains a command's options."]
     if asked in ("", "-h", "--help"):
         print("\n".join(lines))

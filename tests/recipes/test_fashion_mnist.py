@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,19 @@ from mvar.features.judge import Judge
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
-from mvar.recipes import editing, figures, likelihood, measuring, page
+from mvar.recipes import editing, likelihood, measuring, page, sweep_figure
 from mvar.recipes.cli import run_cli
+from mvar.recipes.emoji import Emoji
 from mvar.recipes.fashion_mnist import FashionMnist
-from mvar.recipes.packaged import best, commands
+from mvar.recipes.packaged import commands
+from mvar.recipes.sweep import TRIED, best
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
 RECIPE = FashionMnist()
-PAGE = Path(__file__).parents[2] / "docs" / "models" / "fashion-mnist.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "models" / "fashion-mnist.md"
+SWEEP = DOCS / "images" / "fashion-mnist" / "sweep.json"
 
 
 def write_run(folder, records):
@@ -110,9 +115,7 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arra
 
 
 def test_every_figure_of_the_page_is_drawn(work, measured):
-    figures.guidance_curves(
-        [trial(1, 0.5, 1.0, 9.0), trial(2, 0.6, 0.9, 8.0)], (0.9, 1.1), measured[0] / "guidance.png"
-    )
+    sweep_figure.draw(json.loads(SWEEP.read_text()), measured[0] / "sweep.png")
     linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
     assert len(linked) == len(set(linked)) == 9
     for name in linked:
@@ -151,37 +154,14 @@ def test_a_tokenizer_alone_is_measured_as_far_as_it_goes(work, fashion_excerpt, 
     assert not (tmp_path / "samples.png").exists()
 
 
-def trial(guidance, accuracy, ratio, distance):
-    return {
-        "guidance": guidance,
-        "temperature": [1.2, 1.0],
-        "top_k": 0,
-        "top_p": 1.0,
-        "accuracy": accuracy,
-        "spread_ratio": ratio,
-        "distance": distance,
-    }
-
-
-def test_best_is_the_nearest_to_real_images_that_is_accurate_and_varied_else_the_most_accurate():
-    trials = [trial(0, 0.7, 1.0, 10), trial(1, 0.94, 0.94, 90), trial(2, 0.95, 0.94, 80), trial(3, 0.99, 0.9, 20)]
-    assert best(trials, (0.92, 1.09), 0.93)["guidance"] == 2
-    assert best([trials[0], trials[3]], (0.92, 1.09), 0.93)["guidance"] == 3
-
-
-def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp_path):
+def test_chosen_settings_become_the_packages_defaults(work, tmp_path):
     recipe = FashionMnist()
-    recipe.strengths, recipe.first_temperatures = (0.0, 1.25), (2.0,)
-    judge = str(work / "judge.safetensors")
-    chosen = recipe.guidance(str(work / "model"), str(fashion_excerpt), judge, str(tmp_path), 2)
-    assert len(json.loads((tmp_path / "guidance.json").read_text())["trials"]) == 2
-    guidance, out = str(tmp_path / "guidance.json"), tmp_path / "fashion-mnist"
-    recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
+    chosen = {"guidance": 1.25, "temperature": [2.0, 1.5, 1.0, 0.5], "top_k": 7, "top_p": 0.9}
+    sweep, out = tmp_path / "sweep.json", tmp_path / "fashion-mnist"
+    sweep.write_text(json.dumps({"chosen": {**chosen, "accuracy": 0.9, "distance": 100.0}}))
+    recipe.package(str(work / "model"), str(sweep), str(out), str(work / "t"))
     packaged = load(out)
-    settings = packaged.defaults
-    assert (settings.guidance, settings.temperature) == (chosen["guidance"], chosen["temperature"])
-    assert settings.temperature[0] == 2
-    assert settings.temperature[-1] == recipe.last_temperature
+    assert {name: getattr(packaged.defaults, name) for name in chosen} == chosen
     assert packaged.provenance == {
         "steps": 150,
         "tokenizer_steps": 150,
@@ -189,11 +169,24 @@ def test_chosen_settings_become_the_packages_defaults(work, fashion_excerpt, tmp
         "recipe": "mvar.recipes.fashion_mnist",
         "licence": "Apache-2.0",
     }
-    recipe.package(str(out), guidance, str(tmp_path / "again"), str(work / "t"))  # bfloat16 is of the same run
+    again = tmp_path / "again" / out.name
+    recipe.package(str(out), str(sweep), str(again), str(work / "t"))  # bfloat16 is of the same run
+    for file in out.iterdir():  # the packaged model itself can get other defaults
+        assert (again / file.name).read_bytes() == file.read_bytes()
     size = sum(file.stat().st_size for file in out.iterdir())
     recipe.most_bytes = size - 1
     with pytest.raises(ValueError, match=f"takes {size} bytes and may take {size - 1}"):
-        recipe.package(str(work / "model"), guidance, str(out), str(work / "t"))
+        recipe.package(str(work / "model"), str(sweep), str(out), str(work / "t"))
+
+
+@pytest.mark.parametrize("recipe", [FashionMnist, Emoji])
+def test_the_defaults_that_ship_are_those_that_the_sweep_chose(recipe):
+    report = json.loads((DOCS / "images" / recipe.name / "sweep.json").read_text())
+    wanted, settings = json.loads(json.dumps(asdict(recipe.grid))), report["settings"]
+    assert {name: settings[name] for name in wanted} == wanted
+    assert report["chosen"] == best(report["trials"], recipe.grid)
+    defaults = asdict(load(recipe.name).defaults)
+    assert {name: report["chosen"][name] for name in TRIED} == {name: defaults[name] for name in TRIED}
 
 
 @pytest.mark.parametrize("recipe", [likelihood.measure, editing.compare])
@@ -233,9 +226,9 @@ def test_runs_of_other_weights_are_refused(network, work, fashion_excerpt, tmp_p
         RECIPE.measure(str(work / "model"), str(fashion_excerpt), str(tmp_path), **{f"{network}_run": str(run)})
     if network == "tokenizer":
         chosen = {"guidance": 1, "temperature": 1, "top_k": 0, "top_p": 1}
-        (tmp_path / "guidance.json").write_text(json.dumps({"chosen": chosen}))
+        (tmp_path / "sweep.json").write_text(json.dumps({"chosen": chosen}))
         with pytest.raises(ValueError, match=refused):
-            RECIPE.package(str(work / "model"), str(tmp_path / "guidance.json"), str(tmp_path / "out"), str(run))
+            RECIPE.package(str(work / "model"), str(tmp_path / "sweep.json"), str(tmp_path / "out"), str(run))
         assert not (tmp_path / "out").exists()
 
 
@@ -252,13 +245,10 @@ def test_mistakes_are_named(work, fashion_excerpt, tmp_path, capsys):
         RECIPE.measure(model, data, str(tmp_path), judge, tokenizer_run=str(tmp_path))
     with pytest.raises(ValueError, match=r"data = '.*': val/ has classes .* expected T-shirt, Coat"):
         measuring.originals(data, "val", RECIPE.form, ["T-shirt", "Coat"])
-    (tmp_path / "guidance.json").write_text("{}")
+    (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ValueError, match="has no chosen guidance"):
-        RECIPE.package(model, str(tmp_path / "guidance.json"), str(tmp_path / "out"))
+        RECIPE.package(model, str(tmp_path / "sweep.json"), str(tmp_path / "out"))
+    places = ["--sweep", str(tmp_path / "sweep.json"), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="2"):
-        run_cli(
-            FashionMnist,
-            "recipe",
-            ["guidance", "--model", str(work / "tokenizer-alone"), "--data", data, "--judge", judge, "--out", "x"],
-        )
+        run_cli(FashionMnist, "recipe", ["package", "--model", str(work / "tokenizer-alone"), *places])
     assert "a tokenizer without a generator; give the generator's run" in capsys.readouterr().err

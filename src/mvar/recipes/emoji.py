@@ -5,10 +5,10 @@
     mvar train generator --preset tiny64 --data data/emoji --tokenizer runs/emoji-tokenizer --steps 2600 \
         --out runs/emoji
     python -m mvar.recipes.emoji judge --data data/emoji --out runs/emoji-judge.safetensors
-    python -m mvar.recipes.emoji guidance --model runs/emoji --data data/emoji --judge runs/emoji-judge.safetensors \
-        --samples-per-class 40 --out docs/images/emoji
+    mvar study run sweep --recipe emoji --model runs/emoji --data data/emoji --judge runs/emoji-judge.safetensors \
+        --out docs/images/emoji
     python -m mvar.recipes.emoji package --model runs/emoji --tokenizer-run runs/emoji-tokenizer \
-        --guidance docs/images/emoji/guidance.json --out src/mvar/models/emoji
+        --sweep docs/images/emoji/sweep.json --out src/mvar/models/emoji
     python -m mvar.recipes.emoji measure --model emoji --data data/emoji --judge runs/emoji-judge.safetensors \
         --tokenizer-run runs/emoji-tokenizer --generator-run runs/emoji --samples-per-class 200 \
         --out docs/images/emoji --sheet docs/images/emoji-samples.png
@@ -26,6 +26,7 @@ from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.measuring import Form
 from mvar.recipes.packaged import Recipe
+from mvar.recipes.sweep import Grid
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 
@@ -40,11 +41,15 @@ class Emoji(Recipe):
     form = Form(64)
     data = "emoji of the icon sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
     most_bytes = 20_000_000
-    strengths = (2.0, 4.0, 6.0)
-    first_temperatures = (0.9, 1.0, 1.1)
-    last_temperature = 0.8
-    spread_band = (0.8, 1.2)
-    least_accuracy = 0.7  # as often as the judge is right about real images
+    grid = Grid(
+        guidance=(2.0, 4.0, 6.0),
+        temperature=(0.9, 1.0, 1.1),
+        last_temperature=0.8,
+        top_k=(900, 600, 300),
+        top_p=(0.99, 0.97, 0.94),
+        least_accuracy=0.7,  # as often as the judge is right about real images
+        spread_band=(0.8, 1.2),
+    )
     judge_epochs = 20
 
     def describe(self, data: str, page_file: str, sheet: str) -> None:

@@ -4,10 +4,10 @@
     mvar train tokenizer --preset tiny32 --data data/fashion-mnist --out runs/tokenizer
     mvar train generator --preset tiny32 --data data/fashion-mnist --tokenizer runs/tokenizer --out runs/generator
     python -m mvar.recipes.fashion_mnist judge --data data/fashion-mnist --out runs/judge.safetensors
-    python -m mvar.recipes.fashion_mnist guidance --model runs/generator --data data/fashion-mnist \
-        --judge runs/judge.safetensors --samples-per-class 200 --out docs/images/fashion-mnist
+    mvar study run sweep --recipe fashion-mnist --model runs/generator --data data/fashion-mnist \
+        --judge runs/judge.safetensors --out docs/images/fashion-mnist
     python -m mvar.recipes.fashion_mnist package --model runs/generator --tokenizer-run runs/tokenizer \
-        --guidance docs/images/fashion-mnist/guidance.json --out src/mvar/models/fashion-mnist
+        --sweep docs/images/fashion-mnist/sweep.json --out src/mvar/models/fashion-mnist
     python -m mvar.recipes.fashion_mnist measure --model fashion-mnist --data data/fashion-mnist \
         --judge runs/judge.safetensors --tokenizer-run runs/tokenizer --generator-run runs/generator \
         --out docs/images/fashion-mnist --sheet docs/images/fashion-mnist-samples.png
@@ -20,6 +20,7 @@ from mvar.data.fashion_mnist import FRAME
 from mvar.recipes.cli import run_cli
 from mvar.recipes.measuring import Form
 from mvar.recipes.packaged import Recipe
+from mvar.recipes.sweep import Grid
 
 
 class FashionMnist(Recipe):
@@ -29,11 +30,15 @@ class FashionMnist(Recipe):
     form = Form(28 + 2 * FRAME, FRAME, grey=True)
     data = "the 60,000 training images of Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, MIT licence), framed with black"
     most_bytes = 12_000_000
-    strengths = (2.5, 3.0, 4.0)
-    first_temperatures = (1.3, 1.4, 1.5)
-    last_temperature = 0.95
-    spread_band = (0.91, 1.09)  # the aim is 0.9 to 1.1: a little room for other images and seeds
-    least_accuracy = 0.925
+    grid = Grid(
+        guidance=(1.5, 2.5, 3.0, 4.0),
+        temperature=(1.1, 1.3, 1.4, 1.5),
+        last_temperature=0.95,
+        top_k=(900, 600, 300),
+        top_p=(0.99, 0.97, 0.94),
+        least_accuracy=0.925,
+        spread_band=(0.91, 1.09),  # the aim is 0.9 to 1.1: a little room for other images and seeds
+    )
     judge_epochs = 8
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save, shades
+from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 
 
 def scale_bars(report: Mapping[str, Any], path: Path) -> None:
@@ -52,24 +52,6 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], path
     axes.set_xlabel("class seen by the judge")
     axes.set_ylabel("class asked for")
     axes.set_title("Samples of each class as the judge sees them, %", loc="left", fontsize=11)
-    save(figure, path)
-
-
-def guidance_curves(trials: Sequence[Mapping[str, Any]], band: tuple[float, float], path: Path) -> None:
-    """Class accuracy and spread ratio over the guidance strength, a line for each first map's temperature."""
-    firsts = sorted({trial["temperature"][0] for trial in trials})
-    figure = new_figure(9.5, 3.6)
-    accuracy_axes, ratio_axes = figure.subplots(1, 2)
-    for first, shade in zip(firsts, shades(len(firsts)), strict=True):
-        line = [trial for trial in trials if trial["temperature"][0] == first]
-        strengths = [trial["guidance"] for trial in line]
-        style = {"color": shade, "marker": "o", "label": f"temperature {first:g} to {line[0]['temperature'][-1]:g}"}
-        accuracy_axes.plot(strengths, [100 * trial["accuracy"] for trial in line], **style)
-        ratio_axes.plot(strengths, [trial["spread_ratio"] for trial in line], **style)
-    ratio_axes.axhspan(*band, color=GREY, alpha=0.2, linewidth=0)
-    finish(accuracy_axes, "Samples judged to be of the asked class, %", "guidance")
-    finish(ratio_axes, "Distance inside a class, samples / training images", "guidance")
-    accuracy_axes.legend(fontsize=8, frameon=False)
     save(figure, path)
 
 

@@ -8,7 +8,7 @@ Shapes: N images, B images of a batch, K scales, L tokens, C channels or classes
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from torch.nn.functional import interpolate
 from mvar.data.images import ImageFolder
 from mvar.data.progress import track
 from mvar.data.source import PixelSource
+from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import Classifier, confusion, mean_distance, psnr
 from mvar.evaluation.tokens import bits_per_token, usage
-from mvar.model import Model
+from mvar.model import Model, load
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import to_images
 from mvar.sampling.sheet import class_sheet, strip
@@ -77,6 +78,20 @@ class Drawn(NamedTuple):
     seconds: float  # an image
 
 
+def load_whole(model: str, device: str | None) -> Model:
+    """A model that draws; raises ValueError for a tokenizer alone."""
+    loaded = load(model, device)
+    if loaded.generator is None:
+        raise ValueError(f"model = {model!r}: a tokenizer without a generator; give the generator's run")
+    return loaded
+
+
+def check_samples(samples_per_class: int) -> None:
+    """Raise ValueError where they are too few to be measured."""
+    if samples_per_class < 2:
+        raise ValueError(f"samples_per_class = {samples_per_class}: must be at least 2, for a distance between samples")
+
+
 def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), per_class: int | None = None) -> Labelled:
     """Real images in their original form.
 
@@ -90,12 +105,14 @@ def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), pe
     Raises:
         ValueError: the folder is no set of classes, or not of these.
     """
-    source = _source(data, split, (form.side, form.side))
-    if not source.classes or (classes and list(classes) != source.classes):
+    index = ImageFolder.scan(Path(data) / split)
+    if not index.classes or (classes and list(classes) != index.classes):
         expected = ", ".join(classes) or "a folder for each of several classes"
-        raise ValueError(f"data = {data!r}: {split}/ has classes {source.classes}, expected {expected}")
+        raise ValueError(f"data = {data!r}: {split}/ has classes {index.classes}, expected {expected}")
     if per_class is not None:
-        source = source.at_most(per_class * len(source.classes))
+        chosen = evenly_spaced(len(index.paths), per_class * len(index.classes))
+        index = replace(index, paths=[index.paths[i] for i in chosen], labels=[index.labels[i] for i in chosen])
+    source = PixelSource.read(index, (form.side, form.side), resize_factor=1.0)
     images_N3hw, labels_N = source.batch(range(len(source)))
     return Labelled(form.of(images_N3hw / 255), labels_N, source.classes)
 
@@ -103,7 +120,7 @@ def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), pe
 def tokenizer_report(loaded: Model, form: Form, data: str, test: Labelled) -> tuple[dict[str, Any], RoundTrip]:
     """PSNR of the test images on their original pixels, and how the codes are used."""
     tokenizer, config = loaded.tokenizer, loaded.tokenizer.config
-    source = _source(data, "val", config.image_shape)
+    source = PixelSource.read(ImageFolder.scan(Path(data, "val")), config.image_shape, resize_factor=1.0)
     parts, restored = [], []
     rows = torch.arange(len(source)).split(BATCH)
     for rows_B in track(rows, len(rows), "reconstructing images"):
@@ -242,8 +259,3 @@ def facts(loaded: Model) -> dict[str, Any]:
     networks = {"tokenizer": loaded.tokenizer, "generator": loaded.generator}
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items() if net is not None}
     return {"parameters": sizes, "provenance": loaded.provenance}
-
-
-def _source(data: str, split: str, shape: tuple[int, int]) -> PixelSource:
-    index = ImageFolder.scan(Path(data) / split)
-    return PixelSource.read(index, shape, resize_factor=1.0)

@@ -9,7 +9,6 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,20 @@ from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import read_bundle
 from mvar.data.subset import evenly_spaced
-from mvar.evaluation.images import mean_distance
 from mvar.features.judge import Judge, accuracy, train_judge
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import Model, load
 from mvar.recipes import figures, measuring, page
-from mvar.recipes.distance import IMAGES, NAME, Distance
+from mvar.recipes.distance import IMAGES, Distance
 from mvar.recipes.measuring import Form
-from mvar.sampling.config import SamplingSettings, scale_ratio
+from mvar.recipes.sweep import TRIED, Grid
+from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
 from mvar.training.curves import draw_curves
 from mvar.training.run_folder import METRICS, SETTINGS
 
-REAL_PER_CLASS = 1000  # training images whose distances are the measure
 LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # of the provenance: folders of whoever trained
 
 PANELS = {
@@ -60,11 +58,7 @@ class Recipe:
         form: in which images are compared.
         data: what it was trained on, for the bundle's card.
         most_bytes: that the bundle may take.
-        strengths: of guidance that are tried, each with every temperature of the first map.
-        first_temperatures: from which the temperature falls by a parabola to that of the last map.
-        last_temperature: of the last map.
-        spread_band: the spread ratio that the chosen setting shall keep.
-        least_accuracy: the share of samples that the judge shall take for their class.
+        grid: what `mvar study run sweep` tries for its sampling defaults, and what these shall keep.
         judge_epochs: passes of the judge over the training images.
     """
 
@@ -72,11 +66,7 @@ class Recipe:
     form: Form
     data: str
     most_bytes: int
-    strengths: tuple[float, ...]
-    first_temperatures: tuple[float, ...]
-    last_temperature: float
-    spread_band: tuple[float, float]
-    least_accuracy: float
+    grid: Grid
     judge_epochs: int
 
     def judge(self, data: str, out: str, epochs: int | None = None, seed: int = 0) -> float:
@@ -105,60 +95,12 @@ class Recipe:
         print(f"wrote {path}: {100 * share:.2f} % of {len(test.labels_N)} test images right, {minutes:.1f} minutes")
         return share
 
-    def guidance(
-        self,
-        model: str,
-        data: str,
-        judge: str,
-        out: str,
-        samples_per_class: int = 100,
-        seed: int = 1,
-        device: str | None = None,
-    ) -> dict[str, Any]:
-        """Choose guidance and temperature against the training images; writes guidance.json and guidance.png.
-
-        Args:
-            model: run or bundle.
-            data: folder with train/<class>.
-            judge: its file.
-            out: folder to write into.
-            samples_per_class: drawn for each setting.
-            seed: of the samples; another than that of `measure`.
-            device: cpu, cuda, ...; a GPU where there is one by default.
-
-        Returns:
-            The chosen trial, see `best`.
-        """
-        _check_samples(samples_per_class)
-        folder = writable_folder(out, "out")
-        loaded, critic = _load_whole(model, device), Judge.load(judge)
-        real = measuring.originals(data, "train", self.form, loaded.classes, REAL_PER_CLASS)
-        real_C = mean_distance(real.images_Nchw, real.labels_N, len(real.classes))
-        distance = Distance(real.images_Nchw)
-        trials = []
-        scales = len(loaded.tokenizer.config.sides)
-        for first in self.first_temperatures:
-            temperature = [self._temperature(first, scale_ratio(k, scales)) for k in range(scales)]
-            for strength in self.strengths:
-                tried: dict[str, Any] = {"guidance": strength, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-                settings = SamplingSettings(**tried)
-                drawn = measuring.draw(loaded, self.form, samples_per_class, seed, settings)
-                judged = measuring.judged(critic, drawn.images, real_C)
-                trials.append({**tried, **judged, "distance": _compared(distance, drawn.images.images_Nchw)["value"]})
-                print(_described(trials[-1]), flush=True)
-        chosen = best(trials, self.spread_band, self.least_accuracy)
-        print(f"chosen: {_described(chosen)}")
-        figures.guidance_curves(trials, self.spread_band, folder / "guidance.png")
-        summary = {"chosen": chosen, "samples_per_class": samples_per_class, "seed": seed, "band": self.spread_band}
-        page.write_json(folder / "guidance.json", {**summary, "trials": trials})
-        return chosen
-
-    def package(self, model: str, guidance: str, out: str, tokenizer_run: str | None = None) -> Path:
+    def package(self, model: str, sweep: str, out: str, tokenizer_run: str | None = None) -> Path:
         """Write the model as it ships: bfloat16 weights, the chosen sampling defaults, and where it comes from.
 
         Args:
             model: run folder of the generator.
-            guidance: guidance.json with the chosen setting.
+            sweep: sweep.json with the chosen setting.
             out: folder of the bundle; its files are replaced.
             tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
 
@@ -166,12 +108,11 @@ class Recipe:
             ValueError: no model with a generator, no chosen setting, a run of another tokenizer, or a bundle that is
                 too large.
         """
-        loaded = _load_whole(model, "cpu")
-        chosen = page.read_json(guidance, "guidance").get("chosen", {})
-        names = ("guidance", "temperature", "top_k", "top_p")
-        if missing := [name for name in names if name not in chosen]:
-            raise ValueError(f"guidance = {guidance!r}: has no chosen {missing[0]}; write it with the guidance command")
-        loaded.defaults = SamplingSettings(**{name: chosen[name] for name in names})
+        loaded = measuring.load_whole(model, "cpu")
+        chosen = page.read_json(sweep, "sweep").get("chosen", {})
+        if missing := [name for name in TRIED if name not in chosen]:
+            raise ValueError(f"sweep = {sweep!r}: has no chosen {missing[0]}; write it with mvar study run sweep")
+        loaded.defaults = SamplingSettings(**{name: chosen[name] for name in TRIED})
         if tokenizer_run is not None:
             loaded.provenance["tokenizer_steps"] = _run(tokenizer_run, "tokenizer", loaded)["steps"]
         for name in LOCAL_NAMES:
@@ -225,7 +166,7 @@ class Recipe:
         Raises:
             ValueError: too few samples, a file or folder that cannot be used, or a run of other weights.
         """
-        _check_samples(samples_per_class)
+        measuring.check_samples(samples_per_class)
         start = time.perf_counter()
         folder = writable_folder(out, "out")
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
@@ -282,20 +223,6 @@ class Recipe:
         page.fill(out, page.results(page.read_json(report, "report")))
         print(f"wrote {out}")
 
-    def _temperature(self, first: float, ratio: float) -> float:
-        """Of a map at this place between the first and the last."""
-        last = self.last_temperature
-        return round(last + (first - last) * (1 - ratio) ** 2, 4)
-
-
-def best(trials: Sequence[dict[str, Any]], spread_band: tuple[float, float], least_accuracy: float) -> dict[str, Any]:
-    """The trial nearest to real images among those of enough accuracy and spread; else the most accurate."""
-    low, high = spread_band
-    enough = [trial for trial in trials if low <= trial["spread_ratio"] <= high and trial["accuracy"] >= least_accuracy]
-    if enough:
-        return min(enough, key=lambda trial: trial["distance"])
-    return max(trials, key=lambda trial: trial["accuracy"])
-
 
 def commands(recipe: type[Recipe]) -> list[str]:
     """The recipe's commands, as its module's description lists them."""
@@ -307,13 +234,6 @@ def _compared(distance: Distance, images_Nchw: Tensor) -> dict[str, Any]:
     """The distance of at most 2,000 of the images, and how many they are."""
     some = images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)]
     return {"images": len(some), "value": distance.of(some)}
-
-
-def _load_whole(model: str, device: str | None) -> Model:
-    loaded = load(model, device)
-    if loaded.generator is None:
-        raise ValueError(f"model = {model!r}: a tokenizer without a generator; give the generator's run")
-    return loaded
 
 
 def _run(folder: str, network: str, model: Model) -> dict[str, Any]:
@@ -341,14 +261,3 @@ def _is_same(trained: nn.Module | None, used: nn.Module | None) -> bool:
     return weights.keys() == others.keys() and all(
         torch.equal(weights[name].cpu().bfloat16(), others[name].cpu().bfloat16()) for name in weights
     )
-
-
-def _described(trial: Mapping[str, Any]) -> str:
-    setting = f"guidance {trial['guidance']:g}, temperature {page.numbers(trial['temperature'])}"
-    judged = f"accuracy {100 * trial['accuracy']:.2f} %, spread ratio {trial['spread_ratio']:.3f}"
-    return f"{setting}: {judged}, {NAME} {trial['distance']:.1f}"
-
-
-def _check_samples(samples_per_class: int) -> None:
-    if samples_per_class < 2:
-        raise ValueError(f"samples_per_class = {samples_per_class}: must be at least 2, for a distance between samples")

@@ -129,7 +129,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a report, its floats rounded to what means something."""
-    write_text(path, json.dumps(_rounded(value), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(rounded(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path, field: str) -> dict[str, Any]:
@@ -143,10 +143,10 @@ def read_json(path: str | Path, field: str) -> dict[str, Any]:
     return value
 
 
-def _rounded(value: Any) -> Any:
-    """Numbers to five places, so that people can read the file."""
+def rounded(value: Any) -> Any:
+    """A value as reports have it: numbers to five places, so that people can read the file."""
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return round(value, 5) if isinstance(value, float) else value

@@ -1,0 +1,69 @@
+"""Commands that study what settings do.
+
+torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
+"""
+
+from typing import Literal
+
+
+def study_list() -> None:
+    """List the studies: what each measures."""
+    for name, run in STUDIES.items():
+        print(f"{name:>12}  {(run.__doc__ or '').splitlines()[0]}")
+
+
+def study_run_sweep(
+    model: str,
+    data: str,
+    judge: str,
+    out: str,
+    recipe: Literal["fashion-mnist", "emoji"] | None = None,
+    guidance: float | list[float] | None = None,
+    temperature: float | list[float] | None = None,
+    last_temperature: float | None = None,
+    top_k: int | list[int] | None = None,
+    top_p: float | list[float] | None = None,
+    least_accuracy: float | None = None,
+    samples_per_class: int = 100,
+    seed: int = 1,
+    device: str | None = None,
+) -> None:
+    """Sweep guidance, temperature and filters: distance, accuracy, precision and recall; choose a setting.
+
+    Writes sweep.json after each setting, and goes on from it where it is there; then sweep.png.
+
+    Args:
+        model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
+        data: folder with train/<class>; settings are chosen on training images.
+        judge: file of a classifier of these classes, as a recipe's judge command writes it.
+        out: folder to write into.
+        recipe: of a packaged model: in which form images are compared, and what is tried; by default that of --model.
+        guidance: strengths to try, each with every temperature.
+        temperature: of the first map, to try; it falls by a parabola to that of the last.
+        last_temperature: of the last map.
+        top_k: to try at the best setting without filters.
+        top_p: to try at the best setting without filters.
+        least_accuracy: share of samples that the judge shall take for their class.
+        samples_per_class: drawn for each setting.
+        seed: of the samples; give another to measure what was chosen.
+        device: cpu, cuda, ...; a GPU where there is one by default.
+    """
+    from dataclasses import replace
+
+    from mvar.recipes.emoji import Emoji
+    from mvar.recipes.fashion_mnist import FashionMnist
+    from mvar.recipes.sweep import Grid, sweep
+
+    recipes = {known.name: known for known in (FashionMnist, Emoji)}
+    own = recipes.get(recipe or model)
+    lists = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given: dict[str, object] = {
+        name: value if isinstance(value, list) else [value] for name, value in lists.items() if value is not None
+    }
+    numbers = {"last_temperature": last_temperature, "least_accuracy": least_accuracy}
+    given |= {name: value for name, value in numbers.items() if value is not None}
+    grid = replace(own.grid if own else Grid(), **given)  # type: ignore[arg-type]
+    sweep(model, data, judge, out, grid, own.form if own else None, samples_per_class, seed, device)
+
+
+STUDIES = {"sweep": study_run_sweep}

@@ -1,0 +1,248 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from mvar.cli import main
+from mvar.features.judge import Judge
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.model import Model, load
+from mvar.recipes import measuring
+from mvar.recipes.fashion_mnist import FashionMnist
+from mvar.recipes.measuring import Form
+from mvar.recipes.sweep import Grid, best, set_aside, sweep
+from mvar.recipes.sweep_figure import front
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
+GRID = Grid(
+    guidance=(0.0, 2.0),
+    temperature=(2.0, 1.0),
+    last_temperature=0.5,
+    top_k=(5, 3),
+    top_p=(0.5,),
+    least_accuracy=0.0,
+    spread_band=(0.0, 9.0),
+)
+FORM = Form(16)
+CLASSES = ("bag", "boot")
+
+
+@pytest.fixture(scope="module")
+def arguments(fashion_arrays, tmp_path_factory):
+    """What a sweep is told: a tiny model of random weights, a judge that learnt nothing, 12 images of each class."""
+    root = tmp_path_factory.mktemp("sweep")
+    for name, row in zip(CLASSES, fashion_arrays["train"], strict=False):
+        (root / "data" / "train" / name).mkdir(parents=True)
+        for i, image in enumerate(row[:12]):
+            Image.fromarray(image).save(root / "data" / "train" / name / f"{i}.png")
+    torch.manual_seed(0)
+    shared = {"vocab_size": 32, "latent_channels": 8, "sides": [1, 2, 4]}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared)).eval()
+    generator = Generator(GeneratorConfig(depth=1, width=64, num_classes=2, **shared)).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    Model(tokenizer, generator, list(CLASSES)).save(root / "model")
+    Judge(2, channels=1).eval().save(root / "judge.safetensors")
+    Judge(3, channels=1).eval().save(root / "of-three.safetensors")
+    places = {"model": root / "model", "data": root / "data", "judge": root / "judge.safetensors"}
+    return {**{name: str(path) for name, path in places.items()}, "samples_per_class": 4}
+
+
+@pytest.fixture(scope="module")
+def swept(arguments, tmp_path_factory):
+    """Where a sweep wrote, and the setting that it chose."""
+    out = tmp_path_factory.mktemp("swept")
+    return out, sweep(**arguments, out=str(out), grid=GRID, form=FORM)
+
+
+def trial(**changes):
+    return {"distance": 10.0, "accuracy": 0.9, "spread_ratio": 1.0, **changes}
+
+
+def report_of(folder):
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def test_guidance_and_temperature_come_first_then_filters_at_the_best_of_them(arguments, swept):
+    report = report_of(swept[0])
+    trials = report["trials"]
+    places = [(t["temperature"][0], t["guidance"], t["top_k"], t["top_p"]) for t in trials]
+    assert places[:4] == [(2.0, 0.0, 0, 1.0), (2.0, 2.0, 0, 1.0), (1.0, 0.0, 0, 1.0), (1.0, 2.0, 0, 1.0)]
+    at = min(trials[:4], key=lambda t: t["distance"])
+    first, strength = at["temperature"][0], at["guidance"]
+    assert places[4:] == [(first, strength, 5, 1.0), (first, strength, 3, 1.0), (first, strength, 0, 0.5)]
+    assert trials[0]["temperature"] == [2.0, 0.875, 0.5]  # by a parabola: a quarter of the way is left in the middle
+    assert len({t["distance"] for t in trials}) == 7
+    assert report["chosen"] == min(trials, key=lambda t: t["distance"])
+    assert (report["reference"], report["images"]) == (16, 8)
+    assert (swept[0] / "sweep.png").stat().st_size > 10_000
+
+
+def test_a_trial_holds_what_its_own_samples_measure(arguments, swept):
+    """Along another path: samples of plain `sample`, counted and compared here."""
+    last = report_of(swept[0])["trials"][-1]
+    model = load(arguments["model"])
+    settings = {name: last[name] for name in ("guidance", "temperature", "top_k", "top_p")}
+    drawn = model.sample([0, 0, 0, 0, 1, 1, 1, 1], index=list(range(8)), seed=1, **settings)
+    images = FORM.of(drawn.pixels)
+    labels = torch.arange(2).repeat_interleave(4)
+    with torch.no_grad():
+        seen = Judge.load(arguments["judge"])(images.float() / 255).argmax(1)
+    assert last["accuracy"] == pytest.approx(float((seen == labels).float().mean()))
+    real, _ = set_aside(measuring.originals(arguments["data"], "train", FORM), 4)
+    spreads = [
+        torch.stack([torch.pdist(of.flatten(1).double() / 255).mean() for of in sets]).mean()
+        for sets in (images.split(4), real.images_Nchw.split(8))
+    ]
+    assert last["spread_ratio"] == pytest.approx(float(spreads[0] / spreads[1]), abs=1e-4)
+
+
+def test_real_images_are_set_aside_for_the_floor(arguments, swept):
+    real = measuring.originals(arguments["data"], "train", FORM)
+    kept, aside = set_aside(real, 3)
+    assert aside.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    rows = [{image.numpy().tobytes() for image in part.images_Nchw} for part in (kept, aside, real)]
+    assert not rows[0] & rows[1]
+    assert rows[0] | rows[1] == rows[2]
+    assert len(kept.labels_N) + len(aside.labels_N) == len(real.labels_N)
+    floor = report_of(swept[0])["real"]
+    assert floor["distance"] < min(t["distance"] for t in report_of(swept[0])["trials"])
+
+
+@pytest.mark.parametrize("done", [0, 3, 5])
+def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(done, arguments, swept, tmp_path, monkeypatch):
+    report = report_of(swept[0])
+    if done:
+        report["trials"] = report["trials"][:done]
+        del report["chosen"]
+        (tmp_path / "sweep.json").write_text(json.dumps(report))
+    drawn = []
+    draw = measuring.draw
+    monkeypatch.setattr(measuring, "draw", lambda *asked: drawn.append(asked) or draw(*asked))
+    sweep(**arguments, out=str(tmp_path), grid=GRID, form=FORM)
+    assert len(drawn) == 7 - done
+    assert (tmp_path / "sweep.json").read_bytes() == (swept[0] / "sweep.json").read_bytes()
+
+
+def test_an_interruption_leaves_the_trials_before_it_and_no_choice(arguments, swept, tmp_path, monkeypatch):
+    draw, left = measuring.draw, [2]
+
+    def stopped(*asked):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return draw(*asked)
+
+    monkeypatch.setattr(measuring, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(**arguments, out=str(tmp_path), grid=GRID, form=FORM)
+    report = report_of(tmp_path)
+    assert report["trials"] == report_of(swept[0])["trials"][:2]
+    with pytest.raises(ValueError, match=r"^sweep = '.*': has no chosen guidance; write it with mvar study run sweep"):
+        FashionMnist().package(arguments["model"], str(tmp_path / "sweep.json"), str(tmp_path / "bundle"))
+
+
+def test_a_sweep_of_other_settings_or_weights_is_refused(arguments, swept, tmp_path, monkeypatch):
+    before = (swept[0] / "sweep.json").read_bytes()
+    other = load(arguments["model"])
+    with torch.no_grad():
+        next(other.generator.parameters())[0] += 0.1
+    other.save(tmp_path / "other")
+    monkeypatch.setattr(measuring, "draw", None)  # nothing is drawn
+
+    def refused(changes, *fields):
+        asked = {**arguments, "out": str(swept[0]), "grid": GRID, "form": FORM, **changes}
+        with pytest.raises(ValueError, match="give another folder as --out") as error:
+            sweep(**asked)
+        assert [line.split(" = ")[0] for line in str(error.value).splitlines()] == list(fields)
+
+    refused({"grid": replace(GRID, guidance=(0.0, 2.0, 3.0), top_k=(5,))}, "guidance", "top_k")
+    refused({"grid": replace(GRID, least_accuracy=0.1)}, "least_accuracy")
+    refused({"model": str(tmp_path / "other")}, "model")
+    refused({"samples_per_class": 3, "seed": 2}, "data", "samples_per_class", "seed")
+    refused({"form": Form(12)}, "data", "form")
+    assert (swept[0] / "sweep.json").read_bytes() == before
+
+
+def test_best_is_the_nearest_to_real_images_that_is_accurate_and_varied_else_the_most_accurate():
+    grid = Grid(least_accuracy=0.93, spread_band=(0.92, 1.09))
+    vague = trial(accuracy=0.7)
+    near = trial(accuracy=0.94, spread_ratio=0.94, distance=80)
+    far = trial(accuracy=0.95, spread_ratio=0.94, distance=90)
+    alike = trial(accuracy=0.99, spread_ratio=0.9, distance=20)
+    assert best([vague, far, near, alike], grid) is near
+    assert best([vague, alike], grid) is alike
+    assert best([vague, far, near, alike], replace(grid, spread_band=None)) is alike
+    assert best([vague, far, near, alike], Grid()) is vague
+
+
+def test_the_front_is_what_nothing_surpasses():
+    """Against the definition, with many equal values among the points."""
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 2, 5, 30):
+        for _ in range(30):
+            points = [tuple(p) for p in torch.randint(0, 6, (n, 2), generator=generator).tolist()]
+            surpassed = {i for i, p in enumerate(points) for q in points if q[0] >= p[0] and q[1] >= p[1] and q != p}
+            found = front(points)
+            assert set(found) == set(range(n)) - surpassed
+            assert len(found) == len(set(found))
+            assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples_per_class": 1}, r"^samples_per_class = 1: must be at least 2"),
+        (
+            {"samples_per_class": 9999},
+            r"^samples_per_class = 9999: as many training images are set aside, and 'bag' has 12; give",
+        ),
+        ({"grid": replace(GRID, guidance=())}, r"^guidance = \[\]: give at least one$"),
+        ({"grid": replace(GRID, guidance=(-1.0,), top_k=(-2,))}, r"(?s)^guidance = -1.0: .*\ntop_k = -2: "),
+        ({"grid": replace(GRID, temperature=(1.0, 0.0))}, r"^temperature = 0.0: must be above 0"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_drawn(changes, message, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "draw", None)
+    with pytest.raises(ValueError, match=message):
+        sweep(**{**arguments, "grid": GRID, "form": FORM, "out": str(tmp_path), **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_judge_of_other_classes_is_refused(arguments, tmp_path):
+    judge = arguments["judge"].replace("judge.", "of-three.")
+    with pytest.raises(ValueError, match=r"^judge = '.*of-three.*': knows 3 classes, the model 2; give another$"):
+        sweep(**{**arguments, "judge": judge}, out=str(tmp_path), grid=GRID, form=FORM)
+
+
+def test_the_command(arguments, swept, tmp_path, capsys, refused):
+    options = ["--guidance", "0,2", "--temperature", "2,1", "--last-temperature", "0.5", "--top-k", "5,3"]
+    places = [f"--{name}={arguments[name]}" for name in ("model", "data", "judge")]
+    asked = ["study", "run", "sweep", *places, *options, "--samples-per-class", "4", "--out", str(tmp_path)]
+    main([*asked, "--top-p", "0.5"])
+    printed = capsys.readouterr().out
+    assert printed.count("FD-EffNetLite0") == 9  # seven settings, the chosen one, real images
+    report, same = report_of(tmp_path), report_of(swept[0])  # at the model's own size and with no bound on spread
+    assert report["settings"]["form"] == {"side": 8, "frame": 0, "grey": False}
+    names = ("guidance", "temperature", "top_k", "top_p", "last_temperature", "seed", "model")
+    assert [report["settings"][name] for name in names] == [same["settings"][name] for name in names]
+    lines = refused(*asked, "--top-p", "0.5", "--recipe", "fashion-mnist")  # another form, other bounds
+    fields = [line.split(" = ")[0].removeprefix("mvar: ") for line in lines]
+    assert fields == ["data", "form", "least_accuracy", "spread_band"]
+
+
+def test_studies_are_listed_and_unknown_ones_refused(capsys, refused):
+    main(["study", "list"])
+    assert capsys.readouterr().out.split()[0] == "sweep"
+    assert refused("study", "run", "sweeep")[-1] == "mvar: no such command: study run sweeep"
+    assert refused("study", "walk")[-1] == "mvar: no such command: study walk"
+    main(["study", "run"])
+    shown = capsys.readouterr().out
+    assert "study run sweep" in shown
+    assert "study list" not in shown
