@@ -29,7 +29,7 @@ def naive(real, fake, k):
     return (precision, recall), (density, coverage)
 
 
-@pytest.mark.parametrize("block", [2**24, 100, 1])  # elements: all rows at once, a few rows, single rows
+@pytest.mark.parametrize("block", [2**22, 100, 1])  # elements: all rows at once, a few rows, single rows
 @pytest.mark.parametrize(("N", "M", "F", "k"), [(40, 57, 5, 3), (57, 40, 4, 2), (30, 6, 2, 1), (6, 6, 3, 5)])
 def test_it_equals_the_double_loop(monkeypatch, block, N, M, F, k):
     monkeypatch.setattr(manifold, "BLOCK", block)
