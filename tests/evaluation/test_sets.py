@@ -233,7 +233,7 @@ def test_a_reference_batch_has_images_and_statistics(tmp_path):
         ({"mu": np.zeros(3)}, r"holds mu alone; give one with both mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is float64 \(3,\), sigma is float64 \(4, 4\); give"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "sigma_s": np.eye(3)}, r"holds sigma_s alone"),
-        ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, r"mu or sigma has values that are not finite"),
+        ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, r"mu or sigma is not finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, r"sigma is no covariance"),
         ({"mu": np.zeros(2), "sigma": -np.eye(2)}, r"sigma is no covariance"),
     ],

@@ -4,7 +4,6 @@ Shapes: N images, F features, R rank of a covariance, n distinct images of a res
 Source: Heusel et al. 2017, equation 6.
 """
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,83 +23,30 @@ class Gaussian(NamedTuple):
     covariance_FF: Tensor  # unbiased
 
 
-def from_arrays(mu: np.ndarray, sigma: np.ndarray, source: str = "reference") -> Gaussian:
+def from_arrays(
+    mu: np.ndarray, sigma: np.ndarray, source: str = "reference", names: tuple[str, str] = ("mu", "sigma")
+) -> Gaussian:
     """The Gaussian of published statistics, for example the `mu` and `sigma` of an ADM reference.
 
     Args:
         mu: mean, (F,).
         sigma: covariance, (F, F).
-        source: what messages call them.
+        source: what messages call the file.
+        names: what they call the two.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or no covariance.
     """
+    mean, covariance = names
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{source}: mu is {mu.shape} and sigma {sigma.shape}, expected (F,) and (F, F)")
+        raise ValueError(f"{source}: {mean} is {mu.shape} and {covariance} {sigma.shape}, expected (F,) and (F, F)")
     mean_F, covariance_FF = (torch.from_numpy(array.astype(np.float64)) for array in (mu, sigma))
     if not bool(mean_F.isfinite().all() and covariance_FF.isfinite().all()):
-        raise ValueError(f"{source}: mu or sigma is not finite: the file is damaged")
+        raise ValueError(f"{source}: {mean} or {covariance} is not finite: the file is damaged")
     apart = (covariance_FF - covariance_FF.T).abs().max()
     if apart > SYMMETRIC * covariance_FF.abs().max() or covariance_FF.diag().min() < 0:
-        raise ValueError(f"{source}: sigma is no covariance: it must be symmetric, with no negative variance")
+        raise ValueError(f"{source}: {covariance} is no covariance: it must be symmetric, with no negative variance")
     return Gaussian(mean_F, (covariance_FF + covariance_FF.T) / 2)
-
-
-@dataclass
-class Moments:
-    """Mean and covariance of features that come in blocks or from several processes.
-
-    However images are split, the result is the same up to rounding. Each block is centred by itself and blocks are put
-    together as in Chan, Golub and LeVeque 1983, so that nothing cancels when features are far from zero.
-    """
-
-    count: int = 0
-    mean_F: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    scatter_FF: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))  # about the mean
-
-    def update(self, features_NF: Tensor) -> None:
-        """Take in a block of images, of any floating type.
-
-        Raises:
-            ValueError: features that are not (N, F), not finite, or of another F than before.
-        """
-        check_features(features_NF)
-        features_NF = features_NF.double()
-        mean_F = features_NF.mean(0)
-        centred_NF = features_NF - mean_F
-        self._add(len(features_NF), mean_F, centred_NF.T @ centred_NF)
-
-    def merge(self, other: "Moments") -> None:
-        """Take in all that another has seen.
-
-        Raises:
-            ValueError: it has seen features of another F.
-        """
-        self._add(other.count, other.mean_F, other.scatter_FF)
-
-    def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance.
-
-        Raises:
-            ValueError: fewer than two images.
-        """
-        if self.count < 2:
-            raise ValueError(f"the set has {self.count} images: a covariance needs at least 2")
-        return Gaussian(self.mean_F, self.scatter_FF / (self.count - 1))
-
-    def _add(self, count: int, mean_F: Tensor, scatter_FF: Tensor) -> None:
-        if not count:
-            return
-        if not self.count:
-            self.count, self.mean_F, self.scatter_FF = count, mean_F, scatter_FF
-            return
-        check_dimensions(len(self.mean_F), len(mean_F))
-        total = self.count + count
-        shift_F = mean_F - self.mean_F
-        self.mean_F = self.mean_F + shift_F * (count / total)
-        between_FF = torch.outer(shift_F, shift_F) * (self.count * count / total)
-        self.scatter_FF = self.scatter_FF + scatter_FF + between_FF
-        self.count = total
 
 
 def fit(features_NF: Tensor) -> Gaussian:
@@ -109,9 +55,14 @@ def fit(features_NF: Tensor) -> Gaussian:
     Raises:
         ValueError: fewer than two images, or features that are not (N, F) or not finite.
     """
-    moments = Moments()
-    moments.update(features_NF)
-    return moments.gaussian()
+    check_features(features_NF)
+    N = len(features_NF)
+    if N < 2:
+        raise ValueError(f"the set has {N} images: a covariance needs at least 2")
+    features_NF = features_NF.double()
+    mean_F = features_NF.mean(0)
+    centred_NF = features_NF - mean_F
+    return Gaussian(mean_F, centred_NF.T @ centred_NF / (N - 1))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

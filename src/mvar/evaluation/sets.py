@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mvar.data.images import ImageFolder
 from mvar.evaluation.archive import Archive
-from mvar.evaluation.frechet import Gaussian
+from mvar.evaluation.frechet import Gaussian, from_arrays
 from mvar.evaluation.image_files import ImageFiles
 from mvar.sampling.export import file_name
 from mvar.sampling.protocol import read_protocol
@@ -286,14 +286,7 @@ def _gaussian(archive: Archive, mean: str, covariance: str) -> Gaussian | None:
             f"{archive.named}: {mean} is {kind} {shape}, {covariance} is {other_kind} {other}; "
             "give floats (F,) and (F, F)"
         )
-    mean_F, covariance_FF = (torch.from_numpy(archive.array(name).astype(np.float64)) for name in present)
-    if not bool(mean_F.isfinite().all() and covariance_FF.isfinite().all()):
-        raise ValueError(f"{archive.named}: {mean} or {covariance} has values that are not finite; fetch it again")
-    if not torch.allclose(covariance_FF, covariance_FF.T, rtol=1e-3, atol=1e-6) or bool(
-        (covariance_FF.diag() < 0).any()
-    ):
-        raise ValueError(f"{archive.named}: {covariance} is no covariance: not symmetric, or with negative variances")
-    return Gaussian(mean_F, covariance_FF)
+    return from_arrays(archive.array(mean), archive.array(covariance), archive.named, (mean, covariance))
 
 
 def _numbered(classes: Sequence[str]) -> bool:
