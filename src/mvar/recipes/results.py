@@ -2,13 +2,13 @@
 
     mvar sample --model fashion-mnist --protocol imagenet-50k --per-class 1000 --npz out/fashion-mnist.npz
     mvar evaluate --samples out/fashion-mnist.npz --reference data/fashion-mnist/val --floor data/fashion-mnist/train \
-        --out docs/images/fashion-mnist/samples
+        --out docs/images/results/fashion-mnist/samples
     mvar evaluate --model fashion-mnist --reference data/fashion-mnist/val --floor data/fashion-mnist/train \
-        --out docs/images/fashion-mnist/reconstructions
+        --out docs/images/results/fashion-mnist/reconstructions
     python -m mvar.recipes.results
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
@@ -21,8 +21,10 @@ SAMPLES, RECONSTRUCTIONS = "samples", "reconstructions"
 SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "seed", "dtype")
 
 
-def write_page(folder: str = "docs/images", page_file: str = "docs/results.md", models: Sequence[str] = MODELS) -> None:
-    """Put the tables between the page's markers, and draw results.png.
+def write_page(
+    folder: str = "docs/images/results", page_file: str = "docs/results.md", models: Sequence[str] = MODELS
+) -> None:
+    """Put the tables between the page's markers, and draw results.png beside the reports.
 
     Args:
         folder: with the reports, in <model>/samples and <model>/reconstructions.
@@ -32,16 +34,25 @@ def write_page(folder: str = "docs/images", page_file: str = "docs/results.md", 
     Raises:
         ValueError: a report is missing, or a model's two were made by different protocols.
     """
+    reports = read_reports(folder, models)
+    page.fill(page_file, text(reports))
+    _chart(reports, Path(folder, "results.png"))
+    print(f"wrote {page_file}")
+
+
+def read_reports(folder: str | Path, models: Sequence[str] = MODELS) -> dict[str, dict[str, Report]]:
+    """Each model's two reports; arguments and errors as of `write_page`."""
     reports = {
         model: {kind: read(Path(folder, model, kind)) for kind in (SAMPLES, RECONSTRUCTIONS)} for model in models
     }
     for pair in reports.values():
         check_comparable(pair)
-    page.fill(
-        page_file, "\n\n".join(_section(model, pair[SAMPLES], pair[RECONSTRUCTIONS]) for model, pair in reports.items())
-    )
-    _chart(reports, Path(folder, "results.png"))
-    print(f"wrote {page_file}")
+    return reports
+
+
+def text(reports: Mapping[str, Mapping[str, Report]]) -> str:
+    """All tables as Markdown."""
+    return "\n\n".join(_section(model, pair[SAMPLES], pair[RECONSTRUCTIONS]) for model, pair in reports.items())
 
 
 def _section(model: str, samples: Report, restored: Report) -> str:
@@ -80,7 +91,7 @@ def _whole(value: Value) -> str:
     return number(value.value) + interval
 
 
-def _chart(reports: dict[str, dict[str, Report]], path: Path) -> None:
+def _chart(reports: Mapping[str, Mapping[str, Report]], path: Path) -> None:
     """The Frechet distance of each model's samples and reconstructions beside that of other real images."""
     figure = new_figure(9.5, 3.4)
     for axes, (model, pair) in zip(figure.subplots(1, len(reports), squeeze=False)[0], reports.items(), strict=True):
