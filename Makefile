@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What the environment was made from; a change to either file installs anew.
 READY := .venv/.ready
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test lint format docs results clean
 
 demo: $(READY)
 	@mkdir -p out
@@ -52,6 +52,21 @@ docs: $(READY) out/fashion-mnist out/emoji
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
 	$(BIN)/python -m mvar.recipes.emoji describe --data out/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
 	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
+
+# The figures of docs/results.md: as many samples and reconstructions as there are held-out images, up to 10,000.
+results: $(READY) out/fashion-mnist out/emoji
+	$(call measured,fashion-mnist,1000,10000)
+	$(call measured,emoji,113,1017)
+	$(BIN)/python -m mvar.recipes.results
+
+# Of a model: its name, samples of each class, and images of each set.
+define measured
+	$(BIN)/mvar sample --model $(1) --protocol imagenet-50k --per-class $(2) --npz out/$(1)-samples.npz
+	$(BIN)/mvar evaluate --samples out/$(1)-samples.npz --reference out/$(1)/val --floor out/$(1)/train --limit $(3) \
+		--cache out/features --out docs/images/results/$(1)/samples
+	$(BIN)/mvar evaluate --model $(1) --reference out/$(1)/val --floor out/$(1)/train --limit $(3) \
+		--cache out/features --out docs/images/results/$(1)/reconstructions
+endef
 
 out/emoji:
 	$(BIN)/mvar data emoji --out $@

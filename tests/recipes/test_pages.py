@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvar.recipes import collapse, editing, likelihood, page, rejection, token_cache
+from mvar.recipes import collapse, editing, likelihood, page, rejection, results, token_cache
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Page and name of the markers: the report's folder, and what makes Markdown of it.
@@ -22,7 +22,7 @@ BLOCKS = {
     ("rejection.md", "emoji"): ("rejection/emoji", rejection.table),
 }
 # Without a report: counts of a data set; and what test_memory.py has.
-OTHERS = {("data.md", "results"), ("cluster.md", "results")}
+OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
 
 
 @pytest.mark.parametrize(("name", "marker"), BLOCKS)
@@ -41,4 +41,13 @@ def test_no_generated_block_and_no_report_is_forgotten():
             found.add((path.relative_to(DOCS).as_posix(), marker))
     assert found == BLOCKS.keys() | OTHERS
     reports = {path.parent.relative_to(DOCS / "images").as_posix() for path in DOCS.rglob("report.json")}
-    assert reports == {folder for folder, _ in BLOCKS.values()}
+    evaluated = {
+        f"results/{model}/{kind}" for model in results.MODELS for kind in (results.SAMPLES, results.RECONSTRUCTIONS)
+    }
+    assert reports == {folder for folder, _ in BLOCKS.values()} | evaluated
+
+
+def test_the_results_page_shows_its_reports():
+    begin, end = page.markers("results")
+    written = (DOCS / "results.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0]
+    assert written.strip() == results.text(results.read_reports(DOCS / "images" / "results"))

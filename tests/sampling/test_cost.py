@@ -42,7 +42,7 @@ def test_batches_are_what_memory_allows(build, monkeypatch):
     tokenizer, generator = build()
     pieces = tokenizer.config, generator.config, torch.device("cpu")
     assert fitting_batch(*pieces) == fitting_rows(generator.config, pieces[2]) == 64
-    one = cost_module._peak_bytes(tokenizer.config, generator.config)
+    one = cost_module.peak_bytes(tokenizer.config, generator.config)
 
     def memory(free):
         monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
@@ -68,4 +68,4 @@ def test_the_estimate_of_an_images_memory_is_not_too_small(build):
                 most = max(most, live)
         return most
 
-    assert (peak(9) - peak(1)) / 8 < cost_module._peak_bytes(tokenizer.config, generator.config)
+    assert (peak(9) - peak(1)) / 8 < cost_module.peak_bytes(tokenizer.config, generator.config)

@@ -22,6 +22,7 @@ from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
 from mvar.model import Model, load
 from mvar.nn.mamba2 import Mamba2
+from mvar.sampling.cost import peak_bytes
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
@@ -59,6 +60,10 @@ class Subject:
         """Memory that the weights take."""
         networks = _networks(*self._configs(), self.dtype)
         return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+
+    def image_bytes(self) -> int:
+        """About the memory that drawing an image takes besides."""
+        return peak_bytes(*self._configs())
 
     def _configs(self) -> tuple[TokenizerConfig, GeneratorConfig]:
         if self.name in PRESETS:

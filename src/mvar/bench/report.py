@@ -47,6 +47,7 @@ class Result(Split):
         preset, dtype, batch, guidance: what was drawn, and how many images at once.
         threads: of torch.
         seconds: of one batch, latent and decoder; the median of all rounds.
+        rounds: seconds of each.
         floor_seconds: what its matrix products and convolutions take at the machine's best; all else counts as free.
         fraction: floor_seconds / seconds.
         first_image_seconds: from building the model to its first batch.
@@ -66,6 +67,7 @@ class Result(Split):
     batch: int
     guidance: float
     threads: int
+    rounds: list[float]
     fraction: float
     first_image_seconds: float
     peak_bytes: int
@@ -100,8 +102,8 @@ def table(result: Result) -> str:
             for b in result.batches
         ]
     if result.against:
-        lines += ["", f"{'against':<12}{'seconds':>10}{'floor':>10}{'ratio':>10}"]
-        lines += [f"{r.name:<12}{r.seconds:>10.3f}{r.floor_seconds:>10.3f}{r.ratio:>10.2f}" for r in result.against]
+        lines += ["", f"{'against':<12}{'seconds':>10}{'floor':>10}{'ours / its':>12}"]
+        lines += [f"{r.name:<12}{r.seconds:>10.3f}{r.floor_seconds:>10.3f}{r.ratio:>12.2f}" for r in result.against]
     return "\n".join(lines)
 
 
@@ -149,5 +151,6 @@ def _draw_scales(axes: Any, result: Result) -> None:
     axes.plot(places, [row["floor_seconds"] for row in rows], "_", color="black", markersize=22, label="floor")
     axes.set_xticks(places, [row["scale"] for row in rows])
     axes.set_ylabel("seconds")
+    axes.margins(y=0.08)
     axes.set_title(f"{result.preset}, {result.dtype}: {result.seconds:.2f} s, floor {result.floor_seconds:.2f} s")
     axes.legend(frameon=False)

@@ -88,6 +88,7 @@ def bench(
         batch=batches[0],
         guidance=guidance,
         threads=torch.get_num_threads(),
+        rounds=seconds,
         seconds=median(seconds),
         floor_seconds=floors[batches[0]],
         fraction=floors[batches[0]] / median(seconds),
@@ -137,12 +138,13 @@ def _subjects(name: str, dtype: str, batches: Sequence[int], rounds: int, agains
         else:
             choices = ", ".join((PREFIX, *DTYPES, *PRESETS))
             raise ValueError(f"against = {rival!r}: choose from {choices}")
-    needed = sum(subject.weight_bytes() for subject in set(found)) + HEADROOM
+    images = max(batches) * max(subject.image_bytes() for subject in found)
+    needed = sum(subject.weight_bytes() for subject in set(found)) + images + HEADROOM
     free = psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
-            f"preset: the weights and room to measure in take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "give a smaller preset or fewer rivals"
+            f"preset, batch: weights, {max(batches)} images and room to measure in take {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; give a smaller preset, a smaller batch or fewer rivals"
         )
     return found
 

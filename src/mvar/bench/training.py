@@ -96,7 +96,7 @@ def bench(preset: str, batch_size: int, dtype: str, steps: int, out: str | None 
     groups = _groups({name: _needed(settings, sizes[name]) for name, settings in cases.items()})
     taken: dict[str, list[Step]] = {name: [] for name in cases}
     for group in groups:
-        _refuse_too_large(sum(sizes[name] for name in group))
+        _refuse_too_large(sum(_needed(cases[name], sizes[name]) for name in group))
         with ExitStack() as stack:
             workers = {name: stack.enter_context(_Process(name, cases[name])) for name in group}
             for _ in track(range(WARM_UP + steps), WARM_UP + steps, ", ".join(group)):
@@ -238,12 +238,12 @@ def _meta(settings: Settings) -> Generator:
         return Generator(GeneratorConfig(**settings.model))  # type: ignore[arg-type]
 
 
-def _refuse_too_large(parameters: int) -> None:
-    needed, free = STATE_BYTES * parameters, psutil.virtual_memory().available
+def _refuse_too_large(needed: int) -> None:
+    free = psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
-            f"preset: weights, gradients and Adam alone take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "give a smaller preset"
+            f"preset, batch_size: weights, gradients, Adam and activations take about {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; give a smaller preset or batch"
         )
 
 

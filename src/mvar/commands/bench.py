@@ -55,7 +55,10 @@ def bench_sample(
     from mvar.bench.report import as_json, table, write
     from mvar.bench.sampling import bench
     from mvar.files import writable_folder
+    from mvar.generator.config import PRESETS
 
+    if model is None and preset not in PRESETS:
+        raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}; a model with weights goes to --model")
     folder = None if out is None else writable_folder(out, "out")
     rivals = [name.strip() for name in against.split(",")] if against else []
     batches = batch if isinstance(batch, list) else [batch]

@@ -1,12 +1,4 @@
-"""docs/results.md: what `mvar evaluate` found of the packaged models, one table a model.
-
-    mvar sample --model fashion-mnist --protocol imagenet-50k --per-class 1000 --npz out/fashion-mnist.npz
-    mvar evaluate --samples out/fashion-mnist.npz --reference data/fashion-mnist/val --floor data/fashion-mnist/train \
-        --out docs/images/results/fashion-mnist/samples
-    mvar evaluate --model fashion-mnist --reference data/fashion-mnist/val --floor data/fashion-mnist/train \
-        --out docs/images/results/fashion-mnist/reconstructions
-    python -m mvar.recipes.results
-"""
+"""docs/results.md: what `mvar evaluate` found of the packaged models, one table a model. `make results` has the commands."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -48,7 +48,7 @@ def cost(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> Cost:
 
 def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device: torch.device) -> int:
     """How many images to draw at once: at most 64, fewer where memory is short, at least one."""
-    return int(max(1, min(MOST_IMAGES, SHARE * _free_bytes(device) // _peak_bytes(tokenizer, generator))))
+    return int(max(1, min(MOST_IMAGES, SHARE * _free_bytes(device) // peak_bytes(tokenizer, generator))))
 
 
 def fitting_rows(generator: GeneratorConfig, device: torch.device) -> int:
@@ -69,7 +69,7 @@ def _hidden(generator: GeneratorConfig) -> int:
     return generator.width * (6 + 2 * generator.mlp_ratio + 16)
 
 
-def _peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
+def peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
     """An upper estimate of an image's memory: the generator's widest moment, its key-value cache, the decoder's end."""
     height, width = tokenizer.image_shape
     decoder = 8 * tokenizer.channels * max(tokenizer.multipliers[:2]) * height * width
