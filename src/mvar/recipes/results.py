@@ -1,4 +1,4 @@
-"""docs/results.md: what `mvar evaluate` found of the packaged models, one table a model. `make results` has the commands."""
+"""docs/results.md: what `mvar evaluate` found of the packaged models, a table each; `make results` runs all of it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
