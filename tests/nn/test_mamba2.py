@@ -97,13 +97,35 @@ def test_compiled_bfloat16_tokens_keep_a_float32_state(wide):
 
 
 def test_compiled_what_is_no_number_stays_none(wide):
-    """A broken network must show as broken."""
-    projected = torch.randn(1, 4, wide.in_proj.out_features).bfloat16()
-    projected[:, 2] = float("nan")
+    """A broken network must show as broken, and no earlier than where it breaks."""
+    projected = torch.randn(1, 40, wide.in_proj.out_features).bfloat16()
+    queries = slice(2 * wide.inner + wide.state_size, 2 * wide.inner + 2 * wide.state_size)
+    projected[:, 20, queries] = float("nan")
     with torch.no_grad():
         y, after = wide._compiled(projected, None)
-    assert y[:, 2:].isnan().all()
-    assert after.ssm_BhPN.isnan().all()
+    assert y[:, :20].isfinite().all()
+    assert y[:, 20:24].isnan().all()  # as far as the convolution carries it
+    assert after.ssm_BhPN.isfinite().all()
+
+
+def test_compiled_threads_change_nothing(wide):
+    projected, threads = torch.randn(3, 45, wide.in_proj.out_features), torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            with torch.no_grad():
+                y, after = wide._compiled(projected[:, ::3], None)  # rows that do not lie together
+            results.append((y, *after))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *results))
+
+
+def test_compiled_denormals_are_ordinary_afterwards(wide):
+    with torch.no_grad():
+        wide._compiled(torch.randn(2, 45, wide.in_proj.out_features), None)
+    assert (torch.full((4096,), 1e-40) * 0.5 > 0).all()
 
 
 def test_compiled_tokens_in_two_calls_are_tokens_in_one(wide):

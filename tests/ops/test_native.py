@@ -1,10 +1,14 @@
+import re
 import subprocess
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mvar.nn.attention import LARGEST_LOG_SCALE, _normalise
 from mvar.ops import native
+
+needs_compiler = pytest.mark.skipif(native.choose().library is None, reason=native.choose().reason)
 
 
 @pytest.fixture
@@ -13,9 +17,6 @@ def fresh():
     native.choose.cache_clear()
     yield
     native.choose.cache_clear()
-
-
-needs_compiler = pytest.mark.skipif(native.choose().library is None, reason=native.choose().reason)
 
 
 @pytest.mark.usefixtures("fresh")
@@ -28,19 +29,40 @@ def test_without_a_compiler_it_says_so(monkeypatch):
         native.gated_sum(torch.zeros(1, 1, 16), torch.zeros(1, 16), torch.zeros(1, 1, 16))
 
 
+REFUSED = subprocess.CalledProcessError(1, "gcc", stderr="no such flag\nat all")
+FAILURES = {
+    "gcc does not compile its passes: no such flag": subprocess.CalledProcessError(
+        1, "gcc", stderr="no such flag\nat all"
+    ),
+    "its passes cannot be compiled: not permitted": OSError("not permitted"),
+    "its passes cannot be compiled: .*timed out": subprocess.TimeoutExpired("gcc", 60),
+}
+
+
+@needs_compiler
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "gcc"), OSError("not permitted")])
-def test_a_compiler_that_fails_is_no_compiler(monkeypatch, error):
+@pytest.mark.parametrize("message", FAILURES)
+def test_a_compiler_that_fails_is_no_compiler(monkeypatch, message):
     def fail(*args, **kwargs):
-        raise error
+        raise FAILURES[message]
 
     monkeypatch.setattr(native.subprocess, "run", fail)
     library, reason = native.choose()
     assert library is None
-    assert "does not compile" in reason or "other threads" in reason
+    assert re.fullmatch(message, reason.split(" after")[0])
 
 
 @needs_compiler
+@pytest.mark.usefixtures("fresh")
+def test_without_a_folder_to_write_into_there_are_none(monkeypatch):
+    monkeypatch.setattr(native.tempfile, "tempdir", "/nowhere")
+    assert native.choose().reason.startswith("its passes cannot be compiled: ")
+    with torch.no_grad():
+        assert not native.takes(torch.zeros(1))
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
 def test_it_takes_tokens_on_a_cpu_without_a_gradient():
     assert not native.takes(torch.zeros(1))
     with torch.no_grad():
@@ -48,6 +70,10 @@ def test_it_takes_tokens_on_a_cpu_without_a_gradient():
         assert native.takes(torch.zeros(1, dtype=torch.bfloat16))
         assert not native.takes(torch.zeros(1, dtype=torch.float64))
         assert not native.takes(torch.zeros(1, device="meta"))
+        with FakeTensorMode():
+            assert not native.takes(torch.zeros(1))
+        traced = torch.jit.trace(lambda x: x + int(native.takes(x)), torch.zeros(1), check_trace=False)
+        assert traced(torch.zeros(1)) == 0
 
 
 @needs_compiler
@@ -73,7 +99,11 @@ def test_heads_are_normalised_queries_and_keys_and_values(dtype, batch, length, 
             "gate: .* must be .1, 16. of torch.float32",
         ),
         (lambda t: native.gated_sum(t(1, 2, 16), t(1, 16), t(1, 3, 16)), "y: .* must be .1, 2, 16."),
-        (lambda t: native.gated_sum(t(1, 2, 16).double(), t(1, 16), t(1, 2, 16)), "x: .*float64, must be"),
+        (lambda t: native.gated_sum(t(1, 2, 16).double(), t(1, 16), t(1, 2, 16)), "x: .*float64 on cpu, must be"),
+        (lambda t: native.gated_sum(t(1, 2, 16), t(16), t(1, 2, 16)), "gate: .* must be .1, 16."),
+        (lambda t: native.gated_sum(t(1, 2, 16), t(1, 16, device="meta"), t(1, 2, 16)), "gate: .* on meta, must be"),
+        (lambda t: native.gated_sum(t(1, 2, 16), t(1, 16), t(1, 2, 16).half()), "adaln: tokens of torch.float16"),
+        (lambda t: native.adaln(t(1, 2, 16), t(1, 16), t(1, 16), torch.float64, 0), "adaln: tokens of torch.float64"),
         (lambda t: native.heads(t(1, 2, 3, 1, 32), t(1)), "heads: 32 channels a head; must be 64"),
         (lambda t: native.heads(t(1, 2, 2, 1, 64), t(1)), "qkv: .* must be .1, 2, 3, 1, 64."),
         (lambda t: native.heads(t(1, 2, 3, 1, 64), t(2)), "temperature: .* must be .1,."),

@@ -32,7 +32,8 @@ class Linear(nn.Linear):
     def arrange(self, fast: bool) -> None:
         """Hold the weight in the order that products are fastest with, where this device has one, or plainly again.
 
-        An arranged weight is for drawing only: it has no gradient and cannot move to another device or dtype.
+        An arranged weight is for drawing only: it has no gradient, and cannot be copied, pickled, loaded into, or moved
+        to another device or dtype; `state_dict` gives the plain one.
         """
         if fast and can_arrange(self.weight):
             self.weight = nn.Parameter(arranged(self.weight), requires_grad=False)

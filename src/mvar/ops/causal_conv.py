@@ -43,7 +43,8 @@ def causal_conv(
         tail_BVD = weight_DW.new_zeros(B, W - 1, D)
     seen_BTD = torch.cat((tail_BVD, x_BLD), dim=1).to(weight_DW.dtype)  # cat itself promotes: one pass, not two
     tail_BVD = seen_BTD[:, L:].clone()  # not a view, which would keep all tokens alive
-    return _Convolution.apply(seen_BTD, weight_DW, bias_D), tail_BVD
+    with without_autocast(x_BLD):  # the result keeps the weight's dtype
+        return _Convolution.apply(seen_BTD, weight_DW, bias_D), tail_BVD
 
 
 def causal_conv_reference(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:

@@ -22,6 +22,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         gelu: whether to apply it.
     """
     if weight.is_mkldnn:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError("linear: an arranged weight is for drawing and has no gradient; use torch.no_grad()")
         post, algorithm = ("gelu", "tanh") if gelu else ("none", "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, post, [], algorithm)
     y = F.linear(x, weight, bias)

@@ -45,7 +45,7 @@ INLINE float sum(vec x) {
     return s;
 }
 
-/* e^x for x of any size: 2^n e^r with |r| <= log(2) / 2, e^r by its series; relative error below 2e-7. */
+/* e^x: 2^n e^r with |r| <= log(2) / 2, e^r by its series; relative error below 2e-7, 0 and infinity beyond -87 and 88. */
 INLINE vec exp_(vec x) {
     const vec low = (vec){} - 87.0f, high = (vec){} + 88.0f, magic = (vec){} + 12582912.0f;
     bits under = (bits)(x < low), over = (bits)(x > high);
@@ -59,10 +59,31 @@ INLINE vec exp_(vec x) {
     e = e * r + 0.5f;
     e = e * r + 1.0f;
     e = e * r + 1.0f;
-    return (vec)((bits)e + ((bits)shifted << 23));
+    bits power = (bits)e + ((bits)shifted << 23), infinity = (bits){} + 0x7f800000u;
+    return (vec)((power & ~(under | over)) | (infinity & over));
 }
 
 INLINE vec silu(vec x) { return x / (1.0f + exp_(-x)); }
+
+/* Strong decays leave numbers below the smallest normal one, with which products take ten times as long. The setting is
+   this thread's and PyTorch's too, so it is put back. */
+INLINE unsigned denormals_are_zero(void) {
+#ifdef __SSE__
+    unsigned before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(before | 0x8040);
+    return before;
+#else
+    return 0;
+#endif
+}
+
+INLINE void restore(unsigned before) {
+#ifdef __SSE__
+    __builtin_ia32_ldmxcsr(before);
+#else
+    (void)before;
+#endif
+}
 
 typedef struct {
     long B, L, h, N;
@@ -106,7 +127,7 @@ INLINE void keys_and_queries(const Mamba *m, long b, long start, long count, int
 /* One head of one image over all tokens: convolution, scan, skip and gate. */
 INLINE void head(const Mamba *m, long b, long head, int half) {
     long N = m->N, E = m->h * P, D = E + 2 * N, stride = E + D + m->h, width = 2 * N + TILE;
-    float S[N * P] __attribute__((aligned(64))), X[TILE * P] __attribute__((aligned(64)));
+    float *S = m->next_state + (b * m->h + head) * N * P, X[TILE * P] __attribute__((aligned(64)));
     float dt[TILE], c[TILE], decay[TILE], mix[ROWS][TILE];
     memcpy(S, m->state + (b * m->h + head) * N * P, N * P * sizeof(float));
 
@@ -174,7 +195,6 @@ INLINE void head(const Mamba *m, long b, long head, int half) {
                 for (int v = 0; v < PV; v++) *(vec *)(S + (n + r) * P + v * V) = s[r][v];
         }
     }
-    memcpy(m->next_state + (b * m->h + head) * N * P, S, N * P * sizeof(float));
 }
 
 INLINE void rms_norm(const Mamba *m, long token, float eps, int half) {
@@ -205,6 +225,7 @@ INLINE void mamba(const Mamba *m, float eps, int half, int threads) {
     long tiles = (m->L + TILE - 1) / TILE;
 #pragma omp parallel num_threads(threads)
     {
+        unsigned before = denormals_are_zero();
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < m->B * tiles; i++) {
             long start = i % tiles * TILE, left = m->L - start;
@@ -216,6 +237,7 @@ INLINE void mamba(const Mamba *m, float eps, int half, int threads) {
         for (long i = 0; i < m->B * m->L; i++) rms_norm(m, i, eps, half);
 #pragma omp for schedule(static)
         for (long b = 0; b < m->B; b++) tail_of(m, b, half);
+        restore(before);
     }
 }
 

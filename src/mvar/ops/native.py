@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,20 +48,27 @@ def choose() -> Choice:
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     except (OSError, AttributeError):
         return Choice(None, "PyTorch here has other threads than gcc's")
-    with tempfile.TemporaryDirectory(prefix="mvar-") as folder:  # once loaded the file is not needed
-        target = Path(folder, "native.so")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="mvar-") as folder:  # once loaded the file is not needed
+            target = Path(folder, "native.so")
             command = [compiler, *FLAGS, "-o", str(target), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
             return Choice(ctypes.CDLL(str(target)), "with gcc, for this processor")
-        except (OSError, subprocess.SubprocessError) as error:
-            return Choice(None, f"gcc does not compile its passes: {error}")
+    except subprocess.CalledProcessError as error:
+        said = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
+        return Choice(None, f"gcc does not compile its passes: {said}")
+    except (OSError, subprocess.SubprocessError) as error:  # no folder to write into, or to load from
+        return Choice(None, f"its passes cannot be compiled: {error}")
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the passes are for such tokens here: float32 or bfloat16 on a CPU, no gradient, and a compiler."""
-    fitting = x.device.type == "cpu" and x.dtype in TOKENS and not torch.is_grad_enabled()
-    return fitting and choose().library is not None
+    """Whether the passes are for such tokens here: float32 or bfloat16 on a CPU, no gradient, and a compiler.
+
+    Not while a program is traced, which could not see into them.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+        return False
+    return x.device.type == "cpu" and x.dtype in TOKENS and choose().library is not None
 
 
 class _Mamba(ctypes.Structure):
@@ -180,19 +188,22 @@ def _adaln(
     B, L, C = x_BLC.shape
     if C % LANES:
         raise ValueError(f"adaln: {C} channels; must be a multiple of {LANES}")
+    if dtype not in TOKENS:
+        raise ValueError(f"adaln: tokens of {dtype}; must be {_either(TOKENS)}")
     tensors = {"x": _checked("x", x_BLC, (B, L, C))}
     if add is not None:
         vectors = vectors | {"gate": add[0]}
         tensors |= {"y": _checked("y", add[1], (B, L, C), (dtype,)), "sum": torch.empty_like(tensors["x"])}
     if "scale" in vectors:
         tensors["out"] = torch.empty_like(tensors["x"], dtype=dtype)
+    for name, vector_BC in vectors.items():
+        _check(name, vector_BC, (B, C))
     strides = {vector_BC.stride() for vector_BC in vectors.values()}
     if len(strides) > 1 or strides.pop()[1] != 1:  # else they are taken from among the image's other vectors, uncopied
         vectors = {name: vector_BC.contiguous() for name, vector_BC in vectors.items()}
-    for name, vector_BC in vectors.items():
-        _check(name, vector_BC, (B, C))
-        tensors[name] = vector_BC
-    arguments = _Adaln(B, L, C, vector_BC.stride(0), **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    stride = next(iter(vectors.values())).stride(0)
+    tensors |= vectors
+    arguments = _Adaln(B, L, C, stride, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
     half = dtype == torch.bfloat16
     _library().mvar_adaln(ctypes.byref(arguments), ctypes.c_float(eps), half, torch.get_num_threads())
     return tensors
@@ -230,14 +241,15 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _check(name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:
-    """The compiled code looks at neither shape nor dtype.
+def _check(name: str, x: Tensor, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] = (torch.float32,)) -> None:
+    """The compiled code looks at neither shape, dtype nor device.
 
     Raises:
-        ValueError: either is not as expected.
+        ValueError: one of them is not as expected.
     """
-    if x.shape != shape or x.dtype not in dtypes:
-        raise ValueError(f"{name}: {tuple(x.shape)} of {x.dtype}, must be {shape} of {' or '.join(map(str, dtypes))}")
+    if x.shape != shape or x.dtype not in dtypes or x.device.type != "cpu":
+        found = f"{tuple(x.shape)} of {x.dtype} on {x.device}"
+        raise ValueError(f"{name}: {found}, must be {shape} of {_either(dtypes)} on the CPU")
 
 
 def _checked(
@@ -246,3 +258,7 @@ def _checked(
     """The tensor row after row in memory; errors as of `_check`."""
     _check(name, x, shape, dtypes)
     return x.contiguous()
+
+
+def _either(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(map(str, dtypes))
