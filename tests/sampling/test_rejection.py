@@ -161,7 +161,7 @@ def test_the_command_writes_the_kept_images_and_what_they_took(bundle, tmp_path,
     main([*sample, "--out-dir", str(images), "--npz", str(npz), "--out", str(sheet)])
     assert capsys.readouterr().out.startswith("kept 8 of 20 candidates (40 %) by judge self: mean score ")
     report = json.loads((images / "rejection.json").read_text())
-    assert (npz.parent / "rejection.json").read_text() == (images / "rejection.json").read_text()
+    assert (npz.parent / "a.rejection.json").read_text() == (images / "rejection.json").read_text()
     assert [image["class"] for image in report["images"]] == ["dog"] * 4 + ["cat"] * 4
     assert report["settings"]["top_k"] == 900
     groups = ["dog", "dog", "cat", "cat"]
@@ -184,7 +184,7 @@ def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, t
     network(2).save("two.safetensors")
     network(3).save("three.safetensors")
     main(["sample", "--model", bundle, "--judge", "two.safetensors", "--of", "3", "--npz", "a.npz"])
-    report = json.loads((tmp_path / "rejection.json").read_text())
+    report = json.loads((tmp_path / "a.rejection.json").read_text())
     assert (report["judge"], report["kept"], report["candidates"]) == ("two.safetensors", 2, 6)
     lines = refused("sample", "--model", bundle, "--judge", "three.safetensors", "--npz", "b.npz")
     assert lines == ["mvar: judge: tells 3 classes apart, the model has 2; train one on these"]

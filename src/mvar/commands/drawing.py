@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mvar.commands.protocol import draw_protocol, unsuitable
-from mvar.commands.rejection import BestOf, choice_problems
+from mvar.commands.rejection import REPORT, BestOf, choice_problems
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
 
@@ -93,8 +93,8 @@ def sample(
         seed: the run's; image i depends on (seed, i, its label, the settings) only.
         batch_size: images at once; as many as fit into memory, at most 64, by default.
         judge: draws several candidates for an image and keeps those that this judge likes best: self, the model's own
-            log p(image | class) - log p(image), or the file of a classifier of its classes. --out-dir and --npz get a
-            rejection.json.
+            log p(image | class) - log p(image), or the file of a classifier of its classes. --out-dir gets a
+            rejection.json, --npz FILE.npz a FILE.rejection.json.
         keep: with --judge, how many of a group of candidates are kept; 1 by default.
         of: with --judge, candidates of a group; 8 by default.
         fork_at: with --judge, coarse maps that a group's candidates share, drawn once; 0, none, by default.
@@ -159,10 +159,10 @@ def sample(
             sheet = _with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
         written.append(str(save_image(sheet, out)))
     if best is not None:
-        folders = [] if out_dir is None else [Path(out_dir)]
-        folders += [] if npz is None else [Path(npz).parent]
+        files = [] if out_dir is None else [Path(out_dir, REPORT)]
+        files += [] if npz is None else [Path(npz).with_suffix(f".{REPORT}")]
         used = asdict(loaded.sampler(seed, **settings).settings)
-        best.write(folders, {"model": model, "seed": seed, "settings": used})
+        best.write(files, {"model": model, "seed": seed, "settings": used})
     print(f"wrote {len(rows)} images: {', '.join(written)}")
 
 

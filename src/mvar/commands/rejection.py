@@ -89,11 +89,11 @@ class BestOf:
         ]
         return out
 
-    def write(self, folders: Sequence[Path], facts: dict[str, Any]) -> None:
-        """Print what was accepted and what it cost; write it as rejection.json into each folder.
+    def write(self, files: Sequence[Path], facts: dict[str, Any]) -> None:
+        """Print what was accepted and what it cost; write it into each file.
 
         Args:
-            folders: of the images.
+            files: beside the images.
             facts: what else decides the images: model, seed, settings.
         """
         import torch
@@ -108,5 +108,5 @@ class BestOf:
             f"{found['candidates_per_kept']:g} candidates and {found['seconds_per_kept']:.3f} s for an image"
         )
         whole = {"judge": self._name, **found, **facts, "images": self._images}
-        for folder in dict.fromkeys(folders):
-            write_text(folder / REPORT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+        for file in files:
+            write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")

@@ -6,6 +6,7 @@ Shapes: N rows (images) of an array.
 import hashlib
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 from zipfile import BadZipFile, ZipFile
@@ -73,7 +74,7 @@ class Archive:
         except DAMAGE as error:
             raise self._damaged(name, error) from error
 
-    def rows(self, name: str, rows: range) -> np.ndarray:
+    def rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
         """Some rows of an array, (len(rows), ...). Going forward is quick; to go back is to read from the start again.
 
         Raises:

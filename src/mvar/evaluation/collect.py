@@ -1,22 +1,25 @@
-"""Features of all images of a set: in bounded memory, spread over processes, kept in a cache.
+"""Features of all images of a set: a batch at a time, spread over processes, kept in a cache.
 
 Shapes: N images, F pooled features, S spatial features, K classes of the network.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from mvar import __version__
 from mvar.data.progress import track
 from mvar.evaluation.sets import ImageSet
 from mvar.features.extractors import Extracted, Extractor
-from mvar.files import atomic_write, writable_folder
+from mvar.files import atomic_write
 from mvar.tensor_files import read_tensors, write_tensors
+
+Result = TypeVar("Result")
 
 
 class Processes(Protocol):
@@ -31,6 +34,9 @@ class Processes(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """An object of each process, in their order, in every process."""
 
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Do this in the process of rank 0, and give its result or its ValueError to all."""
+
 
 class Alone(NamedTuple):
     """The only process."""
@@ -42,9 +48,13 @@ class Alone(NamedTuple):
         """The object itself."""
         return [value]
 
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Do it."""
+        return work()
+
 
 class Features(NamedTuple):
-    """What a network sees in a set of images; the last two where it has them."""
+    """What a network sees in a set of images, on the CPU; the last two where it has them."""
 
     pooled_NF: Tensor
     spatial_NS: Tensor | None = None
@@ -65,8 +75,8 @@ def collect(
     processes: Processes = Alone(),  # noqa: B008  # a constant
     cache: Path | None = None,
     label: str = "features",
-) -> Features:
-    """The features of all images, in their order and in every process.
+) -> Features | None:
+    """The features of all images, in their order; None in all processes but that of rank 0.
 
     The processes take batches in turn. A batch holds the same images whoever takes it, so that their number changes
     nothing.
@@ -78,23 +88,48 @@ def collect(
         processes: that share the work.
         cache: folder in which features are looked for first, and kept.
         label: of the progress bar.
+
+    Raises:
+        ValueError: an image that is damaged; in every process.
     """
     file = None if cache is None else cache / f"{_key(images, extractor)}.safetensors"
-    if file is not None and file.is_file():
-        return Features(**read_tensors(file))
+    kept = processes.on_main(lambda: _kept(file, images.count) is not None)  # one process decides for all
+    if kept:
+        return _kept(file, images.count) if processes.rank == 0 else None
     starts = range(0, images.count, batch_size)
     mine = starts[processes.rank :: processes.size]
     parts: dict[int, Extracted] = {}
-    for start in track(mine, len(mine), label):
-        parts[start] = extractor(images.batch(range(start, min(start + batch_size, images.count))))
-    for others in processes.gather(parts):
+    problem = None
+    try:
+        for start in track(mine, len(mine), label):
+            seen = extractor(images.batch(range(start, min(start + batch_size, images.count))))
+            parts[start] = Extracted(*(None if t is None else t.cpu() for t in seen))  # type: ignore[arg-type]
+    except ValueError as error:  # the others wait for this one
+        problem = error
+    gathered = processes.gather((parts, problem))
+    for _, other in gathered:
+        if other is not None:
+            raise other
+    if processes.rank != 0:
+        return None
+    for others, _ in gathered:
         parts |= others
-    features = _joined([parts[start] for start in starts])
-    if file is not None and processes.rank == 0:
+    features = _joined([parts.pop(start) for start in starts])
+    if file is not None:
         tensors = {name: tensor for name, tensor in features._asdict().items() if tensor is not None}
-        writable_folder(file.parent, "cache")
         atomic_write(file, lambda partial: write_tensors(tensors, partial))
     return features
+
+
+def _kept(file: Path | None, count: int) -> Features | None:
+    """What the cache has of a set of so many images; None where that is not all of it."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        features = Features(**read_tensors(file))
+    except (ValueError, TypeError):  # damaged, or another's
+        return None
+    return features if len(features.pooled_NF) == count else None
 
 
 def _joined(parts: Sequence[Extracted]) -> Features:
@@ -108,5 +143,5 @@ def _joined(parts: Sequence[Extracted]) -> Features:
 
 def _key(images: ImageSet, extractor: Extractor) -> str:
     """Of the images and everything that decides their features."""
-    described = json.dumps({"images": images.sha256, **extractor.describe()}, sort_keys=True)
+    described = json.dumps({"images": images.sha256, "mvar": __version__, **extractor.describe()}, sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:32]

@@ -5,6 +5,7 @@ Shapes: N images, B images of a batch, H W pixels.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from mvar.data.images import FORMATS, ImageFolder, decode
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 
-TAIL = 64  # bytes at the end of a file: in a PNG they hold the checksum of all pixels
+TAIL = 64  # bytes at the end of a file, where a PNG and a JPEG say that they are whole
 
 
 class ImageFiles:
@@ -27,7 +28,7 @@ class ImageFiles:
     """
 
     def __init__(self, folder: ImageFolder, field: str) -> None:
-        """Look at the beginning and the end of every file.
+        """Look at the beginning and the end of every file, and take its fingerprint.
 
         Raises:
             ValueError: one line: a file that is no image or is cut off, or images of several sizes.
@@ -57,13 +58,13 @@ class ImageFiles:
         return len(self._paths)
 
     def fingerprint(self) -> str:
-        """A hash of each file's name, size and last 64 bytes."""
+        """A hash of each file's name and content."""
         digest = hashlib.sha256()
         for name, mark in zip(self._names, self._marks, strict=True):
             digest.update(os.fsencode(name) + b"\0" + mark)
         return digest.hexdigest()
 
-    def rows(self, rows: range) -> np.ndarray:
+    def rows(self, rows: Sequence[int]) -> np.ndarray:
         """Some of the images, uint8 (B, H, W, 3).
 
         Raises:
@@ -84,7 +85,7 @@ class ImageFiles:
 
 
 class _Looked(NamedTuple):
-    """What a file's beginning and end tell."""
+    """What a file tells without being decoded."""
 
     kind: str
     size: tuple[int, int]
@@ -96,19 +97,21 @@ def _look(path: Path) -> _Looked | str:
     try:
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             kind, size = str(image.format), image.size
-            length = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            mark = hashlib.file_digest(file, "sha256").digest()
+            length = file.tell()
             file.seek(max(0, length - TAIL))
             tail = file.read()
             file.seek(4)
             told = int.from_bytes(file.read(4), "little") + 8  # how long a WebP says that it is
         whole = {"PNG": b"IEND" in tail, "WEBP": told <= length, "JPEG": b"\xff\xd9" in tail}
         if whole[kind]:
-            return _Looked(kind, size, length.to_bytes(8) + tail)
+            return _Looked(kind, size, mark)
     except Exception as error:  # damaged files make Pillow raise nearly anything
         found = _decoded(path)
         return found if isinstance(found, str) else str(error)
     found = _decoded(path)  # what follows an image does no harm
-    return found if isinstance(found, str) else _Looked(kind, size, length.to_bytes(8) + tail)
+    return found if isinstance(found, str) else _Looked(kind, size, mark)
 
 
 def _decoded(path: Path) -> np.ndarray | str:

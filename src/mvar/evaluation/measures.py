@@ -19,6 +19,7 @@ from mvar.evaluation.report import Value
 
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # k of precision and recall, and of density and coverage: their papers'
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance
+CLASS_SUBSETS = 10  # of each class's
 PARTS = 10  # of the Inception score
 ROUNDS = 20  # of the bootstrap
 NORMAL = 1.645  # standard deviations to either side of a mean, between which 90 % of a normal distribution lie
@@ -37,14 +38,13 @@ PROTOCOL = {
 class Names(NamedTuple):
     """What measures are called that belong to one network; a distance in other features is no FID."""
 
-    frechet: str
-    spatial: str
+    frechet: str  # of spatial features with an s before it
     kernel: str
 
 
 NAMES = {
-    "FID": Names("FID", "sFID", "KID"),
-    "FD-EffNetLite0": Names("FD-EffNetLite0", "sFD-EffNetLite0", "KD-EffNetLite0"),
+    "FID": Names("FID", "KID"),
+    "FD-EffNetLite0": Names("FD-EffNetLite0", "KD-EffNetLite0"),
 }
 
 
@@ -81,11 +81,12 @@ def measure(ours: Features, reference: Reference, distance: str, seed: int, inte
 
     found = {names.frechet: frechet(ours.pooled_NF, reference.pooled)}
     if ours.spatial_NS is not None and reference.spatial is not None:
-        found[names.spatial] = frechet(ours.spatial_NS, reference.spatial)
+        found[f"s{names.frechet}"] = frechet(ours.spatial_NS, reference.spatial)
     if ours.probabilities_NK is not None:
         order_N = torch.randperm(len(ours.probabilities_NK), generator=torch.Generator().manual_seed(seed))
-        mean, deviation = inception_score(ours.probabilities_NK[order_N], min(PARTS, len(order_N)))
-        found["IS"] = _around(mean, deviation / math.sqrt(PARTS), "higher")
+        parts = min(PARTS, len(order_N))
+        mean, deviation = inception_score(ours.probabilities_NK[order_N], parts)
+        found["IS"] = _around(mean, deviation / math.sqrt(parts), "higher")
     if reference.features is not None:
         found |= _images(ours.pooled_NF, reference.features.pooled_NF, names.kernel, seed)
     return found
@@ -94,7 +95,7 @@ def measure(ours: Features, reference: Reference, distance: str, seed: int, inte
 def measure_classes(
     ours: Features, labels_N: Tensor, real: Features, real_labels_M: Tensor, classes: Sequence[str], kernel: str
 ) -> list[dict[str, Any]]:
-    """For each class how many images there are, and of enough: the kernel distance of all, precision and recall.
+    """For each class how many images there are, and of enough: kernel distance, precision and recall.
 
     A class has few images: the kernel distance is right for few, a Frechet distance is not.
     """
@@ -104,8 +105,8 @@ def measure_classes(
         row: dict[str, Any] = {"class": name, "samples": len(fake_nF), "real": len(real_mF)}
         if min(len(fake_nF), len(real_mF)) > NEIGHBOURS:
             precision, recall = precision_recall(real_mF, fake_nF, NEIGHBOURS)
-            size = min(len(fake_nF), len(real_mF))
-            row |= {kernel: kid(real_mF, fake_nF, 1, size).mean, "precision": precision, "recall": recall}
+            distance = kid(real_mF, fake_nF, CLASS_SUBSETS, SUBSET_SIZE).mean
+            row |= {kernel: distance, "precision": precision, "recall": recall}
         rows.append(row)
     return rows
 
@@ -115,17 +116,18 @@ def _images(fake_NF: Tensor, real_MF: Tensor, kernel: str, seed: int) -> dict[st
     found = {}
     k = min(len(fake_NF), len(real_MF))
     distance = kid(real_MF, fake_NF, SUBSETS, SUBSET_SIZE, seed)
-    known = distance.subset_size < k  # else every subset is the whole set
-    error = distance.deviation / math.sqrt(max(k / distance.subset_size, 1))
-    found[kernel] = _around(distance.mean, error, "lower") if known else Value(value=distance.mean)
+    found[kernel] = Value(value=distance.mean)
+    if distance.subset_size < k:  # else every subset is the whole set
+        # Subsets share images, the more the larger they are, and so differ less than sets drawn anew would.
+        error = distance.deviation / math.sqrt(k / distance.subset_size - 1)
+        found[kernel] = _around(distance.mean, error, "lower")
     if k > DENSITY_NEIGHBOURS:
         precision, recall = precision_recall(real_MF, fake_NF, NEIGHBOURS)
         density, coverage = density_coverage(real_MF, fake_NF, DENSITY_NEIGHBOURS)
-        N, M = len(fake_NF), len(real_MF)
-        found["precision"] = _share(precision, N)
-        found["recall"] = _share(recall, M)
+        found["precision"] = _share(precision, len(fake_NF))
+        found["recall"] = _share(recall, k)  # a share of the real images, which as few samples decide
         found["density"] = Value(value=density, better="higher")
-        found["coverage"] = _share(coverage, M)
+        found["coverage"] = _share(coverage, k)
     return found
 
 

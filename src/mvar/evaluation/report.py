@@ -35,12 +35,12 @@ class Report:
 
     Attributes:
         protocol: all that decides the values besides the samples; equal for results that may be compared.
-        samples: what they are: name, how many, fingerprint, and the settings that they were drawn with where known.
+        samples: what they are: name, how many, fingerprint, and, where known, what they were drawn with.
         floor: which real images the floor is of.
         metrics: by name.
         classes: of each class its name, how many samples and real images it has, and its own measures.
         notes: what must be known to read the values.
-        speed: images a second that the network took in.
+        speed: images a second that the network took in; empty where the cache had the features.
         machine: versions and processor.
     """
 
@@ -71,6 +71,9 @@ def read(path: str | Path) -> Report:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         metrics = {name: Value(**value) for name, value in content.pop("metrics").items()}
+        numbers = [n for v in metrics.values() for n in (v.value, v.low or 0.0, v.high or 0.0, v.floor or 0.0)]
+        if not (isinstance(content["protocol"], dict) and all(isinstance(n, (int, float)) for n in numbers)):
+            raise ValueError("its values are no numbers")
         return Report(**content, metrics=metrics)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"report = {str(path)!r}: is no {NAME} of mvar evaluate ({error}); give its folder") from error
@@ -133,7 +136,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def number(x: float) -> str:
     """Three digits after the point for shares, else four that count."""
-    return f"{x:.3f}" if abs(x) < 1 else f"{x:.4g}"
+    return f"{x:.3f}" if 0.01 <= abs(x) < 1 else f"{x:.4g}"
 
 
 def _text(value: Any) -> str:

@@ -2,8 +2,10 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mvar import __version__
+from mvar.checkpoint.placement import find_device
 from mvar.data.subset import evenly_spaced
 from mvar.evaluation import measures
 from mvar.evaluation.collect import Alone, Features, Processes, collect
@@ -25,9 +28,10 @@ from mvar.machine import machine
 from mvar.model import Model
 from mvar.sampling.engine import to_uint8
 from mvar.sampling.protocol import read_protocol
-from mvar.validation import raise_problems
+from mvar.validation import is_integer, raise_problems
 
 BATCH = 64
+UNEVEN = 0.01  # difference of a class's shares from which it is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,50 +106,59 @@ def evaluate(
     """
     chosen = Options(**options)
     _check(chosen)
-    folder = None if out is None else writable_folder(out, "out")
-    cache = None if chosen.cache is None else writable_folder(chosen.cache, "cache")
+    device = find_device(chosen.device)
     fidelity: dict[int, Fidelity] = {}
     sides = _open(samples, reference, chosen, fidelity)
-    extractor = find_extractor(chosen.features, chosen.weights, chosen.device, chosen.dtype, pipeline=chosen.pipeline)
-    statistics = _statistics(sides.reference, extractor)
+    extractor = find_extractor(chosen.features, chosen.weights, device, chosen.dtype, pipeline=chosen.pipeline)
+    statistics = _statistics(sides.reference, extractor, chosen.pipeline)
+    folder = None if out is None else writable_folder(out, "out")
+    cache = None if chosen.cache is None else writable_folder(chosen.cache, "cache")
     features = partial(collect, extractor=extractor, batch_size=chosen.batch_size, processes=processes)
 
     start = time.perf_counter()
     ours = features(sides.samples, label="samples", cache=None if isinstance(samples, Model) else cache)
-    seconds = time.perf_counter() - start
+    rate = sides.samples.count / (time.perf_counter() - start)
     real = features(sides.reference, label="reference", cache=cache) if isinstance(sides.reference, ImageSet) else None
     other = features(sides.floor, label="floor", cache=cache) if sides.floor is not None else None
+    restored = {row: part for found in processes.gather(fidelity) for row, part in found.items()}
 
-    target = _target(statistics, real)
-    metrics = measures.measure(ours, target, extractor.distance, chosen.seed)
-    floor, best = _floor(sides, target, real, other, extractor.distance, chosen.seed)
-    metrics = {
-        name: replace(value, floor=best[name].value if name in best else None) for name, value in metrics.items()
-    }
-    if isinstance(samples, Model):
-        metrics |= _fidelity(fidelity, processes)
-    drawn_with = None if isinstance(samples, Model) else read_protocol(samples)
-    report = Report(
-        protocol=_protocol(sides, extractor, statistics, chosen.seed),
-        samples=_described(sides.samples) | (drawn_with or {}),
-        floor=floor,
-        metrics=metrics,
-        classes=_classes(sides, ours, real, measures.NAMES[extractor.distance].kernel),
-        notes=_notes(sides, extractor),
-        speed={"images_per_second": sides.samples.count / seconds},
-        machine={"mvar": __version__, **machine()},
-    )
-    if folder is not None and processes.rank == 0:
-        write(report, folder)
-    return report
+    def measured() -> Report:
+        if ours is None:
+            raise ValueError("samples: their features are missing")
+        target = _target(statistics, real)
+        metrics = measures.measure(ours, target, extractor.distance, chosen.seed)
+        floor, best = _floor(sides, target, real, other, extractor.distance, chosen.seed)
+        for name in best.keys() & metrics.keys():
+            metrics[name] = replace(metrics[name], floor=best[name].value)
+        report = Report(
+            protocol=_protocol(sides, extractor, statistics, chosen.seed),
+            samples=_described(sides.samples) | _origin(samples),
+            floor=floor,
+            metrics=metrics | _fidelity(restored),
+            classes=_classes(sides, ours, real, measures.NAMES[extractor.distance].kernel),
+            notes=_notes(sides, floor, extractor),
+            speed={} if cache else {"images_per_second": rate},
+            machine={"mvar": __version__, **machine()},
+        )
+        if folder is not None:
+            write(report, folder)
+        return report
+
+    return processes.on_main(measured)
 
 
 def _check(chosen: Options) -> None:
-    numbers = {"limit": chosen.limit, "batch_size": chosen.batch_size}
-    raise_problems(
-        [f"{name} = {n}: must be at least 1" for name, n in numbers.items() if n is not None and n < 1]
-        + ([] if chosen.limit != 1 else ["limit = 1: a covariance needs at least 2 images"])
-    )
+    numbers = {"limit": (chosen.limit, 2), "batch_size": (chosen.batch_size, 1), "seed": (chosen.seed, 0)}
+    problems = [
+        f"{name} = {n!r}: must be an integer of at least {least}"
+        for name, (n, least) in numbers.items()
+        if n is not None and not (is_integer(n) and n >= least)
+    ]
+    if is_integer(chosen.seed) and chosen.seed >= 2**63:
+        problems.append(f"seed = {chosen.seed}: must be below 2**63")
+    if chosen.features != "inception" and chosen.pipeline != "adm":
+        problems.append(f"pipeline = {chosen.pipeline!r}: is Inception's; leave it out")
+    raise_problems(problems)
 
 
 # --- what is compared ---
@@ -163,27 +176,42 @@ def _open(samples: str | Model, reference: str, chosen: Options, fidelity: dict[
             raise ValueError(f"samples = {samples!r}: holds statistics alone; give the images")
         drawn = opened
     check_pair(drawn, real)
-    if chosen.floor is None:
-        return Sides(drawn, real, None)
-    other = _at_most(open_set(chosen.floor, "floor", allow_jpeg=True), drawn.count)
-    if isinstance(other, Statistics) or other.shape != drawn.shape:
-        found = "statistics alone" if isinstance(other, Statistics) else f"images of {other.shape[1]}x{other.shape[0]}"
-        raise ValueError(f"floor = {chosen.floor!r}: holds {found}; give real images of the samples' size")
+    other = None
+    if chosen.floor is not None:
+        found = _at_most(open_set(chosen.floor, "floor", allow_jpeg=True), drawn.count)
+        if isinstance(found, Statistics) or found.shape != drawn.shape:
+            held = (
+                "statistics alone" if isinstance(found, Statistics) else f"images of {found.shape[1]}x{found.shape[0]}"
+            )
+            raise ValueError(f"floor = {chosen.floor!r}: holds {held}; give real images of the samples' size")
+        other = found
+    for field, images in {"samples": drawn, "reference": real, "floor": other}.items():
+        if isinstance(images, ImageSet) and images.count < 2:
+            raise ValueError(f"{field} = {images.name!r}: holds {images.count} image; a covariance needs at least 2")
     return Sides(drawn, real, other)
 
 
 def _at_most(images: ImageSet | Statistics, most: int | None) -> ImageSet | Statistics:
-    """At most so many of the images, evenly spaced, in the same order."""
+    """At most so many of the images, in the same order: of each class its share, else by chance, always the same."""
     if isinstance(images, Statistics) or most is None or images.count <= most:
         return images
-    places = evenly_spaced(images.count, most)
+    places = _order(images)[evenly_spaced(images.count, most)].sort().values.tolist()
+    sha256 = hashlib.sha256(f"{images.sha256} {places}".encode()).hexdigest()
+    return replace(
+        images,
+        count=most,
+        labels_N=None if images.labels_N is None else images.labels_N[places],
+        sha256=sha256,
+        read=lambda rows: images.read([places[row] for row in rows]),
+        statistics=None,
+    )
 
-    def read(rows: range) -> np.ndarray:
-        return np.concatenate([images.read(range(i, i + 1)) for i in places[rows.start : rows.stop]])
 
-    sha256 = hashlib.sha256(f"{images.sha256} {most}".encode()).hexdigest()
-    labels_N = None if images.labels_N is None else images.labels_N[places]
-    return replace(images, count=most, labels_N=labels_N, sha256=sha256, read=read, statistics=None)
+def _order(images: ImageSet) -> Tensor:
+    """All places, class by class; in a random order where there are no classes, as a file's own may have a period."""
+    if images.labels_N is not None:
+        return images.labels_N.argsort(stable=True)
+    return torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
 
 
 def _reconstructed(model: Model, real: ImageSet, fidelity: dict[int, Fidelity]) -> ImageSet:
@@ -192,44 +220,47 @@ def _reconstructed(model: Model, real: ImageSet, fidelity: dict[int, Fidelity]) 
         asked, found = ("{1}x{0}".format(*shape) for shape in (model.tokenizer.config.image_shape, real.shape))
         raise ValueError(f"reference = {real.name!r}: has images of {found}, the tokenizer takes {asked}; resize them")
 
-    def read(rows: range) -> np.ndarray:
+    def read(rows: Sequence[int]) -> np.ndarray:
         pixels_B3HW = real.batch(rows)
         restored_BHW3 = to_uint8(model.tokenizer.reconstruct(pixels_B3HW.to(model.device) / 255))
         restored_B3HW = torch.from_numpy(restored_BHW3).permute(0, 3, 1, 2)
-        fidelity[rows.start] = Fidelity(psnr(restored_B3HW, pixels_B3HW), ssim(restored_B3HW, pixels_B3HW))
+        fidelity[rows[0]] = Fidelity(psnr(restored_B3HW, pixels_B3HW), ssim(restored_B3HW, pixels_B3HW))
         return restored_BHW3
 
     return replace(real, name=f"{real.name}, reconstructed", read=read, statistics=None)
 
 
-def _statistics(reference: ImageSet | Statistics, extractor: Extractor) -> Statistics | None:
-    """Those of the reference, where they are of this network.
+def _statistics(reference: ImageSet | Statistics, extractor: Extractor, pipeline: Pipeline) -> Statistics | None:
+    """Those of the reference, where they are of this network and of images that came to it in the same way.
 
     An .npz with images and statistics, as ADM's references are, has Inception's, of more images than it holds.
 
     Raises:
-        ValueError: a reference of nothing but another network's statistics.
+        ValueError: statistics of another network; a reference of nothing but another pipeline's.
     """
-    if isinstance(reference, ImageSet):
-        statistics = reference.statistics
-        return statistics if statistics is not None and extractor.distance == "FID" else None
-    if reference.dimensions != extractor.dimensions:
-        raise ValueError(
-            f"reference = {reference.name!r}: statistics of {reference.dimensions} features, {extractor.network} has "
-            f"{extractor.dimensions}; give statistics of the same network"
-        )
-    return reference
+    alone = isinstance(reference, Statistics)
+    statistics = reference if isinstance(reference, Statistics) else reference.statistics
+    if statistics is None or (not alone and (extractor.distance != "FID" or pipeline != "adm")):
+        return None
+    for asked, found in (
+        (extractor.dimensions, statistics.dimensions),
+        (extractor.spatial_dimensions, statistics.spatial_dimensions),
+    ):
+        if found is not None and found != asked:
+            raise ValueError(
+                f"reference = {statistics.name!r}: statistics of {found} features, {extractor.network} has {asked}; "
+                "give statistics of the same network"
+            )
+    return statistics
 
 
 def _target(statistics: Statistics | None, real: Features | None) -> measures.Reference:
     """What samples are measured against; there is at least one of the two."""
-    if real is None or statistics is None:
-        if real is not None:
-            return measures.Reference.of(real)
-        if statistics is not None:
-            return measures.Reference(statistics.pool, statistics.spatial)
+    if statistics is not None:
+        return measures.Reference(statistics.pool, statistics.spatial, real)
+    if real is None:
         raise ValueError("reference: has neither images nor statistics")
-    return measures.Reference(statistics.pool, statistics.spatial, real)
+    return measures.Reference.of(real)
 
 
 # --- what is reported ---
@@ -242,17 +273,21 @@ def _floor(
     if sides.floor is not None and other is not None:
         described = {**_described(sides.floor), "against": "the reference"}
         return described, measures.measure(other, target, distance, seed, intervals=False)
-    if real is None or len(real.pooled_NF) < 4:
+    if real is None or isinstance(sides.reference, Statistics) or sides.reference.count < 4:
         return {}, {}
-    even, odd = (real.select(torch.arange(i, len(real.pooled_NF), 2)) for i in (0, 1))
-    described = {"name": "half of the reference", "images": len(odd.pooled_NF), "against": "its other half"}
-    return described, measures.measure(odd, measures.Reference.of(even), distance, seed, intervals=False)
+    if sides.reference.statistics is not None and target.features is not None:
+        described = {"name": "images of the reference", "images": sides.reference.count, "against": "its statistics"}
+        return described, measures.measure(real, target._replace(features=None), distance, seed, intervals=False)
+    order = _order(sides.reference)
+    half, rest = real.select(order[1::2]), real.select(order[::2])
+    described = {"name": "half of the reference", "images": len(half.pooled_NF), "against": "its other half"}
+    return described, measures.measure(half, measures.Reference.of(rest), distance, seed, intervals=False)
 
 
 def _protocol(sides: Sides, extractor: Extractor, statistics: Statistics | None, seed: int) -> dict[str, Any]:
     """All that decides the values besides what the samples look like."""
     reference = sides.reference
-    protocol: dict[str, Any] = {
+    return {
         **extractor.describe(),
         "samples": sides.samples.count,
         "size": "{1}x{0}".format(*sides.samples.shape),
@@ -263,20 +298,43 @@ def _protocol(sides: Sides, extractor: Extractor, statistics: Statistics | None,
         **measures.PROTOCOL,
         "seed": seed,
     }
-    return protocol
 
 
 def _described(images: ImageSet) -> dict[str, Any]:
     return {"name": images.name, "images": images.count, "sha256": images.sha256}
 
 
-def _notes(sides: Sides, extractor: Extractor) -> list[str]:
+def _origin(samples: str | Model) -> dict[str, Any]:
+    """What the samples were drawn with, where `mvar sample --protocol` left it; of reconstructions, the tokenizer."""
+    if isinstance(samples, Model):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(samples.tokenizer.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return {"tokenizer_sha256": digest.hexdigest()}
+    drawn_with = read_protocol(samples)
+    return {} if drawn_with is None else {"drawn_with": drawn_with}
+
+
+def _notes(sides: Sides, floor: dict[str, Any], extractor: Extractor) -> list[str]:
     """What must be known to read the values."""
-    sets = (sides.samples, sides.reference, sides.floor)
-    notes = [note for images in sets if isinstance(images, ImageSet) for note in images.notes]
-    counts = {images.count for images in sets if isinstance(images, ImageSet)}
-    few = too_few(min(counts), extractor.dimensions)
-    return notes if few is None else [few, *notes]
+    sets = {"samples": sides.samples, "reference": sides.reference, "floor": sides.floor}
+    opened = {field: images for field, images in sets.items() if isinstance(images, ImageSet)}
+    notes = [f"{field}: {note}" for field, images in opened.items() for note in images.notes]
+    for field, images in opened.items():
+        if few := too_few(images.count, extractor.dimensions):
+            notes.append(f"{field}: {few}")
+    if floor and floor["images"] < sides.samples.count:
+        notes.append(f"floor: of {floor['images']} images, fewer than the samples, and so too high")
+    shares = [_shares(images) for images in opened.values()]
+    if any(a is not None and b is not None and (a - b).abs().max() > UNEVEN for a, b in pairwise(shares)):
+        notes.append("samples and real images hold the classes in different shares, which is a part of the distance")
+    return notes
+
+
+def _shares(images: ImageSet) -> Tensor | None:
+    if images.labels_N is None:
+        return None
+    return images.labels_N.bincount(minlength=len(images.classes)) / images.count
 
 
 def _classes(sides: Sides, ours: Features, real: Features | None, kernel: str) -> list[dict[str, Any]]:
@@ -286,8 +344,10 @@ def _classes(sides: Sides, ours: Features, real: Features | None, kernel: str) -
     return measures.measure_classes(ours, samples.labels_N, real, reference.labels_N, reference.classes, kernel)
 
 
-def _fidelity(fidelity: dict[int, Fidelity], processes: Processes) -> dict[str, Value]:
-    """Means over all reconstructions, with intervals."""
-    parts = [part for found in processes.gather(fidelity) for part in found.values()]
+def _fidelity(restored: dict[int, Fidelity]) -> dict[str, Value]:
+    """Means over all reconstructions, with intervals; nothing of other samples."""
+    parts = [restored[row] for row in sorted(restored)]
+    if not parts:
+        return {}
     columns = {"PSNR, dB": [part.psnr_B for part in parts], "SSIM": [part.ssim_B for part in parts]}
     return {name: measures.mean(torch.cat(column)) for name, column in columns.items()}

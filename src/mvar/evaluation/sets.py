@@ -63,9 +63,7 @@ class ImageSet:
         classes: names; numbers where an .npz has labels only; empty for fewer than two.
         labels_N: int64 (N,) places in `classes`; None for no classes.
         ordered: whether a class's place in `classes` is its number, rather than the place of its name among the others.
-        sha256: changes with the name, size or content of any image. Of a folder it covers each file's name, size and
-            last 64 bytes: in a PNG these hold the checksum of all pixels, in other formats they are but a good guess.
-            Of an .npz it covers each array's name, size and CRC-32.
+        sha256: changes with the name or content of any image. Of an .npz it covers each array's name, size and CRC-32.
         notes: what a report should say about the set.
         statistics: those that the file holds besides, as ADM's reference batches do.
     """
@@ -76,12 +74,12 @@ class ImageSet:
     classes: list[str]
     labels_N: Tensor | None
     sha256: str
-    read: Callable[[range], np.ndarray]  # uint8 (B, H, W, 3)
+    read: Callable[[Sequence[int]], np.ndarray]  # uint8 (B, H, W, 3)
     ordered: bool = True
     notes: list[str] = field(default_factory=list)
     statistics: Statistics | None = None
 
-    def batch(self, rows: range) -> Tensor:
+    def batch(self, rows: Sequence[int]) -> Tensor:
         """Pixels uint8 (B, 3, H, W), channels last in memory. Going forward is quick, going back in an .npz is not.
 
         Raises:

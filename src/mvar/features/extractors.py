@@ -40,12 +40,14 @@ class Extractor:
         weights_sha256: of the weights file's bytes.
         resize: how images come to the network, in plain words.
         dimensions: F.
+        spatial_dimensions: S; None for a network without.
         dtype: of the convolutions, "float32" or "bfloat16".
     """
 
     network: str
     distance: str
     dimensions: int
+    spatial_dimensions: int | None = None
 
     def __init__(self, weights: Path, resize: str, device: str | torch.device | None, dtype: str) -> None:
         with weights.open("rb") as file:
@@ -78,7 +80,7 @@ class Extractor:
 class InceptionExtractor(Extractor):
     """Inception-v3 of the FID papers; arguments as of `find_extractor`."""
 
-    network, distance, dimensions = "inception-v3", "FID", 2048
+    network, distance, dimensions, spatial_dimensions = "inception-v3", "FID", 2048, 2023
 
     def __init__(self, weights: Path, device: str | torch.device | None, dtype: str, pipeline: Pipeline) -> None:
         content = read_tensors(weights)

@@ -54,15 +54,16 @@ def _section(model: str, samples: Report, restored: Report) -> str:
         ["reconstructions", *(_whole(restored.metrics[name]) for name in names)],
         ["samples", *(_whole(samples.metrics[name]) for name in names)],
     ]
-    drawn = ", ".join(f"{name} {_setting(samples.samples[name])}" for name in SETTINGS if name in samples.samples)
+    settings = samples.samples.get("drawn_with", {})
+    drawn = ", ".join(f"{name} {_setting(settings[name])}" for name in SETTINGS if name in settings)
     fidelity = ", ".join(f"{name} {_whole(restored.metrics[name])}" for name in restored.metrics if name not in names)
     protocol = samples.protocol
     lines = [
         f"## {model}",
         page.table(["", *names], rows),
         f"{samples.samples['images']:,} samples and {restored.samples['images']:,} reconstructions against "
-        f"{protocol['reference_images']:,} held-out images; {samples.floor['images']:,} training images for the first "
-        f"row. In brackets 90 % intervals. Samples: {drawn}. Reconstructions: {fidelity}.",
+        f"{protocol['reference_images']:,} held-out images; {samples.floor['images']:,} of {samples.floor['name']!r} "
+        f"for the first row. In brackets 90 % intervals. Samples: {drawn}. Reconstructions: {fidelity}.",
         f"Protocol: {protocol['network']} (weights {protocol['weights_sha256'][:12]}), {protocol['resize']}, "
         f"{protocol['dtype']}, reference {protocol['reference_sha256'][:12]}.",
         *(f"Note: {note}." for note in samples.notes),
