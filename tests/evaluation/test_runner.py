@@ -159,6 +159,9 @@ def test_images_with_statistics_are_measured_by_them_in_one_pipeline_only(pixels
 def test_settings_of_the_samples_are_in_the_report(pixels, tmp_path):
     path = save(tmp_path / "a.npz", images(20, 0))
     settings = {"protocol": "imagenet-50k", "per_class": 10, "classes": ["c0", "c1"], "guidance": 1.5, "sha256": {}}
+    (tmp_path / "a.protocol.json").write_text(json.dumps(settings | {"classes": [1, 2]}))
+    with pytest.raises(ValueError, match=r"a\.protocol\.json: holds no settings of mvar's"):
+        mvar.evaluate(path, path)
     (tmp_path / "a.protocol.json").write_text(json.dumps(settings))
     report = mvar.evaluate(path, save(tmp_path / "b.npz", images(30, 1)))
     assert report.samples["drawn_with"]["guidance"] == 1.5

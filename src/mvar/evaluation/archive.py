@@ -45,7 +45,8 @@ class Archive:
             raise ValueError(f"{self.named}: does not exist; give a folder of images or an .npz") from error
         except DAMAGE as error:
             raise ValueError(f"{self.named}: is no .npz, or truncated ({error}); write or fetch it again") from error
-        self._infos = {info.filename.removesuffix(".npy"): info for info in self._zip.infolist()}
+        arrays = [info for info in self._zip.infolist() if info.filename.endswith(".npy")]  # whatever else lies there
+        self._infos = {info.filename.removesuffix(".npy"): info for info in arrays}
         self._headers = {name: self._header(name) for name in self._infos}
         self._streams: dict[str, IO[bytes]] = {}
 

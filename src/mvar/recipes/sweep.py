@@ -234,7 +234,9 @@ def _measured(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     report = page.read_json(path, "out")
-    before = report.get("settings", {})
+    before = report.get("settings")
+    if not isinstance(before, dict) or not isinstance(report.get("trials"), list):
+        raise ValueError(f"out = {str(path.parent)!r}: its {FILE} is not a sweep's; give another folder")
     wanted = json.loads(json.dumps(page.rounded(settings)))
     raise_problems(
         f"{name} = {value}: the sweep in {str(path)!r} has {before.get(name)}; give another folder as --out"

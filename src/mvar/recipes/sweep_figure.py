@@ -42,7 +42,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     real = report["real"]
     _scatter(trade, report, ("accuracy", 100), ("distance", -1))
     trade.axvline(100 * report["settings"]["least_accuracy"], color=GREY, linestyle="--", label="least accuracy")
-    trade.legend(fontsize=8, frameon=False)
+    hollow = "hollow: spread out of the band" if report["settings"]["spread_band"] else None
+    trade.legend(fontsize=8, frameon=False, title=hollow, title_fontsize=8)
     finish(trade, f"{NAME}; {report['images']:,} real images: {real['distance']:.1f}", "judged right, %")
 
     _scatter(shares, report, ("recall", 1), ("precision", 1))
@@ -63,7 +64,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
-    """Every trial as a point, the front joined.
+    """Every trial as a point, hollow where its spread lies outside the band; the front joined.
 
     Args:
         across, up: the measure, and what it is multiplied by; below 0 where less is better, then drawn as it is.
@@ -72,10 +73,13 @@ def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up:
     points = [tuple(trial[name] * factor for name, factor in (across, up)) for trial in trials]
     x, y = ([abs(value) for value in values] for values in zip(*points, strict=True))
     best = front(points)
+    low, high = report["settings"]["spread_band"] or (0, float("inf"))
     axes.plot([x[i] for i in best], [y[i] for i in best], color=GREY, label="Pareto front")
     for kind, (colour, marker) in KINDS.items():
         if own := [i for i, trial in enumerate(trials) if _kind(trial) == kind]:
-            axes.scatter([x[i] for i in own], [y[i] for i in own], color=colour, marker=marker, label=kind, zorder=3)
+            fills = [colour if low <= trials[i]["spread_ratio"] <= high else "white" for i in own]
+            places = [x[i] for i in own], [y[i] for i in own]
+            axes.scatter(*places, c=fills, edgecolors=colour, marker=marker, label=kind, zorder=3)
     place = trials.index(report["chosen"])
     axes.plot(x[place], y[place], "o", color="black", fillstyle="none", markersize=13, label="chosen")
 

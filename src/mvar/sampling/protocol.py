@@ -107,7 +107,9 @@ def read_protocol(path: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); take it away if the samples are not mvar's") from error
     known = isinstance(found, dict) and "protocol" in found
-    if not known or not is_integer(found.get("per_class")) or not isinstance(found.get("classes"), list):
+    classes = found.get("classes") if known else None
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not named or not is_integer(found.get("per_class")):
         raise ValueError(f"{path}: holds no settings of mvar's; take it away if the samples are not mvar's")
     return found
 
