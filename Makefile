@@ -53,9 +53,9 @@ docs: $(READY) out/fashion-mnist out/emoji
 	$(BIN)/python -m mvar.recipes.emoji describe --data out/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
 	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
 
-# The figures of docs/results.md: as many samples and reconstructions as there are held-out images, up to 10,000.
+# The figures of docs/results.md.
 results: $(READY) out/fashion-mnist out/emoji
-	$(call measured,fashion-mnist,1000,10000)
+	$(call measured,fashion-mnist,200,2000)
 	$(call measured,emoji,113,1017)
 	$(BIN)/python -m mvar.recipes.results
 
