@@ -43,7 +43,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     _scatter(trade, report, ("accuracy", 100), ("distance", -1))
     trade.axvline(100 * report["settings"]["least_accuracy"], color=GREY, linestyle="--", label="least accuracy")
     hollow = "hollow: spread out of the band" if report["settings"]["spread_band"] else None
-    trade.legend(fontsize=8, frameon=False, title=hollow, title_fontsize=8)
+    handles, labels = trade.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=6, fontsize=8, frameon=False, title=hollow)
     finish(trade, f"{NAME}; {report['images']:,} real images: {real['distance']:.1f}", "judged right, %")
 
     _scatter(shares, report, ("recall", 1), ("precision", 1))
