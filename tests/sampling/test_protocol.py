@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mvar
 from mvar import model
 from mvar.cli import main
 from mvar.generator.init import initialise
@@ -111,7 +112,9 @@ def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
     found = read_protocol(packaged / "drawn")
     assert found == read_protocol(packaged / "drawn.npz") == json.loads((packaged / "drawn.protocol.json").read_text())
     assert (found["protocol"], found["per_class"], found["model"]) == ("imagenet-50k", 2, "fashion-mnist")
-    assert (found["guidance"], found["top_k"], found["top_p"], found["seed"]) == (3.0, 0, 1.0, 0)
+    own = asdict(mvar.load("fashion-mnist").defaults)
+    assert {name: found[name] for name in own} == own
+    assert found["seed"] == 0
     assert found["sha256"].keys() == {"config.json", "tokenizer.safetensors", "generator.safetensors"}
     given = ["--guidance", "2", "--top-k", "7", "--top-p", "0.5", "--seed", "3", "--dtype", "bfloat16"]
     main([*tiny(bundle, *given), "--npz", str(tmp_path / "a.npz")])
