@@ -335,7 +335,10 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             found["FLOP of an image"] = f"{gflop[0]:,.2f} G generator{guided}, {gflop[1]:,.2f} G decoder"
             found["State between scales"] = f"{spent.state_bytes / 1e6:,.2f} MB a branch, float32"
             here = find_device(None).type
-            found["Mamba's scan here"] = str(native.choose() if here == "cpu" else scan.choose(here))
+            if here == "cpu":
+                found["Between products here"] = str(native.choose())
+            else:
+                found["Mamba's scan here"] = str(scan.choose(here))
         return found
 
     # --- files ---
