@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvar.evaluation import manifold
-from mvar.evaluation.manifold import density_coverage, precision_recall
+from mvar.evaluation.manifold import overlap
 
 
 def features(n, F, seed, scale=1.0, shift=0.0):
@@ -26,7 +26,7 @@ def naive(real, fake, k):
     recall = sum(any(row) for row in in_fake) / len(real)
     density = sum(sum(row) for row in in_real) / (k * len(fake))
     coverage = sum(any(column) for column in zip(*in_real, strict=True)) / len(real)
-    return (precision, recall), (density, coverage)
+    return precision, recall, density, coverage
 
 
 @pytest.mark.parametrize("block", [2**22, 100, 1])  # elements: all rows at once, a few rows, single rows
@@ -35,10 +35,10 @@ def test_it_equals_the_double_loop(monkeypatch, block, N, M, F, k):
     monkeypatch.setattr(manifold, "BLOCK", block)
     # Far from zero, where products of features as they are would lose all digits in float32.
     real, fake = features(N, F, 0, shift=300), features(M, F, 1, scale=0.7, shift=301)
-    similar, typical = naive(real, fake, k)
-    assert precision_recall(real, fake, k) == pytest.approx(similar, abs=1e-12)
-    assert density_coverage(real, fake, k) == pytest.approx(typical, abs=1e-12)
-    assert F < 4 or all(0 < value < 1 for value in (*similar, *typical))  # nothing is decided beforehand
+    other = 1 + k % 5
+    expected = (*naive(real, fake, k)[:2], *naive(real, fake, other)[2:])
+    assert overlap(real, fake, k, other) == pytest.approx(expected, abs=1e-12)
+    assert F < 4 or all(0 < value < 1 for value in expected)  # nothing is decided beforehand
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
@@ -46,35 +46,32 @@ def test_it_equals_the_double_loop(monkeypatch, block, N, M, F, k):
 def test_ties_and_duplicates_are_inside(k, unit):
     grid = torch.cartesian_prod(*[torch.arange(3.0)] * 3).double()  # nearly all distances occur many times
     real, fake = torch.cat([grid, grid[:5], grid[:5], grid[:5]]), torch.cat([grid[3:20] + 1, grid[:2], grid[:2]])
-    similar, typical = naive(real, fake, k)
-    assert precision_recall(unit * real, unit * fake, k) == pytest.approx(similar, abs=1e-12)
-    assert density_coverage(unit * real, unit * fake, k) == pytest.approx(typical, abs=1e-12)
+    assert overlap(unit * real, unit * fake, k, k) == pytest.approx(naive(real, fake, k), abs=1e-12)
 
 
 def test_a_set_beside_itself_and_far_away():
     x = features(200, 16, 2, shift=50)
     mixed = x[torch.randperm(200, generator=torch.Generator().manual_seed(3))]
-    assert precision_recall(x, mixed) == (1, 1)
     # Each ball holds its own image and five others, the last of them at exactly the radius.
-    assert density_coverage(x, mixed) == (6 / 5, 1)
-    assert precision_recall(x, x + 1000) == (0, 0)
-    assert density_coverage(x, x + 1000) == (0, 0)
+    assert overlap(x, mixed) == (1, 1, 6 / 5, 1)
+    assert overlap(x, x + 1000) == (0, 0, 0, 0)
     copies = torch.ones(7, 3)
-    assert precision_recall(copies, copies) == (1, 1)
+    assert overlap(copies, copies)[:2] == (1, 1)
 
 
 def test_mistakes_are_named():
     spoilt = features(9, 3, 0)
     spoilt[4, 1] = torch.nan
     good = features(9, 3, 1)
-    for measure in (precision_recall, density_coverage):
-        for real, fake, k, message in (
-            (good[:4], good, 4, "real images: 4 images are too few, the neighbour k = 4 needs at least 5"),
-            (good, good[:4], 4, "samples: 4 images are too few"),
-            (good, spoilt, 3, "features of samples are not finite"),
-            (good, good[:, :2], 3, "the sets have 3 and 2 features"),
-            (good, good[0], 3, r"features of samples have shape \(3,\): give \(N, F\)"),
-            (good, good, 0, "k = 0: must be an integer of at least 1"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                measure(real, fake, k)
+    for real, fake, k, message in (
+        (good[:4], good, 4, "real images: 4 images are too few, the neighbour k = 4 needs at least 5"),
+        (good, good[:4], 4, "samples: 4 images are too few"),
+        (good, spoilt, 3, "features of samples are not finite"),
+        (good, good[:, :2], 3, "the sets have 3 and 2 features"),
+        (good, good[0], 3, r"features of samples have shape \(3,\): give \(N, F\)"),
+        (good, good, 0, "k = 0: must be an integer of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            overlap(real, fake, k)
+    with pytest.raises(ValueError, match="the neighbour density_k = 9 needs at least 10"):
+        overlap(good, good, 3, 9)

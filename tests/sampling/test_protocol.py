@@ -17,6 +17,7 @@ from PIL import Image
 import mvar
 from mvar import model
 from mvar.cli import main
+from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.sampling import protocol
@@ -108,10 +109,41 @@ def test_the_images_are_those_of_sample(packaged, tmp_path):
     assert len(contents(tmp_path)) == 6
 
 
+def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
+    like, out = tmp_path / "like", tmp_path / "drawn"
+    for name, count in (("cat", 3), ("dog", 1)):
+        (like / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(like / name / f"{i}.png")
+    command = ["sample", "--model", bundle, "--protocol", "imagenet-50k", "--batch-size", "2"]
+    main([*command, "--counts-of", str(like), "--out-dir", str(out), "--npz", str(tmp_path / "drawn.npz")])
+    assert read_protocol(out)["counts"] == [3, 1]
+    assert sorted(path.name for path in out.glob("*.png")) == [
+        f"{n}-{i:06d}.png" for i, n in enumerate(("cat",) * 3 + ("dog",))
+    ]
+    with np.load(tmp_path / "drawn.npz") as arrays:
+        assert arrays["arr_1"].tolist() == [0, 0, 0, 1]
+    assert open_set(str(out), "samples", allow_jpeg=False).labels_N.tolist() == [0, 0, 0, 1]
+    both = [*command, "--out-dir", str(out)]
+    for wrong, message in (
+        (["--counts-of", str(like), "--per-class", "4"], f"per_class = 4, counts_of = {str(like)!r}: both say"),
+        (["--counts-of", str(like / "cat")], f"counts_of = {str(like / 'cat')!r}: holds no classes, the model draws"),
+        (["--counts-of", str(tmp_path / "none")], f"counts_of = {str(tmp_path / 'none')!r}: does not exist"),
+        (
+            ["--per-class", "2"],
+            f"out_dir = {str(out)!r}: was begun with counts = 4 in all, 1 to 3 of a class, not 2 of",
+        ),
+    ):
+        (line,) = refused(*both, *wrong)
+        assert line.startswith(f"mvar: {message}")
+    (line,) = refused("sample", "--model", bundle, "--counts-of", str(like), "--out", str(tmp_path / "a.png"))
+    assert line.startswith(f"mvar: counts_of = {str(like)!r}: belongs to --protocol")
+
+
 def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
     found = read_protocol(packaged / "drawn")
     assert found == read_protocol(packaged / "drawn.npz") == json.loads((packaged / "drawn.protocol.json").read_text())
-    assert (found["protocol"], found["per_class"], found["model"]) == ("imagenet-50k", 2, "fashion-mnist")
+    assert (found["protocol"], found["counts"], found["model"]) == ("imagenet-50k", [2] * 10, "fashion-mnist")
     own = asdict(mvar.load("fashion-mnist").defaults)
     assert {name: found[name] for name in own} == own
     assert found["seed"] == 0
@@ -160,7 +192,7 @@ def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
         ("--guidance", "2"): "guidance = 1.5, not 2.0",
         ("--top-k", "3"): "top_k = 900, not 3",
         ("--dtype", "bfloat16"): "dtype = float32, not bfloat16",
-        ("--per-class", "6"): "per_class = 5, not 6",
+        ("--per-class", "6"): "counts = 5 of each class, not 6 of each class",
         ("--model", str(other)): "other sha256",
     }.items():
         (line,) = refused(*tiny(bundle, target, out), *changed)

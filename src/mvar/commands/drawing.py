@@ -62,6 +62,7 @@ def sample(
     labels: str | None = None,
     per_class: int | None = None,
     protocol: Literal["imagenet-50k"] | None = None,
+    counts_of: str | None = None,
     out: str | None = None,
     out_dir: str | None = None,
     npz: str | None = None,
@@ -86,6 +87,7 @@ def sample(
         labels: classes to draw, indices or names between commas; -1 for no class. The first ten by default.
         per_class: images for each of the labels; 1 by default, with a protocol its own number.
         protocol: samples for an evaluation, as --out-dir or --npz: 50 images of every class, whatever their number.
+        counts_of: with --protocol, a folder with a folder for each class: as many images of each as it holds.
         out: sheet with a row for each class, .png or .webp; samples.png by default.
         out_dir: folder for one PNG an image, named by class and number.
         npz: file for all images as one uint8 array, as evaluation suites read it.
@@ -111,12 +113,15 @@ def sample(
     settings = settings_of(**options)
     problems = _problems(settings, seed, per_class=per_class, batch_size=batch_size)
     if protocol is not None:
-        raise_problems([*problems, *unsuitable(labels, out, out_dir, npz, show_scales, judge)])
-        draw_protocol(protocol, model, per_class, out_dir, npz, seed, batch_size, device, dtype, settings)
+        unfit = unsuitable(labels, per_class, counts_of, out, out_dir, npz, show_scales, judge)
+        raise_problems([*problems, *unfit])
+        draw_protocol(protocol, model, per_class, counts_of, out_dir, npz, seed, batch_size, device, dtype, settings)
         return
     if out is None and out_dir is None and npz is None:
         out = "samples.png"
     per_class = per_class or 1
+    if counts_of is not None:
+        problems.append(f"counts_of = {counts_of!r}: belongs to --protocol; give it too, or --per-class instead")
     if show_scales and out is None:
         problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
     numbers = {"keep": keep, "of": of, "fork_at": fork_at}

@@ -11,6 +11,7 @@ def draw_protocol(
     name: str,
     model: str,
     per_class: int | None,
+    counts_of: str | None,
     out_dir: str | None,
     npz: str | None,
     seed: int,
@@ -31,7 +32,7 @@ def draw_protocol(
     from mvar.model import load
     from mvar.sampling.cost import MOST_IMAGES
     from mvar.sampling.export import NPZ_SUFFIXES, target
-    from mvar.sampling.protocol import PER_CLASS, Protocol, begin, draw_missing, finish, hashes
+    from mvar.sampling.protocol import PER_CLASS, Protocol, begin, counts_like, draw_missing, finish, hashes
 
     if npz is not None:
         target(npz, NPZ_SUFFIXES, "npz")
@@ -42,10 +43,15 @@ def draw_protocol(
     sampling = loaded.sampler(seed, **settings).settings
     if sampling.smooth:
         raise ValueError("smooth = True: is for looks and never for metrics; give --smooth=false")
+    classes = loaded.classes or [loaded.class_name(0)]
+    if counts_of is not None:
+        counts = counts_like(counts_of, classes, "counts_of")
+    else:
+        counts = [per_class or PER_CLASS[name]] * len(classes)
     protocol = Protocol(
         protocol=name,
-        per_class=per_class or PER_CLASS[name],
-        classes=loaded.classes or [loaded.class_name(0)],
+        classes=classes,
+        counts=counts,
         image_shape=list(loaded.tokenizer.config.image_shape),
         model=model,
         sha256=hashes(hub.find(model)),
@@ -77,11 +83,20 @@ def draw_protocol(
 
 
 def unsuitable(
-    labels: str | None, out: str | None, out_dir: str | None, npz: str | None, show_scales: bool, judge: str | None
+    labels: str | None,
+    per_class: int | None,
+    counts_of: str | None,
+    out: str | None,
+    out_dir: str | None,
+    npz: str | None,
+    show_scales: bool,
+    judge: str | None,
 ) -> Iterator[str]:
     """What of `sample` does not go with a protocol, a line each."""
     if labels is not None:
         yield f"labels = {labels!r}: a protocol draws all classes; leave it out"
+    if per_class is not None and counts_of is not None:
+        yield f"per_class = {per_class}, counts_of = {counts_of!r}: both say how many images; give one of them"
     if out is not None or show_scales:
         yield "protocol: draws no sheet; leave --out and --show-scales away"
     if judge is not None:

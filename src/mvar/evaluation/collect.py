@@ -32,7 +32,10 @@ class Processes(Protocol):
     def size(self) -> int: ...
 
     def gather(self, value: Any) -> list[Any]:
-        """An object of each process, in their order, in every process."""
+        """A small object of each process, in their order, in every process."""
+
+    def gather_on_main(self, value: Any) -> list[Any] | None:
+        """An object of each process, in their order, in the process of rank 0; None in the others."""
 
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Do this in the process of rank 0, and give its result or its ValueError to all."""
@@ -45,6 +48,10 @@ class Alone(NamedTuple):
     size: int = 1
 
     def gather(self, value: Any) -> list[Any]:
+        """The object itself."""
+        return [value]
+
+    def gather_on_main(self, value: Any) -> list[Any]:
         """The object itself."""
         return [value]
 
@@ -106,14 +113,13 @@ def collect(
             parts[start] = Extracted(*(None if t is None else t.cpu() for t in seen))  # type: ignore[arg-type]
     except ValueError as error:  # the others wait for this one
         problem = error
-    gathered = processes.gather((parts, problem))
-    for _, other in gathered:
+    for other in processes.gather(problem):
         if other is not None:
             raise other
-    if processes.rank != 0:
+    gathered = processes.gather_on_main(parts)
+    if gathered is None:
         return None
-    for others, _ in gathered:
-        parts |= others
+    parts = {start: part for found in gathered for start, part in found.items()}
     features = _joined([parts.pop(start) for start in starts])
     if file is not None:
         tensors = {name: tensor for name, tensor in features._asdict().items() if tensor is not None}

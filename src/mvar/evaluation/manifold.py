@@ -12,6 +12,7 @@ Sources: Kynkaanniemi et al. 2019, section 2; Naeem et al. 2020, section 3.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,72 +24,63 @@ BLOCK = 2**22  # distances at once: 32 MB
 SLACK = 1e-11  # of squared lengths; float64 products of 2048 features are right to 5e-13
 
 
-def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3) -> tuple[float, float]:
-    """The part of the samples on the manifold of the real images, and of these on the manifold of the samples.
+class Overlap(NamedTuple):
+    """How two sets' manifolds lie in each other."""
+
+    precision: float  # part of the samples on the manifold of the real images, in [0, 1]
+    recall: float  # part of the real images on the manifold of the samples, in [0, 1]
+    density: (
+        float  # real images' balls that a sample lies in, over k, on average; about 1 when both sets are drawn alike
+    )
+    coverage: float  # part of the real images' balls that hold a sample, in [0, 1]
+
+
+def overlap(real_NF: Tensor, fake_MF: Tensor, k: int = 3, density_k: int = 5) -> Overlap:
+    """All four measures, from distances that are found once.
 
     Args:
-        real_NF: features, more than k images.
-        fake_MF: features of the same network, more than k images.
-        k: the neighbour that a ball reaches.
-
-    Returns:
-        Precision and recall, each in [0, 1].
+        real_NF: features, more images than either k.
+        fake_MF: features of the same network, more images than either k.
+        k: the neighbour that a ball reaches for precision and recall.
+        density_k: and for density and coverage.
 
     Raises:
-        ValueError: bad features, or sets of k images or fewer.
+        ValueError: bad features, sets that are too small, or a k below 1.
     """
-    _check(real_NF, fake_MF, k)
+    for name, neighbour in (("k", k), ("density_k", density_k)):
+        if not is_integer(neighbour) or neighbour < 1:
+            raise ValueError(f"{name} = {neighbour!r}: must be an integer of at least 1")
+        check_two_sets(real_NF, fake_MF, neighbour + 1, f"the neighbour {name} = {neighbour}")
     centre_F = real_NF.double().mean(0)
-    real_radii_N, fake_radii_M = (_squared_radii(x, centre_F, k) for x in (real_NF, fake_MF))
+    near_N, far_N = _squared_radii(real_NF, centre_F, k, density_k)
+    (fake_M,) = _squared_radii(fake_MF, centre_F, k)
     precise_M = torch.zeros(len(fake_MF), dtype=torch.bool, device=fake_MF.device)
-    recalled = 0
+    recalled, held, covered = 0, 0, 0
     for rows, distances_nM in _squared_distances(real_NF, fake_MF, centre_F):
-        precise_M |= (distances_nM <= real_radii_N[rows, None]).any(0)
-        recalled += int((distances_nM <= fake_radii_M).any(1).sum())
-    return float(precise_M.double().mean()), recalled / len(real_NF)
-
-
-def density_coverage(real_NF: Tensor, fake_MF: Tensor, k: int = 5) -> tuple[float, float]:
-    """How many real images' balls a sample lies in, over k, on average; and the part of these balls that hold a sample.
-
-    Args:
-        real_NF: features, more than k images.
-        fake_MF: features of the same network, more than k images.
-        k: the neighbour that a ball reaches.
-
-    Returns:
-        Density, at least 0 and about 1 when both sets are drawn alike, and coverage in [0, 1].
-
-    Raises:
-        ValueError: bad features, or sets of k images or fewer.
-    """
-    _check(real_NF, fake_MF, k)
-    centre_F = real_NF.double().mean(0)
-    radii_N = _squared_radii(real_NF, centre_F, k)
-    held, covered = 0, 0
-    for rows, distances_nM in _squared_distances(real_NF, fake_MF, centre_F):
-        inside_nM = distances_nM <= radii_N[rows, None]
+        precise_M |= (distances_nM <= near_N[rows, None]).any(0)
+        recalled += int((distances_nM <= fake_M).any(1).sum())
+        inside_nM = distances_nM <= far_N[rows, None]
         held += int(inside_nM.sum())
         covered += int(inside_nM.any(1).sum())
-    return held / (k * len(fake_MF)), covered / len(real_NF)
+    return Overlap(
+        precision=float(precise_M.double().mean()),
+        recall=recalled / len(real_NF),
+        density=held / (density_k * len(fake_MF)),
+        coverage=covered / len(real_NF),
+    )
 
 
-def _check(real_NF: Tensor, fake_MF: Tensor, k: int) -> None:
-    if not is_integer(k) or k < 1:
-        raise ValueError(f"k = {k!r}: must be an integer of at least 1")
-    check_two_sets(real_NF, fake_MF, k + 1, f"the neighbour k = {k}")
-
-
-def _squared_radii(features_NF: Tensor, centre_F: Tensor, k: int) -> Tensor:
-    """Of each image's ball, (N,): the squared distance to its k-th nearest neighbour, and the slack for ties."""
+def _squared_radii(features_NF: Tensor, centre_F: Tensor, *neighbours: int) -> list[Tensor]:
+    """For each k, (N,): the squared distance of each image to its k-th nearest neighbour, and slack for ties."""
     norms_N = (features_NF - centre_F).square().sum(1)
     # The nearest of all is the image itself.
-    nearest = [
-        distances_nN.topk(k + 1, largest=False).values[:, k]
-        for _, distances_nN in _squared_distances(features_NF, features_NF, centre_F)
-    ]
-    radii_N = torch.cat(nearest)
-    return radii_N + SLACK * (norms_N + radii_N)
+    nearest_Nk = torch.cat(
+        [
+            distances_nN.topk(max(neighbours) + 1, largest=False, sorted=True).values
+            for _, distances_nN in _squared_distances(features_NF, features_NF, centre_F)
+        ]
+    )
+    return [nearest_Nk[:, k] + SLACK * (norms_N + nearest_Nk[:, k]) for k in neighbours]
 
 
 def _squared_distances(rows_NF: Tensor, columns_MF: Tensor, centre_F: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -14,7 +14,7 @@ from mvar.evaluation.collect import Features
 from mvar.evaluation.frechet import Gaussian, bootstrap, fit, frechet_distance
 from mvar.evaluation.inception_score import inception_score
 from mvar.evaluation.kernel import kid
-from mvar.evaluation.manifold import density_coverage, precision_recall
+from mvar.evaluation.manifold import overlap
 from mvar.evaluation.report import Value
 
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # k of precision and recall, and of density and coverage: their papers'
@@ -95,7 +95,7 @@ def measure(ours: Features, reference: Reference, distance: str, seed: int, inte
 def measure_classes(
     ours: Features, labels_N: Tensor, real: Features, real_labels_M: Tensor, classes: Sequence[str], kernel: str
 ) -> list[dict[str, Any]]:
-    """For each class how many images there are, and of enough: kernel distance, precision and recall.
+    """For each class how many images there are, and of enough: kernel distance, precision, recall, density, coverage.
 
     A class has few images: the kernel distance is right for few, a Frechet distance is not.
     """
@@ -103,10 +103,9 @@ def measure_classes(
     for label, name in enumerate(classes):
         fake_nF, real_mF = ours.pooled_NF[labels_N == label], real.pooled_NF[real_labels_M == label]
         row: dict[str, Any] = {"class": name, "samples": len(fake_nF), "real": len(real_mF)}
-        if min(len(fake_nF), len(real_mF)) > NEIGHBOURS:
-            precision, recall = precision_recall(real_mF, fake_nF, NEIGHBOURS)
+        if min(len(fake_nF), len(real_mF)) > DENSITY_NEIGHBOURS:
             distance = kid(real_mF, fake_nF, CLASS_SUBSETS, SUBSET_SIZE).mean
-            row |= {kernel: distance, "precision": precision, "recall": recall}
+            row |= {kernel: distance, **overlap(real_mF, fake_nF, NEIGHBOURS, DENSITY_NEIGHBOURS)._asdict()}
         rows.append(row)
     return rows
 
@@ -122,12 +121,11 @@ def _images(fake_NF: Tensor, real_MF: Tensor, kernel: str, seed: int) -> dict[st
         error = distance.deviation / math.sqrt(k / distance.subset_size - 1)
         found[kernel] = _around(distance.mean, error, "lower")
     if k > DENSITY_NEIGHBOURS:
-        precision, recall = precision_recall(real_MF, fake_NF, NEIGHBOURS)
-        density, coverage = density_coverage(real_MF, fake_NF, DENSITY_NEIGHBOURS)
-        found["precision"] = _share(precision, len(fake_NF))
-        found["recall"] = _share(recall, k)  # a share of the real images, which as few samples decide
-        found["density"] = Value(value=density, better="higher")
-        found["coverage"] = _share(coverage, k)
+        both = overlap(real_MF, fake_NF, NEIGHBOURS, DENSITY_NEIGHBOURS)
+        found["precision"] = _share(both.precision, len(fake_NF))
+        found["recall"] = _share(both.recall, k)  # a share of the real images, which as few samples decide
+        found["density"] = Value(value=both.density, better="higher")
+        found["coverage"] = _share(both.coverage, k)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from mvar.files import write_text
 
 NAME = "report.json"
+MOST = 10  # of a list that is printed whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,4 +143,6 @@ def number(x: float) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, list) and len(value) > MOST:
+        return f"{', '.join(map(_text, value[:3]))}, ... {_text(value[-1])} ({len(value)} in all)"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -20,7 +20,7 @@ from mvar.evaluation.archive import Archive
 from mvar.evaluation.frechet import Gaussian, from_arrays
 from mvar.evaluation.image_files import ImageFiles
 from mvar.sampling.export import file_name
-from mvar.sampling.protocol import read_protocol
+from mvar.sampling.protocol import labels_of, read_protocol
 
 JPEG = "JPEG, whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
 
@@ -162,7 +162,7 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
         )
     protocol = _protocol(folder.root, named, len(files))
     if protocol is not None:
-        classes, labels = protocol["classes"], _protocol_labels(folder.paths, protocol["per_class"], named)
+        classes, labels = protocol["classes"], _protocol_labels(folder.paths, protocol["counts"], named)
     else:
         classes, labels = (folder.classes, folder.labels) if folder.classes else _classes_of(folder.paths)
     if len(classes) < 2:
@@ -187,7 +187,7 @@ def _protocol(path: Path, named: str, count: int) -> dict[str, Any] | None:
         ValueError: one line: they are not as many as it says, or it is damaged.
     """
     protocol = read_protocol(path)
-    if protocol is not None and count != (whole := protocol["per_class"] * len(protocol["classes"])):
+    if protocol is not None and count != (whole := sum(protocol["counts"])):
         raise ValueError(
             f"{named}: holds {count} of the {whole} images of its protocol; draw the others by the same mvar sample, "
             "which goes on, or take the file of the protocol away"
@@ -195,12 +195,13 @@ def _protocol(path: Path, named: str, count: int) -> dict[str, Any] | None:
     return protocol
 
 
-def _protocol_labels(paths: Sequence[Path], per_class: int, named: str) -> list[int]:
-    """Labels by the numbers of files: image i is of class i // per_class."""
+def _protocol_labels(paths: Sequence[Path], counts: Sequence[int], named: str) -> list[int]:
+    """Labels by the numbers of files, which go class by class."""
     numbers = [int(match[1]) if (match := re.search(r"-(\d{6,})$", path.stem)) else -1 for path in paths]
     if sorted(numbers) != list(range(len(paths))):
         raise ValueError(f"{named}: its files are not those of its protocol; take the others or the protocol away")
-    return [number // per_class for number in numbers]
+    labels = labels_of(counts)
+    return [labels[number] for number in numbers]
 
 
 def _classes_of(paths: Sequence[Path]) -> tuple[list[str], list[int]]:

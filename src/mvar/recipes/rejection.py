@@ -26,7 +26,7 @@ from torch import Tensor
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
-from mvar.evaluation.manifold import precision_recall
+from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge, accuracy
 from mvar.files import writable_folder
 from mvar.machine import machine
@@ -98,8 +98,8 @@ def study(
     manifold_NF = distance.features(test.images_Nchw[some])
 
     def compared(features_NF: Tensor) -> dict[str, float]:
-        precision, recall = precision_recall(manifold_NF, features_NF, NEIGHBOURS)
-        return {"distance": distance.of_features(features_NF), "precision": precision, "recall": recall}
+        both = overlap(manifold_NF, features_NF, NEIGHBOURS)
+        return {"distance": distance.of_features(features_NF), "precision": both.precision, "recall": both.recall}
 
     rows, seconds = [], {}
     middle = len(loaded.tokenizer.config.sides) // 2

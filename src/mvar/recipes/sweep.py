@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import mean_distance
-from mvar.evaluation.manifold import precision_recall
+from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
 from mvar.files import writable_folder
 from mvar.recipes import measuring, page, sweep_figure
@@ -213,12 +213,12 @@ def _measure(reference: Labelled, critic: Judge) -> Callable[[Labelled], dict[st
         features_NF = distance.features(images.images_Nchw)
         judged = measuring.judged(critic, images, real_C)
         some = evenly_spaced(len(distance.reference_NF), len(features_NF))  # manifolds compare at equal numbers
-        precision, recall = precision_recall(distance.reference_NF[some], features_NF)
+        both = overlap(distance.reference_NF[some], features_NF)
         return {
             "distance": distance.of_features(features_NF),
             "accuracy": judged["accuracy"],
-            "precision": precision,
-            "recall": recall,
+            "precision": both.precision,
+            "recall": both.recall,
             "spread_ratio": judged["spread_ratio"],
         }
 

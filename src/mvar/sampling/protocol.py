@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
@@ -20,7 +22,7 @@ import numpy as np
 
 from mvar import __version__
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
-from mvar.data.images import decode
+from mvar.data.images import ImageFolder, decode
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 from mvar.files import atomic_write, writable_folder, write_text
@@ -41,12 +43,12 @@ Draw = Callable[[list[int], range], SampleOutput]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What decides the images: image i is of class i // per_class, and has the number i for its noise.
+    """What decides the images: they are numbered class by class, and image i has the number i for its noise.
 
     Attributes:
         protocol: its name.
-        per_class: images of each class.
         classes: names, in the model's order; "no class" alone where it has none.
+        counts: images of each class.
         image_shape: [height, width].
         model: its name.
         sha256: of each file of the model's that decides what it draws.
@@ -56,8 +58,8 @@ class Protocol:
     """
 
     protocol: str
-    per_class: int
     classes: list[str]
+    counts: list[int]
     image_shape: list[int]
     model: str
     sha256: dict[str, str]
@@ -68,20 +70,47 @@ class Protocol:
     @property
     def count(self) -> int:
         """How many images there are."""
-        return self.per_class * len(self.classes)
+        return sum(self.counts)
 
-    def label(self, i: int) -> int:
-        """The class of image i."""
-        return i // self.per_class
+    @cached_property
+    def labels(self) -> list[int]:
+        """The class of each image."""
+        return labels_of(self.counts)
 
     def file(self, i: int) -> str:
         """The name of image i's file, as `save_pngs` gives it."""
-        return f"{file_name(self.classes[self.label(i)])}-{i:06d}.png"
+        return f"{file_name(self.classes[self.labels[i]])}-{i:06d}.png"
 
     def written(self) -> dict[str, Any]:
         """What protocol.json holds: all of this in one level, and the version of mvar."""
         own = {name: value for name, value in asdict(self).items() if name != "sampling"}
         return {**own, **asdict(self.sampling), "mvar": __version__}
+
+
+def labels_of(counts: Sequence[int]) -> list[int]:
+    """The class of each image, class by class, by how many each has."""
+    return [label for label, count in enumerate(counts) for _ in range(count)]
+
+
+def counts_like(folder: str, classes: Sequence[str], field: str) -> list[int]:
+    """How many images of each class a folder holds.
+
+    Args:
+        classes: that it must hold, by the names of its folders.
+        field: the option that named the folder, for messages.
+
+    Raises:
+        ValueError: no folder of images, or other classes.
+    """
+    found = ImageFolder.scan(folder, field)
+    places = {file_name(name): place for place, name in enumerate(found.classes)}
+    if places.keys() != {file_name(name) for name in classes}:
+        held = ", ".join(found.classes) or "no classes"
+        raise ValueError(
+            f"{field} = {folder!r}: holds {held}, the model draws {', '.join(classes)}; give another folder"
+        )
+    held_by_place = Counter(found.labels)
+    return [held_by_place[places[file_name(name)]] for name in classes]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -106,12 +135,18 @@ def read_protocol(path: str | Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); take it away if the samples are not mvar's") from error
-    known = isinstance(found, dict) and "protocol" in found
-    classes = found.get("classes") if known else None
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or not is_integer(found.get("per_class")):
+    if not _is_protocol(found):
         raise ValueError(f"{path}: holds no settings of mvar's; take it away if the samples are not mvar's")
     return found
+
+
+def _is_protocol(found: Any) -> bool:
+    if not (isinstance(found, dict) and "protocol" in found):
+        return False
+    classes, counts = found.get("classes"), found.get("counts")
+    if not (isinstance(classes, list) and isinstance(counts, list) and len(classes) == len(counts)):
+        return False
+    return all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 1 for n in counts)
 
 
 def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | None:
@@ -157,9 +192,9 @@ def draw_missing(protocol: Protocol, folder: Path, draw: Draw, size: int, rank: 
         index = range(start, min(start + size, protocol.count))
         missing = [i for i in index if not (folder / protocol.file(i)).exists()]
         if missing:
-            drawn = draw([protocol.label(i) for i in index], index)
+            drawn = draw([protocol.labels[i] for i in index], index)
             pixels = drawn.pixels[[i - start for i in missing]]
-            names = [protocol.classes[protocol.label(i)] for i in missing]
+            names = [protocol.classes[protocol.labels[i]] for i in missing]
             written += len(save_pngs(SampleOutput(pixels, None), folder, names, missing))
     return written
 
@@ -195,7 +230,7 @@ def _wait(folder: Path, files: set[str]) -> None:
 
 def _join(protocol: Protocol, paths: list[Path], npz: Path) -> None:
     """Write ADM's layout, image by image: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels."""
-    labels_N = np.arange(protocol.count) // protocol.per_class
+    labels_N = np.array(protocol.labels)
     shape = protocol.count, *protocol.image_shape, 3
 
     def write(partial: Path) -> None:
@@ -230,5 +265,12 @@ def _differences(before: dict[str, Any], protocol: Protocol) -> list[str]:
     """The settings in which what is there differs."""
     now = json.loads(json.dumps(protocol.written()))
     other = [name for name in now if name not in FREE and before.get(name) != now[name]]
-    long = ("classes", "sha256")
-    return [f"other {name}" if name in long else f"{name} = {before.get(name)}, not {now[name]}" for name in other]
+    said = {name: (before.get(name), now[name]) for name in other if name not in ("classes", "sha256")}
+    if "counts" in said:
+        said["counts"] = _how_many(before["counts"]), _how_many(protocol.counts)
+    return [f"{name} = {said[name][0]}, not {said[name][1]}" if name in said else f"other {name}" for name in other]
+
+
+def _how_many(counts: Sequence[int]) -> str:
+    even = len({*counts}) == 1
+    return f"{counts[0]} of each class" if even else f"{sum(counts)} in all, {min(counts)} to {max(counts)} of a class"

@@ -95,6 +95,14 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_on_main(self, value: Any) -> list[Any] | None:
+        """An object of each rank, in their order, on the main rank; None on the others."""
+        if self.kind is None:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.main else None
+        dist.gather_object(value, values, dst=0)
+        return values
+
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Do this on the main rank and give its result to all; so is a ValueError or OSError that it raises."""
         if self.kind is None:
