@@ -55,16 +55,16 @@ docs: $(READY) out/fashion-mnist out/emoji
 
 # The figures of docs/results.md.
 results: $(READY) out/fashion-mnist out/emoji
-	$(call measured,fashion-mnist,200,2000)
-	$(call measured,emoji,113,1017)
+	$(call measured,fashion-mnist)
+	$(call measured,emoji)
 	$(BIN)/python -m mvar.recipes.results
 
-# Of a model: its name, samples of each class, and images of each set.
+# Of a model: as many samples, and reconstructions, as there are held-out images, against these.
 define measured
-	$(BIN)/mvar sample --model $(1) --protocol imagenet-50k --per-class $(2) --npz out/$(1)-samples.npz
-	$(BIN)/mvar evaluate --samples out/$(1)-samples.npz --reference out/$(1)/val --floor out/$(1)/train --limit $(3) \
+	$(BIN)/mvar sample --model $(1) --protocol imagenet-50k --counts-of out/$(1)/val --npz out/$(1)-samples.npz
+	$(BIN)/mvar evaluate --samples out/$(1)-samples.npz --reference out/$(1)/val --floor out/$(1)/train \
 		--cache out/features --out docs/images/results/$(1)/samples
-	$(BIN)/mvar evaluate --model $(1) --reference out/$(1)/val --floor out/$(1)/train --limit $(3) \
+	$(BIN)/mvar evaluate --model $(1) --reference out/$(1)/val --floor out/$(1)/train \
 		--cache out/features --out docs/images/results/$(1)/reconstructions
 endef
 

@@ -47,6 +47,7 @@ COMMANDS = {
     "join": Command(models.join),
     "bench sample": Command(bench.bench_sample),
     "bench growth": Command(bench.bench_growth),
+    "bench features": Command(bench.bench_features),
     "bench train": Command(bench.bench_train),
     "study list": Command(study.study_list),
     "study run sweep": Command(study.study_run_sweep),

@@ -92,3 +92,21 @@ def bench_growth(
     if folder is not None:
         write(results, preset, dtype, folder)
     print(table(results))
+
+
+def bench_features(batch_size: int = 64, rounds: int = 5, out: str | None = None) -> None:
+    """Measure how many images a second the networks of mvar evaluate take in, on the CPU, and of what peak that is.
+
+    Args:
+        batch_size: images at once.
+        rounds: timed, of every network in float32 and bfloat16, after one to warm up.
+        out: folder to write features.json and features.png to.
+    """
+    from mvar.bench.features import bench, table, write
+    from mvar.files import writable_folder
+
+    folder = None if out is None else writable_folder(out, "out")
+    results, best = bench(batch_size, rounds)
+    if folder is not None:
+        write(results, best, batch_size, folder)
+    print(table(results))

@@ -37,7 +37,31 @@ class Outputs(NamedTuple):
     probabilities_BK: Tensor
 
 
-class InceptionV3(nn.Module):
+class _Layers(nn.Module):
+    """The graph as it is published, by the public files' names; built on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Conv2d_1a_3x3 = _Unit(3, 32, 3, 3, stride=2)
+        self.Conv2d_2a_3x3 = _Unit(32, 32, 3, 3)
+        self.Conv2d_2b_3x3 = _Unit(32, 64, 3, 3, padded=True)
+        self.Conv2d_3b_1x1 = _Unit(64, 80, 1, 1)
+        self.Conv2d_4a_3x3 = _Unit(80, 192, 3, 3)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = _Fine(192, 32), _Fine(256, 64), _Fine(288, 64)
+        self.Mixed_6a = _ToMiddle()
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(_Middle, (128, 160, 160, 192))
+        self.Mixed_7a = _ToCoarse()
+        self.Mixed_7b, self.Mixed_7c = _Coarse(1280, _average), _Coarse(2048, _maximum)
+        self.fc = nn.Linear(2048, CLASSES, bias=False)
+
+
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that `InceptionV3` takes."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in _Layers().state_dict().items()}
+
+
+class InceptionV3(_Layers):
     """The network with each batch normalisation folded into its convolution, frozen.
 
     Args:
@@ -57,22 +81,11 @@ class InceptionV3(nn.Module):
     def __init__(
         self, tensors: Mapping[str, Any], pipeline: Pipeline = "adm", dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__()
         if pipeline not in get_args(Pipeline):
             raise ValueError(f"pipeline = {pipeline!r}: give {' or '.join(get_args(Pipeline))}")
-        self.pipeline = pipeline
         with torch.device("meta"):
-            self.Conv2d_1a_3x3 = _Unit(3, 32, 3, 3, stride=2)
-            self.Conv2d_2a_3x3 = _Unit(32, 32, 3, 3)
-            self.Conv2d_2b_3x3 = _Unit(32, 64, 3, 3, padded=True)
-            self.Conv2d_3b_1x1 = _Unit(64, 80, 1, 1)
-            self.Conv2d_4a_3x3 = _Unit(80, 192, 3, 3)
-            self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = _Fine(192, 32), _Fine(256, 64), _Fine(288, 64)
-            self.Mixed_6a = _ToMiddle()
-            self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(_Middle, (128, 160, 160, 192))
-            self.Mixed_7a = _ToCoarse()
-            self.Mixed_7b, self.Mixed_7c = _Coarse(1280, _average), _Coarse(2048, _maximum)
-            self.fc = nn.Linear(2048, CLASSES, bias=False)
+            super().__init__()
+        self.pipeline = pipeline
         take_weights(self, {name: tensor for name, tensor in tensors.items() if not IGNORED.fullmatch(name)})
         for module in self.modules():
             if isinstance(module, _Unit):
