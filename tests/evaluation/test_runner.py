@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import mvar
+from mvar.cli import main
 from mvar.evaluation import runner
 from mvar.evaluation.collect import collect
 from mvar.evaluation.frechet import fit, frechet_distance
@@ -164,6 +165,24 @@ def test_settings_of_the_samples_are_in_the_report(pixels, tmp_path):
     report = mvar.evaluate(path, save(tmp_path / "b.npz", images(30, 1)))
     assert report.samples["drawn_with"]["guidance"] == 1.5
     assert len(report.samples["sha256"]) == 64
+
+
+def test_how_samples_were_chosen_is_in_the_report(bundle, pixels, tmp_path):
+    drawn, path = tmp_path / "drawn", tmp_path / "a.npz"
+    command = ["sample", "--model", bundle, "--per-class", "6", "--judge", "self", "--of", "2", "--guidance", "2"]
+    main([*command, "--out-dir", str(drawn), "--npz", str(path)])
+    for samples in (drawn, path):
+        report = mvar.evaluate(str(samples), str(samples), limit=8)
+        told = report.samples["drawn_with"]
+        assert (told["judge"], told["keep"], told["of"], told["guidance"], told["seed"]) == ("self", 1, 2, 2.0, 0)
+        assert told["sha256"].keys() == {"config.json", "tokenizer.safetensors", "generator.safetensors"}
+        assert "images" not in told
+    (drawn / "cat-000000.png").unlink()
+    with pytest.raises(ValueError, match=r"rejection\.json: tells of 12 images, there are 11"):
+        mvar.evaluate(str(drawn), str(path))
+    (drawn / "rejection.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"rejection\.json: cannot be read"):
+        mvar.evaluate(str(drawn), str(path))
 
 
 def test_other_shares_of_the_classes_are_told(pixels, tmp_path):

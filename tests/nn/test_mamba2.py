@@ -61,7 +61,7 @@ def wide():
 
 def compiled_and_plain(layer, projected, state):
     with torch.no_grad():
-        y, after = layer._compiled(projected, state)
+        y, after = layer._native(projected, state)
         expected_y, expected_after = layer._mix(projected, state)
     return zip((y, *after), (expected_y, *expected_after), strict=True)
 
@@ -88,7 +88,7 @@ def test_compiled_steps_of_any_length_stay_finite(wide, step):
 def test_compiled_bfloat16_tokens_keep_a_float32_state(wide):
     projected, state = torch.randn(2, 50, wide.in_proj.out_features), state_of(wide, 2)
     with torch.no_grad():
-        y, after = wide._compiled(projected.bfloat16(), state)
+        y, after = wide._native(projected.bfloat16(), state)
         expected_y, expected_after = wide._mix(projected.bfloat16().float(), state)
     assert (y.dtype, *(t.dtype for t in after)) == (torch.bfloat16, torch.float32, torch.float32)
     assert (y.float() - expected_y).norm() < 0.01 * expected_y.norm()
@@ -102,7 +102,7 @@ def test_compiled_what_is_no_number_stays_none(wide):
     queries = slice(2 * wide.inner + wide.state_size, 2 * wide.inner + 2 * wide.state_size)
     projected[:, 20, queries] = float("nan")
     with torch.no_grad():
-        y, after = wide._compiled(projected, None)
+        y, after = wide._native(projected, None)
     assert y[:, :20].isfinite().all()
     assert y[:, 20:24].isnan().all()  # as far as the convolution carries it
     assert after.ssm_BhPN.isfinite().all()
@@ -115,7 +115,7 @@ def test_compiled_threads_change_nothing(wide):
         for n in (1, 3):
             torch.set_num_threads(n)
             with torch.no_grad():
-                y, after = wide._compiled(projected[:, ::3], None)  # rows that do not lie together
+                y, after = wide._native(projected[:, ::3], None)  # rows that do not lie together
             results.append((y, *after))
     finally:
         torch.set_num_threads(threads)
@@ -124,16 +124,16 @@ def test_compiled_threads_change_nothing(wide):
 
 def test_compiled_denormals_are_ordinary_afterwards(wide):
     with torch.no_grad():
-        wide._compiled(torch.randn(2, 45, wide.in_proj.out_features), None)
+        wide._native(torch.randn(2, 45, wide.in_proj.out_features), None)
     assert (torch.full((4096,), 1e-40) * 0.5 > 0).all()
 
 
 def test_compiled_tokens_in_two_calls_are_tokens_in_one(wide):
     projected = torch.randn(2, 45, wide.in_proj.out_features)
     with torch.no_grad():
-        whole, after = wide._compiled(projected, None)
-        first, between = wide._compiled(projected[:, :7], None)
-        second, end = wide._compiled(projected[:, 7:], between)
+        whole, after = wide._native(projected, None)
+        first, between = wide._native(projected[:, :7], None)
+        second, end = wide._native(projected[:, 7:], between)
     torch.testing.assert_close(torch.cat((first, second), dim=1), whole, rtol=1e-4, atol=1e-5)
     for a, b in zip(end, after, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,8 @@
 """Rejection sampling against doing it by hand: draw every candidate alone, score it alone, sort."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,7 +165,7 @@ def test_the_command_writes_the_kept_images_and_what_they_took(bundle, tmp_path,
     report = json.loads((images / "rejection.json").read_text())
     assert (npz.parent / "a.rejection.json").read_text() == (images / "rejection.json").read_text()
     assert [image["class"] for image in report["images"]] == ["dog"] * 4 + ["cat"] * 4
-    assert report["settings"]["top_k"] == 900
+    assert report["top_k"] == 900
     groups = ["dog", "dog", "cat", "cat"]
     out = Model.from_pretrained(bundle).sample_best(groups, keep=2, of=5, fork_at=1, seed=3)
     assert [image["candidate"] for image in report["images"]] == out.candidates
@@ -185,6 +187,7 @@ def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, t
     network(3).save("three.safetensors")
     main(["sample", "--model", bundle, "--judge", "two.safetensors", "--of", "3", "--npz", "a.npz"])
     report = json.loads((tmp_path / "a.rejection.json").read_text())
+    assert report["judge_sha256"] == hashlib.sha256(Path("two.safetensors").read_bytes()).hexdigest()
     assert (report["judge"], report["kept"], report["candidates"]) == ("two.safetensors", 2, 6)
     lines = refused("sample", "--model", bundle, "--judge", "three.safetensors", "--npz", "b.npz")
     assert lines == ["mvar: judge: tells 3 classes apart, the model has 2; train one on these"]

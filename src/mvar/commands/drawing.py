@@ -8,13 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mvar.commands.protocol import draw_protocol, unsuitable
-from mvar.commands.rejection import REPORT, BestOf, choice_problems
+from mvar.commands.rejection import BestOf, choice_problems
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
 
@@ -103,11 +102,14 @@ def sample(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
+    from mvar.checkpoint import hub
+    from mvar.checkpoint.placement import dtype_for
     from mvar.data.progress import track
     from mvar.files import writable_folder
     from mvar.model import load
     from mvar.sampling.engine import to_uint8
     from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, save_image, save_npz, save_pngs, target
+    from mvar.sampling.protocol import hashes
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
@@ -164,10 +166,14 @@ def sample(
             sheet = _with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
         written.append(str(save_image(sheet, out)))
     if best is not None:
-        files = [] if out_dir is None else [Path(out_dir, REPORT)]
-        files += [] if npz is None else [Path(npz).with_suffix(f".{REPORT}")]
-        used = asdict(loaded.sampler(seed, **settings).settings)
-        best.write(files, {"model": model, "seed": seed, "settings": used})
+        facts = {
+            "model": model,
+            "sha256": hashes(hub.find(model)),
+            "dtype": dtype_for(loaded.generator, loaded.device, dtype),
+            "seed": seed,
+            **asdict(loaded.sampler(seed, **settings).settings),
+        }
+        best.write([path for path in (out_dir, npz) if path is not None], facts)
     print(f"wrote {len(rows)} images: {', '.join(written)}")
 
 

@@ -3,6 +3,7 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from mvar.sampling.engine import SampleOutput
     from mvar.sampling.labels import Label
     from mvar.sampling.rejection import JudgeLike
-
-REPORT = "rejection.json"
 
 
 def choice_problems(judge: str | None, numbers: dict[str, int | None], per_class: int, show_scales: bool) -> list[str]:
@@ -89,17 +88,18 @@ class BestOf:
         ]
         return out
 
-    def write(self, files: Sequence[Path], facts: dict[str, Any]) -> None:
-        """Print what was accepted and what it cost; write it into each file.
+    def write(self, images: Sequence[str], facts: dict[str, Any]) -> None:
+        """Print what was accepted and what it cost; write it beside the images.
 
         Args:
-            files: beside the images.
+            images: folder, .npz or both.
             facts: what else decides the images: model, seed, settings.
         """
         import torch
 
         from mvar.files import write_text
-        from mvar.sampling.rejection import report
+        from mvar.sampling.export import beside
+        from mvar.sampling.rejection import REPORT, SELF, report
 
         found = report(self._choice, torch.cat(self._scores), self._seconds)
         print(
@@ -107,6 +107,9 @@ class BestOf:
             f"{self._name}: mean score {found['mean_score_kept']:.3f}, of all {found['mean_score_all']:.3f}; "
             f"{found['candidates_per_kept']:g} candidates and {found['seconds_per_kept']:.3f} s for an image"
         )
-        whole = {"judge": self._name, **found, **facts, "images": self._images}
-        for file in files:
-            write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+        judge: dict[str, Any] = {"judge": self._name}
+        if self._name != SELF:
+            judge["judge_sha256"] = hashlib.sha256(Path(self._name).read_bytes()).hexdigest()
+        whole = {**judge, **found, **facts, "images": self._images}
+        for path in images:
+            write_text(beside(path, REPORT), json.dumps(whole, indent=2, ensure_ascii=False) + "\n")

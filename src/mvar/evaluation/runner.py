@@ -27,7 +27,6 @@ from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import Model
 from mvar.sampling.engine import to_uint8
-from mvar.sampling.protocol import read_protocol
 from mvar.validation import is_integer, raise_problems
 
 BATCH = 64
@@ -132,7 +131,7 @@ def evaluate(
             metrics[name] = replace(metrics[name], floor=best[name].value)
         report = Report(
             protocol=_protocol(sides, extractor, statistics, chosen.seed),
-            samples=_described(sides.samples) | _origin(samples),
+            samples=_described(sides.samples) | _origin(samples, sides.samples.drawn_with),
             floor=floor,
             metrics=metrics | _fidelity(restored),
             classes=_classes(sides, ours, real, measures.NAMES[extractor.distance].kernel),
@@ -304,14 +303,13 @@ def _described(images: ImageSet) -> dict[str, Any]:
     return {"name": images.name, "images": images.count, "sha256": images.sha256}
 
 
-def _origin(samples: str | Model) -> dict[str, Any]:
-    """What the samples were drawn with, where `mvar sample --protocol` left it; of reconstructions, the tokenizer."""
+def _origin(samples: str | Model, drawn_with: dict[str, Any] | None) -> dict[str, Any]:
+    """What the samples were drawn with, where `mvar sample` left it; of reconstructions, the tokenizer."""
     if isinstance(samples, Model):
         digest = hashlib.sha256()
         for name, tensor in sorted(samples.tokenizer.state_dict().items()):
             digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return {"tokenizer_sha256": digest.hexdigest()}
-    drawn_with = read_protocol(samples)
     return {} if drawn_with is None else {"drawn_with": drawn_with}
 
 

@@ -21,6 +21,7 @@ from mvar.evaluation.frechet import Gaussian, from_arrays
 from mvar.evaluation.image_files import ImageFiles
 from mvar.sampling.export import file_name
 from mvar.sampling.protocol import labels_of, read_protocol
+from mvar.sampling.rejection import read_report
 
 JPEG = "JPEG, whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
 
@@ -65,6 +66,7 @@ class ImageSet:
         ordered: whether a class's place in `classes` is its number, rather than the place of its name among the others.
         sha256: changes with the name or content of any image. Of an .npz it covers each array's name, size and CRC-32.
         notes: what a report should say about the set.
+        drawn_with: settings that `mvar sample` left beside them; None where there are none.
         statistics: those that the file holds besides, as ADM's reference batches do.
     """
 
@@ -77,6 +79,7 @@ class ImageSet:
     read: Callable[[Sequence[int]], np.ndarray]  # uint8 (B, H, W, 3)
     ordered: bool = True
     notes: list[str] = field(default_factory=list)
+    drawn_with: dict[str, Any] | None = None
     statistics: Statistics | None = None
 
     def batch(self, rows: Sequence[int]) -> Tensor:
@@ -176,6 +179,7 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
         sha256=files.fingerprint(),
         read=files.rows,
         ordered=bool(folder.classes) or protocol is not None,
+        drawn_with=protocol or read_report(folder.root, len(files)),
         notes=[f"{len(files.jpegs)} of {len(files)} images are {JPEG}"] if files.jpegs else [],
     )
 
@@ -241,6 +245,7 @@ def _open_npz(path: Path, field: str) -> ImageSet | Statistics:
         labels_N=labels_N,
         sha256=archive.fingerprint(),
         read=lambda rows: archive.rows("arr_0", rows),
+        drawn_with=protocol or read_report(path, shape[0]),
         statistics=statistics,
     )
 

@@ -22,7 +22,7 @@ def adaln(x_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor, dtype: torch.dtype 
         dtype: of the result; x's where None.
     """
     dtype = dtype or x_BLC.dtype
-    if _compiled(x_BLC, dtype):
+    if _native_takes(x_BLC, dtype):
         return native.adaln(x_BLC, scale_BC, shift_BC, dtype, EPS)[1]
     normal_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS)
     return torch.addcmul(shift_BC[:, None], normal_BLC, 1 + scale_BC[:, None]).to(dtype)
@@ -30,7 +30,7 @@ def adaln(x_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor, dtype: torch.dtype 
 
 def gated_sum(x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor) -> Tensor:
     """x + gate * y; y in any float dtype."""
-    if _compiled(x_BLC, y_BLC.dtype):
+    if _native_takes(x_BLC, y_BLC.dtype):
         return native.gated_sum(x_BLC, gate_BC, y_BLC)
     return torch.addcmul(x_BLC, gate_BC[:, None], y_BLC)
 
@@ -39,12 +39,12 @@ def gated_sum_adaln(
     x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gated sum, and its adaptive norm in y's dtype."""
-    if _compiled(x_BLC, y_BLC.dtype):
+    if _native_takes(x_BLC, y_BLC.dtype):
         return native.adaln(x_BLC, scale_BC, shift_BC, y_BLC.dtype, EPS, add=(gate_BC, y_BLC))
     x_BLC = torch.addcmul(x_BLC, gate_BC[:, None], y_BLC)
     return x_BLC, adaln(x_BLC, scale_BC, shift_BC, y_BLC.dtype)
 
 
-def _compiled(x_BLC: Tensor, dtype: torch.dtype) -> bool:
+def _native_takes(x_BLC: Tensor, dtype: torch.dtype) -> bool:
     whole = x_BLC.shape[-1] % native.LANES == 0
     return whole and x_BLC.dtype == torch.float32 and dtype in native.TOKENS and native.takes(x_BLC)

@@ -54,7 +54,7 @@ class Mamba2(nn.Module):
         self.D = nn.Parameter(torch.zeros(self.num_heads))
         self.norm_weight = nn.Parameter(torch.ones(self.inner))
         self.out_proj = Linear(self.inner, width, bias=False)
-        self.has_compiled_shapes = head_dim == native.HEAD_DIM and state_size % native.LANES == 0
+        self.fits_native = head_dim == native.HEAD_DIM and state_size % native.LANES == 0
 
     def initial_state(self, batch: int) -> MambaState:
         """The state before the first token: zeros, as float32 (float64 in a float64 network)."""
@@ -67,8 +67,8 @@ class Mamba2(nn.Module):
     def forward(self, x_BLC: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """(B, L, C) and the state before them (None: the start) -> (B, L, C) and the state after them."""
         projected_BLx = self.in_proj(x_BLC)
-        if self.has_compiled_shapes and native.takes(projected_BLx):
-            mix = self._compiled
+        if self.fits_native and native.takes(projected_BLx):
+            mix = self._native
         elif not torch.is_grad_enabled() and x_BLC.device.type == "cpu":
             mix = self._in_tiles
         else:
@@ -92,7 +92,7 @@ class Mamba2(nn.Module):
         y_BLE = gated_rms_norm(y_BLE, z_BLE, self.norm_weight, EPS)
         return y_BLE, MambaState(at_least_float32(tail_BVD), ssm_BhPN)
 
-    def _compiled(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
+    def _native(self, projected_BLx: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
         """The same without a gradient, in passes compiled for this processor; all but the tokens is float32."""
         tail_BVD, ssm_BhPN = self.initial_state(len(projected_BLx)) if state is None else state
         weights = {

@@ -80,3 +80,9 @@ def save_npz(pixels_BHW3: np.ndarray, labels: Sequence[int], path: str | Path) -
 def file_name(name: str) -> str:
     """A class name as part of a file's name."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "image"
+
+
+def beside(images: str | Path, name: str) -> Path:
+    """Where a file of this name about some images lies: in their folder, or as a.NAME beside a.npz."""
+    images = Path(images)
+    return images.with_suffix(f".{name}") if images.suffix.lower() == ".npz" else images / name

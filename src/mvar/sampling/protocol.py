@@ -28,7 +28,7 @@ from mvar.data.threads import in_threads
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import SampleOutput
-from mvar.sampling.export import file_name, save_pngs
+from mvar.sampling.export import beside, file_name, save_pngs
 from mvar.validation import is_integer
 
 PER_CLASS = {"imagenet-50k": 50}  # of each protocol, unless another number is asked for
@@ -128,7 +128,7 @@ def read_protocol(path: str | Path) -> dict[str, Any] | None:
     Raises:
         ValueError: one line: the file is damaged, or holds something else.
     """
-    path = _settings_file(Path(path))
+    path = beside(path, SETTINGS)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -170,8 +170,8 @@ def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | No
     if out_dir is None and npz is not None and Path(npz).exists():
         return None
     for path in targets.values():
-        if not _settings_file(path).exists():
-            write_text(_settings_file(path), json.dumps(protocol.written(), indent=2, ensure_ascii=False) + "\n")
+        if not beside(path, SETTINGS).exists():
+            write_text(beside(path, SETTINGS), json.dumps(protocol.written(), indent=2, ensure_ascii=False) + "\n")
     return Path(out_dir) if out_dir is not None else writable_folder(_parts(targets["npz"]), "npz")
 
 
@@ -249,10 +249,6 @@ def _join(protocol: Protocol, paths: list[Path], npz: Path) -> None:
 
 def _parts(npz: Path) -> Path:
     return npz.with_name(f".{npz.name}.parts")
-
-
-def _settings_file(path: Path) -> Path:
-    return path.with_suffix(f".{SETTINGS}") if path.suffix.lower() == ".npz" else path / SETTINGS
 
 
 def _in_use(path: Path) -> bool:
