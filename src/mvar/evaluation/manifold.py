@@ -73,13 +73,10 @@ def overlap(real_NF: Tensor, fake_MF: Tensor, k: int = 3, density_k: int = 5) ->
 def _squared_radii(features_NF: Tensor, centre_F: Tensor, *neighbours: int) -> list[Tensor]:
     """For each k, (N,): the squared distance of each image to its k-th nearest neighbour, and slack for ties."""
     norms_N = (features_NF - centre_F).square().sum(1)
-    # The nearest of all is the image itself.
-    nearest_Nk = torch.cat(
-        [
-            distances_nN.topk(max(neighbours) + 1, largest=False, sorted=True).values
-            for _, distances_nN in _squared_distances(features_NF, features_NF, centre_F)
-        ]
-    )
+    nearest_Nk = norms_N.new_empty(len(norms_N), max(neighbours) + 1)  # the nearest of all is the image itself
+    for rows, distances_nN in _squared_distances(features_NF, features_NF, centre_F):
+        # Copied: the tensor that topk gives keeps memory for all columns.
+        nearest_Nk[rows] = distances_nN.topk(max(neighbours) + 1, largest=False).values
     return [nearest_Nk[:, k] + SLACK * (norms_N + nearest_Nk[:, k]) for k in neighbours]
 
 
