@@ -23,7 +23,15 @@ def test_it_is_read_as_it_was_written(tmp_path):
 
 def test_the_text_tells_protocol_value_interval_floor_and_notes():
     text = table(report())
-    for part in ("inception-v3", "guidance  1.5", "training images", "2.9 .. 3.1", "1.2", "note: N is small"):
+    for part in (
+        "inception-v3",
+        "guidance  1.5",
+        "training images",
+        "2.9 .. 3.1",
+        "1.2",
+        "note: N is small",
+        "10 samples a second",
+    ):
         assert part in text
 
 

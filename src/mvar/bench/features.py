@@ -120,9 +120,10 @@ def write(results: Sequence[Speed], best: dict[str, float], batch_size: int, fol
     axes.invert_yaxis()
     axes.set_xscale("log")
     for place, r in zip(places, results, strict=True):
-        said = f" {r.images_per_second:.3g} ({100 * r.utilisation:.0f} % of peak)"
+        said = f" {r.images_per_second:,.0f} ({100 * r.utilisation:.0f} % of peak)"
         axes.text(r.images_per_second, place, said, va="center")
-    axes.set_xlim(right=20 * max(r.images_per_second for r in results))  # room for what is written
+    rates = [r.images_per_second for r in results]
+    axes.set_xlim(min(rates) / 3, 20 * max(rates))  # room for what is written
     axes.set_xlabel("images a second")
     atomic_write(folder / CHART, lambda partial: figure.savefig(partial, dpi=120))
 

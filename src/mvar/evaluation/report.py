@@ -41,7 +41,7 @@ class Report:
         metrics: by name.
         classes: of each class its name, how many samples and real images it has, and its own measures.
         notes: what must be known to read the values.
-        speed: images a second that the network took in; empty where the cache had the features.
+        speed: samples a second, reading them included; empty where the cache had the features.
         machine: versions and processor.
     """
 
@@ -90,6 +90,8 @@ def table(report: Report) -> str:
         interval = "" if v.low is None or v.high is None else f"{number(v.low)} .. {number(v.high)}"
         lines.append(f"{name:>20}{number(v.value):>12}{interval:>22}{'' if v.floor is None else number(v.floor):>14}")
     lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
+    if report.speed:
+        lines += ["", f"{report.speed['images_per_second']:.4g} samples a second, reading included"]
     return "\n".join(lines)
 
 
