@@ -1,6 +1,7 @@
-"""Progress of long passes over files: a bar on a terminal, plain lines when piped."""
+"""Progress of long passes over files: a bar on a terminal, now and then a plain line when piped."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -8,14 +9,19 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
+EVERY_SECONDS = 20  # between plain lines; what is done before needs none
+
 
 def track(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Yield the items, showing on stderr how many of `total` are done."""
+    """Yield the items, showing on stderr how many of `total` are done, how fast, and how long the others will take."""
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=label, unit_scale=True)
         return
-    quarter = max(-(-total // 4), 1000)  # small sets are done before anyone would ask
+    start = told = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        if done % quarter == 0 or (done == total and total > quarter):
-            print(f"{label}: {done} of {total}", file=sys.stderr)
+        now = time.monotonic()
+        if now - told >= EVERY_SECONDS or (done == total and told > start):
+            left = f", {(total - done) * (now - start) / done:.0f} s left" if done < total else ""
+            print(f"{label}: {done} of {total}, {done / (now - start):.3g} a second{left}", file=sys.stderr)
+            told = now
