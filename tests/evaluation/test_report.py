@@ -8,10 +8,13 @@ def report(value=3.0, **protocol):
         protocol={"network": "inception-v3", "samples": 50_000} | protocol,
         samples={"name": "drawn", "guidance": 1.5},
         floor={"name": "training images", "images": 50_000},
-        metrics={"FID": Value(value=value, low=value - 0.1, high=value + 0.1, floor=1.2), "IS": Value(value=290.0)},
+        metrics={
+            "FID": Value(value=value, low=value - 0.1, high=value + 0.1, floor=1.2),
+            "IS": Value(value=290.0, better="higher"),
+        },
         classes=[],
         notes=["N is small"],
-        speed={"images_per_second": 10.0},
+        speed={"images_per_second": 10.0, "seconds": 31.0, "peak_bytes": 2e9},
         machine={"cores": 2},
     )
 
@@ -30,15 +33,26 @@ def test_the_text_tells_protocol_value_interval_floor_and_notes():
         "2.9 .. 3.1",
         "1.2",
         "note: N is small",
-        "10 samples a second",
+        "31 s, 2 GB; 10 samples a second",
     ):
         assert part in text
 
 
-def test_one_protocol_makes_one_table():
-    lines = compare({"a": report(2.0), "b": report(3.0)}).splitlines()
-    assert lines[0] == "|  | FID | IS |"
-    assert lines[2:] == ["| a | 2 (1.9–2.1) | 290 |", "| b | 3 (2.9–3.1) | 290 |"]
+def test_one_protocol_makes_one_table_with_floor_protocol_and_notes():
+    lines = compare({"a": report(2.0, reference="val"), "b": report(3.0, reference="another name of it")}).splitlines()
+    assert lines == [
+        "|  | FID ↓ | IS ↑ |",
+        "| --- | ---: | ---: |",
+        "| a | 2 (1.9–2.1) | 290 |",
+        "| b | 3 (2.9–3.1) | 290 |",
+        "| 50,000 real images: training images | 1.2 |  |",
+        "",
+        "Protocol: network inception-v3, samples 50000, reference val.",
+        "",
+        "Note on a: N is small.",
+        "",
+        "Note on b: N is small.",
+    ]
 
 
 @pytest.mark.parametrize("other", [{"samples": 10_000}, {"network": "effnet-lite0"}, {"dtype": "bfloat16"}])

@@ -1,6 +1,8 @@
+import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import mvar
 from mvar.cli import main
 from mvar.evaluation import runner
 from mvar.evaluation.collect import collect
-from mvar.evaluation.frechet import fit, frechet_distance
+from mvar.evaluation.frechet import bootstrap_pairs, fit, frechet_distance
 from mvar.evaluation.manifold import overlap
 from mvar.evaluation.sets import open_set
 from mvar.features.extractors import Extracted, Extractor, find_extractor
@@ -74,7 +76,7 @@ def test_every_measure_is_that_of_the_features(pixels, tmp_path):
     assert report.metrics["FID"].floor is not None
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert written["protocol"]["samples"] == 60
-    assert written["floor"]["name"] == "half of the reference"
+    assert written["floor"]["name"] == "some of the reference"
 
 
 def test_the_floor_is_of_other_real_images_as_many_as_the_samples(pixels, tmp_path):
@@ -213,25 +215,27 @@ class Third:
 
 def test_features_are_the_same_in_one_process_and_in_three_and_from_the_cache(tmp_path):
     opened = open_set(save(tmp_path / "a.npz", images(23, 0)), "samples", allow_jpeg=False)
-    alone = collect(opened, Pixels(), 4)
+    alone = collect(opened, Pixels(), 4).features
     others = [Third(1), Third(2)]
-    assert [collect(opened, Pixels(), 4, other) for other in others] == [None, None]
+    assert [collect(opened, Pixels(), 4, other).features for other in others] == [None, None]
     first = Third(0, [other.sent for other in others])
-    together = collect(opened, Pixels(), 4, first)
+    together = collect(opened, Pixels(), 4, first).features
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
     assert [len(third.sent) for third in others] == [2, 2]
 
-    kept = collect(opened, Pixels(), 4, cache=tmp_path)
+    kept, seconds = collect(opened, Pixels(), 4, cache=tmp_path)
+    assert seconds > 0
     (file,) = tmp_path.glob("*.safetensors")
 
     class Broken(Pixels):
         def _extract(self, images):
             raise ValueError("the cache has them")
 
-    again = collect(opened, Broken(), 4, cache=tmp_path)
+    again, seconds = collect(opened, Broken(), 4, cache=tmp_path)
+    assert seconds is None
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
     file.write_bytes(file.read_bytes()[:-100])
-    repaired = collect(opened, Pixels(), 4, cache=tmp_path)
+    repaired = collect(opened, Pixels(), 4, cache=tmp_path).features
     assert all(torch.equal(a, b) for a, b in zip(kept, repaired, strict=True))
 
 
@@ -254,6 +258,48 @@ def test_reconstructions_are_compared_pairwise_too(tmp_path):
     assert "FD-EffNetLite0" in report.metrics
     assert "FID" not in report.metrics
     assert "N = 12 is below 2 x 320 dimensions" in report.notes[0]
+    told = report.samples
+    assert told["drawn_with"] == {"tokenizer": model.tokenizer.fingerprint(), "dtype": "float32"}
+    assert told["sha256"] != report.protocol["reference_sha256"]  # they are other images
+    seen = [
+        find_extractor("effnet-lite0")(x).pooled_BF
+        for x in (restored.mul(255).round().byte(), torch.from_numpy(real).permute(0, 3, 1, 2))
+    ]
+    value = report.metrics["FD-EffNetLite0"]
+    assert (value.low, value.high) == pytest.approx(bootstrap_pairs(*seen), rel=0.01)
+
+
+def test_the_command_tells_which_tokenizer_restored(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "real.npz", images(12, 0, side=8))  # too small for SSIM's windows
+    main(["evaluate", "--model", bundle, "--reference", "real.npz", "--out", "out", "--cache", "kept"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    told = report["samples"]["drawn_with"]
+    expected = hashlib.sha256(Path(bundle, "tokenizer.safetensors").read_bytes()).hexdigest()
+    assert (told["model"], told["sha256"]["tokenizer.safetensors"], told["dtype"]) == (bundle, expected, "float32")
+    assert "PSNR, dB" in report["metrics"]
+    assert "SSIM" not in report["metrics"]
+    assert {*report["speed"]} == {"images_per_second", "seconds", "peak_bytes"}
+    main(["evaluate", "--samples", "real.npz", "--reference", "real.npz", "--out", "out", "--cache", "kept"])
+    assert {*json.loads((tmp_path / "out" / "report.json").read_text())["speed"]} == {"seconds", "peak_bytes"}
+
+
+def test_a_floor_of_other_classes_is_refused_before_the_work(pixels, tmp_path):
+    two, three = (save(tmp_path / f"{n}.npz", images(30, n), arr_1=np.arange(30) % n) for n in (2, 3))
+    plain = save(tmp_path / "plain.npz", images(30, 5))
+    with pytest.raises(ValueError, match="samples and floor have 2 and 3 classes; give a floor of the same classes"):
+        mvar.evaluate(two, two, floor=three)
+    mvar.evaluate(plain, two, floor=three)  # samples without classes are compared with any
+
+
+def test_the_floor_has_no_more_images_than_the_samples(pixels, tmp_path):
+    few, many = (save(tmp_path / f"{n}.npz", images(n, n)) for n in (20, 90))
+    report = mvar.evaluate(few, many)
+    assert (report.floor["images"], report.floor["against"]) == (20, "its other 70")
+    assert not any(note.startswith("floor:") for note in report.notes if "dimensions" not in note)
+    report = mvar.evaluate(many, few)
+    assert report.floor["images"] == 10
+    assert any("fewer than the samples" in note for note in report.notes)
 
 
 def test_limits_take_some_images_always_the_same(pixels, tmp_path):
@@ -273,7 +319,10 @@ def test_limits_take_some_images_always_the_same(pixels, tmp_path):
         (["--samples", "b.npz", "--seed", str(2**64)], "must be below 2**63"),
         (["--samples", "b.npz", "--pipeline", "pytorch-fid"], "pipeline = 'pytorch-fid': is Inception's"),
         (["--samples", "b.npz", "--features", "inception"], "inception needs its file; give --weights"),
-        (["--samples", "b.npz", "--floor", "a.npz"], "floor = 'a.npz': holds images of 16x16"),
+        (
+            ["--samples", "b.npz", "--floor", "a.npz"],
+            "samples and floor have 32x32 and 16x16 pixels; give a floor of the samples' size",
+        ),
         (["--samples", "b.npz", "--model", "fashion-mnist"], "give one of them"),
         (["--samples", "missing"], "samples = 'missing': does not exist"),
     ],
@@ -300,7 +349,9 @@ def test_from_the_shell_in_two_processes_as_in_one(tmp_path):
     assert (one["metrics"], one["classes"], one["protocol"]) == (two["metrics"], two["classes"], two["protocol"])
     compared = [sys.executable, "-m", "mvar", "compare", "--reports", "one,two"]
     shown = subprocess.run(compared, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert len(shown.splitlines()) == 4
+    assert shown.splitlines()[2].startswith("| one | ")
+    assert shown.splitlines()[2].replace("one", "two") == shown.splitlines()[3]
+    assert "Protocol: network effnet-lite0, " in shown
 
 
 def test_real_features_come_from_the_package():

@@ -50,16 +50,19 @@ def evaluate_images(
     """
     if (samples is None) == (model is None):
         raise ValueError("samples, model: give one of them, --samples for images or --model to measure its tokenizer")
+    from mvar.checkpoint import hub
     from mvar.evaluation.report import NAME, table
     from mvar.evaluation.runner import evaluate
     from mvar.model import load
+    from mvar.sampling.protocol import hashes
     from mvar.training.parallel import joined
 
     with joined(None, device, PATIENCE) as ranks:
         report = evaluate(
-            samples if samples is not None else load(str(model), ranks.device),
+            samples if samples is not None else load(str(model), ranks.device, "float32"),
             reference,
             out=out,
+            origin={} if model is None else {"model": model, "sha256": hashes(hub.find(model))},
             processes=ranks,
             features=features,
             weights=weights,

@@ -5,6 +5,7 @@ Shapes: N images, F pooled features, S spatial features, K classes of the networ
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -12,10 +13,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from mvar import __version__
 from mvar.data.progress import track
 from mvar.evaluation.sets import ImageSet
-from mvar.features.extractors import Extracted, Extractor
+from mvar.features.extractors import VERSION, Extracted, Extractor
 from mvar.files import atomic_write
 from mvar.tensor_files import read_tensors, write_tensors
 
@@ -75,6 +75,13 @@ class Features(NamedTuple):
         return Features(self.pooled_NF[rows], spatial_NS, probabilities_NK)
 
 
+class Collected(NamedTuple):
+    """What became of a set."""
+
+    features: Features | None  # in their order; in the process of rank 0 only
+    seconds: float | None  # that it took; None where the cache had them
+
+
 def collect(
     images: ImageSet,
     extractor: Extractor,
@@ -82,8 +89,8 @@ def collect(
     processes: Processes = Alone(),  # noqa: B008  # a constant
     cache: Path | None = None,
     label: str = "features",
-) -> Features | None:
-    """The features of all images, in their order; None in all processes but that of rank 0.
+) -> Collected:
+    """The features of all images.
 
     The processes take batches in turn. A batch holds the same images whoever takes it, so that their number changes
     nothing.
@@ -100,9 +107,10 @@ def collect(
         ValueError: an image that is damaged; in every process.
     """
     file = None if cache is None else cache / f"{_key(images, extractor)}.safetensors"
-    kept = processes.on_main(lambda: _kept(file, images.count) is not None)  # one process decides for all
-    if kept:
-        return _kept(file, images.count) if processes.rank == 0 else None
+    kept = _kept(file, images.count) if processes.rank == 0 else None
+    if processes.on_main(lambda: kept is not None):  # one process decides for all
+        return Collected(kept, None)
+    begun = time.perf_counter()
     starts = range(0, images.count, batch_size)
     mine = starts[processes.rank :: processes.size]
     parts: dict[int, Extracted] = {}
@@ -117,14 +125,15 @@ def collect(
         if other is not None:
             raise other
     gathered = processes.gather_on_main(parts)
+    seconds = time.perf_counter() - begun
     if gathered is None:
-        return None
+        return Collected(None, seconds)
     parts = {start: part for found in gathered for start, part in found.items()}
     features = _joined([parts.pop(start) for start in starts])
     if file is not None:
         tensors = {name: tensor for name, tensor in features._asdict().items() if tensor is not None}
         atomic_write(file, lambda partial: write_tensors(tensors, partial))
-    return features
+    return Collected(features, seconds)
 
 
 def _kept(file: Path | None, count: int) -> Features | None:
@@ -149,5 +158,5 @@ def _joined(parts: Sequence[Extracted]) -> Features:
 
 def _key(images: ImageSet, extractor: Extractor) -> str:
     """Of the images and everything that decides their features."""
-    described = json.dumps({"images": images.sha256, "mvar": __version__, **extractor.describe()}, sort_keys=True)
+    described = json.dumps({"images": images.sha256, "version": VERSION, **extractor.describe()}, sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:32]

@@ -4,6 +4,8 @@ Shapes: N images, F features, R rank of a covariance, n distinct images of a res
 Source: Heusel et al. 2017, equation 6.
 """
 
+import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mvar.evaluation.checks import check_dimensions, check_features
+from mvar.evaluation.intervals import reach
 
 SYMMETRIC = 1e-5  # of the largest entry: what covariances saved as float32 keep
-INTERVAL = (0.05, 0.95)
 
 
 class Gaussian(NamedTuple):
@@ -91,37 +93,36 @@ def too_few(images: int, dimensions: int) -> str | None:
     )
 
 
-def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 100, seed: int = 0) -> tuple[float, float]:
+def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: int = 0) -> tuple[float, float]:
     """The 90 % interval (low, high) of the distance of samples to a reference.
 
     It covers what another draw of as many samples would change, and nothing else: neither the bias that a small N has,
     nor the choice of reference images. Samples are drawn again with replacement. A set so drawn has fewer distinct
-    images and is farther from everything, so the distances of such sets are too high; only their spread is used:
-    the interval is the distance itself plus (quantiles - mean) of the drawn ones, at least 0. With fewer images than a
-    few times the dimensions that spread is too wide, and so is the interval.
+    images and is farther from everything, so the distances of such sets are too high; only their deviation is used:
+    the interval is the distance itself and as many deviations as Student's t has for so few rounds, at least 0. With
+    fewer images than a few times the dimensions that deviation is too large, and so is the interval.
 
     Holds about three copies of the samples in float64.
 
     Args:
         samples_NF: features of at least two images, (N, F).
         reference: of the same features.
-        rounds: sets that are drawn.
+        rounds: sets that are drawn, at least 5.
         seed: the same gives the same interval.
 
     Raises:
-        ValueError: bad features, fewer than two images, fewer than two rounds.
+        ValueError: bad features, fewer than two images, fewer than five rounds.
     """
-    check_features(samples_NF)
-    N = len(samples_NF)
-    if N < 2 or rounds < 2:
-        raise ValueError(f"bootstrap: {N} images and {rounds} rounds; each must be at least 2")
+    _check_bootstrap(samples_NF, rounds)
     check_dimensions(samples_NF.shape[1], len(reference.mean_F))
+    N = len(samples_NF)
     apart_NF = samples_NF.double() - reference.mean_F
     norms_N = apart_NF.square().sum(1)
     projected_NR = apart_NF @ _root(reference.covariance_FF)
 
-    def distance(counts_N: Tensor) -> Tensor:
-        """Of the set that holds each image so many times, without its covariance: the projection has all of it."""
+    def distance(rows_N: Tensor) -> float:
+        """Of the set of these images, without its covariance: the projection has all of it."""
+        counts_N = rows_N.bincount(minlength=N)
         chosen_n = counts_N.nonzero().squeeze(1)
         counts_n = counts_N[chosen_n].double()
         mean_F = counts_N.double() @ apart_NF / N
@@ -131,14 +132,45 @@ def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 100, seed: 
         n, R = rows_nR.shape
         products = rows_nR.T @ rows_nR if n > R else rows_nR @ rows_nR.T
         cross = torch.linalg.eigvalsh(products).clamp(min=0).sqrt().sum()
-        return mean_F.square().sum() + trace + reference.covariance_FF.trace() - 2 * cross
+        return float(mean_F.square().sum() + trace + reference.covariance_FF.trace() - 2 * cross)
 
+    return _interval(distance, N, rounds, seed)
+
+
+def bootstrap_pairs(restored_NF: Tensor, originals_NF: Tensor, rounds: int = 10, seed: int = 0) -> tuple[float, float]:
+    """As `bootstrap`, of the distance between images and what was made of each: pairs are drawn again together.
+
+    Args:
+        restored_NF: features of what was made of the images, (N, F).
+        originals_NF: of the images, in the same order.
+        rounds, seed: as there; a round takes longer.
+
+    Raises:
+        ValueError: as there, or sets of different numbers.
+    """
+    _check_bootstrap(restored_NF, rounds)
+    if restored_NF.shape != originals_NF.shape:
+        raise ValueError(f"bootstrap: {tuple(restored_NF.shape)} and {tuple(originals_NF.shape)} features are no pairs")
+    return _interval(
+        lambda rows_N: frechet_distance(fit(restored_NF[rows_N]), fit(originals_NF[rows_N])),
+        len(restored_NF),
+        rounds,
+        seed,
+    )
+
+
+def _check_bootstrap(samples_NF: Tensor, rounds: int) -> None:
+    check_features(samples_NF)
+    if len(samples_NF) < 2 or rounds < 5:
+        raise ValueError(f"bootstrap: {len(samples_NF)} images and {rounds} rounds; give at least 2 and 5")
+
+
+def _interval(distance: Callable[[Tensor], float], N: int, rounds: int, seed: int) -> tuple[float, float]:
+    """Around the distance of all N images, from those of sets that are drawn again."""
     random = torch.Generator().manual_seed(seed)
-    drawn = [distance(torch.randint(N, (N,), generator=random).bincount(minlength=N)) for _ in range(rounds)]
-    distances = torch.stack(drawn)
-    offsets = distances.quantile(torch.tensor(INTERVAL, dtype=torch.float64)) - distances.mean()
-    low, high = (distance(torch.ones(N, dtype=torch.long)) + offsets).clamp(min=0).tolist()
-    return low, high
+    distances = [distance(torch.randint(N, (N,), generator=random)) for _ in range(rounds)]
+    value, apart = distance(torch.arange(N)), reach(rounds) * statistics.stdev(distances)
+    return max(0.0, value - apart), value + apart
 
 
 def _root(covariance_FF: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def kid(real_NF: Tensor, fake_MF: Tensor, subsets: int = 100, subset_size: int =
     """The unbiased estimate with the kernel (x.y / F + 1)^3, averaged over random subsets; it can be below zero.
 
     A subset is drawn from each set without replacement. Where a set has fewer than `subset_size` images, that many are
-    taken: of equal and small sets, every subset is then the whole set and the deviation says nothing.
+    taken: of equal and small sets, every subset is then the whole set, and there is only one.
 
     Args:
         real_NF: features of at least two images.
@@ -42,6 +42,8 @@ def kid(real_NF: Tensor, fake_MF: Tensor, subsets: int = 100, subset_size: int =
             raise ValueError(f"{name} = {value!r}: must be an integer of at least {least}")
     check_two_sets(real_NF, fake_MF, 2, "KID")
     S = min(subset_size, len(real_NF), len(fake_MF))
+    if S == len(real_NF) == len(fake_MF):
+        subsets = 1  # all are the same
     random = torch.Generator().manual_seed(seed)
     estimates = []
     for _ in range(subsets):

@@ -10,6 +10,7 @@ from mvar.files import write_text
 
 NAME = "report.json"
 MOST = 10  # of a list that is printed whole
+ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Report:
         metrics: by name.
         classes: of each class its name, how many samples and real images it has, and its own measures.
         notes: what must be known to read the values.
-        speed: samples a second, reading them included; empty where the cache had the features.
+        speed: seconds and peak_bytes of the evaluation, and, where the cache had no features of them, images_per_second
+            of the samples, reading included.
         machine: versions and processor.
     """
 
@@ -90,33 +92,53 @@ def table(report: Report) -> str:
         interval = "" if v.low is None or v.high is None else f"{number(v.low)} .. {number(v.high)}"
         lines.append(f"{name:>20}{number(v.value):>12}{interval:>22}{'' if v.floor is None else number(v.floor):>14}")
     lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
-    if report.speed:
-        lines += ["", f"{report.speed['images_per_second']:.4g} samples a second, reading included"]
+    if "seconds" in report.speed:
+        rate = report.speed.get("images_per_second")
+        features = "features from the cache" if rate is None else f"{rate:.4g} samples a second, reading included"
+        lines += ["", f"{report.speed['seconds']:.3g} s, {report.speed['peak_bytes'] / 1e9:.3g} GB; {features}"]
     return "\n".join(lines)
 
 
 def compare(reports: Mapping[str, Report]) -> str:
-    """Several reports as one Markdown table, a row each.
+    """Several reports as one Markdown table, a row each and one for each floor; the protocol and notes below it.
 
     Raises:
         ValueError: none, or their protocols differ; one line for each field that does.
     """
     check_comparable(reports)
-    names = list(dict.fromkeys(name for report in reports.values() for name in report.metrics))
-    lines = [_row(["", *names]), _row(["---", *["---:"] * len(names)])]
+    better = {name: value.better for report in reports.values() for name, value in report.metrics.items()}
+    rows, floors = [], []
     for title, report in reports.items():
-        lines.append(_row([title, *(_cell(report.metrics.get(name)) for name in names)]))
-    return "\n".join(lines)
+        rows.append(_row([title, *(_cell(report.metrics.get(name)) for name in better)]))
+        if report.floor:
+            values = [report.metrics[name].floor if name in report.metrics else None for name in better]
+            real = f"{report.floor['images']:,} real images: {report.floor['name']}"
+            floors.append(_row([real, *("" if value is None else number(value) for value in values)]))
+    head = [
+        _row(["", *(f"{name} {ARROWS[how]}" for name, how in better.items())]),
+        _row(["---", *["---:"] * len(better)]),
+    ]
+    protocol = next(iter(reports.values())).protocol
+    return "\n\n".join(
+        [
+            "\n".join([*head, *rows, *dict.fromkeys(floors)]),
+            f"Protocol: {', '.join(f'{name} {_text(value)}' for name, value in protocol.items())}.",
+            *(f"Note on {title}: {'; '.join(report.notes)}." for title, report in reports.items() if report.notes),
+        ]
+    )
 
 
 def check_comparable(reports: Mapping[str, Report]) -> None:
-    """Raises ValueError where protocols differ: a line for each field, with two of its values."""
+    """Raises ValueError where protocols differ: a line for each field, with two of its values.
+
+    The reference is known by its fingerprint, whatever its folder is called.
+    """
     if not reports:
         raise ValueError("reports: none were given; name at least one")
     (first, one), *others = reports.items()
     problems = []
     for title, other in others:
-        for field in sorted(one.protocol.keys() | other.protocol.keys()):
+        for field in sorted((one.protocol.keys() | other.protocol.keys()) - {"reference"}):
             a, b = one.protocol.get(field), other.protocol.get(field)
             if a != b:
                 problems.append(

@@ -2,10 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +16,16 @@ from mvar import __version__
 from mvar.checkpoint.placement import find_device
 from mvar.data.subset import evenly_spaced
 from mvar.evaluation import measures
-from mvar.evaluation.collect import Alone, Features, Processes, collect
+from mvar.evaluation.collect import Alone, Collected, Features, Processes, collect
 from mvar.evaluation.frechet import too_few
-from mvar.evaluation.images import psnr, ssim
+from mvar.evaluation.images import WINDOW, psnr, ssim
+from mvar.evaluation.intervals import mean
 from mvar.evaluation.report import Report, Value, write
 from mvar.evaluation.sets import ImageSet, Statistics, check_pair, open_set
 from mvar.features.extractors import Extractor, find_extractor
 from mvar.features.inception import Pipeline
 from mvar.files import writable_folder
-from mvar.machine import machine
+from mvar.machine import machine, peak_bytes
 from mvar.model import Model
 from mvar.sampling.engine import to_uint8
 from mvar.validation import is_integer, raise_problems
@@ -74,10 +75,10 @@ class Sides(NamedTuple):
 
 
 class Fidelity(NamedTuple):
-    """Of each reconstruction in a batch: PSNR in dB, and SSIM."""
+    """Of each reconstruction in a batch: PSNR in dB, and SSIM where images are large enough."""
 
     psnr_B: Tensor
-    ssim_B: Tensor
+    ssim_B: Tensor | None
 
 
 def evaluate(
@@ -85,6 +86,7 @@ def evaluate(
     reference: str,
     *,
     out: str | None = None,
+    origin: Mapping[str, Any] | None = None,
     processes: Processes = Alone(),  # noqa: B008  # a constant
     **options: Any,
 ) -> Report:
@@ -94,6 +96,7 @@ def evaluate(
         samples: folder or .npz of images; or a model, whose reconstructions of the reference are the samples.
         reference: folder or .npz of real images, or an .npz of their statistics.
         out: folder for report.json.
+        origin: what the report tells of a model besides its tokenizer's hash, such as its name.
         processes: that share the work, as torchrun starts them; the values are the same for any number.
         options: see `Options`.
 
@@ -103,40 +106,43 @@ def evaluate(
     Raises:
         ValueError: one line for what cannot be used, before the long work unless a file turns out to be damaged.
     """
+    begun = time.perf_counter()
     chosen = Options(**options)
     _check(chosen)
     device = find_device(chosen.device)
-    fidelity: dict[int, Fidelity] = {}
-    sides = _open(samples, reference, chosen, fidelity)
     extractor = find_extractor(chosen.features, chosen.weights, device, chosen.dtype, pipeline=chosen.pipeline)
-    statistics = _statistics(sides.reference, extractor, chosen.pipeline)
     folder = None if out is None else writable_folder(out, "out")
     cache = None if chosen.cache is None else writable_folder(chosen.cache, "cache")
-    features = partial(collect, extractor=extractor, batch_size=chosen.batch_size, processes=processes)
+    fidelity: dict[int, Fidelity] = {}
+    sides = _open(samples, reference, chosen, fidelity, dict(origin or {}))
+    statistics = _statistics(sides.reference, extractor, chosen.pipeline)
 
-    start = time.perf_counter()
-    ours = features(sides.samples, label="samples", cache=None if isinstance(samples, Model) else cache)
-    rate = sides.samples.count / (time.perf_counter() - start)
-    real = features(sides.reference, label="reference", cache=cache) if isinstance(sides.reference, ImageSet) else None
-    other = features(sides.floor, label="floor", cache=cache) if sides.floor is not None else None
+    def features(images: ImageSet | Statistics | None, label: str, cache: Path | None = cache) -> Collected:
+        if not isinstance(images, ImageSet):
+            return Collected(None, None)
+        return collect(images, extractor, chosen.batch_size, processes, cache, label)
+
+    ours, seconds = features(sides.samples, "samples", None if isinstance(samples, Model) else cache)
+    real, other = features(sides.reference, "reference").features, features(sides.floor, "floor").features
     restored = {row: part for found in processes.gather(fidelity) for row, part in found.items()}
+    paired = isinstance(samples, Model) and statistics is None
 
     def measured() -> Report:
         if ours is None:
             raise ValueError("samples: their features are missing")
         target = _target(statistics, real)
-        metrics = measures.measure(ours, target, extractor.distance, chosen.seed)
+        metrics = measures.measure(ours, target, extractor.distance, chosen.seed, "pairs" if paired else "samples")
         floor, best = _floor(sides, target, real, other, extractor.distance, chosen.seed)
         for name in best.keys() & metrics.keys():
             metrics[name] = replace(metrics[name], floor=best[name].value)
         report = Report(
             protocol=_protocol(sides, extractor, statistics, chosen.seed),
-            samples=_described(sides.samples) | _origin(samples, sides.samples.drawn_with),
+            samples=_described(sides.samples),
             floor=floor,
             metrics=metrics | _fidelity(restored),
-            classes=_classes(sides, ours, real, measures.NAMES[extractor.distance].kernel),
+            classes=_classes(sides, ours, real, measures.NAMES[extractor.distance].kernel, chosen.seed),
             notes=_notes(sides, floor, extractor),
-            speed={} if cache else {"images_per_second": rate},
+            speed=_speed(sides.samples.count, seconds, time.perf_counter() - begun),
             machine={"mvar": __version__, **machine()},
         )
         if folder is not None:
@@ -163,12 +169,14 @@ def _check(chosen: Options) -> None:
 # --- what is compared ---
 
 
-def _open(samples: str | Model, reference: str, chosen: Options, fidelity: dict[int, Fidelity]) -> Sides:
+def _open(
+    samples: str | Model, reference: str, chosen: Options, fidelity: dict[int, Fidelity], origin: dict[str, Any]
+) -> Sides:
     real = _at_most(open_set(reference, "reference", allow_jpeg=True), chosen.limit)
     if isinstance(samples, Model):
         if isinstance(real, Statistics):
             raise ValueError(f"reference = {reference!r}: holds statistics alone; give images to reconstruct")
-        drawn = _reconstructed(samples, real, fidelity)
+        drawn = _reconstructed(samples, real, fidelity, origin)
     else:
         opened = _at_most(open_set(samples, "samples", allow_jpeg=chosen.allow_jpeg), chosen.limit)
         if isinstance(opened, Statistics):
@@ -178,11 +186,9 @@ def _open(samples: str | Model, reference: str, chosen: Options, fidelity: dict[
     other = None
     if chosen.floor is not None:
         found = _at_most(open_set(chosen.floor, "floor", allow_jpeg=True), drawn.count)
-        if isinstance(found, Statistics) or found.shape != drawn.shape:
-            held = (
-                "statistics alone" if isinstance(found, Statistics) else f"images of {found.shape[1]}x{found.shape[0]}"
-            )
-            raise ValueError(f"floor = {chosen.floor!r}: holds {held}; give real images of the samples' size")
+        if isinstance(found, Statistics):
+            raise ValueError(f"floor = {chosen.floor!r}: holds statistics alone; give real images")
+        check_pair(drawn, found, "floor")
         other = found
     for field, images in {"samples": drawn, "reference": real, "floor": other}.items():
         if isinstance(images, ImageSet) and images.count < 2:
@@ -213,7 +219,7 @@ def _order(images: ImageSet) -> Tensor:
     return torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
 
 
-def _reconstructed(model: Model, real: ImageSet, fidelity: dict[int, Fidelity]) -> ImageSet:
+def _reconstructed(model: Model, real: ImageSet, fidelity: dict[int, Fidelity], origin: dict[str, Any]) -> ImageSet:
     """The images after the tokenizer; how far each batch is from the original is noted by its first row."""
     if real.shape != model.tokenizer.config.image_shape:
         asked, found = ("{1}x{0}".format(*shape) for shape in (model.tokenizer.config.image_shape, real.shape))
@@ -223,19 +229,31 @@ def _reconstructed(model: Model, real: ImageSet, fidelity: dict[int, Fidelity]) 
         pixels_B3HW = real.batch(rows)
         restored_BHW3 = to_uint8(model.tokenizer.reconstruct(pixels_B3HW.to(model.device) / 255))
         restored_B3HW = torch.from_numpy(restored_BHW3).permute(0, 3, 1, 2)
-        fidelity[rows[0]] = Fidelity(psnr(restored_B3HW, pixels_B3HW), ssim(restored_B3HW, pixels_B3HW))
+        similar = ssim(restored_B3HW, pixels_B3HW) if min(real.shape) >= WINDOW else None
+        fidelity[rows[0]] = Fidelity(psnr(restored_B3HW, pixels_B3HW), similar)
         return restored_BHW3
 
-    return replace(real, name=f"{real.name}, reconstructed", read=read, statistics=None)
+    fingerprint = model.tokenizer.fingerprint()
+    dtype = str(next(model.tokenizer.decoder.parameters()).dtype).removeprefix("torch.")
+    return replace(
+        real,
+        name=f"{real.name}, reconstructed",
+        sha256=hashlib.sha256(f"{real.sha256} {fingerprint}".encode()).hexdigest(),  # the dtype is the weights'
+        read=read,
+        drawn_with=origin | {"tokenizer": fingerprint, "dtype": dtype},
+        notes=[],
+        statistics=None,
+    )
 
 
 def _statistics(reference: ImageSet | Statistics, extractor: Extractor, pipeline: Pipeline) -> Statistics | None:
     """Those of the reference, where they are of this network and of images that came to it in the same way.
 
     An .npz with images and statistics, as ADM's references are, has Inception's, of more images than it holds.
+    Statistics alone do not tell how their images came to the network, but spatial ones are ADM's.
 
     Raises:
-        ValueError: statistics of another network; a reference of nothing but another pipeline's.
+        ValueError: statistics alone of another network, or of another pipeline.
     """
     alone = isinstance(reference, Statistics)
     statistics = reference if isinstance(reference, Statistics) else reference.statistics
@@ -250,6 +268,11 @@ def _statistics(reference: ImageSet | Statistics, extractor: Extractor, pipeline
                 f"reference = {statistics.name!r}: statistics of {found} features, {extractor.network} has {asked}; "
                 "give statistics of the same network"
             )
+    if statistics.spatial is not None and pipeline != "adm":
+        raise ValueError(
+            f"reference = {statistics.name!r}: holds mu_s, as ADM's statistics do, whose images were prepared in "
+            f"another way than pipeline = {pipeline!r}; leave --pipeline out"
+        )
     return statistics
 
 
@@ -271,16 +294,18 @@ def _floor(
     """Which real images stand for the best that can be reached, and their measures."""
     if sides.floor is not None and other is not None:
         described = {**_described(sides.floor), "against": "the reference"}
-        return described, measures.measure(other, target, distance, seed, intervals=False)
+        return described, measures.measure(other, target, distance, seed, "none")
     if real is None or isinstance(sides.reference, Statistics) or sides.reference.count < 4:
         return {}, {}
     if sides.reference.statistics is not None and target.features is not None:
         described = {"name": "images of the reference", "images": sides.reference.count, "against": "its statistics"}
-        return described, measures.measure(real, target._replace(features=None), distance, seed, intervals=False)
-    order = _order(sides.reference)
-    half, rest = real.select(order[1::2]), real.select(order[::2])
-    described = {"name": "half of the reference", "images": len(half.pooled_NF), "against": "its other half"}
-    return described, measures.measure(half, measures.Reference.of(rest), distance, seed, intervals=False)
+        return described, measures.measure(real, target._replace(features=None), distance, seed, "none")
+    order, taken = _order(sides.reference), min(sides.samples.count, sides.reference.count // 2)
+    some = torch.zeros(len(order), dtype=torch.bool)
+    some[evenly_spaced(len(order), taken)] = True
+    part, rest = real.select(order[some]), real.select(order[~some])
+    described = {"name": "some of the reference", "images": taken, "against": f"its other {len(order) - taken}"}
+    return described, measures.measure(part, measures.Reference.of(rest), distance, seed, "none")
 
 
 def _protocol(sides: Sides, extractor: Extractor, statistics: Statistics | None, seed: int) -> dict[str, Any]:
@@ -289,6 +314,7 @@ def _protocol(sides: Sides, extractor: Extractor, statistics: Statistics | None,
     return {
         **extractor.describe(),
         "samples": sides.samples.count,
+        "samples_lossy": sides.samples.lossy,
         "size": "{1}x{0}".format(*sides.samples.shape),
         "reference": reference.name,
         "reference_sha256": reference.sha256,
@@ -300,17 +326,14 @@ def _protocol(sides: Sides, extractor: Extractor, statistics: Statistics | None,
 
 
 def _described(images: ImageSet) -> dict[str, Any]:
-    return {"name": images.name, "images": images.count, "sha256": images.sha256}
+    drawn_with = {} if images.drawn_with is None else {"drawn_with": images.drawn_with}
+    return {"name": images.name, "images": images.count, "sha256": images.sha256} | drawn_with
 
 
-def _origin(samples: str | Model, drawn_with: dict[str, Any] | None) -> dict[str, Any]:
-    """What the samples were drawn with, where `mvar sample` left it; of reconstructions, the tokenizer."""
-    if isinstance(samples, Model):
-        digest = hashlib.sha256()
-        for name, tensor in sorted(samples.tokenizer.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return {"tokenizer_sha256": digest.hexdigest()}
-    return {} if drawn_with is None else {"drawn_with": drawn_with}
+def _speed(images: int, seconds: float | None, whole: float) -> dict[str, float]:
+    """Samples a second through the network, where the cache had not all of them, and what the evaluation took."""
+    rate = {} if seconds is None else {"images_per_second": images / seconds}
+    return rate | {"seconds": whole, "peak_bytes": peak_bytes()}
 
 
 def _notes(sides: Sides, floor: dict[str, Any], extractor: Extractor) -> list[str]:
@@ -321,10 +344,12 @@ def _notes(sides: Sides, floor: dict[str, Any], extractor: Extractor) -> list[st
     for field, images in opened.items():
         if few := too_few(images.count, extractor.dimensions):
             notes.append(f"{field}: {few}")
-    if floor and floor["images"] < sides.samples.count:
-        notes.append(f"floor: of {floor['images']} images, fewer than the samples, and so too high")
+    if not floor:
+        notes.append("no floor: the reference's images are too few or not there; give other real images as --floor")
+    elif floor["images"] < sides.samples.count:
+        notes.append(f"floor: of {floor['images']} images, fewer than the samples: a distance of so few is too high")
     shares = [_shares(images) for images in opened.values()]
-    if any(a is not None and b is not None and (a - b).abs().max() > UNEVEN for a, b in pairwise(shares)):
+    if any(_uneven(a, b) for a, b in pairwise(shares) if a is not None and b is not None):
         notes.append("samples and real images hold the classes in different shares, which is a part of the distance")
     return notes
 
@@ -335,11 +360,16 @@ def _shares(images: ImageSet) -> Tensor | None:
     return images.labels_N.bincount(minlength=len(images.classes)) / images.count
 
 
-def _classes(sides: Sides, ours: Features, real: Features | None, kernel: str) -> list[dict[str, Any]]:
+def _uneven(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() > UNEVEN)
+
+
+def _classes(sides: Sides, ours: Features, real: Features | None, kernel: str, seed: int) -> list[dict[str, Any]]:
     samples, reference = sides.samples, sides.reference
     if real is None or isinstance(reference, Statistics) or samples.labels_N is None or reference.labels_N is None:
         return []
-    return measures.measure_classes(ours, samples.labels_N, real, reference.labels_N, reference.classes, kernel)
+    labels_N, real_labels_M = samples.labels_N, reference.labels_N
+    return measures.measure_classes(ours, labels_N, real, real_labels_M, reference.classes, kernel, seed)
 
 
 def _fidelity(restored: dict[int, Fidelity]) -> dict[str, Value]:
@@ -347,5 +377,8 @@ def _fidelity(restored: dict[int, Fidelity]) -> dict[str, Value]:
     parts = [restored[row] for row in sorted(restored)]
     if not parts:
         return {}
-    columns = {"PSNR, dB": [part.psnr_B for part in parts], "SSIM": [part.ssim_B for part in parts]}
-    return {name: measures.mean(torch.cat(column)) for name, column in columns.items()}
+    columns = {
+        "PSNR, dB": [part.psnr_B for part in parts],
+        "SSIM": [part.ssim_B for part in parts if part.ssim_B is not None],
+    }
+    return {name: mean(torch.cat(column)) for name, column in columns.items() if column}

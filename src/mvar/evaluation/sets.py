@@ -65,6 +65,7 @@ class ImageSet:
         labels_N: int64 (N,) places in `classes`; None for no classes.
         ordered: whether a class's place in `classes` is its number, rather than the place of its name among the others.
         sha256: changes with the name or content of any image. Of an .npz it covers each array's name, size and CRC-32.
+        lossy: whether some of its files are lossily compressed.
         notes: what a report should say about the set.
         drawn_with: settings that `mvar sample` left beside them; None where there are none.
         statistics: those that the file holds besides, as ADM's reference batches do.
@@ -78,6 +79,7 @@ class ImageSet:
     sha256: str
     read: Callable[[Sequence[int]], np.ndarray]  # uint8 (B, H, W, 3)
     ordered: bool = True
+    lossy: bool = False
     notes: list[str] = field(default_factory=list)
     drawn_with: dict[str, Any] | None = None
     statistics: Statistics | None = None
@@ -111,14 +113,17 @@ def open_set(path: str, field: str, *, allow_jpeg: bool) -> ImageSet | Statistic
     return _open_folder(ImageFolder.scan(path, field), field, allow_jpeg)
 
 
-def check_pair(samples: ImageSet, reference: ImageSet | Statistics) -> None:
+def check_pair(samples: ImageSet, reference: ImageSet | Statistics, field: str = "reference") -> None:
     """Check that two sets can be compared. Statistics alone know neither size nor classes.
+
+    Args:
+        field: the option that named the second, for messages.
 
     Raises:
         ValueError: a line for the first of: another resolution, another number of classes, other names of classes,
             numbers that cannot be told to belong to names, fewer images than classes.
     """
-    sets = {"samples": samples} | ({"reference": reference} if isinstance(reference, ImageSet) else {})
+    sets = {"samples": samples} | ({field: reference} if isinstance(reference, ImageSet) else {})
     for name, images in sets.items():
         if images.count < len(images.classes):
             raise ValueError(
@@ -126,16 +131,16 @@ def check_pair(samples: ImageSet, reference: ImageSet | Statistics) -> None:
             )
     if not isinstance(reference, ImageSet):
         return
-    named = f"reference = {reference.name!r}"
+    named = f"{field} = {reference.name!r}"
     if samples.shape != reference.shape:
         sizes = " and ".join("{1}x{0}".format(*images.shape) for images in sets.values())
-        raise ValueError(f"{named}: samples and reference have {sizes} pixels; give a reference of the samples' size")
+        raise ValueError(f"{named}: samples and {field} have {sizes} pixels; give a {field} of the samples' size")
     if not (samples.classes and reference.classes):
         return
     ours, theirs = ([file_name(name) for name in images.classes] for images in sets.values())
     if len(ours) != len(theirs):
         raise ValueError(
-            f"{named}: samples and reference have {len(ours)} and {len(theirs)} classes; give a reference of the same "
+            f"{named}: samples and {field} have {len(ours)} and {len(theirs)} classes; give a {field} of the same "
             "classes, or one without any"
         )
     numbered = [_numbered(images.classes) for images in sets.values()]
@@ -148,7 +153,7 @@ def check_pair(samples: ImageSet, reference: ImageSet | Statistics) -> None:
     elif ours != theirs:
         a, b = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
         raise ValueError(
-            f"{named}: the classes of samples and reference differ, first {a!r} and {b!r}; give a reference of the "
+            f"{named}: the classes of samples and {field} differ, first {a!r} and {b!r}; give a {field} of the "
             "same classes in the same order, or one without any"
         )
 
@@ -179,6 +184,7 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
         sha256=files.fingerprint(),
         read=files.rows,
         ordered=bool(folder.classes) or protocol is not None,
+        lossy=bool(files.jpegs),
         drawn_with=protocol or read_report(folder.root, len(files)),
         notes=[f"{len(files.jpegs)} of {len(files)} images are {JPEG}"] if files.jpegs else [],
     )

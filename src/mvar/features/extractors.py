@@ -20,6 +20,7 @@ FEATURES = ("effnet-lite0", "inception")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PUBLIC_FILE = "pt_inception-2015-12-05-6726825d.pth"
 SMALL, LARGE = 64, 224  # sides that EfficientNet-Lite0 sees
+VERSION = 2  # changes with the numbers that the same weights give; caches of another are not read
 FRAME = 32  # images below are framed with black to this side first, as is customary for 28x28
 
 
@@ -66,7 +67,9 @@ class Extractor:
         if images_B3HW.dtype != torch.uint8 or images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3:
             found = f"{images_B3HW.dtype} {tuple(images_B3HW.shape)}"
             raise ValueError(f"images are {found}, expected torch.uint8 (B, 3, H, W)")
-        return self._extract(images_B3HW.to(self.device))
+        # Convolutions in TF32, which CUDA takes by default, would be float32 in name only.
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            return self._extract(images_B3HW.to(self.device))
 
     def describe(self) -> dict[str, Any]:
         """What a report must tell: features of extractors that differ in any of it do not compare."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
+from mvar.checkpoint.bundle import TOKENIZER
 from mvar.evaluation.report import Report, Value, check_comparable, number, read
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
@@ -24,7 +25,7 @@ def write_page(
         models: which, in this order.
 
     Raises:
-        ValueError: a report is missing, or a model's two were made by different protocols.
+        ValueError: a report is missing, or a model's two were made by different protocols or tokenizers.
     """
     reports = read_reports(folder, models)
     page.fill(page_file, text(reports))
@@ -37,8 +38,13 @@ def read_reports(folder: str | Path, models: Sequence[str] = MODELS) -> dict[str
     reports = {
         model: {kind: read(Path(folder, model, kind)) for kind in (SAMPLES, RECONSTRUCTIONS)} for model in models
     }
-    for pair in reports.values():
+    for model, pair in reports.items():
         check_comparable(pair)
+        drew, restored = (
+            pair[kind].samples.get("drawn_with", {}).get("sha256", {}) for kind in (SAMPLES, RECONSTRUCTIONS)
+        )
+        if drew.get(TOKENIZER) != restored.get(TOKENIZER):
+            raise ValueError(f"{model}: samples and reconstructions are of two tokenizers; measure both again")
     return reports
 
 
@@ -66,7 +72,7 @@ def _section(model: str, samples: Report, restored: Report) -> str:
         f"for the first row. In brackets 90 % intervals. Samples: {drawn}. Reconstructions: {fidelity}.",
         f"Protocol: {protocol['network']} (weights {protocol['weights_sha256'][:12]}), {protocol['resize']}, "
         f"{protocol['dtype']}, reference {protocol['reference_sha256'][:12]}.",
-        *(f"Note: {note}." for note in samples.notes),
+        *(f"Note: {note}." for note in dict.fromkeys([*samples.notes, *restored.notes])),
     ]
     return "\n\n".join(lines)
 

@@ -114,11 +114,12 @@ def counts_like(folder: str, classes: Sequence[str], field: str) -> list[int]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of a bundle's config and weights, by file."""
+    """The SHA-256 of a bundle's config and weights, by file; a tokenizer alone has no generator's."""
     found = {}
-    for name in (CONFIG, TOKENIZER, GENERATOR):
-        with open(folder / name, "rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in (folder / name for name in (CONFIG, TOKENIZER, GENERATOR)):
+        if path.exists():
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 

@@ -1,0 +1,46 @@
+"""Intervals hold the true value about nine times in ten, by simulation."""
+
+import pytest
+import torch
+from scipy.stats import norm, t
+
+from mvar.evaluation.collect import Features
+from mvar.evaluation.intervals import NORMAL, mean, reach, share
+from mvar.evaluation.measures import Reference, measure
+
+SETS = 400
+NEAR = pytest.approx(0.9, abs=0.06)  # four deviations of so many sets
+
+
+def test_few_repetitions_reach_as_far_as_student_says():
+    assert norm.ppf(0.95) == pytest.approx(NORMAL, abs=1e-3)
+    for repetitions in (5, 10, 40, 1000):
+        assert reach(repetitions) == pytest.approx(t.ppf(0.95, repetitions - 1), rel=2e-3)
+
+
+def test_shares_and_means_are_covered():
+    random = torch.Generator().manual_seed(0)
+    hits = (torch.rand(SETS, 150, generator=random) < 0.9).double().mean(1).tolist()
+    shares = [share(hit, 150) for hit in hits]
+    assert sum(s.low <= 0.9 <= s.high for s in shares) / SETS == NEAR
+    assert (share(1.0, 20).high, share(0.0, 20).low) == (pytest.approx(1), pytest.approx(0))
+    assert share(1.0, 20).low == pytest.approx(0.8808, abs=1e-4)  # 1 / (1 + z^2 / n)
+    means = [mean(x) for x in 3 + torch.randn(SETS, 40, generator=random)]
+    assert sum(m.low <= 3 <= m.high for m in means) / SETS == NEAR
+
+
+def drawn(seed, N=200, F=4, K=6):
+    random = torch.Generator().manual_seed(seed)
+    logits_NK = torch.randn(N, K, generator=random) * 2 + torch.arange(N)[:, None] / N  # sorted, as by class
+    return Features(torch.randn(N, F, generator=random) * 1.1, None, logits_NK.softmax(1))
+
+
+@pytest.mark.parametrize("name", ["KID", "IS", "precision", "recall", "coverage"])
+def test_measures_are_covered(name, monkeypatch):
+    monkeypatch.setattr("mvar.evaluation.measures.SUBSET_SIZE", 50)
+    monkeypatch.setattr("mvar.evaluation.measures.SUBSETS", 20)
+    reference = Reference.of(drawn(10_000))
+    values = [measure(drawn(i), reference, "FID", i, "none")[name] for i in range(60)]
+    centre = sum(v.value for v in values) / len(values)
+    covered = sum(v.low <= centre <= v.high for v in values) / len(values)
+    assert covered >= 0.75  # 0.9 less four deviations of so few sets; samples share one reference
