@@ -122,10 +122,10 @@ def _images(fake_NF: Tensor, real_MF: Tensor, kernel: str, seed: int) -> dict[st
         found[kernel] = _around(distance.mean, error, "lower")
     if k > DENSITY_NEIGHBOURS:
         both = overlap(real_MF, fake_NF, NEIGHBOURS, DENSITY_NEIGHBOURS)
-        found["precision"] = _share(both.precision, len(fake_NF))
-        found["recall"] = _share(both.recall, k)  # a share of the real images, which as few samples decide
+        found["precision"] = share(both.precision, len(fake_NF))
+        found["recall"] = share(both.recall, k)  # a share of the real images, which as few samples decide
         found["density"] = Value(value=both.density, better="higher")
-        found["coverage"] = _share(both.coverage, k)
+        found["coverage"] = share(both.coverage, k)
     return found
 
 
@@ -136,12 +136,12 @@ def mean(values_N: Tensor) -> Value:
     return _around(float(values_N.mean()), error, "higher")
 
 
-def _share(share: float, images: int) -> Value:
+def share(value: float, images: int) -> Value:
     """A share of so many images, with Wilson's interval, which stays between 0 and 1."""
     square = NORMAL**2 / images
-    centre = (share + square / 2) / (1 + square)
-    reach = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
-    return Value(value=share, low=centre - reach, high=centre + reach, better="higher")
+    centre = (value + square / 2) / (1 + square)
+    reach = math.sqrt(value * (1 - value) * square + square**2 / 4) / (1 + square)
+    return Value(value=value, low=centre - reach, high=centre + reach, better="higher")
 
 
 def _around(value: float, error: float, better: str) -> Value:
