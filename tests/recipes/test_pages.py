@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
+from mvar.model import load
 from mvar.recipes import collapse, editing, likelihood, page, rejection, results, token_cache
+from mvar.sampling.config import SamplingSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Page and name of the markers: the report's folder, and what makes Markdown of it.
@@ -23,6 +26,13 @@ BLOCKS = {
 }
 # Without a report: counts of a data set; and what test_memory.py has.
 OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
+# Reports of samples that were drawn with the settings of the packaged model that their folder names.
+DRAWN = {
+    f"{folder}{model}{rest}"
+    for folder, rest in (("", ""), ("rejection/", ""), ("results/", "/samples"))
+    for model in results.MODELS
+}
+SETTINGS = {field.name for field in fields(SamplingSettings)}
 
 
 @pytest.mark.parametrize(("name", "marker"), BLOCKS)
@@ -51,3 +61,33 @@ def test_the_results_page_shows_its_reports():
     begin, end = page.markers("results")
     written = (DOCS / "results.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0]
     assert written.strip() == results.text(results.read_reports(DOCS / "images" / "results"))
+
+
+def settings_in(value):
+    """All sampling settings that a report has somewhere."""
+    if isinstance(value, list):
+        return [found for item in value for found in settings_in(item)]
+    if not isinstance(value, dict):
+        return []
+    if value.keys() >= SETTINGS:
+        return [{name: value[name] for name in SETTINGS}]
+    return settings_in(list(value.values()))
+
+
+@pytest.mark.parametrize("folder", sorted(DRAWN))
+def test_samples_were_drawn_with_the_packages_settings(folder):
+    """Else the model was packaged anew since, and the report is to be made again."""
+    found = settings_in(page.read_json(DOCS / "images" / folder / "report.json", "report"))
+    (model,) = set(folder.split("/")) & set(results.MODELS)
+    assert found
+    assert page.rounded(found) == [page.rounded(asdict(load(model).defaults))] * len(found)
+
+
+def test_no_report_of_samples_is_forgotten():
+    reports = DOCS.rglob("report.json")
+    found = {
+        path.parent.relative_to(DOCS / "images").as_posix()
+        for path in reports
+        if settings_in(page.read_json(path, "report"))
+    }
+    assert found == DRAWN

@@ -1,20 +1,30 @@
+import hashlib
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from mvar.features.judge import Judge
+from mvar.checkpoint.hub import find
+from mvar.evaluation.frechet import bootstrap, fit
+from mvar.evaluation.measures import share
+from mvar.evaluation.report import Value
+from mvar.features.judge import Judge, train_judge
 from mvar.model import load
-from mvar.recipes import rejection
+from mvar.recipes import measuring, rejection
+from mvar.recipes.cli import run_cli
+from mvar.recipes.distance import Distance
 
 
 @pytest.fixture
 def arguments(fashion_excerpt, tmp_path):
     """What a study is told: few images, and two untrained judges."""
-    for seed, name in enumerate(("judge", "selector")):
+    # The selector of this seed chooses other images than the model does, and than it would without the black frame.
+    for name, channels, seed in (("judge", 1, 0), ("selector", 3, 8)):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            Judge(10, channels=1).save(tmp_path / f"{name}.safetensors")
+            Judge(10, channels).save(tmp_path / f"{name}.safetensors")
     files = {name: str(tmp_path / f"{name}.safetensors") for name in ("judge", "selector")}
     for folder in fashion_excerpt.glob("*/*"):
         few = tmp_path / "data" / folder.relative_to(fashion_excerpt)
@@ -33,8 +43,16 @@ class Brightness:
     def features(self, images):
         return images.float().flatten(1)
 
-    def of_features(self, features):
-        return float(features.mean())
+    def with_interval(self, features):
+        mean = float(features.mean())
+        return Value(value=mean, low=mean - 2, high=mean + 1)
+
+    def describe(self):
+        return {"network": "none", "dimensions": 4}
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatch):
@@ -45,24 +63,76 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
     report = rejection.study(**arguments, groups=6, page_file=str(page))
     rows = {(row.pop("judge"), row.pop("fork_at"), row.pop("of")): row for row in report["rows"]}
     assert rows.keys() == {(judge, k, n) for judge in ("self", "classifier") for k in (0, 3) for n in (1, 2)}
-    # What the study chose is what the library gives.
+    # What the study chose is what the library gives, which `mvar sample --judge` draws with.
     model, form = load("fashion-mnist"), rejection.FORMS["fashion-mnist"]
     labels = [0, 1, 3, 5, 6, 8]  # of every fifth of 30 images
+
+    def brightness(out):
+        return pytest.approx(float(form.of(out.pixels).float().mean()), abs=1e-5)
+
     for k in (0, 3):
-        out = model.sample_best(labels, "self", keep=2, of=2, fork_at=k)
-        images = form.of(out.pixels).float()
-        plain = images[[out.candidates.index(2 * group) for group in range(6)]]
-        assert rows["self", k, 1]["distance"] == pytest.approx(float(plain.mean()))
-        assert rows["self", k, 2]["distance"] == pytest.approx(float(images[::2].mean()))
-        assert rows["classifier", k, 1] == pytest.approx(rows["self", k, 1])
+        plain = model.sample_best(labels, "self", of=2, fork_at=k, keep=2)
+        firsts = plain.select(torch.tensor([plain.candidates.index(2 * group) for group in range(6)]))
+        for name, judge in (("self", "self"), ("classifier", arguments["selector"])):
+            best = model.sample_best(labels, judge, of=2, fork_at=k)
+            assert rows[name, k, 1]["distance"]["value"] == brightness(firsts)
+            assert rows[name, k, 2]["distance"]["value"] == brightness(best)
         assert rows["classifier", k, 2]["distance"] != rows["self", k, 2]["distance"]
-    assert f"| classifier | to 3x3 | 1 of 2 | {rows['classifier', 3, 2]['distance']:.1f} |" in page.read_text()
+    for row in (*rows.values(), report["real"]):
+        images = 30 if row is report["real"] else 6
+        right = share(row["accuracy"]["value"], images)
+        assert (row["accuracy"]["low"], row["accuracy"]["high"]) == pytest.approx((right.low, right.high), abs=2e-5)
+        for of in (row["precision"], row["recall"]):
+            wilson = share(of["value"], 6)
+            assert (of["low"], of["high"]) == pytest.approx((wilson.low, wilson.high), abs=2e-5)
+    value = rows["classifier", 3, 2]["distance"]["value"]
+    cell = f"{value:.1f} ({value - 2:.1f} to {value + 1:.1f})"
+    text = page.read_text()
+    assert f"| classifier | to 3x3 | 1 of 2 | {cell} |" in text
+    assert "Note: N = 6 is below 2 x 4 dimensions" in text
     assert (tmp_path / "out" / "rejection.png").stat().st_size > 10_000
+    # Where it comes from, by the bytes of the files.
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    files = ("config.json", "tokenizer.safetensors", "generator.safetensors")
+    assert written["sha256"] == {
+        "model": {name: sha256(find("fashion-mnist") / name) for name in files},
+        **{name: sha256(Path(arguments[name])) for name in ("judge", "selector")},
+    }
+    assert written["features"] == Brightness.describe(None)
+    assert rejection.table(written) in text
+    assert "Note:" not in rejection.table({**written, "groups": 8})
+
+
+def test_the_selector_knows_images_as_their_files_are(arguments, tmp_path):
+    out = tmp_path / "chosen.safetensors"
+    options = ["--model", "fashion-mnist", "--data", arguments["data"], "--epochs", "2", "--seed", "3"]
+    commands = {"selector": rejection.selector, "study": rejection.study}
+    run_cli(commands, "recipe", ["selector", *options, "--out", str(out)])
+    whole = measuring.originals(arguments["data"], "train", measuring.Form(32))
+    assert whole.images_Nchw.shape == (30, 3, 32, 32)
+    expected = train_judge(whole.images_Nchw, whole.labels_N, num_classes=10, epochs=2, seed=3).state_dict()
+    found = Judge.load(out).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_distance_has_its_interval():
+    random = torch.Generator().manual_seed(0)
+    real, ours = torch.randint(0, 256, (2, 12, 1, 28, 28), generator=random, dtype=torch.uint8)
+    distance = Distance(real)
+    features = distance.features(ours)
+    found = distance.with_interval(features)
+    assert found.value == distance.of(ours)
+    assert (found.low, found.high) == bootstrap(features, fit(distance.reference_NF), 100)
+    assert found.low < found.value < found.high
+    assert {"network", "weights_sha256", "resize", "dtype"} <= distance.describe().keys()
 
 
 def test_refused_before_any_work(arguments, monkeypatch):
     monkeypatch.setattr(rejection, "load", None)
+    monkeypatch.setattr(measuring, "originals", None)
     with pytest.raises(ValueError, match=r"selector = .*: is the judge itself; train another"):
         rejection.study(**{**arguments, "selector": arguments["judge"]})
     with pytest.raises(ValueError, match="model = 'other': choose from fashion-mnist, emoji"):
         rejection.study(**{**arguments, "model": "other"})
+    with pytest.raises(ValueError, match="model = 'other': choose from fashion-mnist, emoji"):
+        rejection.selector("other", arguments["data"], arguments["out"], epochs=1)

@@ -6,11 +6,14 @@ as many real images, since both decide how low it can get.
 Shapes: N images, h w pixels.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mvar.data.progress import track
-from mvar.evaluation.frechet import fit, frechet_distance
+from mvar.evaluation.frechet import bootstrap, fit, frechet_distance
+from mvar.evaluation.report import Value
 from mvar.features.extractors import find_extractor
 
 NAME = "FD-EffNetLite0"
@@ -40,6 +43,15 @@ class Distance:
     def of_features(self, features_NF: Tensor) -> float:
         """The distance of images whose features (N, 320) are known."""
         return frechet_distance(fit(features_NF), self._reference)
+
+    def with_interval(self, features_NF: Tensor) -> Value:
+        """The distance of images whose features (N, 320) are known, and its 90 % interval."""
+        low, high = bootstrap(features_NF, self._reference)
+        return Value(value=self.of_features(features_NF), low=low, high=high)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the features: network, hash of its weights, resize, dtype."""
+        return self._extractor.describe()
 
     def features(self, images_Nchw: Tensor) -> Tensor:
         """Features (N, 320) of uint8 images (N, 1 or 3, h, w)."""

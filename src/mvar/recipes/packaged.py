@@ -78,22 +78,7 @@ class Recipe:
             epochs: passes over the training images; as many as the recipe says by default.
             seed: of its start and order.
         """
-        path = target(out, (".safetensors",), "out")
-        train = measuring.originals(data, "train", self.form)
-        test = measuring.originals(data, "val", self.form, train.classes)
-        start = time.perf_counter()
-        judge = train_judge(
-            train.images_Nchw,
-            train.labels_N,
-            num_classes=len(train.classes),
-            epochs=epochs or self.judge_epochs,
-            seed=seed,
-        )
-        minutes = (time.perf_counter() - start) / 60
-        judge.save(path)
-        share = accuracy(judge, test.images_Nchw, test.labels_N)
-        print(f"wrote {path}: {100 * share:.2f} % of {len(test.labels_N)} test images right, {minutes:.1f} minutes")
-        return share
+        return write_classifier(self.form, data, out, epochs or self.judge_epochs, seed)
 
     def package(self, model: str, sweep: str, out: str, tokenizer_run: str | None = None) -> Path:
         """Write the model as it ships: bfloat16 weights, the chosen sampling defaults, and where it comes from.
@@ -222,6 +207,28 @@ class Recipe:
         report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
         page.fill(out, page.results(page.read_json(report, "report")))
         print(f"wrote {out}")
+
+
+def write_classifier(form: Form, data: str, out: str, epochs: int, seed: int) -> float:
+    """Train a classifier on the training images in a form; print and return its accuracy on the test images.
+
+    Args:
+        form: that it shall know images in.
+        data: folder with train/<class> and val/<class>.
+        out: file to write, .safetensors.
+        epochs: passes over the training images.
+        seed: of its start and order.
+    """
+    path = target(out, (".safetensors",), "out")
+    train = measuring.originals(data, "train", form)
+    test = measuring.originals(data, "val", form, train.classes)
+    start = time.perf_counter()
+    judge = train_judge(train.images_Nchw, train.labels_N, num_classes=len(train.classes), epochs=epochs, seed=seed)
+    minutes = (time.perf_counter() - start) / 60
+    judge.save(path)
+    share = accuracy(judge, test.images_Nchw, test.labels_N)
+    print(f"wrote {path}: {100 * share:.2f} % of {len(test.labels_N)} test images right, {minutes:.1f} minutes")
+    return share
 
 
 def commands(recipe: type[Recipe]) -> list[str]:
