@@ -122,7 +122,7 @@ def test_a_distance_has_its_interval():
     features = distance.features(ours)
     found = distance.with_interval(features)
     assert found.value == distance.of(ours)
-    assert (found.low, found.high) == bootstrap(features, fit(distance.reference_NF), 100)
+    assert (found.low, found.high) == bootstrap(features, fit(distance.reference_NF))
     assert found.low < found.value < found.high
     assert {"network", "weights_sha256", "resize", "dtype"} <= distance.describe().keys()
 
