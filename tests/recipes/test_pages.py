@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mvar.evaluation.report import number, read
 from mvar.model import load
 from mvar.recipes import collapse, editing, likelihood, page, rejection, results, token_cache
 from mvar.sampling.config import SamplingSettings
@@ -24,6 +25,8 @@ BLOCKS = {
     ("rejection.md", "fashion-mnist"): ("rejection/fashion-mnist", rejection.table),
     ("rejection.md", "emoji"): ("rejection/emoji", rejection.table),
 }
+HALVED = "samples-bfloat16"
+TIMED = ("performance/evaluate-10000", "performance/evaluate-50000")
 # Without a report: counts of a data set; and what test_memory.py has.
 OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
 # Reports of samples that were drawn with the settings of the packaged model that their folder names.
@@ -51,9 +54,8 @@ def test_no_generated_block_and_no_report_is_forgotten():
             found.add((path.relative_to(DOCS).as_posix(), marker))
     assert found == BLOCKS.keys() | OTHERS
     reports = {path.parent.relative_to(DOCS / "images").as_posix() for path in DOCS.rglob("report.json")}
-    evaluated = {
-        f"results/{model}/{kind}" for model in results.MODELS for kind in (results.SAMPLES, results.RECONSTRUCTIONS)
-    }
+    kinds = (results.SAMPLES, results.RECONSTRUCTIONS, HALVED)
+    evaluated = {f"results/{model}/{kind}" for model in results.MODELS for kind in kinds} | {*TIMED}
     assert reports == {folder for folder, _ in BLOCKS.values()} | evaluated
 
 
@@ -91,3 +93,28 @@ def test_no_report_of_samples_is_forgotten():
         if settings_in(page.read_json(path, "report"))
     }
     assert found == DRAWN
+
+
+def test_the_evaluation_page_quotes_its_reports():
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    speed = json.loads((DOCS / "images" / "performance" / "features.json").read_text(encoding="utf-8"))
+    pairs = zip(speed["results"][::2], speed["results"][1::2], strict=True)  # float32 and bfloat16
+    for exact, halved in pairs:
+        cells = [f"{exact['pixels']} px", f"{exact['sees']} px"]
+        for r in (exact, halved):
+            cells += [
+                f"{r['images_per_second']:,.{0 if r['images_per_second'] >= 100 else 1}f}",
+                f"{r['utilisation']:.0%}",
+            ]
+        assert " | ".join(cells).replace("%", " %") + " |" in text
+    for timed in TIMED:
+        report = read(DOCS / "images" / timed)
+        told = f"{report.speed['seconds']:.0f} s and {report.speed['peak_bytes'] / 1e9:.1f} GB"
+        assert told in text
+    for model in results.MODELS:
+        exact, halved = (read(DOCS / "images" / "results" / model / kind) for kind in (results.SAMPLES, HALVED))
+        (name, value), other = next(iter(exact.metrics.items())), next(iter(halved.metrics.values()))
+        assert exact.samples["sha256"] == halved.samples["sha256"]
+        half = (value.high - value.low) / 2
+        told = f"{number(value.value)} and {number(other.value)}, half the interval of {name} being {half:.1f}"
+        assert told in text
