@@ -225,6 +225,20 @@ def test_what_does_not_go_with_a_protocol_is_refused(bundle, tmp_path, refused):
     assert {path.name for path in tmp_path.rglob("*.*")} == {"mine.png", "mine.npz", ".gone.npz.parts"}
 
 
+def test_images_of_a_protocol_are_not_replaced_by_others(bundle, tmp_path, refused):
+    out, npz = str(tmp_path / "drawn"), str(tmp_path / "drawn.npz")
+    main(tiny(bundle, "--out-dir", out))
+    (tmp_path / "drawn.protocol.json").write_text("{}")  # begun by another process, and not yet drawn
+    before = contents(out)
+    for judge in ([], ["--judge", "self"]):
+        assert refused("sample", "--model", bundle, "--seed", "1", "--out-dir", out, "--npz", npz, *judge) == [
+            f"mvar: out_dir = {out!r}: is a protocol's, by protocol.json; give a new name",
+            f"mvar: npz = {npz!r}: is a protocol's, by drawn.protocol.json; give a new name",
+        ]
+    assert contents(out) == before
+    assert not Path(npz).exists()
+
+
 def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_path, monkeypatch):
     out = str(tmp_path / "drawn")
     monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)

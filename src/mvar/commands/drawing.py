@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mvar.commands.protocol import draw_protocol, unsuitable
+from mvar.commands.protocol import draw_protocol, taken, unsuitable
 from mvar.commands.rejection import BestOf, choice_problems
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
@@ -110,6 +110,7 @@ def sample(
     from mvar.sampling.engine import to_uint8
     from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, save_image, save_npz, save_pngs, target
     from mvar.sampling.protocol import hashes
+    from mvar.sampling.rejection import drop_report
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
@@ -128,6 +129,7 @@ def sample(
         problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
     numbers = {"keep": keep, "of": of, "fork_at": fork_at}
     problems += choice_problems(judge, numbers, per_class, show_scales)
+    problems += taken(out_dir, npz)
     raise_problems(problems)
     best = None if judge is None else BestOf(judge, numbers)
     if out is not None:
@@ -153,12 +155,14 @@ def sample(
         index = range(start, min(start + step, len(rows)))
         drawn = draw([asked[rows[i]] for i in index], **settings, seed=seed, index=index, batch_size=size)
         if out_dir is not None:
+            drop_report(out_dir)
             save_pngs(drawn, out_dir, [names[rows[i]] for i in index], index)
         if out is not None or npz is not None:
             pixels.append(to_uint8(drawn.pixels))
 
     written = [out_dir] if out_dir is not None else []
     if npz is not None:
+        drop_report(npz)
         written.append(str(save_npz(np.concatenate(pixels), loaded.label_ids([asked[i] for i in rows]), npz)))
     if out is not None:
         sheet = _sheet(names, np.concatenate(pixels))

@@ -82,6 +82,16 @@ def draw_protocol(
         print(f"{where}: {protocol.count} images, {written} of them drawn now{others}")
 
 
+def taken(out_dir: str | None, npz: str | None) -> Iterator[str]:
+    """Which targets of a run without a protocol are those of one, a line each: it would not tell what drew them."""
+    from mvar.sampling.export import beside
+    from mvar.sampling.protocol import SETTINGS
+
+    for field, path in (("out_dir", out_dir), ("npz", npz)):
+        if path is not None and (settings := beside(path, SETTINGS)).exists():
+            yield f"{field} = {path!r}: is a protocol's, by {settings.name}; give a new name"
+
+
 def unsuitable(
     labels: str | None,
     per_class: int | None,
