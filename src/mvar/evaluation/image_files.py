@@ -4,6 +4,7 @@ Shapes: N images, B images of a batch, H W pixels.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from mvar.data.images import FORMATS, ImageFolder, decode
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 
-TAIL = 64  # bytes at the end of a file, where a PNG and a JPEG say that they are whole
+TAIL = 64  # bytes at the end of a file, where a JPEG says that it is whole
 
 
 class ImageFiles:
@@ -28,10 +29,11 @@ class ImageFiles:
     """
 
     def __init__(self, folder: ImageFolder, field: str) -> None:
-        """Look at the beginning and the end of every file, and take its fingerprint.
+        """Read every file without decoding it: is it whole, and which is its fingerprint?
 
         Raises:
-            ValueError: one line: a file that is no image or is cut off, or images of several sizes.
+            ValueError: one line: a file that is no image or is cut off, a PNG whose checksums are wrong, or images of
+                several sizes.
         """
         self._named = f"{field} = {str(folder.root)!r}"
         self._paths = folder.paths
@@ -95,16 +97,13 @@ class _Looked(NamedTuple):
 def _look(path: Path) -> _Looked | str:
     """What a file tells without decoding it; the reason where it cannot be used."""
     try:
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        content = path.read_bytes()
+        mark = hashlib.sha256(content).digest()
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             kind, size = str(image.format), image.size
-            file.seek(0)
-            mark = hashlib.file_digest(file, "sha256").digest()
-            length = file.tell()
-            file.seek(max(0, length - TAIL))
-            tail = file.read()
-            file.seek(4)
-            told = int.from_bytes(file.read(4), "little") + 8  # how long a WebP says that it is
-        whole = {"PNG": b"IEND" in tail, "WEBP": told <= length, "JPEG": b"\xff\xd9" in tail}
+            image.verify()  # a PNG's checksums, to the last; the others have none
+        told = int.from_bytes(content[4:8], "little") + 8  # how long a WebP says that it is
+        whole = {"PNG": True, "WEBP": told <= len(content), "JPEG": b"\xff\xd9" in content[-TAIL:]}
         if whole[kind]:
             return _Looked(kind, size, mark)
     except Exception as error:  # damaged files make Pillow raise nearly anything

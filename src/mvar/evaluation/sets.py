@@ -94,7 +94,7 @@ class ImageSet:
 def open_set(path: str, field: str, *, allow_jpeg: bool) -> ImageSet | Statistics:
     """Open a folder of images (PNG, WebP, JPEG; flat, or a folder for each class) or an .npz.
 
-    Every file's header is read; the pixels are not.
+    Files are read without decoding their pixels, of an .npz the headers only.
 
     Args:
         field: the option that named it, for messages.
