@@ -133,6 +133,27 @@ def test_jpegs_are_for_references_only(tmp_path):
         opened(str(tmp_path))
 
 
+def test_lossy_webps_are_as_jpegs(tmp_path):
+    clear = np.concatenate([noise(1), np.full((1, 12, 10, 1), 99, np.uint8)], axis=3)  # a VP8X: there is more to it
+    frames = [Image.fromarray(image) for image in noise(2)]
+    for name, lossless in (("lossy", False), ("lossless", True)):
+        fill(tmp_path / name, noise(1), ["a.webp"], lossless=lossless)
+        fill(tmp_path / name, clear, ["b.webp"], lossless=lossless)
+        options = {"icc_profile": b"odd", "exif": b"Exif\0\0", "lossless": lossless}
+        frames[0].save(tmp_path / name / "c.webp", save_all=True, append_images=frames[1:], **options)
+        fill(tmp_path / name, noise(1), ["d.png"], format="WEBP", **options)
+        kinds = {path.read_bytes()[12:16] for path in (tmp_path / name).iterdir()}
+        assert kinds == {b"VP8X", b"VP8L" if lossless else b"VP8 "}
+    assert opened(str(tmp_path / "lossless")).notes == []
+    (note,) = opened(str(tmp_path / "lossy"), allow_jpeg=True).notes
+    assert note.startswith("4 of 4 images are lossy WebP, whose artefacts move FID")
+    with pytest.raises(ValueError, match=r"^samples = .*: 'a.webp' \(4 of 4\) is a lossy WebP, whose .*; give PNGs"):
+        opened(str(tmp_path / "lossy"))
+    fill(tmp_path / "lossy", noise(2), ["e.png", "f.jpg"], format="JPEG")
+    (note,) = opened(str(tmp_path / "lossy"), allow_jpeg=True).notes
+    assert note.startswith("6 of 6 images are JPEG or lossy WebP, whose")
+
+
 def test_other_sizes_are_found_before_any_work(tmp_path):
     fill(tmp_path, noise(3))
     fill(tmp_path, noise(2, 10, 12), ["1.png", "7.png"])

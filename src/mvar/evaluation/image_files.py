@@ -25,7 +25,7 @@ class ImageFiles:
 
     Attributes:
         shape: (H, W).
-        jpegs: names of those that are JPEGs, whatever their suffix says.
+        lossy: what those are that lost something when they were written, by name; whatever their suffix says.
     """
 
     def __init__(self, folder: ImageFolder, field: str) -> None:
@@ -44,7 +44,7 @@ class ImageFiles:
             if isinstance(seen, str):
                 raise self._unusable(name, seen)
             looked.append(seen)
-        self.jpegs = [name for name, seen in zip(self._names, looked, strict=True) if seen.kind == "JPEG"]
+        self.lossy = {name: seen.lossy for name, seen in zip(self._names, looked, strict=True) if seen.lossy}
         self._marks = [seen.mark for seen in looked]
         width, height = looked[0].size
         self.shape = height, width
@@ -89,7 +89,7 @@ class ImageFiles:
 class _Looked(NamedTuple):
     """What a file tells without being decoded."""
 
-    kind: str
+    lossy: str | None  # "JPEG", "lossy WebP"
     size: tuple[int, int]
     mark: bytes
 
@@ -100,17 +100,30 @@ def _look(path: Path) -> _Looked | str:
         content = path.read_bytes()
         mark = hashlib.sha256(content).digest()
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            kind, size = str(image.format), image.size
+            kind, size, lossy = str(image.format), image.size, _lossy(str(image.format), content)
             image.verify()  # a PNG's checksums, to the last; the others have none
         told = int.from_bytes(content[4:8], "little") + 8  # how long a WebP says that it is
         whole = {"PNG": True, "WEBP": told <= len(content), "JPEG": b"\xff\xd9" in content[-TAIL:]}
         if whole[kind]:
-            return _Looked(kind, size, mark)
+            return _Looked(lossy, size, mark)
     except Exception as error:  # damaged files make Pillow raise nearly anything
         found = _decoded(path)
         return found if isinstance(found, str) else str(error)
     found = _decoded(path)  # what follows an image does no harm
-    return found if isinstance(found, str) else _Looked(kind, size, mark)
+    return found if isinstance(found, str) else _Looked(lossy, size, mark)
+
+
+def _lossy(kind: str, content: bytes) -> str | None:
+    """How a file's pixels were written, if not as they were: a JPEG, or a WebP whose first frame is in VP8."""
+    if kind == "JPEG":
+        return kind
+    at = 12
+    while kind == "WEBP" and at < len(content):
+        chunk, length = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        if chunk in (b"VP8 ", b"VP8L"):
+            return "lossy WebP" if chunk == b"VP8 " else None
+        at += 24 if chunk == b"ANMF" else 8 + length + length % 2  # a frame begins with 16 bytes, then has its own
+    return None
 
 
 def _decoded(path: Path) -> np.ndarray | str:
