@@ -146,7 +146,7 @@ def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
     assert (found["protocol"], found["counts"], found["model"]) == ("imagenet-50k", [2] * 10, "fashion-mnist")
     own = asdict(mvar.load("fashion-mnist").defaults)
     assert {name: found[name] for name in own} == own
-    assert found["seed"] == 0
+    assert (found["seed"], found["batch_size"]) == (0, 3)
     assert found["sha256"].keys() == {"config.json", "tokenizer.safetensors", "generator.safetensors"}
     given = ["--guidance", "2", "--top-k", "7", "--top-p", "0.5", "--seed", "3", "--dtype", "bfloat16"]
     main([*tiny(bundle, *given), "--npz", str(tmp_path / "a.npz")])
@@ -192,6 +192,7 @@ def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
         ("--guidance", "2"): "guidance = 1.5, not 2.0",
         ("--top-k", "3"): "top_k = 900, not 3",
         ("--dtype", "bfloat16"): "dtype = float32, not bfloat16",
+        ("--batch-size", "3"): "batch_size = 2, not 3",
         ("--per-class", "6"): "counts = 5 of each class, not 6 of each class",
         ("--model", str(other)): "other sha256",
     }.items():
@@ -248,6 +249,7 @@ def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_
         monkeypatch.setattr(model, "fitting_batch", lambda *_, fitting=fitting: fitting)
         main(["sample", "--model", bundle, "--protocol", "imagenet-50k", "--out-dir", out])
     assert len(contents(out)) == 101
+    assert read_protocol(out)["batch_size"] == 64
 
 
 def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):

@@ -58,6 +58,7 @@ def draw_protocol(
         seed=seed,
         sampling=sampling,
         dtype=dtype_for(loaded.generator, loaded.device, dtype),
+        batch_size=batch_size or MOST_IMAGES,  # not what fits into memory now, as all processes divide the images alike
     )
     folder = begin(protocol, out_dir, npz)
     most = loaded.fitting_batch_size(batch_size)
@@ -70,7 +71,6 @@ def draw_protocol(
             lambda labels, index: loaded.sample(
                 [ids[label] for label in labels], **settings, seed=seed, index=index, batch_size=most
             ),
-            batch_size or MOST_IMAGES,  # not what fits into memory now, as all processes must divide the images alike
             rank,
             ranks,
         )

@@ -55,6 +55,7 @@ class Protocol:
         seed: of the run.
         sampling: guidance and filters.
         dtype: that the weights are used in.
+        batch_size: images drawn at once, as products round differently in batches of another size.
     """
 
     protocol: str
@@ -66,6 +67,7 @@ class Protocol:
     seed: int
     sampling: SamplingSettings
     dtype: str
+    batch_size: int
 
     @property
     def count(self) -> int:
@@ -175,17 +177,18 @@ def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | No
     return Path(out_dir) if out_dir is not None else writable_folder(_parts(targets["npz"]), "npz")
 
 
-def draw_missing(protocol: Protocol, folder: Path, draw: Draw, size: int, rank: int = 0, ranks: int = 1) -> int:
+def draw_missing(protocol: Protocol, folder: Path, draw: Draw, rank: int = 0, ranks: int = 1) -> int:
     """Draw this process's share of the images that are not there yet.
 
+    Processes take batches in turn. A batch of which some images are there is drawn whole, as it was the first time.
+
     Args:
-        size: images of a batch; the same in all processes, which take them in turn. A batch of which some images are
-            there is drawn whole: in a batch of another size products would round differently.
         rank, ranks: which process of how many this is.
 
     Returns:
         How many images were written.
     """
+    size = protocol.batch_size
     starts = range(rank * size, protocol.count, ranks * size)
     written = 0
     for start in track(starts, len(starts), "batches") if rank == 0 else starts:
