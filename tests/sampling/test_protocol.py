@@ -180,6 +180,55 @@ def test_an_archive_goes_on_where_it_was_stopped(bundle, tmp_path, monkeypatch, 
     assert "10 images, 0 of them drawn now" in capsys.readouterr().out
 
 
+def test_damaged_images_are_drawn_again(bundle, tmp_path, monkeypatch, capsys):
+    """As a loss of power leaves them; those of another process are waited for, not joined as they are."""
+    out, npz, whole = tmp_path / "drawn", tmp_path / "drawn.npz", tmp_path / "whole.npz"
+    main(tiny(bundle, "--out-dir", str(out), "--npz", str(whole)))
+    before = contents(out)
+
+    def damage():
+        paths = sorted(out.glob("*.png"))
+        paths[0].write_bytes(b"")
+        paths[3].write_bytes(before[paths[3].name][:-30])
+        Image.new("RGB", (8, 9)).save(paths[6])
+        paths[9].write_bytes(before[paths[9].name].replace(b"IDAT", b"IDAT\0"))
+
+    damage()
+    capsys.readouterr()
+    main(tiny(bundle, "--out-dir", str(out)))
+    assert "10 images, 4 of them drawn now" in capsys.readouterr().out
+    assert contents(out) == before
+    damage()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    both = tiny(bundle, "--out-dir", str(out), "--npz", str(npz))
+    with pytest.raises(SystemExit):
+        main(both)  # batches 0, 2 and 4 are its own
+    assert "2 of 10 images are missing; see" in capsys.readouterr().err
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        main(both)
+    assert contents(out) == before
+    assert npz.read_bytes() == whole.read_bytes()
+
+
+def test_an_image_that_cannot_be_joined_is_named(bundle, tmp_path, monkeypatch, refused):
+    path = tmp_path / ".a.npz.parts" / "cat-000003.png"
+    draw = protocol.draw_missing
+
+    def damaging(*arguments):
+        written = draw(*arguments)
+        path.write_bytes(b"")
+        return written
+
+    monkeypatch.setattr(protocol, "draw_missing", damaging)
+    (line,) = refused(*tiny(bundle, "--npz", str(tmp_path / "a.npz")))
+    assert line == f"mvar: {path}: empty file; call again, which draws it anew"
+    monkeypatch.undo()
+    main(tiny(bundle, "--npz", str(tmp_path / "a.npz")))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.protocol.json"}
+
+
 @pytest.mark.parametrize("target", ["--out-dir", "--npz"])
 def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
     out, other = str(tmp_path / "a.npz"), shutil.copytree(bundle, tmp_path / "other")

@@ -75,7 +75,7 @@ def draw_protocol(
             ranks,
         )
     if rank == 0 and folder is not None:
-        finish(protocol, folder, npz)
+        finish(protocol, folder, npz, ranks)
     if rank == 0:
         others = "" if ranks == 1 else " by this process"
         where = ", ".join(filter(None, (out_dir, npz)))
