@@ -301,6 +301,27 @@ def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_
     assert read_protocol(out)["batch_size"] == 64
 
 
+def test_who_comes_late_does_not_draw_what_is_joined(bundle, tmp_path, monkeypatch):
+    npz, begin, save, batches = tmp_path / "a.npz", protocol.begin, protocol.save_pngs, []
+
+    def late(*arguments):
+        folder = begin(*arguments)
+        monkeypatch.setattr(protocol, "begin", begin)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        main(tiny(bundle, "--npz", str(npz)))  # the others, who had everything
+        folder.mkdir()
+        return folder
+
+    monkeypatch.setattr(protocol, "begin", late)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(protocol, "save_pngs", lambda *arguments: batches.append(0) or save(*arguments))
+    main(tiny(bundle, "--npz", str(npz)))
+    assert len(batches) == 5  # each once
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.protocol.json"}
+
+
 def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):
     loaded = model.load(bundle)
     one = replace(loaded.generator.config, num_classes=0)
@@ -317,12 +338,15 @@ def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):
 def test_rank_0_does_not_wait_for_ever(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr(protocol, "TELL_SECONDS", 0)
     out = str(tmp_path / "drawn")
     with pytest.raises(SystemExit) as exit_:
         main(tiny(bundle, "--out-dir", out))
     assert exit_.value.code == 1
-    assert "4 of 10 images are missing; see what became of the other processes" in capsys.readouterr().err
+    told, *_, last = capsys.readouterr().err.splitlines()
+    assert told.startswith("waiting for other processes: 4 of 10 images are missing, the last came ")
+    assert "4 of 10 images are missing; see what became of the other processes" in last
     monkeypatch.setenv("WORLD_SIZE", "1")
     main(tiny(bundle, "--out-dir", out))
     assert len(contents(out)) == 11

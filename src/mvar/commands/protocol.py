@@ -68,6 +68,7 @@ def draw_protocol(
         written = draw_missing(
             protocol,
             folder,
+            npz,
             lambda labels, index: loaded.sample(
                 [ids[label] for label in labels], **settings, seed=seed, index=index, batch_size=most
             ),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,7 +36,8 @@ PER_CLASS = {"imagenet-50k": 50}  # of each protocol, unless another number is a
 SETTINGS = "protocol.json"
 FREE = {"model"}  # a name: the weights are known by their hash
 POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 30 * 60  # how long rank 0 waits while nobody writes anything
+PATIENCE_SECONDS = 6 * 60 * 60  # how long rank 0 waits while nobody writes anything: a batch of a large model is slow
+TELL_SECONDS = 5 * 60  # between two lines that say so
 
 # Draws images of these labels with these numbers.
 Draw = Callable[[list[int], range], SampleOutput]
@@ -177,12 +179,14 @@ def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | No
     return Path(out_dir) if out_dir is not None else writable_folder(_parts(targets["npz"]), "npz")
 
 
-def draw_missing(protocol: Protocol, folder: Path, draw: Draw, rank: int = 0, ranks: int = 1) -> int:
+def draw_missing(protocol: Protocol, folder: Path, npz: str | None, draw: Draw, rank: int = 0, ranks: int = 1) -> int:
     """Draw this process's share of the images that are not there yet.
 
     Processes take batches in turn. A batch of which some images are there is drawn whole, as it was the first time.
 
     Args:
+        folder, npz: that `begin` gave and was given. An .npz that is there already ends the drawing into its hidden
+            folder: another process has joined it.
         rank, ranks: which process of how many this is.
 
     Returns:
@@ -194,6 +198,9 @@ def draw_missing(protocol: Protocol, folder: Path, draw: Draw, rank: int = 0, ra
     for start in track(starts, len(starts), "batches") if rank == 0 else starts:
         index = range(start, min(start + size, protocol.count))
         missing = _missing(protocol, folder, index)
+        if missing and npz is not None and folder == _parts(Path(npz)) and Path(npz).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            break
         if missing:
             drawn = draw([protocol.labels[i] for i in index], index)
             pixels = drawn.pixels[[i - start for i in missing]]
@@ -250,21 +257,26 @@ def _read(protocol: Protocol, folder: Path, i: int) -> np.ndarray:
 
 def _wait(protocol: Protocol, folder: Path) -> None:
     """Wait until all images are there and whole: others may still have to replace damaged ones."""
-    missing, since = {protocol.file(i): i for i in range(protocol.count)}, time.monotonic()
+    missing = {protocol.file(i): i for i in range(protocol.count)}
+    since = told = time.monotonic()
     while True:
         there = [missing[name] for name in os.listdir(folder) if name in missing]
         whole = {*there} - {*_missing(protocol, folder, there)}
         missing = {name: i for name, i in missing.items() if i not in whole}
         if not missing:
             return
+        now = time.monotonic()
         if whole:
-            since = time.monotonic()
-        if time.monotonic() - since > PATIENCE_SECONDS:
+            since = now
+        lacking = f"{len(missing)} of {protocol.count} images are missing"
+        if now - since > PATIENCE_SECONDS:
             raise TimeoutError(
-                f"{folder}: nothing was written for {PATIENCE_SECONDS / 60:.0f} minutes, and {len(missing)} of "
-                f"{protocol.count} images are missing; see what became of the other processes and call again, "
-                "it goes on"
+                f"{folder}: nothing was written for {PATIENCE_SECONDS / 3600:g} hours, and {lacking}; see what became "
+                "of the other processes and call again, it goes on"
             )
+        if now - told > TELL_SECONDS:
+            print(f"waiting for other processes: {lacking}, the last came {now - since:.0f} s ago", file=sys.stderr)
+            told = now
         time.sleep(POLL_SECONDS)
 
 
