@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from mvar.cli import main
 from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.sampling import protocol
+from mvar.sampling import engine, export, protocol
 from mvar.sampling.protocol import read_protocol
 
 PACKAGED = ["sample", "--model", "fashion-mnist", "--protocol", "imagenet-50k", "--per-class", "2", "--batch-size", "3"]
@@ -107,6 +108,33 @@ def test_the_images_are_those_of_sample(packaged, tmp_path):
     drawn = contents(packaged / "drawn")
     assert {name: drawn[name] for name in contents(tmp_path)} == contents(tmp_path)
     assert len(contents(tmp_path)) == 6
+
+
+def test_an_archive_takes_the_memory_of_its_pixels_once(bundle, tmp_path, monkeypatch):
+    """Drawn without a protocol, images are in memory until they are written."""
+    size, sizes, count = 2000, model.Model.fitting_batch_size, 40000
+    nothing = engine.SampleOutput(torch.zeros(size, 3, 8, 8), None)
+
+    def watched(self, asked):
+        tracemalloc.start()
+        return sizes(self, asked)
+
+    def written(pixels, labels, path):
+        assert (pixels.shape, len(labels)) == ((count, 8, 8, 3), count)
+        peaks.append(tracemalloc.get_traced_memory()[1] / pixels.nbytes)
+        return path
+
+    peaks = []
+    monkeypatch.setattr(model.Model, "fitting_batch_size", watched)
+    monkeypatch.setattr(model.Model, "sample", lambda *_, **__: nothing)
+    monkeypatch.setattr(engine, "to_uint8", lambda pixels: np.zeros((size, 8, 8, 3), np.uint8))  # numpy's are counted
+    monkeypatch.setattr(export, "save_npz", written)
+    try:
+        draw = ["sample", "--model", bundle, "--per-class", str(count // 2), "--batch-size", str(size)]
+        main([*draw, "--npz", str(tmp_path / "a.npz")])
+    finally:
+        tracemalloc.stop()
+    assert 1 < peaks[0] < 1.5
 
 
 def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
