@@ -27,6 +27,13 @@ def fill(folder, pixels, names=None, **options):
     return str(folder)
 
 
+def flipped(content, at, bits=1):
+    """A file's content with some bits of one byte turned."""
+    damaged = bytearray(content)
+    damaged[at] ^= bits
+    return bytes(damaged)
+
+
 def archive(path, compressed=False, **arrays):
     (np.savez_compressed if compressed else np.savez)(path, **arrays)
     return str(path)
@@ -126,6 +133,27 @@ def test_jpegs_are_for_references_only(tmp_path):
         opened(str(tmp_path))
 
 
+def test_lossy_webps_are_as_jpegs(tmp_path):
+    clear = np.concatenate([noise(1), np.full((1, 12, 10, 1), 99, np.uint8)], axis=3)  # a VP8X: there is more to it
+    frames = [Image.fromarray(image) for image in noise(2)]
+    for name, lossless in (("lossy", False), ("lossless", True)):
+        fill(tmp_path / name, noise(1), ["a.webp"], lossless=lossless)
+        fill(tmp_path / name, clear, ["b.webp"], lossless=lossless)
+        options = {"icc_profile": b"odd", "exif": b"Exif\0\0", "lossless": lossless}
+        frames[0].save(tmp_path / name / "c.webp", save_all=True, append_images=frames[1:], **options)
+        fill(tmp_path / name, noise(1), ["d.png"], format="WEBP", **options)
+        kinds = {path.read_bytes()[12:16] for path in (tmp_path / name).iterdir()}
+        assert kinds == {b"VP8X", b"VP8L" if lossless else b"VP8 "}
+    assert opened(str(tmp_path / "lossless")).notes == []
+    (note,) = opened(str(tmp_path / "lossy"), allow_jpeg=True).notes
+    assert note.startswith("4 of 4 images are lossy WebP, whose artefacts move FID")
+    with pytest.raises(ValueError, match=r"^samples = .*: 'a.webp' \(4 of 4\) is a lossy WebP, whose .*; give PNGs"):
+        opened(str(tmp_path / "lossy"))
+    fill(tmp_path / "lossy", noise(2), ["e.png", "f.jpg"], format="JPEG")
+    (note,) = opened(str(tmp_path / "lossy"), allow_jpeg=True).notes
+    assert note.startswith("6 of 6 images are JPEG or lossy WebP, whose")
+
+
 def test_other_sizes_are_found_before_any_work(tmp_path):
     fill(tmp_path, noise(3))
     fill(tmp_path, noise(2, 10, 12), ["1.png", "7.png"])
@@ -144,13 +172,24 @@ def test_truncated_images_are_found_before_any_work(tmp_path, kind, left):
         opened(str(tmp_path))
 
 
-def test_a_damaged_image_is_named_when_it_is_met(tmp_path):
-    fill(tmp_path, noise(3, 64, 64))
+@pytest.mark.parametrize("level", [0, 6])
+@pytest.mark.parametrize("at", [20, 40, 2000, 8000, -14])
+def test_a_damaged_png_is_found_before_any_work(tmp_path, level, at):
+    fill(tmp_path, noise(3, 64, 64), compress_level=level)
     path = tmp_path / "2.png"
-    content = bytearray(path.read_bytes())
-    content[2000] ^= 255
-    path.write_bytes(content)
-    images = opened(str(tmp_path))
+    whole = path.read_bytes()
+    path.write_bytes(flipped(whole, at))
+    with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '2.png': [^\n]+; replace it or take it away$"):
+        opened(str(tmp_path))
+    path.write_bytes(whole + b"what follows an image does no harm" * 9)
+    assert opened(str(tmp_path)).count == 3
+
+
+def test_a_damaged_image_without_checksums_is_named_when_it_is_met(tmp_path):
+    fill(tmp_path, noise(3, 64, 64), format="JPEG")
+    path = tmp_path / "2.png"
+    path.write_bytes(flipped(path.read_bytes(), 405, bits=255))  # in the tables of its codes
+    images = opened(str(tmp_path), allow_jpeg=True)
     images.batch(range(2))
     with pytest.raises(ValueError, match=r"^samples = .*: '2.png': "):
         images.batch(range(2, 3))
@@ -252,9 +291,7 @@ def test_a_truncated_or_damaged_archive_is_refused(tmp_path):
         path.write_bytes(content[:left])
         with pytest.raises(ValueError, match=r"^samples = [^\n]*: is no .npz, or truncated \([^\n]*; write or fetch"):
             opened(str(path))
-    damaged = bytearray(content)
-    damaged[len(content) // 2] ^= 1  # known by the checksum, once all has been read
-    path.write_bytes(damaged)
+    path.write_bytes(flipped(content, len(content) // 2))  # known by the checksum, once all has been read
     images = opened(str(path))
     with pytest.raises(ValueError, match=r"^samples = [^\n]*: arr_0 is damaged \(Bad CRC-32"):
         all_pixels(images, 100)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from mvar.cli import main
 from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.sampling import protocol
+from mvar.sampling import engine, export, protocol
 from mvar.sampling.protocol import read_protocol
 
 PACKAGED = ["sample", "--model", "fashion-mnist", "--protocol", "imagenet-50k", "--per-class", "2", "--batch-size", "3"]
@@ -109,6 +110,33 @@ def test_the_images_are_those_of_sample(packaged, tmp_path):
     assert len(contents(tmp_path)) == 6
 
 
+def test_an_archive_takes_the_memory_of_its_pixels_once(bundle, tmp_path, monkeypatch):
+    """Drawn without a protocol, images are in memory until they are written."""
+    size, sizes, count = 2000, model.Model.fitting_batch_size, 40000
+    nothing = engine.SampleOutput(torch.zeros(size, 3, 8, 8), None)
+
+    def watched(self, asked):
+        tracemalloc.start()
+        return sizes(self, asked)
+
+    def written(pixels, labels, path):
+        assert (pixels.shape, len(labels)) == ((count, 8, 8, 3), count)
+        peaks.append(tracemalloc.get_traced_memory()[1] / pixels.nbytes)
+        return path
+
+    peaks = []
+    monkeypatch.setattr(model.Model, "fitting_batch_size", watched)
+    monkeypatch.setattr(model.Model, "sample", lambda *_, **__: nothing)
+    monkeypatch.setattr(engine, "to_uint8", lambda pixels: np.zeros((size, 8, 8, 3), np.uint8))  # numpy's are counted
+    monkeypatch.setattr(export, "save_npz", written)
+    try:
+        draw = ["sample", "--model", bundle, "--per-class", str(count // 2), "--batch-size", str(size)]
+        main([*draw, "--npz", str(tmp_path / "a.npz")])
+    finally:
+        tracemalloc.stop()
+    assert 1 < peaks[0] < 1.5
+
+
 def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
     like, out = tmp_path / "like", tmp_path / "drawn"
     for name, count in (("cat", 3), ("dog", 1)):
@@ -146,7 +174,7 @@ def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
     assert (found["protocol"], found["counts"], found["model"]) == ("imagenet-50k", [2] * 10, "fashion-mnist")
     own = asdict(mvar.load("fashion-mnist").defaults)
     assert {name: found[name] for name in own} == own
-    assert found["seed"] == 0
+    assert (found["seed"], found["batch_size"]) == (0, 3)
     assert found["sha256"].keys() == {"config.json", "tokenizer.safetensors", "generator.safetensors"}
     given = ["--guidance", "2", "--top-k", "7", "--top-p", "0.5", "--seed", "3", "--dtype", "bfloat16"]
     main([*tiny(bundle, *given), "--npz", str(tmp_path / "a.npz")])
@@ -180,6 +208,55 @@ def test_an_archive_goes_on_where_it_was_stopped(bundle, tmp_path, monkeypatch, 
     assert "10 images, 0 of them drawn now" in capsys.readouterr().out
 
 
+def test_damaged_images_are_drawn_again(bundle, tmp_path, monkeypatch, capsys):
+    """As a loss of power leaves them; those of another process are waited for, not joined as they are."""
+    out, npz, whole = tmp_path / "drawn", tmp_path / "drawn.npz", tmp_path / "whole.npz"
+    main(tiny(bundle, "--out-dir", str(out), "--npz", str(whole)))
+    before = contents(out)
+
+    def damage():
+        paths = sorted(out.glob("*.png"))
+        paths[0].write_bytes(b"")
+        paths[3].write_bytes(before[paths[3].name][:-30])
+        Image.new("RGB", (8, 9)).save(paths[6])
+        paths[9].write_bytes(before[paths[9].name].replace(b"IDAT", b"IDAT\0"))
+
+    damage()
+    capsys.readouterr()
+    main(tiny(bundle, "--out-dir", str(out)))
+    assert "10 images, 4 of them drawn now" in capsys.readouterr().out
+    assert contents(out) == before
+    damage()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    both = tiny(bundle, "--out-dir", str(out), "--npz", str(npz))
+    with pytest.raises(SystemExit):
+        main(both)  # batches 0, 2 and 4 are its own
+    assert "2 of 10 images are missing; see" in capsys.readouterr().err
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        main(both)
+    assert contents(out) == before
+    assert npz.read_bytes() == whole.read_bytes()
+
+
+def test_an_image_that_cannot_be_joined_is_named(bundle, tmp_path, monkeypatch, refused):
+    path = tmp_path / ".a.npz.parts" / "cat-000003.png"
+    draw = protocol.draw_missing
+
+    def damaging(*arguments):
+        written = draw(*arguments)
+        path.write_bytes(b"")
+        return written
+
+    monkeypatch.setattr(protocol, "draw_missing", damaging)
+    (line,) = refused(*tiny(bundle, "--npz", str(tmp_path / "a.npz")))
+    assert line == f"mvar: {path}: empty file; call again, which draws it anew"
+    monkeypatch.undo()
+    main(tiny(bundle, "--npz", str(tmp_path / "a.npz")))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.protocol.json"}
+
+
 @pytest.mark.parametrize("target", ["--out-dir", "--npz"])
 def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
     out, other = str(tmp_path / "a.npz"), shutil.copytree(bundle, tmp_path / "other")
@@ -192,6 +269,7 @@ def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
         ("--guidance", "2"): "guidance = 1.5, not 2.0",
         ("--top-k", "3"): "top_k = 900, not 3",
         ("--dtype", "bfloat16"): "dtype = float32, not bfloat16",
+        ("--batch-size", "3"): "batch_size = 2, not 3",
         ("--per-class", "6"): "counts = 5 of each class, not 6 of each class",
         ("--model", str(other)): "other sha256",
     }.items():
@@ -225,6 +303,20 @@ def test_what_does_not_go_with_a_protocol_is_refused(bundle, tmp_path, refused):
     assert {path.name for path in tmp_path.rglob("*.*")} == {"mine.png", "mine.npz", ".gone.npz.parts"}
 
 
+def test_images_of_a_protocol_are_not_replaced_by_others(bundle, tmp_path, refused):
+    out, npz = str(tmp_path / "drawn"), str(tmp_path / "drawn.npz")
+    main(tiny(bundle, "--out-dir", out))
+    (tmp_path / "drawn.protocol.json").write_text("{}")  # begun by another process, and not yet drawn
+    before = contents(out)
+    for judge in ([], ["--judge", "self"]):
+        assert refused("sample", "--model", bundle, "--seed", "1", "--out-dir", out, "--npz", npz, *judge) == [
+            f"mvar: out_dir = {out!r}: is a protocol's, by protocol.json; give a new name",
+            f"mvar: npz = {npz!r}: is a protocol's, by drawn.protocol.json; give a new name",
+        ]
+    assert contents(out) == before
+    assert not Path(npz).exists()
+
+
 def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_path, monkeypatch):
     out = str(tmp_path / "drawn")
     monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
@@ -234,6 +326,28 @@ def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_
         monkeypatch.setattr(model, "fitting_batch", lambda *_, fitting=fitting: fitting)
         main(["sample", "--model", bundle, "--protocol", "imagenet-50k", "--out-dir", out])
     assert len(contents(out)) == 101
+    assert read_protocol(out)["batch_size"] == 64
+
+
+def test_who_comes_late_does_not_draw_what_is_joined(bundle, tmp_path, monkeypatch):
+    npz, begin, save, batches = tmp_path / "a.npz", protocol.begin, protocol.save_pngs, []
+
+    def late(*arguments):
+        folder = begin(*arguments)
+        monkeypatch.setattr(protocol, "begin", begin)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        main(tiny(bundle, "--npz", str(npz)))  # the others, who had everything
+        folder.mkdir()
+        return folder
+
+    monkeypatch.setattr(protocol, "begin", late)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(protocol, "save_pngs", lambda *arguments: batches.append(0) or save(*arguments))
+    main(tiny(bundle, "--npz", str(npz)))
+    assert len(batches) == 5  # each once
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.protocol.json"}
 
 
 def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):
@@ -252,12 +366,15 @@ def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):
 def test_rank_0_does_not_wait_for_ever(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr(protocol, "TELL_SECONDS", 0)
     out = str(tmp_path / "drawn")
     with pytest.raises(SystemExit) as exit_:
         main(tiny(bundle, "--out-dir", out))
     assert exit_.value.code == 1
-    assert "4 of 10 images are missing; see what became of the other processes" in capsys.readouterr().err
+    told, *_, last = capsys.readouterr().err.splitlines()
+    assert told.startswith("waiting for other processes: 4 of 10 images are missing, the last came ")
+    assert "4 of 10 images are missing; see what became of the other processes" in last
     monkeypatch.setenv("WORLD_SIZE", "1")
     main(tiny(bundle, "--out-dir", out))
     assert len(contents(out)) == 11

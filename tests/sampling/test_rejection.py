@@ -12,7 +12,7 @@ from PIL import Image
 from mvar.cli import main
 from mvar.features.judge import Judge
 from mvar.model import Model
-from mvar.sampling import likelihood, rejection
+from mvar.sampling import export, likelihood, rejection
 from mvar.sampling.config import SamplingSettings
 
 USUAL = {"guidance": 2.0, "top_k": 20, "temperature": 0.9}
@@ -179,6 +179,34 @@ def test_the_command_writes_the_kept_images_and_what_they_took(bundle, tmp_path,
     main([*sample, "--out-dir", str(tmp_path / "again"), "--batch-size", "3"])
     again = json.loads((tmp_path / "again" / "rejection.json").read_text())
     assert [image["candidate"] for image in again["images"]] == out.candidates
+
+
+def test_no_report_tells_of_images_that_were_replaced(bundle, tmp_path, monkeypatch):
+    out, npz = tmp_path / "drawn", tmp_path / "a.npz"
+    reports = [out / "rejection.json", tmp_path / "a.rejection.json"]
+    plain = ["sample", "--model", bundle, "--out-dir", str(out), "--npz", str(npz)]
+    judged = [*plain, "--judge", "self", "--of", "2"]
+    main(judged)
+    first = [path.read_bytes() for path in reports]
+    draw = Model.sample_best
+    monkeypatch.setattr(Model, "sample_best", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([*judged, "--seed", "1"])
+    assert [path.read_bytes() for path in reports] == first  # no image was replaced
+    monkeypatch.setattr(Model, "sample_best", draw)
+    write, left = export.atomic_write, []
+
+    def watched(path, save):
+        if path.suffix in (".png", ".npz"):
+            left.append(export.beside(path if path.suffix == ".npz" else out, "rejection.json").exists())
+        write(path, save)
+
+    monkeypatch.setattr(export, "atomic_write", watched)
+    main([*judged, "--seed", "1"])
+    assert left == [False] * 3
+    assert all(json.loads(path.read_text())["seed"] == 1 for path in reports)
+    main(plain)
+    assert not any(path.exists() for path in reports)
 
 
 def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mvar.commands.protocol import draw_protocol, unsuitable
+from mvar.commands.protocol import draw_protocol, taken, unsuitable
 from mvar.commands.rejection import BestOf, choice_problems
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
@@ -110,6 +110,7 @@ def sample(
     from mvar.sampling.engine import to_uint8
     from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, save_image, save_npz, save_pngs, target
     from mvar.sampling.protocol import hashes
+    from mvar.sampling.rejection import drop_report
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
@@ -128,6 +129,7 @@ def sample(
         problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
     numbers = {"keep": keep, "of": of, "fork_at": fork_at}
     problems += choice_problems(judge, numbers, per_class, show_scales)
+    problems += taken(out_dir, npz)
     raise_problems(problems)
     best = None if judge is None else BestOf(judge, numbers)
     if out is not None:
@@ -148,20 +150,23 @@ def sample(
     step = size if best is None else best.at_once(size)
     draw = loaded.sample if best is None else partial(best.draw, loaded)
     starts = range(0, len(rows), step)
-    pixels = []
+    shape = loaded.tokenizer.config.image_shape
+    pixels_NHW3 = np.empty((0 if out is None and npz is None else len(rows), *shape, 3), np.uint8)
     for start in track(starts, len(starts), "batches"):
         index = range(start, min(start + step, len(rows)))
         drawn = draw([asked[rows[i]] for i in index], **settings, seed=seed, index=index, batch_size=size)
         if out_dir is not None:
+            drop_report(out_dir)
             save_pngs(drawn, out_dir, [names[rows[i]] for i in index], index)
-        if out is not None or npz is not None:
-            pixels.append(to_uint8(drawn.pixels))
+        if len(pixels_NHW3):
+            pixels_NHW3[start : index.stop] = to_uint8(drawn.pixels)
 
     written = [out_dir] if out_dir is not None else []
     if npz is not None:
-        written.append(str(save_npz(np.concatenate(pixels), loaded.label_ids([asked[i] for i in rows]), npz)))
+        drop_report(npz)
+        written.append(str(save_npz(pixels_NHW3, loaded.label_ids([asked[i] for i in rows]), npz)))
     if out is not None:
-        sheet = _sheet(names, np.concatenate(pixels))
+        sheet = _sheet(names, pixels_NHW3)
         if show_scales:
             sheet = _with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
         written.append(str(save_image(sheet, out)))

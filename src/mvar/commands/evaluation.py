@@ -43,7 +43,7 @@ def evaluate_images(
         out: folder to write report.json to.
         cache: folder that keeps features for the next time.
         batch_size: images that the network sees at once.
-        allow_jpeg: take samples that are JPEGs, whose artefacts move the result.
+        allow_jpeg: take samples that are JPEGs or lossy WebPs, whose artefacts move the result.
         seed: of the subsets and of the bootstrap.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the network.

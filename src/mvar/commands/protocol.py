@@ -58,6 +58,7 @@ def draw_protocol(
         seed=seed,
         sampling=sampling,
         dtype=dtype_for(loaded.generator, loaded.device, dtype),
+        batch_size=batch_size or MOST_IMAGES,  # not what fits into memory now, as all processes divide the images alike
     )
     folder = begin(protocol, out_dir, npz)
     most = loaded.fitting_batch_size(batch_size)
@@ -67,19 +68,29 @@ def draw_protocol(
         written = draw_missing(
             protocol,
             folder,
+            npz,
             lambda labels, index: loaded.sample(
                 [ids[label] for label in labels], **settings, seed=seed, index=index, batch_size=most
             ),
-            batch_size or MOST_IMAGES,  # not what fits into memory now, as all processes must divide the images alike
             rank,
             ranks,
         )
     if rank == 0 and folder is not None:
-        finish(protocol, folder, npz)
+        finish(protocol, folder, npz, ranks)
     if rank == 0:
         others = "" if ranks == 1 else " by this process"
         where = ", ".join(filter(None, (out_dir, npz)))
         print(f"{where}: {protocol.count} images, {written} of them drawn now{others}")
+
+
+def taken(out_dir: str | None, npz: str | None) -> Iterator[str]:
+    """Which targets of a run without a protocol are those of one, a line each: it would not tell what drew them."""
+    from mvar.sampling.export import beside
+    from mvar.sampling.protocol import SETTINGS
+
+    for field, path in (("out_dir", out_dir), ("npz", npz)):
+        if path is not None and (settings := beside(path, SETTINGS)).exists():
+            yield f"{field} = {path!r}: is a protocol's, by {settings.name}; give a new name"
 
 
 def unsuitable(

@@ -4,6 +4,7 @@ Shapes: N images, B images of a batch, H W pixels.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from mvar.data.images import FORMATS, ImageFolder, decode
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 
-TAIL = 64  # bytes at the end of a file, where a PNG and a JPEG say that they are whole
+TAIL = 64  # bytes at the end of a file, where a JPEG says that it is whole
 
 
 class ImageFiles:
@@ -24,14 +25,15 @@ class ImageFiles:
 
     Attributes:
         shape: (H, W).
-        jpegs: names of those that are JPEGs, whatever their suffix says.
+        lossy: what those are that lost something when they were written, by name; whatever their suffix says.
     """
 
     def __init__(self, folder: ImageFolder, field: str) -> None:
-        """Look at the beginning and the end of every file, and take its fingerprint.
+        """Read every file without decoding it: is it whole, and which is its fingerprint?
 
         Raises:
-            ValueError: one line: a file that is no image or is cut off, or images of several sizes.
+            ValueError: one line: a file that is no image or is cut off, a PNG whose checksums are wrong, or images of
+                several sizes.
         """
         self._named = f"{field} = {str(folder.root)!r}"
         self._paths = folder.paths
@@ -42,7 +44,7 @@ class ImageFiles:
             if isinstance(seen, str):
                 raise self._unusable(name, seen)
             looked.append(seen)
-        self.jpegs = [name for name, seen in zip(self._names, looked, strict=True) if seen.kind == "JPEG"]
+        self.lossy = {name: seen.lossy for name, seen in zip(self._names, looked, strict=True) if seen.lossy}
         self._marks = [seen.mark for seen in looked]
         width, height = looked[0].size
         self.shape = height, width
@@ -87,7 +89,7 @@ class ImageFiles:
 class _Looked(NamedTuple):
     """What a file tells without being decoded."""
 
-    kind: str
+    lossy: str | None  # "JPEG", "lossy WebP"
     size: tuple[int, int]
     mark: bytes
 
@@ -95,23 +97,33 @@ class _Looked(NamedTuple):
 def _look(path: Path) -> _Looked | str:
     """What a file tells without decoding it; the reason where it cannot be used."""
     try:
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            kind, size = str(image.format), image.size
-            file.seek(0)
-            mark = hashlib.file_digest(file, "sha256").digest()
-            length = file.tell()
-            file.seek(max(0, length - TAIL))
-            tail = file.read()
-            file.seek(4)
-            told = int.from_bytes(file.read(4), "little") + 8  # how long a WebP says that it is
-        whole = {"PNG": b"IEND" in tail, "WEBP": told <= length, "JPEG": b"\xff\xd9" in tail}
+        content = path.read_bytes()
+        mark = hashlib.sha256(content).digest()
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            kind, size, lossy = str(image.format), image.size, _lossy(str(image.format), content)
+            image.verify()  # a PNG's checksums, to the last; the others have none
+        told = int.from_bytes(content[4:8], "little") + 8  # how long a WebP says that it is
+        whole = {"PNG": True, "WEBP": told <= len(content), "JPEG": b"\xff\xd9" in content[-TAIL:]}
         if whole[kind]:
-            return _Looked(kind, size, mark)
+            return _Looked(lossy, size, mark)
     except Exception as error:  # damaged files make Pillow raise nearly anything
         found = _decoded(path)
         return found if isinstance(found, str) else str(error)
     found = _decoded(path)  # what follows an image does no harm
-    return found if isinstance(found, str) else _Looked(kind, size, mark)
+    return found if isinstance(found, str) else _Looked(lossy, size, mark)
+
+
+def _lossy(kind: str, content: bytes) -> str | None:
+    """How a file's pixels were written, if not as they were: a JPEG, or a WebP whose first frame is in VP8."""
+    if kind == "JPEG":
+        return kind
+    at = 12
+    while kind == "WEBP" and at < len(content):
+        chunk, length = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        if chunk in (b"VP8 ", b"VP8L"):
+            return "lossy WebP" if chunk == b"VP8 " else None
+        at += 24 if chunk == b"ANMF" else 8 + length + length % 2  # a frame begins with 16 bytes, then has its own
+    return None
 
 
 def _decoded(path: Path) -> np.ndarray | str:

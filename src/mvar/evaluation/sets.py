@@ -23,7 +23,7 @@ from mvar.sampling.export import file_name
 from mvar.sampling.protocol import labels_of, read_protocol
 from mvar.sampling.rejection import read_report
 
-JPEG = "JPEG, whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
+ARTEFACTS = "whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +96,15 @@ class ImageSet:
 def open_set(path: str, field: str, *, allow_jpeg: bool) -> ImageSet | Statistics:
     """Open a folder of images (PNG, WebP, JPEG; flat, or a folder for each class) or an .npz.
 
-    Every file's header is read; the pixels are not.
+    Files are read without decoding their pixels, of an .npz the headers only.
 
     Args:
         field: the option that named it, for messages.
-        allow_jpeg: whether images may be JPEGs: then `notes` says so.
+        allow_jpeg: whether images may be JPEGs or lossy WebPs: then `notes` says so.
 
     Raises:
         ValueError: one line with the field, its value and the fix: nothing there, images of several sizes, damaged or
-            truncated files, JPEGs, arrays of another layout.
+            truncated files, lossy ones, arrays of another layout.
     """
     if Path(path).suffix.lower() == ".npz":
         return _open_npz(Path(path), field)
@@ -163,11 +163,13 @@ def check_pair(samples: ImageSet, reference: ImageSet | Statistics, field: str =
 
 def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
     files, named = ImageFiles(folder, field), f"{field} = {str(folder.root)!r}"
-    if files.jpegs and not allow_jpeg:
+    if files.lossy and not allow_jpeg:
+        name, kind = next(iter(files.lossy.items()))
         raise ValueError(
-            f"{named}: {files.jpegs[0]!r} ({len(files.jpegs)} of {len(files)}) is a {JPEG}; "
+            f"{named}: {name!r} ({len(files.lossy)} of {len(files)}) is a {kind}, {ARTEFACTS}; "
             "give PNGs, or --allow-jpeg to take them as they are"
         )
+    kinds = " or ".join(sorted({*files.lossy.values()}))
     protocol = _protocol(folder.root, named, len(files))
     if protocol is not None:
         classes, labels = protocol["classes"], _protocol_labels(folder.paths, protocol["counts"], named)
@@ -186,7 +188,7 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
         ordered=bool(folder.classes) or protocol is not None,
         lossy=bool(files.jpegs),
         drawn_with=protocol or read_report(folder.root, len(files)),
-        notes=[f"{len(files.jpegs)} of {len(files)} images are {JPEG}"] if files.jpegs else [],
+        notes=[f"{len(files.lossy)} of {len(files)} images are {kinds}, {ARTEFACTS}"] if files.lossy else [],
     )
 
 

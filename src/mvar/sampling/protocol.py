@@ -1,19 +1,20 @@
 """Samples for an evaluation: as many of every class, drawn by any number of processes, interrupted or not.
 
 What decides the images is written first, as protocol.json in their folder or NAME.protocol.json beside NAME.npz; who
-goes on must have the same. Every image is then a file of its own, so what is there is whole; an .npz is joined from a
-hidden folder of them beside it. Processes talk through the folder alone, and rank 0 waits for the others.
+goes on must have the same. Every image is then a file of its own, looked at before it is counted on; an .npz is
+joined from a hidden folder of them beside it. Processes talk through the folder alone, and rank 0 waits for the others.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
@@ -35,7 +36,8 @@ PER_CLASS = {"imagenet-50k": 50}  # of each protocol, unless another number is a
 SETTINGS = "protocol.json"
 FREE = {"model"}  # a name: the weights are known by their hash
 POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 30 * 60  # how long rank 0 waits while nobody writes anything
+PATIENCE_SECONDS = 6 * 60 * 60  # how long rank 0 waits while nobody writes anything: a batch of a large model is slow
+TELL_SECONDS = 5 * 60  # between two lines that say so
 
 # Draws images of these labels with these numbers.
 Draw = Callable[[list[int], range], SampleOutput]
@@ -55,6 +57,7 @@ class Protocol:
         seed: of the run.
         sampling: guidance and filters.
         dtype: that the weights are used in.
+        batch_size: images drawn at once, as products round differently in batches of another size.
     """
 
     protocol: str
@@ -66,6 +69,7 @@ class Protocol:
     seed: int
     sampling: SamplingSettings
     dtype: str
+    batch_size: int
 
     @property
     def count(self) -> int:
@@ -176,22 +180,28 @@ def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | No
     return Path(out_dir) if out_dir is not None else writable_folder(_parts(targets["npz"]), "npz")
 
 
-def draw_missing(protocol: Protocol, folder: Path, draw: Draw, size: int, rank: int = 0, ranks: int = 1) -> int:
+def draw_missing(protocol: Protocol, folder: Path, npz: str | None, draw: Draw, rank: int = 0, ranks: int = 1) -> int:
     """Draw this process's share of the images that are not there yet.
 
+    Processes take batches in turn. A batch of which some images are there is drawn whole, as it was the first time.
+
     Args:
-        size: images of a batch; the same in all processes, which take them in turn. A batch of which some images are
-            there is drawn whole: in a batch of another size products would round differently.
+        folder, npz: that `begin` gave and was given. An .npz that is there already ends the drawing into its hidden
+            folder: another process has joined it.
         rank, ranks: which process of how many this is.
 
     Returns:
         How many images were written.
     """
+    size = protocol.batch_size
     starts = range(rank * size, protocol.count, ranks * size)
     written = 0
     for start in track(starts, len(starts), "batches") if rank == 0 else starts:
         index = range(start, min(start + size, protocol.count))
-        missing = [i for i in index if not (folder / protocol.file(i)).exists()]
+        missing = _missing(protocol, folder, index)
+        if missing and npz is not None and folder == _parts(Path(npz)) and Path(npz).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            break
         if missing:
             drawn = draw([protocol.labels[i] for i in index], index)
             pixels = drawn.pixels[[i - start for i in missing]]
@@ -200,48 +210,91 @@ def draw_missing(protocol: Protocol, folder: Path, draw: Draw, size: int, rank: 
     return written
 
 
-def finish(protocol: Protocol, folder: Path, npz: str | None) -> None:
-    """Wait for the images of all processes; join them to the .npz if there shall be one; tidy up.
+def finish(protocol: Protocol, folder: Path, npz: str | None, ranks: int = 1) -> None:
+    """Wait for the images of other processes; join all to the .npz if there shall be one; tidy up.
 
     Raises:
         TimeoutError: other processes have stopped.
+        ValueError: an image that was damaged meanwhile, by its path.
     """
-    files = [protocol.file(i) for i in range(protocol.count)]
-    _wait(folder, set(files))
+    if ranks > 1:
+        _wait(protocol, folder)
     if npz is not None and not Path(npz).exists():
-        _join(protocol, [folder / name for name in files], Path(npz))
-    for partial in folder.glob(".*.partial.png"):  # of processes that were killed
-        partial.unlink()
+        _join(protocol, folder, Path(npz))
+    for unfinished in folder.glob(".*.partial.png"):  # of processes that were killed
+        unfinished.unlink()
     if npz is not None:
         shutil.rmtree(_parts(Path(npz)), ignore_errors=True)
 
 
-def _wait(folder: Path, files: set[str]) -> None:
-    before, since = len(files), time.monotonic()
-    while missing := files - set(os.listdir(folder)):
-        if len(missing) < before:
-            before, since = len(missing), time.monotonic()
-        if time.monotonic() - since > PATIENCE_SECONDS:
+def _missing(protocol: Protocol, folder: Path, index: Sequence[int]) -> list[int]:
+    """Those images of which there is no file, or one that is damaged."""
+
+    def damaged(i: int) -> bool:
+        try:
+            _read(protocol, folder, i)
+        except ValueError:
+            return True
+        return False
+
+    return [i for i, gone in zip(index, in_threads(damaged, index), strict=True) if gone]
+
+
+def _read(protocol: Protocol, folder: Path, i: int) -> np.ndarray:
+    """Image i, uint8 (H, W, 3).
+
+    Raises:
+        ValueError: one line: there is none, or a loss of power left it empty, or it is damaged.
+    """
+    path = folder / protocol.file(i)
+    try:
+        pixels_HW3 = np.asarray(decode(path))
+        if pixels_HW3.shape != (*protocol.image_shape, 3):
+            raise ValueError("has another size")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; call again, which draws it anew") from error
+    return pixels_HW3
+
+
+def _wait(protocol: Protocol, folder: Path) -> None:
+    """Wait until all images are there and whole: others may still have to replace damaged ones."""
+    missing = {protocol.file(i): i for i in range(protocol.count)}
+    since = told = time.monotonic()
+    while True:
+        there = [missing[name] for name in os.listdir(folder) if name in missing]
+        whole = {*there} - {*_missing(protocol, folder, there)}
+        missing = {name: i for name, i in missing.items() if i not in whole}
+        if not missing:
+            return
+        now = time.monotonic()
+        if whole:
+            since = now
+        lacking = f"{len(missing)} of {protocol.count} images are missing"
+        if now - since > PATIENCE_SECONDS:
             raise TimeoutError(
-                f"{folder}: nothing was written for {PATIENCE_SECONDS / 60:.0f} minutes, and {len(missing)} of "
-                f"{len(files)} images are missing; see what became of the other processes and call again, it goes on"
+                f"{folder}: nothing was written for {PATIENCE_SECONDS / 3600:g} hours, and {lacking}; see what became "
+                "of the other processes and call again, it goes on"
             )
+        if now - told > TELL_SECONDS:
+            print(f"waiting for other processes: {lacking}, the last came {now - since:.0f} s ago", file=sys.stderr)
+            told = now
         time.sleep(POLL_SECONDS)
 
 
-def _join(protocol: Protocol, paths: list[Path], npz: Path) -> None:
+def _join(protocol: Protocol, folder: Path, npz: Path) -> None:
     """Write ADM's layout, image by image: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels."""
     labels_N = np.array(protocol.labels)
+    images = in_threads(partial(_read, protocol, folder), range(protocol.count))
     shape = protocol.count, *protocol.image_shape, 3
 
-    def write(partial: Path) -> None:
+    def write(unfinished: Path) -> None:
         # A ZipInfo of its own has a fixed date: the same images give the same bytes.
-        with ZipFile(partial, "w") as archive:
+        with ZipFile(unfinished, "w") as archive:
             with archive.open(ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
                 described = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, described)
-                for image in track(in_threads(decode, paths), len(paths), "joining images"):
-                    file.write(np.asarray(image).tobytes())
+                for pixels_HW3 in track(images, protocol.count, "joining images"):
+                    file.write(pixels_HW3.tobytes())
             with archive.open(ZipInfo("arr_1.npy"), "w") as file:
                 np.lib.format.write_array(file, labels_N)
 

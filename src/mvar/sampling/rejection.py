@@ -161,6 +161,11 @@ def read_report(images: str | Path, count: int) -> dict[str, Any] | None:
     return found
 
 
+def drop_report(images: str | Path) -> None:
+    """Remove what was left beside images, as others take their place."""
+    beside(images, REPORT).unlink(missing_ok=True)
+
+
 # --- judges ---
 
 
