@@ -186,7 +186,7 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
         sha256=files.fingerprint(),
         read=files.rows,
         ordered=bool(folder.classes) or protocol is not None,
-        lossy=bool(files.jpegs),
+        lossy=bool(files.lossy),
         drawn_with=protocol or read_report(folder.root, len(files)),
         notes=[f"{len(files.lossy)} of {len(files)} images are {kinds}, {ARTEFACTS}"] if files.lossy else [],
     )
