@@ -152,6 +152,10 @@ def test_images_with_statistics_are_measured_by_them_in_one_pipeline_only(pixels
     by_images = mvar.evaluate(samples, save(tmp_path / "alone.npz", real), **options)
     other = mvar.evaluate(samples, path, **options, pipeline="pytorch-fid")
     assert other.metrics["FID"].value == by_images.metrics["FID"].value
+    assert other.floor == by_images.floor  # real images against others, not against themselves
+    assert other.metrics["FID"].floor == by_images.metrics["FID"].floor > 0.01
+    limited = mvar.evaluate(samples, path, **options, limit=40)
+    assert any("its statistics are of all images, and not used with a limit" in note for note in limited.notes)
     pixels.spatial_dimensions, pixels.dimensions = 6, 13
     with pytest.raises(ValueError, match="statistics of 12 features, pixels has 13"):
         mvar.evaluate(samples, path, **options)
@@ -290,6 +294,7 @@ def test_a_floor_of_other_classes_is_refused_before_the_work(pixels, tmp_path):
     with pytest.raises(ValueError, match="samples and floor have 2 and 3 classes; give a floor of the same classes"):
         mvar.evaluate(two, two, floor=three)
     mvar.evaluate(plain, two, floor=three)  # samples without classes are compared with any
+    assert any("the very images of the reference" in note for note in mvar.evaluate(plain, two, floor=two).notes)
 
 
 def test_the_floor_has_no_more_images_than_the_samples(pixels, tmp_path):

@@ -22,7 +22,7 @@ from mvar.evaluation.images import WINDOW, psnr, ssim
 from mvar.evaluation.intervals import mean
 from mvar.evaluation.report import Report, Value, write
 from mvar.evaluation.sets import ImageSet, Statistics, check_pair, open_set
-from mvar.features.extractors import Extractor, find_extractor
+from mvar.features.extractors import PUBLIC_FILE, PUBLIC_SHA256, Extractor, find_extractor
 from mvar.features.inception import Pipeline
 from mvar.files import writable_folder
 from mvar.machine import machine, peak_bytes
@@ -132,7 +132,7 @@ def evaluate(
             raise ValueError("samples: their features are missing")
         target = _target(statistics, real)
         metrics = measures.measure(ours, target, extractor.distance, chosen.seed, "pairs" if paired else "samples")
-        floor, best = _floor(sides, target, real, other, extractor.distance, chosen.seed)
+        floor, best = _floor(sides, statistics, target, real, other, extractor.distance, chosen.seed)
         for name in best.keys() & metrics.keys():
             metrics[name] = replace(metrics[name], floor=best[name].value)
         report = Report(
@@ -207,6 +207,8 @@ def _at_most(images: ImageSet | Statistics, most: int | None) -> ImageSet | Stat
         count=most,
         labels_N=None if images.labels_N is None else images.labels_N[places],
         sha256=sha256,
+        notes=images.notes
+        + (["its statistics are of all images, and not used with a limit"] if images.statistics else []),
         read=lambda rows: images.read([places[row] for row in rows]),
         statistics=None,
     )
@@ -289,7 +291,13 @@ def _target(statistics: Statistics | None, real: Features | None) -> measures.Re
 
 
 def _floor(
-    sides: Sides, target: measures.Reference, real: Features | None, other: Features | None, distance: str, seed: int
+    sides: Sides,
+    statistics: Statistics | None,
+    target: measures.Reference,
+    real: Features | None,
+    other: Features | None,
+    distance: str,
+    seed: int,
 ) -> tuple[dict[str, Any], dict[str, Value]]:
     """Which real images stand for the best that can be reached, and their measures."""
     if sides.floor is not None and other is not None:
@@ -297,7 +305,7 @@ def _floor(
         return described, measures.measure(other, target, distance, seed, "none")
     if real is None or isinstance(sides.reference, Statistics) or sides.reference.count < 4:
         return {}, {}
-    if sides.reference.statistics is not None and target.features is not None:
+    if statistics is not None:
         described = {"name": "images of the reference", "images": sides.reference.count, "against": "its statistics"}
         return described, measures.measure(real, target._replace(features=None), distance, seed, "none")
     order, taken = _order(sides.reference), min(sides.samples.count, sides.reference.count // 2)
@@ -348,6 +356,14 @@ def _notes(sides: Sides, floor: dict[str, Any], extractor: Extractor) -> list[st
         notes.append("no floor: the reference's images are too few or not there; give other real images as --floor")
     elif floor["images"] < sides.samples.count:
         notes.append(f"floor: of {floor['images']} images, fewer than the samples: a distance of so few is too high")
+    if (
+        isinstance(sides.reference, ImageSet)
+        and sides.floor is not None
+        and sides.floor.sha256 == sides.reference.sha256
+    ):
+        notes.append("floor: the very images of the reference, which tell nothing; give others")
+    if extractor.network == "inception-v3" and not extractor.weights_sha256.startswith(PUBLIC_SHA256):
+        notes.append(f"weights: not the public file {PUBLIC_FILE}; distances are no published FIDs")
     shares = [_shares(images) for images in opened.values()]
     if any(_uneven(a, b) for a, b in pairwise(shares) if a is not None and b is not None):
         notes.append("samples and real images hold the classes in different shares, which is a part of the distance")

@@ -19,6 +19,7 @@ from mvar.tensor_files import read_tensors
 FEATURES = ("effnet-lite0", "inception")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PUBLIC_FILE = "pt_inception-2015-12-05-6726825d.pth"
+PUBLIC_SHA256 = "6726825d"  # how its hash begins, as its name says
 SMALL, LARGE = 64, 224  # sides that EfficientNet-Lite0 sees
 VERSION = 2  # changes with the numbers that the same weights give; caches of another are not read
 FRAME = 32  # images below are framed with black to this side first, as is customary for 28x28
