@@ -1,14 +1,21 @@
-"""Writing files and folders so that an interrupted run leaves the old content or the new, never half of it.
+"""Files: their hash, and writing them and folders so that an interruption leaves the old content or the new, no half.
 
 Everything is written under a hidden name beside its target (the same file system) and renamed when complete.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:

@@ -3,11 +3,9 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,7 +95,7 @@ class BestOf:
         """
         import torch
 
-        from mvar.files import write_text
+        from mvar.files import file_sha256, write_text
         from mvar.sampling.export import beside
         from mvar.sampling.rejection import REPORT, SELF, report
 
@@ -109,7 +107,7 @@ class BestOf:
         )
         judge: dict[str, Any] = {"judge": self._name}
         if self._name != SELF:
-            judge["judge_sha256"] = hashlib.sha256(Path(self._name).read_bytes()).hexdigest()
+            judge["judge_sha256"] = file_sha256(self._name)
         whole = {**judge, **found, **facts, "images": self._images}
         for path in images:
             write_text(beside(path, REPORT), json.dumps(whole, indent=2, ensure_ascii=False) + "\n")

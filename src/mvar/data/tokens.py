@@ -9,7 +9,6 @@
 Shapes: B batch, L tokens of all scales.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
+from mvar.files import file_sha256
 from mvar.scales import ScaleSchedule, Side
 
 FORMAT, VERSION = "mvar-tokens", 1
@@ -42,9 +42,8 @@ class Checksum(NamedTuple):
             return f"{path.name} is missing"
         if path.stat().st_size != self.size:
             return f"{path.name} is damaged ({path.stat().st_size} bytes instead of {self.size})"
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
-                return f"{path.name} is damaged (its checksum differs)"
+        if file_sha256(path) != self.sha256:
+            return f"{path.name} is damaged (its checksum differs)"
         return None
 
 

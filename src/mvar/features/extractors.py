@@ -3,7 +3,6 @@
 Shapes: B images, H W pixels, F pooled features, S spatial features, K classes.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from mvar.features.effnet import EffNetLite0
 from mvar.features.inception import InceptionV3, Pipeline
+from mvar.files import file_sha256
 from mvar.tensor_files import read_tensors
 
 FEATURES = ("effnet-lite0", "inception")
@@ -52,8 +52,7 @@ class Extractor:
     spatial_dimensions: int | None = None
 
     def __init__(self, weights: Path, resize: str, device: str | torch.device | None, dtype: str) -> None:
-        with weights.open("rb") as file:
-            self.weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.weights_sha256 = file_sha256(weights)
         self.resize = resize
         self.device = torch.device(device or "cpu")
         self.dtype = dtype

@@ -17,7 +17,6 @@ them, as that of `mvar sample --judge` does. Another one tells the accuracy, of 
 Shapes: N groups of n candidates, B = N n candidates, or as many as are drawn at once; F features; c h w an image.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +35,7 @@ from mvar.evaluation.intervals import share
 from mvar.evaluation.manifold import overlap
 from mvar.evaluation.report import Value
 from mvar.features.judge import Judge, accuracy
-from mvar.files import writable_folder
+from mvar.files import file_sha256, writable_folder
 from mvar.machine import machine
 from mvar.model import Model, load
 from mvar.recipes import measuring, page
@@ -152,7 +151,7 @@ def study(
         "groups": len(labels_N),
         "seed": seed,
         "settings": measuring.settings_of(loaded),
-        "sha256": {"model": hashes(find(model)), "judge": _sha256(judge), "selector": _sha256(selector)},
+        "sha256": {"model": hashes(find(model)), "judge": file_sha256(judge), "selector": file_sha256(selector)},
         "features": distance.describe(),
         "shared": measuring.scale_names(loaded)[middle - 1],
         "reference": len(test.labels_N),
@@ -193,10 +192,6 @@ def _as_drawn(form: Form) -> Form:
 def _plain(values: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
     """Values as a report has them."""
     return {name: {"value": v.value, "low": v.low, "high": v.high} for name, v in values.items()}
-
-
-def _sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, seed: int, fork_at: int) -> Candidates:

@@ -1,11 +1,10 @@
-"""Samples for an evaluation: as many of every class, drawn by any number of processes, interrupted or not.
+"""Samples for an evaluation: a number of every class, drawn by any number of processes, interrupted or not.
 
 What decides the images is written first, as protocol.json in their folder or NAME.protocol.json beside NAME.npz; who
 goes on must have the same. Every image is then a file of its own, looked at before it is counted on; an .npz is
 joined from a hidden folder of them beside it. Processes talk through the folder alone, and rank 0 waits for the others.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
 from mvar.data.images import ImageFolder, decode
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
-from mvar.files import atomic_write, writable_folder, write_text
+from mvar.files import atomic_write, file_sha256, writable_folder, write_text
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.export import beside, file_name, save_pngs
@@ -119,12 +118,7 @@ def counts_like(folder: str, classes: Sequence[str], field: str) -> list[int]:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of a bundle's config and weights, by file; a tokenizer alone has no generator's."""
-    found = {}
-    for path in (folder / name for name in (CONFIG, TOKENIZER, GENERATOR)):
-        if path.exists():
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {name: file_sha256(folder / name) for name in (CONFIG, TOKENIZER, GENERATOR) if (folder / name).exists()}
 
 
 def read_protocol(path: str | Path) -> dict[str, Any] | None:

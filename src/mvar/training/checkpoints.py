@@ -6,7 +6,6 @@
 A checkpoint is written under a hidden name, flushed, and renamed when complete. It can be read by any number of ranks.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorage
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mvar.checkpoint.placement import first_line
+from mvar.files import file_sha256
 from mvar.training.parallel import Ranks, is_silence
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
@@ -225,8 +225,7 @@ def _problem(path: Path) -> str | None:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _sync(folder: Path) -> None:
