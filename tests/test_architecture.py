@@ -26,7 +26,7 @@ LAYERS = [
     {"generator", "tokenizer", "features"},
     {"nn"},
     {"ops", "charts"},
-    {"scales", "validation", "files", "tensor_files", "machine"},
+    {"scales", "validation", "files", "tensor_files", "machine", "text"},
 ]
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}
 # What anyone may take from the package itself, whose __init__ names public parts of all layers.

@@ -18,7 +18,7 @@ from mvar.checkpoint import hub, official
 from mvar.checkpoint.bundle import CARD, Bundle, StoredDtype, is_bundle, read_bundle, write_bundle
 from mvar.checkpoint.card import TAGS, model_card, model_facts
 from mvar.checkpoint.placement import Dtype, find_device, place, weight_bytes
-from mvar.data.images import as_image
+from mvar.data.decoding import as_image
 from mvar.data.source import fitted, whole
 from mvar.data.tokens import is_cache
 from mvar.files import write_text

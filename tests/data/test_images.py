@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar.data.images import ImageFolder, decode
+from mvar.data.decoding import decode
+from mvar.data.images import ImageFolder
 from mvar.data.order import batch_indices, crop_noise, epoch_order
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits

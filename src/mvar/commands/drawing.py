@@ -225,7 +225,7 @@ def edit(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.data.images import as_image
+    from mvar.data.decoding import as_image
     from mvar.files import writable_folder
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, save_pngs, target
@@ -306,7 +306,7 @@ def vary(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.data.images import as_image
+    from mvar.data.decoding import as_image
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
     from mvar.sampling.sheet import check_size

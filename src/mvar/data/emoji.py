@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
+from mvar.data.decoding import MIN_SIDE
 from mvar.data.emoji_names import Emoji, EmojiNames
 from mvar.data.iconify import NPM_PACKAGE, VERSION, IconSet, read_sets
-from mvar.data.images import MIN_SIDE
 from mvar.data.progress import track
 from mvar.files import atomic_folder
 

@@ -18,7 +18,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mvar.data.images import SUFFIXES, decode, natural
+from mvar.data.decoding import decode
+from mvar.data.images import SUFFIXES, natural
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 from mvar.files import write_text

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.data.images import ImageFolder, decode, report
+from mvar.data.decoding import decode
+from mvar.data.images import ImageFolder, report
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.progress import track
 from mvar.data.shards import Member, ShardSet

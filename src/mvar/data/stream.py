@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.images import SUFFIXES, decode
+from mvar.data.decoding import decode
+from mvar.data.images import SUFFIXES
 from mvar.data.loader import Batch, Share
 from mvar.data.order import crop_noise, epoch_order
 from mvar.data.shards import class_index, read_label

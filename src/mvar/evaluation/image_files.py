@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mvar.data.images import FORMATS, ImageFolder, decode
+from mvar.data.decoding import FORMATS, decode
+from mvar.data.images import ImageFolder
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 

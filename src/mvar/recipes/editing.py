@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.data.images import ImageFolder, as_image
+from mvar.data.decoding import as_image
+from mvar.data.images import ImageFolder
 from mvar.data.progress import track
 from mvar.data.source import fitted
 from mvar.data.subset import evenly_spaced

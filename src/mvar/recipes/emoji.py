@@ -21,7 +21,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mvar.data.images import ImageFolder, decode
+from mvar.data.decoding import decode
+from mvar.data.images import ImageFolder
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.measuring import Form

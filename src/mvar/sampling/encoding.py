@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.data.images import as_image
+from mvar.data.decoding import as_image
 from mvar.data.source import fitted
 from mvar.tokenizer.network import Tokenizer
 

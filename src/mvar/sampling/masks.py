@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mvar.data.images import as_image
+from mvar.data.decoding import as_image
 from mvar.scales import ScaleSchedule
 
 FEATHER = 4  # pixels over which a pasted hole is blended, where nothing else is asked

@@ -22,7 +22,8 @@ import numpy as np
 
 from mvar import __version__
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
-from mvar.data.images import ImageFolder, decode
+from mvar.data.decoding import decode
+from mvar.data.images import ImageFolder
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 from mvar.files import atomic_write, file_sha256, writable_folder, write_text

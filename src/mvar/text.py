@@ -1,0 +1,35 @@
+"""Text from outside: names of classes and files as they are compared, and as they are shown."""
+
+import unicodedata
+
+MOST_SHOWN = 500  # characters of a message's line
+# Text directions that a reader does not see: they can make a name look like another one.
+DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def clean(name: str) -> str:
+    """A name as it is compared and stored: NFC, no byte order mark, single spaces inside and none around."""
+    return " ".join(unicodedata.normalize("NFC", name.replace("\ufeff", "")).split())
+
+
+def shown(text: str, most: int | None = None) -> str:
+    """Text that is safe to print: control characters and bytes that are no text are escaped, line breaks stay.
+
+    Args:
+        most: characters of a line, whose middle is left out where it is longer; None keeps all.
+    """
+    safe = "".join(c if _printable(c) else c.encode("unicode_escape").decode() for c in text)
+    return safe if most is None else "\n".join(_cut(line, most) for line in safe.split("\n"))
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: 1 image, 2 images, 3 classes."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def _printable(c: str) -> bool:
+    return c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and c not in DIRECTIONS)
+
+
+def _cut(line: str, most: int) -> str:
+    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-(most // 3) :]}"

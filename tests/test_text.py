@@ -1,0 +1,41 @@
+import pytest
+
+from mvar.text import clean, counted, shown
+
+
+@pytest.mark.parametrize("name", ["\ufeffcafé", "cafe\u0301", " café ", "café\n"])
+def test_equal_names_are_one(name):
+    assert clean(name) == "café"
+
+
+def test_inner_spaces_are_single():
+    assert clean("polar\u00a0 \t bear") == "polar bear"
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("\x1b[2Jcat", r"\x1b[2Jcat"),
+        ("a\rb", r"a\rb"),
+        ("\x9bm", r"\x9bm"),
+        ("\udcff.png", r"\udcff.png"),
+        ("cat\u202egnp.exe", r"cat\u202egnp.exe"),
+        ("two\nlines", "two\nlines"),
+        ("日本語 👩‍👧 é", "日本語 👩‍👧 é"),
+    ],
+)
+def test_what_cannot_be_printed_is_escaped(text, safe):
+    assert shown(text) == safe
+
+
+def test_a_long_line_is_cut_in_its_middle():
+    text = shown("short\n" + "a" * 5000 + "z", most=100)
+    first, second = text.split("\n")
+    assert first == "short"
+    assert len(second) <= 110
+    assert second.endswith("z")
+
+
+def test_counts_have_their_plural():
+    assert [counted(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert counted(2, "class", "classes") == "2 classes"
