@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from mvar.bench.parts import Work
+from mvar.checkpoint.placement import Dtype, find_dtype
 
-SIDES = (1024, 2048, 4096)  # of the square products
+SIDES = (256, 1024, 2048, 4096)  # of the square products
+PATIENCE = 1.0  # seconds that a product may take: bfloat16 without instructions for it is a hundred times slower
 READ_BYTES = 2**30  # of the array that is read: larger than caches
 HEADROOM = 4 * 2**30  # bytes that must be free for all of this
 
@@ -35,11 +37,14 @@ class Peaks:
         self._array = torch.ones(READ_BYTES // 4)
 
     def measure(self) -> None:
-        """One product of each size and one read."""
+        """One product of each size that does not take too long, and one read."""
         for square in self._squares:
+            flop = 2 * len(square) ** 3
+            if self.matmul_flops and flop / self.matmul_flops > PATIENCE:
+                break
             start = time.perf_counter()
             square @ square
-            self.matmul_flops = max(self.matmul_flops, 2 * len(square) ** 3 / (time.perf_counter() - start))
+            self.matmul_flops = max(self.matmul_flops, flop / (time.perf_counter() - start))
         start = time.perf_counter()
         self._array.sum()
         self.bandwidth = max(self.bandwidth, READ_BYTES / (time.perf_counter() - start))
@@ -47,3 +52,8 @@ class Peaks:
     def floor(self, work: Iterable[Work]) -> float:
         """Seconds that these products take at best; all else counts as free."""
         return sum(max(item.flop / self.matmul_flops, item.weight_bytes / self.bandwidth) for item in work)
+
+
+def quickest() -> Dtype:
+    """The dtype in which this processor multiplies fastest."""
+    return find_dtype(None, torch.device("cpu"))

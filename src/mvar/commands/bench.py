@@ -9,7 +9,7 @@ from typing import Literal
 def bench_train(
     preset: str = "d16",
     batch_size: int = 2,
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     steps: int = 5,
     out: str | None = None,
 ) -> None:
@@ -18,19 +18,20 @@ def bench_train(
     Args:
         preset: of the generator, as of train generator.
         batch_size: images of a step.
-        dtype: of the matrix products.
+        dtype: of the matrix products; bfloat16 where the processor is quick at it by default.
         steps: timed steps of each case, after two to warm up.
         out: folder to write train.json and train.png to.
     """
+    from mvar.bench.roofline import quickest
     from mvar.bench.training import bench, table
 
-    print(table(bench(preset, batch_size, dtype, steps, out)))
+    print(table(bench(preset, batch_size, dtype or quickest(), steps, out)))
 
 
 def bench_sample(
     preset: str = "d16",
     model: str | None = None,
-    dtype: Literal["float32", "bfloat16", "fp32", "bf16"] = "bfloat16",
+    dtype: Literal["float32", "bfloat16", "fp32", "bf16"] | None = None,
     batch: int | list[int] = 1,
     guidance: float = 1.5,
     rounds: int = 5,
@@ -43,7 +44,7 @@ def bench_sample(
     Args:
         preset: of the generator; its weights are random.
         model: instead, one with weights: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
-        dtype: of the weights in use.
+        dtype: of the weights in use; bfloat16 where the processor is quick at it by default.
         batch: images at once; a list measures all of these, and looks at the first in detail.
         guidance: strength of guidance.
         rounds: timed, of everything, after one to warm up.
@@ -53,6 +54,7 @@ def bench_sample(
         out: folder to write sample.json and sample.png to.
     """
     from mvar.bench.report import as_json, table, write
+    from mvar.bench.roofline import quickest
     from mvar.bench.sampling import bench
     from mvar.files import writable_folder
     from mvar.generator.config import PRESETS
@@ -62,7 +64,7 @@ def bench_sample(
     folder = None if out is None else writable_folder(out, "out")
     rivals = [name.strip() for name in against.split(",")] if against else []
     batches = batch if isinstance(batch, list) else [batch]
-    result = bench(model or preset, dtype, batches, guidance, rounds, rivals)
+    result = bench(model or preset, dtype or quickest(), batches, guidance, rounds, rivals)
     if folder is not None:
         write(result, folder)
     print(as_json(result) if json else table(result))
@@ -70,7 +72,7 @@ def bench_sample(
 
 def bench_growth(
     preset: str = "d16",
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     rounds: int = 5,
     out: str | None = None,
 ) -> None:
@@ -80,14 +82,16 @@ def bench_growth(
 
     Args:
         preset: of the generator, for its width.
-        dtype: of the weights in use.
+        dtype: of the weights in use; bfloat16 where the processor is quick at it by default.
         rounds: timed, of everything, after one to warm up.
         out: folder to write growth.json and growth.png to.
     """
     from mvar.bench.growth import bench, table, write
+    from mvar.bench.roofline import quickest
     from mvar.files import writable_folder
 
     folder = None if out is None else writable_folder(out, "out")
+    dtype = dtype or quickest()
     results = bench(preset, dtype, rounds)
     if folder is not None:
         write(results, preset, dtype, folder)
@@ -99,7 +103,7 @@ def bench_features(batch_size: int = 64, rounds: int = 5, out: str | None = None
 
     Args:
         batch_size: images at once.
-        rounds: timed, of every network in float32 and bfloat16, after one to warm up.
+        rounds: timed, of every network in float32 and, where the processor is fast at it, bfloat16; one more warms up.
         out: folder to write features.json and features.png to.
     """
     from mvar.bench.features import bench, table, write
