@@ -1,11 +1,12 @@
 """What tests share: real images (an excerpt of Fashion-MNIST, 200 training and 50 validation images a class), and the
 parity cases (outputs of the official code, and the weights that a rule rebuilds, see tests/parity/README.md), a tiny
-bundle, webdataset shards and what a refused command prints.
+bundle, webdataset shards, colour profiles and what a refused command prints.
 """
 
 import io
 import json
 import math
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -207,3 +208,50 @@ def three_shards(write_shard, picture, tmp_path) -> str:
         samples = {f"{i:03d}": {"png": picture(i), "cls": i % 4} for i in numbers}
         write_shard(tmp_path / "shards" / f"train-{shard}.tar", samples)
     return str(tmp_path / "shards" / "train-{0..2}.tar")
+
+
+# --- colour profiles ---
+
+P3 = [(0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)]  # primaries in XYZ, by D50
+SRGB = [(0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141)]
+
+
+def icc(kind: bytes, space: bytes, connection: bytes, **tags: bytes) -> bytes:
+    """An ICC profile of these tags."""
+    table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name.encode(), start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = (128 + len(table + body), 0x04200000, kind, space, connection, b"acsp", fixed(0.9642, 1, 0.8249))
+    return struct.pack(">I4xI4s4s4s12x4s28x12s48x", *head) + table + body
+
+
+def fixed(*numbers: float) -> bytes:
+    return struct.pack(f">{len(numbers)}i", *(round(number * 65536) for number in numbers))
+
+
+def matrix_profile(primaries: list[tuple[float, float, float]]) -> bytes:
+    """RGB of these primaries, with the curve of sRGB."""
+    curve = b"para\0\0\0\0\0\3\0\0" + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    tags = {f"{c}XYZ": b"XYZ \0\0\0\0" + fixed(*place) for c, place in zip("rgb", primaries, strict=True)}
+    return icc(b"mntr", b"RGB ", b"XYZ ", **tags, **{f"{c}TRC": curve for c in "rgb"})
+
+
+def table_profile(kind: bytes, space: bytes, channels: int) -> bytes:
+    """Of the corners of its colours, those with a full first channel are the red of sRGB, the others white."""
+    ramp, white, red = bytes(range(256)), bytes((255, 128, 128)), bytes((138, 209, 198))  # Lab in 8 bits
+    half = 2 ** (channels - 1)
+    head = b"mft1\0\0\0\0" + bytes((channels, 3, 2, 0)) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    return icc(kind, space, b"Lab ", A2B0=head + ramp * channels + white * half + red * half + ramp * 3)
+
+
+@pytest.fixture(scope="session")
+def profiles() -> dict[str, bytes]:
+    """Display P3; sRGB; grey with a gamma of 1.8; CMYK, and RGB of a scanner, that only tell what colours look like."""
+    return {
+        "p3": matrix_profile(P3),
+        "srgb": matrix_profile(SRGB),
+        "grey": icc(b"mntr", b"GRAY", b"XYZ ", kTRC=b"para\0\0\0\0\0\0\0\0" + fixed(1.8)),
+        "cmyk": table_profile(b"prtr", b"CMYK", 4),
+        "scanner": table_profile(b"scnr", b"RGB ", 3),
+    }

@@ -166,6 +166,44 @@ def test_edit_pastes_a_photo_of_nearly_the_models_aspect_where_it_was(bundle, wo
     assert (pixels("out.png") == pixels("large.png"))[outside.flatten()].all()
 
 
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("mode", "profile", "suffix", "kept"),
+    [
+        ("RGBA", "p3", ".png", True),
+        ("RGBA", "p3", ".webp", True),
+        ("LA", "grey", ".png", True),
+        ("P", "p3", ".png", False),
+    ],
+)
+def test_edit_pastes_into_the_images_own_mode_and_profile(bundle, profiles, mode, profile, suffix, kept):
+    noise = torch.randint(0, 256, (16, 16, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise[:8, :, 3] = 0  # whose hidden colours stay too
+    image = Image.fromarray(noise.numpy()).convert("RGB" if mode == "P" else mode).convert(mode)
+    image.save("own.png", icc_profile=profiles[profile])
+    edit = ["edit", "--model", bundle, "--image", "own.png", "--box", "4,4,12,12", "--paste", "--feather", "1"]
+    main([*edit, "--out", f"out{suffix}", "--out-dir", "edits"])
+    main([*edit, "--n", "2", "--compare", "--out", "sheet.png"])
+    assert opened("sheet.png").width > 4 * 96
+    for path in (f"out{suffix}", "edits/edited-000000.png"):
+        with Image.open(path) as result:
+            assert result.mode == (mode if kept else "RGB")
+            assert result.info["icc_profile"] == profiles[profile]
+            before, after = (torch.tensor(list(x.convert(result.mode).tobytes())) for x in (image, result))
+        outside = torch.ones(16, 16, len(before) // 256, dtype=torch.bool)
+        outside[3:13, 3:13] = False
+        assert (before == after)[outside.flatten()].all()
+        assert not (before == after).all()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_large_image_that_webp_cannot_hold_is_refused_before_any_work(refused):
+    Image.new("L", (16_400, 400)).save("large.png")
+    edit = ["edit", "--model", "nowhere", "--image", "large.png", "--box", "0,0,9,9", "--paste"]
+    line = refused(*edit, "--out", "out.webp")[-1]
+    assert line == "mvar: out = 'out.webp': 16400x400 pixels, a WebP has at most 16383 a side; give a .png"
+
+
 def test_a_public_model_that_cannot_be_fetched_says_where_it_is(refused, tmp_path, monkeypatch):
     def offline(self, repo):
         raise OSError("no network\nat all")

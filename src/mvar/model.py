@@ -18,8 +18,8 @@ from mvar.checkpoint import hub, official
 from mvar.checkpoint.bundle import CARD, Bundle, StoredDtype, is_bundle, read_bundle, write_bundle
 from mvar.checkpoint.card import TAGS, model_card, model_facts
 from mvar.checkpoint.placement import Dtype, find_device, place, weight_bytes
-from mvar.data.decoding import as_image
-from mvar.data.source import fitted, whole
+from mvar.data.decoding import as_image, as_stored
+from mvar.data.source import whole
 from mvar.data.tokens import is_cache
 from mvar.files import write_text
 from mvar.generator.network import Generator
@@ -201,7 +201,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             label: a class index or name for what is painted; None leaves it to the surroundings.
             n: how many results.
             mode: what the kept cells hold, see `mvar.sampling.editing.edit`.
-            paste: put the original pixels back outside the hole, in the image's own size.
+            paste: `images` of the result are the image in its own size, mode and colour profile, painted in the hole
+                alone; `pixels` stay what the model drew.
             feather: with `paste`, pixels around the hole over which the two are blended; None takes 4.
             seed, index, on_scale, batch_size: as of `sample`; result i depends on (seed, index[i], image, hole, label,
                 mode, settings) only.
@@ -216,17 +217,15 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             raise ValueError(f"feather = {feather}: must be 0 or more pixels")
         if feather is not None and not paste:
             raise ValueError(f"feather = {feather}: blends what paste puts back; give --paste (paste=True) too")
-        original = as_image(image)
-        pixels_3HW = whole(original, self.tokenizer.config.image_shape)
+        original = as_stored(image)
+        pixels_3HW = whole(as_image(original), self.tokenizer.config.image_shape)
         hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
         labels_B = self._one_label(label).expand(n)
         size = self.fitting_batch_size(batch_size)
         hole_hw = resized(hole_HW, self.tokenizer.config.image_shape)
         out = editing.edit(sampler, pixels_3HW[None], hole_hw, labels_B, index, mode, size, on_scale)
         if paste:
-            original_3HW = fitted(original, (original.height, original.width))
-            width = FEATHER if feather is None else feather
-            out = replace(out, pixels=pasted(out.pixels, original_3HW, hole_HW, width))
+            out = replace(out, pasted=pasted(out.pixels, original, hole_HW, FEATHER if feather is None else feather))
         return out
 
     def vary(

@@ -87,14 +87,6 @@ def test_the_content_counts_not_the_suffix(tmp_path):
     assert np.abs(rgb(tmp_path / "really-a-jpeg.png") - (50, 100, 150)).max() < 8
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(("side", "reason"), [(60000, "decompression bomb"), (10000, "10000x10000 pixels, more than")])
-def test_decompression_bombs_are_refused_unopened(tmp_path, side, reason):
-    (tmp_path / "bomb.png").write_bytes(huge_png(side, side))
-    with pytest.raises(ValueError, match=reason):
-        decode(tmp_path / "bomb.png")
-
-
 # --- a messy folder -------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -107,7 +99,7 @@ BAD = {
     "dot.png": "1x1 pixels, a side must have at least 8",
     "strip.png": "4000x3 pixels, a side must have at least 8",
     "ribbon.png": "900x8 pixels, one side more than 100 times the other",
-    "bomb.png": "exceeds limit",
+    "bomb.png": "60000x60000 pixels, more than 250 million in all",
 }
 GOOD = {
     "cats": ["a (2).PNG", "a (10).png", "deeper/nested.png", "Ünïcode.JPEG", "ありがとう.webp"],

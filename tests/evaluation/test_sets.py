@@ -168,7 +168,7 @@ def test_truncated_images_are_found_before_any_work(tmp_path, kind, left):
     fill(tmp_path, noise(3, 64, 64), format=kind, lossless=True)
     path = tmp_path / "1.png"
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '1.png': [^\n]+; replace it or take it away$"):
+    with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '1.png': [^\n]+; replace it or remove it$"):
         opened(str(tmp_path))
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_png_is_found_before_any_work(tmp_path, level, at):
     path = tmp_path / "2.png"
     whole = path.read_bytes()
     path.write_bytes(flipped(whole, at))
-    with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '2.png': [^\n]+; replace it or take it away$"):
+    with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '2.png': [^\n]+; replace it or remove it$"):
         opened(str(tmp_path))
     path.write_bytes(whole + b"what follows an image does no harm" * 9)
     assert opened(str(tmp_path)).count == 3

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from mvar.data.decoding import as_image
 from mvar.sampling import masks
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.editing import edit, vary
@@ -133,20 +134,65 @@ def test_drift_by_distance():
     assert all(r.tokenizer == pytest.approx(25.5, rel=1e-5) for r in rings)
 
 
+def stored(mode, profile=None):
+    """An image of noise, 30x20."""
+    rng, channels = np.random.default_rng(0), {"LA": (2,), "RGB": (3,), "RGBA": (4,)}.get(mode, ())
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 2**16, (20, 30), dtype=np.uint16))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (20, 30, *channels), dtype=np.uint8))
+    image.info = {} if profile is None else {"icc_profile": profile}
+    return image
+
+
+HOLE = torch.zeros(20, 30, dtype=torch.bool)
+HOLE[5:10, 5:10] = True
+
+
 @pytest.mark.parametrize("feather", [0, 3])
-def test_pasting_is_exact_where_the_feather_ends(feather):
-    rng = torch.Generator().manual_seed(0)
-    original = torch.randint(0, 256, (3, 20, 30), generator=rng) / 255
-    hole = torch.zeros(20, 30, dtype=torch.bool)
-    hole[5:10, 5:10] = True
-    painted = torch.rand(2, 3, 10, 15, generator=rng)
-    out, steps = masks.pasted(painted, original, hole, feather), masks.distance(hole)
-    assert torch.equal(out[:, :, steps > feather], original[:, steps > feather].expand(2, -1, -1))
-    large = F.interpolate(painted, size=(20, 30), mode="bicubic", antialias=True).clamp(0, 1)
-    torch.testing.assert_close(out[:, :, hole], large[:, :, hole])
-    if feather:
-        halfway = 0.5 * large[:, :, steps == 2] + 0.5 * original[:, steps == 2]
-        torch.testing.assert_close(out[:, :, steps == 2], halfway)
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16", "RGB", "RGBA"])
+@pytest.mark.parametrize("profile", [None, "p3", "grey"])  # of another colour space it stays, and counts as sRGB
+def test_pasting_is_exact_where_the_feather_ends(mode, feather, profile, profiles):
+    original = stored(mode, profile and profiles[profile])
+    painted = torch.randint(0, 256, (2, 3, 20, 30), generator=torch.Generator().manual_seed(0)) / 255
+    if mode in ("L", "LA", "I;16"):
+        painted = painted[:, :1].expand(-1, 3, -1, -1)
+    steps = masks.distance(HOLE).numpy()
+    for result, painted_3HW in zip(masks.pasted(painted, original, HOLE, feather), painted, strict=True):
+        assert (result.mode, result.info) == (original.mode, original.info)
+        before, after = np.asarray(original), np.asarray(result)
+        np.testing.assert_array_equal(after[steps > feather], before[steps > feather])
+        error = np.asarray(as_image(result)).astype(int) - 255 * painted_3HW.permute(1, 2, 0).numpy()
+        assert np.abs(error[HOLE.numpy()]).max() <= 2
+        if mode.endswith("A"):
+            assert (after[HOLE.numpy()][:, -1] == 255).all()
+
+
+def test_the_feather_mixes_colours_by_how_opaque_they_are(profiles):
+    painted = torch.ones(1, 3, 20, 30) * (200 / 255)
+    half = (HOLE.numpy() == 0) & (masks.distance(HOLE).numpy() == 2)  # a weight of one half
+    for alpha, colour in ((255, 150), (0, 200), (128, 167)):
+        original = Image.merge("RGBA", [Image.new("L", (30, 20), level) for level in (100, 100, 100, alpha)])
+        (result,) = masks.pasted(painted, original, HOLE, 3)
+        expected = (colour, colour, colour, round(127.5 + alpha / 2))
+        assert np.abs(np.asarray(result)[half].astype(int) - expected).max() <= 1
+    (deep,) = masks.pasted(painted, Image.fromarray(np.full((20, 30), 300, np.uint16)), HOLE, 3)
+    assert np.abs(np.asarray(deep)[half].astype(int) - (300 + 200 * 257) // 2).max() <= 1
+
+
+def test_pasting_enlarges_what_was_painted():
+    painted = torch.rand(1, 3, 10, 15, generator=torch.Generator().manual_seed(0))
+    (result,) = masks.pasted(painted, stored("RGB"), HOLE, 0)
+    large = F.interpolate(painted, size=(20, 30), mode="bicubic", antialias=True).clamp(0, 1)[0].permute(1, 2, 0) * 255
+    assert np.abs(np.asarray(result) - large.numpy())[HOLE.numpy()].max() <= 0.51
+
+
+def test_what_cannot_be_painted_in_becomes_srgb(profiles):
+    painted = torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    for image in (stored("RGBA").convert("RGB").convert("CMYK"), stored("RGB", profiles["scanner"])):
+        (result,) = masks.pasted(painted, image, HOLE, 0)
+        assert (result.mode, result.info) == ("RGB", {})
+        np.testing.assert_array_equal(np.asarray(result)[~HOLE], np.asarray(as_image(image))[~HOLE])
 
 
 @pytest.mark.parametrize(

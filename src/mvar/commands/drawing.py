@@ -209,7 +209,7 @@ def edit(
     Args:
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
         image: file of the model's aspect; it is resized to the model's size.
-        out: the result, .png or .webp; several stand side by side. edited.png by default.
+        out: the result, .png or .webp, without loss; several stand side by side. edited.png by default.
         out_dir: folder for one PNG a result.
         mask: image of the same size, white where to repaint.
         box: instead of a mask, left,top,right,bottom in pixels: repaint what is inside.
@@ -217,7 +217,7 @@ def edit(
         label: class of what is painted, index or name; left to the surroundings by default.
         n: how many results.
         mode: kept cells hold the image's codes as re-encoded against what is painted so far, or its own tokens.
-        paste: put the original pixels back outside the hole, in the image's own size.
+        paste: put the original pixels back outside the hole, in the image's own size, mode and colour profile.
         feather: with --paste, pixels around the hole over which the two are blended; 4 by default.
         compare: before the results, the image and its hole.
         seed: the run's; result i depends on (seed, i, image, hole, label, mode, settings) only.
@@ -225,7 +225,7 @@ def edit(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.data.decoding import as_image
+    from mvar.data.decoding import as_image, as_stored
     from mvar.files import writable_folder
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, save_pngs, target
@@ -236,10 +236,10 @@ def edit(
         out = "edited.png"
     settings = settings_of(**options)
     raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
-    original = as_image(image)
+    original = as_stored(image)
     hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
     if out is not None:
-        target(out, IMAGE_SUFFIXES, "out")
+        target(out, IMAGE_SUFFIXES, "out", original.size if paste else None)
     if out_dir is not None:
         writable_folder(out_dir, "out_dir")
     loaded = load(model, device, dtype)
@@ -264,17 +264,16 @@ def edit(
     for ring in result.drift:
         where = f"{ring.nearest}" if ring.nearest == ring.farthest else f"{ring.nearest}-{ring.farthest}"
         print(f"{where:>9} pixels from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
-    written = [] if out is None else [out]
     if out_dir is not None:
-        written.append(out_dir)
         save_pngs(result, out_dir, ["edited"] * n, range(n))
-    images = result.images
-    if compare:
-        shown = original.resize(images[0].size)
-        images = [shown, with_hole(shown, hole_HW), *images]
     if out is not None:
-        save_image(images[0] if len(images) == 1 else _rows([("", images)]), out)
-    print(f"wrote {', '.join(written)}")
+        images = result.images
+        if n > 1 or compare:  # a sheet, which is in sRGB
+            shown = as_image(original).resize(images[0].size)
+            before = [shown, with_hole(shown, hole_HW)] if compare else []
+            images = [_rows([("", [*before, *map(as_image, images)])])]
+        save_image(images[0], out)
+    print(f"wrote {', '.join(name for name in (out, out_dir) if name is not None)}")
 
 
 def vary(

@@ -12,9 +12,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from mvar.data.decoding import MIN_SIDE
+from mvar.data.containers import MIN_SIDE
+from mvar.data.decoding import decode
 from mvar.data.emoji_names import Emoji, EmojiNames
 from mvar.data.iconify import NPM_PACKAGE, VERSION, IconSet, read_sets
 from mvar.data.progress import track
@@ -101,8 +100,7 @@ def draw(icons: IconSet, name: str, size: int) -> bytes:
     except ValueError as error:
         raise ValueError(f"source: the icon {icons.prefix}:{name} cannot be drawn ({error})") from error
     file = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").reduce(SUPERSAMPLING).save(file, "PNG")
+    decode(io.BytesIO(png)).reduce(SUPERSAMPLING).save(file, "PNG")
     return file.getvalue()
 
 

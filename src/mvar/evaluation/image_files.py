@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from mvar.data.decoding import FORMATS, decode
+from mvar.data.containers import take_apart
+from mvar.data.decoding import decode, read_bytes
 from mvar.data.images import ImageFolder
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
-
-TAIL = 64  # bytes at the end of a file, where a JPEG says that it is whole
 
 
 class ImageFiles:
@@ -55,7 +53,6 @@ class ImageFiles:
                 f"{self._named}: {self._names[i]!r} has {looked[i].size[0]}x{looked[i].size[1]} pixels, "
                 f"{self._names[0]!r} {width}x{height} ({len(others)} of {len(looked)} differ); give images of one size"
             )
-        self.rows(range(1))  # too small or too narrow: they are all of one size
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -78,53 +75,33 @@ class ImageFiles:
         for out_HW3, i, image_HW3 in zip(pixels_BHW3, rows, found, strict=True):
             if isinstance(image_HW3, str):
                 raise self._unusable(self._names[i], image_HW3)
-            if image_HW3.shape != out_HW3.shape:  # turned by its EXIF, or replaced
-                raise self._unusable(self._names[i], "has another size than its header said")
+            if image_HW3.shape != out_HW3.shape:
+                raise self._unusable(self._names[i], "has another size than before")
             out_HW3[:] = image_HW3
         return pixels_BHW3
 
     def _unusable(self, name: str, reason: str) -> ValueError:
-        return ValueError(f"{self._named}: {name!r}: {reason}; replace it or take it away")
+        return ValueError(f"{self._named}: {name!r}: {reason}; replace it or remove it")
 
 
 class _Looked(NamedTuple):
     """What a file tells without being decoded."""
 
     lossy: str | None  # "JPEG", "lossy WebP"
-    size: tuple[int, int]
+    size: tuple[int, int]  # width and height, upright
     mark: bytes
 
 
 def _look(path: Path) -> _Looked | str:
     """What a file tells without decoding it; the reason where it cannot be used."""
     try:
-        content = path.read_bytes()
-        mark = hashlib.sha256(content).digest()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            kind, size, lossy = str(image.format), image.size, _lossy(str(image.format), content)
-            image.verify()  # a PNG's checksums, to the last; the others have none
-        told = int.from_bytes(content[4:8], "little") + 8  # how long a WebP says that it is
-        whole = {"PNG": True, "WEBP": told <= len(content), "JPEG": b"\xff\xd9" in content[-TAIL:]}
-        if whole[kind]:
-            return _Looked(lossy, size, mark)
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        found = _decoded(path)
-        return found if isinstance(found, str) else str(error)
-    found = _decoded(path)  # what follows an image does no harm
-    return found if isinstance(found, str) else _Looked(lossy, size, mark)
-
-
-def _lossy(kind: str, content: bytes) -> str | None:
-    """How a file's pixels were written, if not as they were: a JPEG, or a WebP whose first frame is in VP8."""
-    if kind == "JPEG":
-        return kind
-    at = 12
-    while kind == "WEBP" and at < len(content):
-        chunk, length = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
-        if chunk in (b"VP8 ", b"VP8L"):
-            return "lossy WebP" if chunk == b"VP8 " else None
-        at += 24 if chunk == b"ANMF" else 8 + length + length % 2  # a frame begins with 16 bytes, then has its own
-    return None
+        content = read_bytes(path)
+        container = take_apart(content)
+        if not container.whole:
+            decode(io.BytesIO(content))  # what follows an image does no harm
+        return _Looked(container.lossy, container.upright_size, hashlib.sha256(content).digest())
+    except ValueError as error:
+        return str(error)
 
 
 def _decoded(path: Path) -> np.ndarray | str:

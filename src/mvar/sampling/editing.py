@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mvar.sampling.config import EditMode
@@ -23,10 +24,17 @@ class EditOutput(SampleOutput):
     Attributes:
         kept: for each scale, which cells stayed, bool (h, w).
         drift: how far pixels outside the hole are from the image's own, by distance from the hole, before any pasting.
+        pasted: the image with what was painted in it, see `mvar.sampling.masks.pasted`; None where nothing is pasted.
     """
 
     kept: list[Tensor]
     drift: list[Drift]
+    pasted: list[Image.Image] | None = None
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The results: pasted in the image's own size, mode and profile, else the pixels as 8-bit RGB."""
+        return super().images if self.pasted is None else self.pasted
 
 
 def edit(

@@ -7,15 +7,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mvar.data.colour import in_srgb
 from mvar.files import atomic_write, writable_folder
 from mvar.sampling.engine import SampleOutput
 
 IMAGE_SUFFIXES = (".png", ".webp")
 NPZ_SUFFIXES = (".npz",)
+MOST_WEBP = 16_383  # pixels a side
 
 
-def target(path: str | Path, suffixes: Sequence[str], field: str) -> Path:
+def target(path: str | Path, suffixes: Sequence[str], field: str, size: tuple[int, int] | None = None) -> Path:
     """The path of a file to be written, its folder made and its suffix checked before any long work.
+
+    Args:
+        size: width and height of the image to be written, where they are known.
 
     Raises:
         ValueError: one line with the field, its value and the fix.
@@ -23,6 +28,10 @@ def target(path: str | Path, suffixes: Sequence[str], field: str) -> Path:
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{field} = {str(path)!r}: give a name that ends in {' or '.join(suffixes)}")
+    if size is not None and path.suffix.lower() == ".webp" and max(size) > MOST_WEBP:
+        raise ValueError(
+            f"{field} = {str(path)!r}: {size[0]}x{size[1]} pixels, a WebP has at most {MOST_WEBP} a side; give a .png"
+        )
     if path.is_dir():
         raise ValueError(f"{field} = {str(path)!r}: is a folder; give a file's name")
     writable_folder(path.parent, field)
@@ -30,9 +39,15 @@ def target(path: str | Path, suffixes: Sequence[str], field: str) -> Path:
 
 
 def save_image(image: Image.Image, path: str | Path, field: str = "out") -> Path:
-    """Write one image as .png or .webp; raises as `target` does."""
-    path = target(path, IMAGE_SUFFIXES, field)
-    atomic_write(path, image.save)
+    """Write one image as .png or .webp, without loss and with its colour profile; raises as `target` does.
+
+    WebP has no grey, which is stored as 8-bit RGB in sRGB.
+    """
+    path = target(path, IMAGE_SUFFIXES, field, image.size)
+    if path.suffix.lower() == ".webp" and image.mode not in ("RGB", "RGBA"):
+        image = in_srgb(image)
+    profile = image.info.get("icc_profile")
+    atomic_write(path, lambda partial: image.save(partial, icc_profile=profile, lossless=True, exact=True))
     return path
 
 

@@ -1,6 +1,7 @@
 """Holes: what of an image is to be repainted, in pixels, in cells of the token maps, and at its border.
 
-Shapes: H W pixels, h w cells of a token map. A hole is bool (H, W), true where the image is repainted.
+Shapes: H W pixels, h w cells of a token map, C channels of an image's mode. A hole is bool (H, W), true where the image
+is repainted.
 """
 
 import operator
@@ -14,7 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from mvar.data.colour import like, paintable
 from mvar.data.decoding import as_image
+from mvar.sampling.engine import to_images
 from mvar.scales import ScaleSchedule
 
 FEATHER = 4  # pixels over which a pasted hole is blended, where nothing else is asked
@@ -157,16 +160,35 @@ def drift(pixels_B3HW: Tensor, original_3HW: Tensor, restored_3HW: Tensor, hole_
     return rings
 
 
-def pasted(pixels_B3hw: Tensor, original_3HW: Tensor, hole_HW: Tensor, feather: int) -> Tensor:
-    """The image with the repainted hole in it, in its own size, (B, 3, H, W).
+def pasted(pixels_B3hw: Tensor, original: Image.Image, hole_HW: Tensor, feather: int) -> list[Image.Image]:
+    """The image with the repainted hole in it, in its own size, mode and profile; in sRGB where nothing can be painted.
 
     The weight of what was painted falls from 1 inside the hole to 0 beyond `feather` pixels from it; there the result
-    is the original exactly.
+    is the original exactly, transparency included. What was painted is opaque.
+
+    Args:
+        pixels_B3hw: what was painted, of any size, in [0, 1].
+        original: as `mvar.data.decoding.as_stored` gives it.
+        hole_HW: of the original's size.
     """
-    H, W = hole_HW.shape
-    steps_HW = distance(hole_HW, most=feather)
-    weight_HW = (1 - steps_HW / (feather + 1)).clamp(min=0)
-    painted_B3HW = pixels_B3hw
-    if tuple(pixels_B3hw.shape[-2:]) != (H, W):
-        painted_B3HW = F.interpolate(pixels_B3hw, size=(H, W), mode="bicubic", antialias=True).clamp(0, 1)
-    return torch.where(weight_HW > 0, weight_HW * painted_B3HW + (1 - weight_HW) * original_3HW, original_3HW)
+    original = paintable(original)
+    weight_HW1 = (1 - distance(hole_HW, most=feather) / (feather + 1)).clamp(min=0).numpy()[..., None]
+    before_HWC = np.atleast_3d(np.asarray(original))
+    # An opaque layer of this weight over the image, by Porter and Duff's rule.
+    alpha_HW1 = before_HWC[..., -1:] / np.float32(255) if original.mode in ("LA", "RGBA") else np.float32(1)
+    after_HW1 = weight_HW1 + (1 - weight_HW1) * alpha_HW1
+    share_HW1 = weight_HW1 / np.where(weight_HW1 > 0, after_HW1, 1)
+    results = []
+    for pixels_3hw in pixels_B3hw:
+        painted_3HW = pixels_3hw
+        if pixels_3hw.shape[-2:] != hole_HW.shape:
+            painted_3HW = F.interpolate(pixels_3hw[None], hole_HW.shape, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        painted_HWC = like(to_images(painted_3HW[None])[0], original)
+        mixed_HWC = share_HW1 * painted_HWC + (1 - share_HW1) * before_HWC[..., : painted_HWC.shape[-1]]
+        if original.mode in ("LA", "RGBA"):
+            mixed_HWC = np.concatenate([mixed_HWC, 255 * after_HW1], axis=-1)
+        found_HWC = np.where(weight_HW1 > 0, mixed_HWC.round(), before_HWC).astype(before_HWC.dtype)
+        result = Image.fromarray(found_HWC.squeeze(-1) if found_HWC.shape[-1] == 1 else found_HWC)
+        result.info = dict(original.info)
+        results.append(result)
+    return results

@@ -1,0 +1,194 @@
+"""Colours, transparency and images of Pillow; which files are read at all, and how many at once."""
+
+import os
+import struct
+import threading
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvar.data import decoding
+from mvar.data.decoding import as_image, as_stored, decode
+from mvar.data.threads import in_threads
+
+from .by_hand import KINDS, RED, chunk, exif, plain, png, rgb, samples, saved, segment
+
+# --- colours ---
+
+
+def test_display_p3_becomes_srgb(profiles):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    light = pixels / 255
+    light = np.where(light <= 0.04045, light / 12.92, ((light + 0.055) / 1.055) ** 2.4)
+    to_srgb = [[1.22494, -0.22494, 0], [-0.04206, 1.04206, 0], [-0.01964, -0.07864, 1.09828]]
+    light = (light @ np.transpose(to_srgb)).clip(0, 1)
+    expected = 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    for kind in ("PNG", "WEBP"):
+        got = rgb(saved(Image.fromarray(pixels), kind, icc_profile=profiles["p3"]))
+        assert np.abs(got - expected).max() <= 1.5
+    for kind in KINDS:
+        red = rgb(saved(plain(RED), kind, icc_profile=profiles["p3"]))[0, 0]
+        assert np.abs(red - (255, 13, 14)).max() <= 3
+        assert (rgb(saved(plain(RED), kind))[0, 0] != red).all()
+    clear = rgb(saved(plain((234, 51, 35, 128), "RGBA"), "PNG", icc_profile=profiles["p3"]))
+    assert np.abs(clear - (255, 127, 127)).max() <= 1
+    palette = plain(RED).quantize(2)
+    assert np.abs(rgb(saved(palette, "PNG", icc_profile=profiles["p3"])) - (255, 13, 14)).max() <= 3
+
+
+def test_a_profile_of_srgb_changes_no_pixel(profiles):
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    every = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
+    np.testing.assert_array_equal(rgb(saved(Image.fromarray(every), "PNG", icc_profile=profiles["srgb"])), every)
+
+
+def test_grey_and_cmyk_have_profiles_too(profiles):
+    light = (100 / 255) ** 1.8
+    expected = round(255 * (1.055 * light ** (1 / 2.4) - 0.055))
+    for kind in ("PNG", "JPEG"):
+        assert np.abs(rgb(saved(plain(100, "L"), kind, icc_profile=profiles["grey"])) - expected).max() <= 1
+    deep = Image.fromarray(np.full((8, 16), 100 * 257, np.uint16))
+    assert np.abs(rgb(saved(deep, "PNG", icc_profile=profiles["grey"])) - expected).max() <= 1
+    clear = saved(plain((100, 0), "LA"), "PNG", icc_profile=profiles["grey"])
+    assert (rgb(clear) == 255).all()
+    cyan = plain((255, 0, 0, 0), "CMYK")
+    assert np.abs(rgb(saved(cyan, "JPEG", icc_profile=profiles["cmyk"])) - (255, 0, 0)).max() <= 4
+    assert np.abs(rgb(saved(cyan, "JPEG")) - (0, 255, 255)).max() <= 4  # by the formula
+
+
+def test_a_profile_that_does_not_serve_counts_as_srgb(profiles):
+    p3 = profiles["p3"]
+    for profile in (b"junk", p3[:200], p3.replace(b"acsp", b"acsq"), profiles["grey"], profiles["cmyk"]):
+        for kind in KINDS:
+            assert np.abs(rgb(saved(plain(RED), kind, icc_profile=profile)) - RED).max() <= 2
+    assert (rgb(saved(plain(100, "L"), "PNG", icc_profile=p3)) == 100).all()
+    for body in (
+        b"",
+        b"n",
+        b"n\0",
+        b"n\0\7abc",
+        b"n\0\0" + zlib.compress(p3)[:99],
+        b"n\0\0" + zlib.compress(bytes(2**25)),
+    ):
+        assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", body))) == RED).all()
+    sound = b"n\0\0" + zlib.compress(p3)
+    assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", sound, crc=7))) == RED).all()
+    assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", sound)))[0, 0] != RED).all()
+
+
+def test_a_profile_may_be_spread_over_a_jpeg(profiles):
+    image = saved(plain(RED), "JPEG")
+    parts = [
+        segment(0xE2, b"ICC_PROFILE\0" + bytes((i + 1, 3)) + profiles["p3"][150 * i : 150 * (i + 1)]) for i in range(3)
+    ]
+    expected = rgb(saved(plain(RED), "JPEG", icc_profile=profiles["p3"]))
+    for order in ((0, 1, 2), (2, 0, 1)):
+        np.testing.assert_array_equal(rgb(image[:2] + b"".join(parts[i] for i in order) + image[2:]), expected)
+    assert np.abs(rgb(image[:2] + parts[0] + parts[2] + image[2:]) - RED).max() <= 2
+
+
+# --- transparency ---
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_one_transparent_grey_at_every_depth(bits):
+    top = 2**bits - 1
+    row = [0, top, 1, top // 2] * 4
+    for clear in {0, 1, top // 2, top}:
+        file = png(samples(row, bits) * 8, bits=bits, colour=0, before=chunk(b"tRNS", struct.pack(">H", clear)))
+        expected = [255 if value == clear else round(value * 255 / top) for value in row]
+        np.testing.assert_array_equal(rgb(file)[3, :, 1], expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_one_transparent_colour_at_every_depth(bits):
+    a, b = (77, 2, 3), (78, 2, 3)  # of 16 bits, their upper bytes are alike
+    file = png(samples((a + b) * 8, bits) * 8, bits=bits, before=chunk(b"tRNS", struct.pack(">3H", *a)))
+    shown = (0, 0, 0) if bits == 16 else b
+    np.testing.assert_array_equal(rgb(file)[0, :2], [(255, 255, 255), shown])
+    assert (np.asarray(decode(BytesIO(file), "black"))[0, 0] == 0).all()
+
+
+def test_deep_alpha_and_transparent_palettes():
+    grey = png(samples((0x6400, 0x8000, 0x6400, 0xFFFF) * 8, 16) * 8, bits=16, colour=4)
+    np.testing.assert_array_equal(rgb(grey)[0, :2, 0], [round(100 * 128 / 255 + 255 * 127 / 255), 100])
+    colour = png(samples((0xFFFF, 0, 0, 0x8000) * 16, 16) * 8, bits=16, colour=6)
+    assert np.abs(rgb(colour) - (255, 127, 127)).max() <= 1
+    for bits in (1, 2, 4, 8):
+        file = png(
+            samples((0, 1) * 8, bits) * 8,
+            bits=bits,
+            colour=3,
+            before=chunk(b"PLTE", bytes((9, 8, 7, 1, 2, 3))) + chunk(b"tRNS", b"\0" * 1 + b"\xff" * 300),
+        )
+        np.testing.assert_array_equal(rgb(file)[5, :2], [(255, 255, 255), (1, 2, 3)])
+
+
+def test_images_of_pillow_are_read_as_files_are(tmp_path, profiles):
+    for content in (
+        saved(plain(RED), "PNG", icc_profile=profiles["p3"]),
+        saved(plain((9, 9, 9)), "PNG", transparency=(9, 9, 9)),
+        saved(Image.fromarray(np.full((8, 16), 777, np.uint16)), "PNG", transparency=777),
+        png(samples([0, 1] * 8, 1) * 8, bits=1, colour=0, before=chunk(b"tRNS", b"\0\0")),
+        saved(plain(RED), "JPEG", exif=b"Exif\0\0" + exif(6)),
+    ):
+        (tmp_path / "a.png").write_bytes(content)
+        with Image.open(tmp_path / "a.png") as image:
+            before = dict(image.info)
+            np.testing.assert_array_equal(as_image(image), rgb(content))
+            assert as_stored(image).mode == as_stored(tmp_path / "a.png").mode
+            assert image.info == before
+    with (
+        Image.open(BytesIO(png(bytes(RED) * 128)[:50])) as image,
+        pytest.raises(ValueError, match=r"^picture: image file is truncated[^\n]*$"),
+    ):
+        as_image(image, "picture")
+
+
+# --- files ---
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("gone.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "empty.png").touch()
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(2**30 + 1)
+    for name, reason in {
+        "pipe.png": "not a file",
+        "link.png": "broken link",
+        "loop.png": "broken link",
+        "empty.png": "empty file",
+        "huge.png": "larger than 1 GiB",
+        "": "not a file",
+        "n" * 999: "not a file",
+        "nul\0": "not a file",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{reason}$"):
+            decode(tmp_path / name)
+    with pytest.raises(ValueError, match=r"^not a file$"):
+        decode("/dev/zero")
+
+
+def test_threads_hold_no_more_pixels_than_one_image_may_have(monkeypatch):
+    held, most, lock = 0, 0, threading.Lock()
+    load = decoding._loaded
+
+    def watched(container):
+        nonlocal held, most
+        with lock:
+            held, most = held + 128, max(most, held + 128)
+        threading.Event().wait(0.005)
+        with lock:
+            held -= 128
+        return load(container)
+
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 400)
+    monkeypatch.setattr(decoding, "_loaded", watched)
+    images = in_threads(lambda content: decode(BytesIO(content)), [png(bytes(RED) * 128)] * 24, 8)
+    assert all((np.asarray(image) == RED).all() for image in images)
+    assert most == 384
