@@ -94,6 +94,9 @@ def test_ranges_in_braces():
     assert expand("a{b}.tar") == ["a{b}.tar"]
     with pytest.raises(ValueError, match=r"\{3\.\.1\} counts down"):
         expand("{3..1}")
+    for pattern in ("{0..999999999999}", "{0..99}{0..99}{0..999}"):
+        with pytest.raises(ValueError, match=r"stands for 1[0,]+ shards; give at most 1,000,000"):
+            expand(pattern)
 
 
 # --- the index ------------------------------------------------------------------------------------------------------

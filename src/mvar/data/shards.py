@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +28,11 @@ from mvar.files import write_text
 
 INDEX_VERSION = 1
 OPEN_SHARDS = 128  # whose descriptors are kept
+MOST_SHARDS = 1_000_000
 CLASS_FILES = ("classes.txt", "classes.json")
 KEY = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<suffix>[^/]*)")
 META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 
 Label = int | str | None
 
@@ -139,15 +142,20 @@ class ShardSet:
 
 def expand(pattern: str) -> list[str]:
     """The names that a pattern with number ranges in braces stands for: a-{08..10} is a-08, a-09 and a-10."""
-    found = RANGE.search(pattern)
-    if found is None:
-        return [pattern]
-    first, last = found.groups()
-    head, rest = pattern[: found.start()], expand(pattern[found.end() :])
-    numbers = range(int(first), int(last) + 1)
-    if not numbers:
-        raise ValueError(f"data = {pattern!r}: {found[0]} counts down; give the lower number first")
-    return [f"{head}{i:0{len(first)}d}{tail}" for i in numbers for tail in rest]
+    texts = RANGE.split(pattern)  # with the two ends of every range
+    ranges = []
+    for first, last in zip(texts[1::3], texts[2::3], strict=True):
+        ranges.append(range(int(first), int(last) + 1))
+        if not ranges[-1]:
+            said = f"{{{first}..{last}}} counts down; give the lower number first"
+            raise ValueError(f"data = {pattern!r}: {said}")
+    if (total := prod(numbers.stop - numbers.start for numbers in ranges)) > MOST_SHARDS:
+        raise ValueError(f"data = {pattern!r}: stands for {total:,} shards; give at most {MOST_SHARDS:,}")
+    widths = [len(first) for first in texts[1::3]]
+    return [
+        texts[0] + "".join(f"{i:0{width}d}{text}" for i, width, text in zip(chosen, widths, texts[3::3], strict=True))
+        for chosen in product(*ranges)
+    ]
 
 
 def read_label(fields: Mapping[str, bytes]) -> Label:
