@@ -7,6 +7,7 @@ import io
 import json
 import math
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,6 +196,25 @@ def write_shard() -> Callable[[Path, dict[str, dict[str, Any]]], Path]:
         with webdataset.TarWriter(str(path)) as writer:
             for key, fields in samples.items():
                 writer.write({"__key__": key, **fields})
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_tar() -> Callable[[Path, list[tuple[str, Any]]], Path]:
+    """Writes members in order: bytes as a file, text as a symbolic link to it, else a ready `TarInfo`."""
+
+    def write(path: Path, members: list[tuple[str, Any]]) -> Path:
+        with tarfile.open(path, "w") as tar:
+            for name, content in members:
+                info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+                info.name = name
+                if isinstance(content, bytes):
+                    info.size = len(content)
+                elif isinstance(content, str):
+                    info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
         return path
 
     return write

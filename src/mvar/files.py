@@ -35,6 +35,20 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """The content of a regular file that has at most so many bytes.
+
+    Raises:
+        ValueError: the reason, where it is larger or is no file.
+        OSError: it cannot be read.
+    """
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise ValueError("is a broken link" if os.path.islink(path) else "is not a file")
+    if (size := os.path.getsize(path)) > most:
+        raise ValueError(f"has {size:,} bytes, more than {most:,}")
+    return Path(path).read_bytes()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, as `atomic_write` does."""
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))

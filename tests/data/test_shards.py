@@ -47,8 +47,8 @@ def test_shards_give_the_images_and_labels_that_webdataset_reads(three_shards, t
 
 def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
     samples = {
-        "a/one.x": {"png": picture(0)},  # the key ends at the first dot: "a/one", with the suffix x.png
-        "a/two": {"jpg": picture(1, kind="JPEG"), "json": {"label": "cat 10", "caption": "no"}, "txt": "text"},
+        "a/one.x": {"png": picture(0), "cls": b"dog"},
+        "a/two": {"jpg": picture(1, kind="JPEG"), "json": {"label": "cat 10", "caption": "no"}, "mask.png": b""},
         "b/two": {"json": {"label": "cat 9"}, "webp": picture(2, kind="WEBP")},
         "three": {"PNG": picture(3), "cls": b"dog\n", "json": {"label": "not this"}},
         "__meta__/a": {"png": picture(4)},
@@ -56,14 +56,15 @@ def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
     }
     found = ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
     assert [(path.key, path.image_size) for path in found.paths] == [
-        (key, (20, 16)) for key in ("a/two", "b/two", "three")
+        (key, (20, 16)) for key in ("a/one.x", "a/two", "b/two", "three")
     ]
     assert found.classes == ["cat 9", "cat 10", "dog"]
-    assert found.labels == [1, 0, 2]
+    assert found.labels == [2, 1, 0, 2]
 
-    (tmp_path / "classes.txt").write_text("dog\ncat 10\n\nbird\ncat 9\n")
-    found = ShardSet.scan([tmp_path / "0.tar"])
-    assert (found.classes, found.labels) == (["dog", "cat 10", "bird", "cat 9"], [1, 3, 0])
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog\r\ncat  10\r\n\r\nbird\r\ncat 9 \r\n")
+    with pytest.warns(UserWarning, match=r"^data: 1 of 4 classes have no images: 'bird'$"):
+        found = ShardSet.scan([tmp_path / "0.tar"])
+    assert (found.classes, found.labels) == (["dog", "cat 10", "bird", "cat 9"], [0, 1, 3, 0])
     (tmp_path / "classes.txt").rename(tmp_path / "classes.json")
     (tmp_path / "classes.json").write_text('["dog", "cat 10"]')
     with pytest.raises(ValueError, match=r"^data: '.*0\.tar/b/two\.webp' has label 'cat 9', which is none of the 2"):
@@ -88,12 +89,71 @@ def test_labels_of_two_kinds_are_refused(write_shard, picture, tmp_path, labels,
         ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
 
 
+def test_names_of_classes_match_however_they_are_encoded(write_shard, picture, tmp_path):
+    names = ["caf\u00e9", "cafe\u0301 ", "\ufefftea  time", "tea time\n"]
+    samples = {str(i): {"png": picture(i), "cls": name.encode()} for i, name in enumerate(names)}
+    found = ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
+    assert (found.classes, found.labels) == (["caf\u00e9", "tea time"], [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("label", [999, 10**9, int("9" * 4000)])
+def test_a_number_that_makes_far_more_classes_than_images_is_refused(write_shard, picture, tmp_path, label):
+    labels = [0, 1, 2, label]
+    path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": n} for i, n in enumerate(labels)})
+    with pytest.raises(
+        ValueError, match=r"^data: '.*0\.tar/3\.png' has label \d.*, far more than the 4 images; fix"
+    ) as caught:
+        ShardSet.scan([path])
+    assert len(str(caught.value)) < 300
+    if label == 999:
+        (tmp_path / "classes.json").write_text(json.dumps([f"class {i}" for i in range(1000)]))
+        with pytest.warns(UserWarning, match=r"996 of 1,000 classes have no images: 'class 3', .* and 986 more$"):
+            assert ShardSet.scan([path]).labels == labels
+
+
+def test_a_few_classes_without_images_are_named(write_shard, picture, tmp_path):
+    samples = {str(i): {"png": picture(i), "cls": label} for i, label in enumerate([0, 1, 4])}
+    with pytest.warns(UserWarning, match=r"^data: 2 of 5 classes have no images: '2', '3'$"):
+        assert ShardSet.scan([write_shard(tmp_path / "0.tar", samples)]).classes == list("01234")
+
+
+def test_folders_of_shards_must_list_the_same_classes(write_shard, picture, tmp_path):
+    shards = [write_shard(tmp_path / part / "0.tar", {"0": {"png": picture(0), "cls": 0}}) for part in "ab"]
+    for shard, text in zip(shards, ("cat\ndog", "dog\ncat"), strict=True):
+        shard.with_name("classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"a' and '.*b' do not list the same classes"):
+        ShardSet.scan(shards)
+
+
+def test_labels_count_wherever_they_lie(write_tar, picture, tmp_path):
+    pictures = [(f"{i}.png", picture(i)) for i in range(4)]
+    labels = [(f"{i}.cls", str(i % 2).encode()) for i in reversed(range(4))]
+    found = ShardSet.scan([write_tar(tmp_path / "0.tar", pictures + labels)])
+    assert (found.classes, found.labels) == (["0", "1"], [0, 1, 0, 1])
+
+
+def test_links_show_the_image_that_they_lead_to(write_tar, picture, tmp_path):
+    members = [("c.png", "b.png"), ("b.png", "sub/../a.png"), ("a.png", picture(5)), ("d.png", "/etc/passwd")]
+    read = source(write_tar(tmp_path / "good.tar", members[:3]), cache_bytes=0)
+    assert keys(read) == ["c", "b", "a"]
+    pixels = read.batch(range(3))[0]
+    assert torch.equal(pixels[0], pixels[2])
+    assert torch.equal(pixels[1], pixels[2])
+    with pytest.warns(
+        UserWarning, match=r"'0\.tar/d\.png': is a link that leads to '/etc/passwd', which is not in this"
+    ):
+        assert len(source(write_tar(tmp_path / "0.tar", members))) == 3
+
+
 def test_ranges_in_braces():
     assert expand("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand("{0..1}/{1..2}") == ["0/1", "0/2", "1/1", "1/2"]
     assert expand("a{b}.tar") == ["a{b}.tar"]
     with pytest.raises(ValueError, match=r"\{3\.\.1\} counts down"):
         expand("{3..1}")
+    for pattern in ("{0..999999999999}", "{0..99}{0..99}{0..999}"):
+        with pytest.raises(ValueError, match=r"stands for 1[0,]+ shards; give at most 1,000,000"):
+            expand(pattern)
 
 
 # --- the index ------------------------------------------------------------------------------------------------------
@@ -135,6 +195,58 @@ def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(write_sh
     assert ShardSet.scan([path]) == first
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: [],
+        lambda index: {**index, "samples": None},
+        lambda index: {**index, "samples": []},
+        lambda index: {**index, "samples": [["0.png", 0, 1]]},
+        *(
+            lambda index, i=i, value=value: {
+                **index,
+                "samples": [[*row[:i], value, *row[i + 1 :]] for row in index["samples"]],
+            }
+            for i, value in enumerate([7, 10**9, -1, "20", None, ["broken"], {"label": 1}])
+        ),
+        lambda index: {key: value for key, value in index.items() if key != "samples"},
+    ],
+)
+def test_an_index_that_cannot_be_of_its_shard_is_made_again(write_shard, picture, tmp_path, change):
+    path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": i} for i in range(2)})
+    first = ShardSet.scan([path])
+    index = tmp_path / "0.tar.index.json"
+    stored = index.read_text()
+    index.write_text(json.dumps(change(json.loads(stored))))
+    assert ShardSet.scan([path]) == first
+    assert index.read_text() == stored
+
+
+def test_an_index_that_is_no_file_of_sensible_size_is_made_again(write_shard, picture, tmp_path):
+    path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": i} for i in range(2)})
+    first = ShardSet.scan([path])
+    index = tmp_path / "0.tar.index.json"
+    stored = index.read_text()
+
+    def huge():
+        with open(index, "wb") as file:
+            file.truncate(2**40)
+
+    makers = {
+        "dangling": lambda: index.symlink_to("nowhere"),
+        "loop": lambda: index.symlink_to(index.name),
+        "pipe": lambda: os.mkfifo(index),
+        "nested": lambda: index.write_text("[" * 100_000),
+        "huge": huge,
+    }
+    for name, make in makers.items():
+        index.unlink()
+        make()
+        assert ShardSet.scan([path]) == first, name
+        if name != "huge":
+            assert index.read_text() == stored, name
+
+
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,13 +285,22 @@ def test_shards_that_are_none(tmp_path, write_shard, picture):
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     (tmp_path / "empty.tar").touch()
-    write_shard(tmp_path / "none.tar", {"a": {"txt": "text"}})
+    (tmp_path / "broken.tar").symlink_to("nowhere")
+    (tmp_path / "loop.tar").symlink_to("loop.tar")
+    (tmp_path / "folder.tar").mkdir()
+    none = write_shard(tmp_path / "none.tar", {"a": {"txt": "text"}})
+    good = write_shard(tmp_path / "good.tar", {"a": {"png": picture(0)}})
+    with pytest.warns(UserWarning, match=r"1 of 2 images .*:\n  'none\.tar': holds no images: 1 member"):
+        assert keys(source(none, good)) == ["a"]
     for name, message in {
         "packed": "is no plain .tar file",
         "empty": "is no plain .tar file",
-        "none": "holds no images",
+        "none": r"holds no images: 1 member, none named \*\.png .*, the first 'a\.txt'; give shards with \.png",
         "missing": "does not exist",
-        "m-{0..5}": "m-0.tar' and 5 more does not exist",
+        "m-{0..5}": r"m-0.tar' does not exist \(6 are missing in all\)",
+        "broken": "is a broken link",
+        "loop": "is a broken link",
+        "folder": "is not a file",
     }.items():
         with pytest.raises(ValueError, match=message) as caught:
             open_splits(tmp_path / f"{name}.tar", (8, 8))
@@ -198,7 +319,7 @@ def test_bad_members_are_reported_like_bad_files(write_shard, picture, tmp_path)
     }
     bad = {
         "cut.png": "truncated",
-        "alone": "has a label but no image",
+        "alone.cls": "has a label but no image",
         "empty.png": "empty file",
         "odd.png": "its .json",
     }

@@ -113,17 +113,32 @@ def test_bad_images_are_passed_over_or_refused(stream, loader, write_shard, pict
     assert keys == [["good"], ["good"]]
     said = {str(warning.message) for warning in caught}
     assert any("bad.tar/cut' cannot be used: " in text and text.endswith("truncated; it is left out") for text in said)
-    assert any("bad.tar/bare' cannot be used: it has no image" in text for text in said)
+    assert any("bad.tar/bare' cannot be used: has a label but no image" in text for text in said)
     with pytest.raises(ValueError, match=r"^data: 'pipe:.*bad\.tar/(cut|bare)' cannot be used"):
         loader(stream(urls=[url], on_bad_image="error"), 3).batch(0)
     with pytest.raises(ValueError, match=r"bad\.tar/good' has label 1, which is none of the 1 classes"):
         loader(stream(urls=[url], classes=["only"]), 1, workers=0).batch(0)
     url = f"pipe:cat {write_shard(tmp_path / 'none.tar', {'a': {'txt': 'text'}})}"
     with (
-        pytest.warns(UserWarning, match="no image"),
+        pytest.warns(UserWarning, match=r"holds no images: 1 member, none named .*, the first 'a\.txt'"),
         pytest.raises(ValueError, match=r"none\.tar': holds no readable image; take"),
     ):
         loader(stream(urls=[url]), 1, workers=0).batch(0)
+
+
+def test_an_image_does_not_train_without_its_class(stream, write_tar, picture, tmp_path):
+    late = [("a.png", picture(0)), ("b.png", picture(1)), ("b.cls", b"1"), ("a.cls", b"0")]
+    late = stream(urls=[f"pipe:cat {write_tar(tmp_path / 'late.tar', late)}"])
+    with pytest.raises(ValueError, match=r"late\.tar/a' came without its label; write each label beside its image"):
+        list(late.shard(0, 0))
+    with pytest.warns(UserWarning, match="has a label but no image"):
+        assert {image.label for image in replace(late, classes=[]).shard(0, 0)} == {0}
+    linked = [("a.png", picture(0)), ("a.cls", b"1"), ("b.png", picture(1)), ("b.cls", "a.cls")]
+    linked = stream(urls=[f"pipe:cat {write_tar(tmp_path / 'linked.tar', linked)}"])
+    with pytest.warns(
+        UserWarning, match=r"linked\.tar/b' cannot be used: its \.cls is a link, which cannot be followed"
+    ):
+        assert [(image.name[-1], image.label) for image in linked.shard(0, 0)] == [("a", 1)]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +147,7 @@ def test_bad_images_are_passed_over_or_refused(stream, loader, write_shard, pict
         ("false", r"cannot be read \(exit status 1\); see that it can be fetched, then start or resume$"),
         ("head -c 30000 /dev/zero; sleep 0.2; exit 4", r"cannot be read \(exit status 4\)"),
         ("yes", r"cannot be read \((?!exit)"),
-        ("head -c 9000 {}", r"breaks off after '00\d' \(unexpected end of data\)"),
+        ("head -c 9000 {}", r"breaks off after '00\d\.\w+' \(unexpected end of data\)"),
         ("cat {}; exit 3", r"\(exit status 3\)"),
     ],
 )

@@ -1,37 +1,38 @@
 """Local webdataset shards: plain .tar files whose images are read where they lie, in any order.
 
-A sample is a run of members with one key, the name up to the first dot: an image (.png, .jpg, .jpeg, .webp) and its
-label, .cls (a number or a class name) or .json ({"label": number or name}). Each shard is read through once; where its
-images lie, their sizes, labels and faults are kept in SHARD.tar.index.json beside it, or in the cache folder where that
-one cannot be written, until the shard changes.
+A sample is an image and its label with the same key, the name without its suffix: .cls (a number or a class name) or
+.json ({"label": number or name}). Each shard is read through once; where its images lie, their sizes, labels and faults
+are kept in SHARD.tar.index.json beside it, or in the cache folder where that one cannot be written, until the shard
+changes.
 """
 
 import json
 import os
 import re
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
+from itertools import product
+from math import prod
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, NamedTuple
 
 from mvar.data.decoding import decode
-from mvar.data.images import SUFFIXES, natural
+from mvar.data.images import SUFFIXES
+from mvar.data.labels import Label, class_index, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.progress import track
+from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
 from mvar.data.threads import in_threads
-from mvar.files import write_text
+from mvar.files import read_bounded, write_text
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 OPEN_SHARDS = 128  # whose descriptors are kept
-CLASS_FILES = ("classes.txt", "classes.json")
-KEY = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<suffix>[^/]*)")
-META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-Label = int | str | None
+MOST_SHARDS = 1_000_000
+INDEX_BYTES, INDEX_SHARE = 2**20, 16  # an index is no larger than this and so many times its shard
+RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 
 
 class Member(NamedTuple):
@@ -53,7 +54,7 @@ class Member(NamedTuple):
     problem: str | None = None
 
     def __fspath__(self) -> str:
-        return f"{self.shard}/{self.name}"
+        return f"{self.shard}{normpath(f'/./{self.name}')}"  # inside the shard, whatever the name
 
     def __str__(self) -> str:
         return self.__fspath__()
@@ -61,8 +62,7 @@ class Member(NamedTuple):
     @property
     def key(self) -> str:
         """The sample's key."""
-        found = KEY.fullmatch(self.name)
-        return found["key"] if found else self.name
+        return self.name.rpartition(".")[0]
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -112,135 +112,87 @@ class ShardSet:
 
         Raises:
             ValueError: one line with field, shard, key and fix where a shard is missing, compressed or cut short,
-                where nothing is an image, or a label is missing or no class.
+                where nothing is an image, a label is missing or no class, or a number would make more empty classes
+                than there are images.
         """
-        if missing := [str(path) for path in shards if not path.is_file()]:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{field}: shard {missing[0]!r}{more} does not exist; give the names of .tar files")
+        if missing := [path for path in shards if not os.path.isfile(path)]:
+            problem = "is a broken link" if os.path.islink(missing[0]) else "does not exist"
+            problem = "is not a file" if os.path.exists(missing[0]) else problem
+            more = f" ({len(missing):,} are missing in all)" if len(missing) > 1 else ""
+            raise ValueError(f"{field}: shard {str(missing[0])!r} {problem}{more}; give the names of .tar files")
         _descriptor.cache_clear()  # a shard may have been replaced since it was last open
-        samples = [sample for shard in shards for sample in _index(shard, field)]
-        if not samples:
-            raise ValueError(f"{field} = {str(shards[0])!r}: holds no images; give shards with {' '.join(SUFFIXES)}")
-        own = read_classes(shards[0].parent, field)
+        found = [row for shard in shards for row in _index(shard, field)]
+        members = [member for member, _ in found]
+        if not any(member.name for member in members):
+            wanted = " ".join(SUFFIXES)
+            raise ValueError(f"{field} = {str(shards[0])!r}: {members[0].problem}; give shards with {wanted}")
+        own = _own_classes(shards, field)
         if classes and own is not None and own != classes:
             raise ValueError(f"{field}: {str(shards[0].parent)!r} lists other classes than the training set; give one")
-        classes = classes if classes is not None else own
-        used = [(member, label) for member, label in samples if member.problem is None]
-        names = _names_found(used, field) if classes is None else classes
+        used = [(member, label) for member, label in found if member.problem is None]
+        listed = own if classes is None else classes
+        names = names_found(used, field) if listed is None else listed
         if len(names) < 2:
-            return cls(shards[0].parent, [member for member, _ in samples], [0] * len(samples), [])
+            return cls(shards[0].parent, members, [0] * len(members), [])
         numbers = {name: i for i, name in enumerate(names)}
         labels = [
             0 if member.problem is not None else class_index(label, numbers, f"{field}: {str(member)!r}")
-            for member, label in samples
+            for member, label in found
         ]
-        return cls(shards[0].parent, [member for member, _ in samples], labels, names)
+        if classes is None:
+            used_labels = (i for i, member in zip(labels, members, strict=True) if member.problem is None)
+            warn_of_empty(names, used_labels, field)
+        return cls(shards[0].parent, members, labels, names)
 
 
 def expand(pattern: str) -> list[str]:
     """The names that a pattern with number ranges in braces stands for: a-{08..10} is a-08, a-09 and a-10."""
-    found = RANGE.search(pattern)
-    if found is None:
-        return [pattern]
-    first, last = found.groups()
-    head, rest = pattern[: found.start()], expand(pattern[found.end() :])
-    numbers = range(int(first), int(last) + 1)
-    if not numbers:
-        raise ValueError(f"data = {pattern!r}: {found[0]} counts down; give the lower number first")
-    return [f"{head}{i:0{len(first)}d}{tail}" for i in numbers for tail in rest]
+    texts = RANGE.split(pattern)  # with the two ends of every range
+    ranges = []
+    for first, last in zip(texts[1::3], texts[2::3], strict=True):
+        ranges.append(range(int(first), int(last) + 1))
+        if not ranges[-1]:
+            said = f"{{{first}..{last}}} counts down; give the lower number first"
+            raise ValueError(f"data = {pattern!r}: {said}")
+    if (total := prod(numbers.stop - numbers.start for numbers in ranges)) > MOST_SHARDS:
+        raise ValueError(f"data = {pattern!r}: stands for {total:,} shards; give at most {MOST_SHARDS:,}")
+    widths = [len(first) for first in texts[1::3]]
+    return [
+        texts[0] + "".join(f"{i:0{width}d}{text}" for i, width, text in zip(chosen, widths, texts[3::3], strict=True))
+        for chosen in product(*ranges)
+    ]
 
 
-def read_label(fields: Mapping[str, bytes]) -> Label:
-    """The label among a sample's fields by suffix: .cls, else .json; None where there is none.
-
-    Raises:
-        ValueError: the reason why it is no label.
-    """
-    if "cls" in fields:
-        text = fields["cls"].decode("utf-8", errors="replace").strip()
-        return int(text) if text.isdecimal() else text
-    if "json" not in fields:
-        return None
-    try:
-        content = json.loads(fields["json"])
-    except ValueError as error:
-        raise ValueError(f"its .json cannot be read ({error})") from error
-    label = content.get("label") if isinstance(content, dict) else None
-    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
-        raise ValueError(f"its label {label!r} is neither a number nor a name")
-    return label
-
-
-def class_index(label: Label, numbers: Mapping[str, int], named: str) -> int:
-    """The index of a label among the classes, given as {name: index}.
-
-    Raises:
-        ValueError: one line that begins with `named`.
-    """
-    index = label if isinstance(label, int) else numbers.get(label or "", -1)
-    if not 0 <= index < len(numbers):
-        said = "has no label" if label is None else f"has label {label!r}"
-        raise ValueError(f"{named} {said}, which is none of the {len(numbers)} classes; mend it or the list of classes")
-    return index
-
-
-def read_classes(folder: Path, field: str) -> list[str] | None:
-    """The class names listed beside shards; None where there is no list.
-
-    Raises:
-        ValueError: the list is damaged or holds a name twice.
-    """
-    path = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
-    if path is None:
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{field}: {str(path)!r} cannot be read ({error}); mend it") from error
-    if path.suffix == ".txt":
-        names = [name for name in names if name]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
-        raise ValueError(f"{field}: {str(path)!r} is no list of different class names; mend it")
-    return names
-
-
-def _names_found(samples: Iterable[tuple[Member, Label]], field: str) -> list[str]:
-    """The class names of labels that nobody listed: the names in natural order, or the numbers from 0."""
-    examples: dict[type, Member] = {}
-    found = set()
-    for member, label in samples:
-        examples.setdefault(type(label), member)
-        found.add(label)
-    if len(examples) > 1:
-        kinds = {int: "a number", str: "a name", type(None): "no label"}
-        said = ", ".join(f"{str(member)!r} has {kinds[kind]}" for kind, member in examples.items())
-        raise ValueError(f"{field}: labels must be all numbers or all names: {said}; mend the shards")
-    if int in examples:
-        return [str(i) for i in range(max(label for label in found if isinstance(label, int)) + 1)]
-    return sorted((label for label in found if isinstance(label, str)), key=natural)
+def _own_classes(shards: Sequence[Path], field: str) -> list[str] | None:
+    """The class names listed beside the shards, in one or several folders."""
+    first, *others = dict.fromkeys(shard.parent for shard in shards)
+    own = read_classes(first, field)
+    for folder in others:
+        if read_classes(folder, field) != own:
+            raise ValueError(f"{field}: {str(first)!r} and {str(folder)!r} do not list the same classes; give one list")
+    return own
 
 
 # --- the index of one shard -----------------------------------------------------------------------------------------
 
 
 def _index(shard: Path, field: str) -> list[tuple[Member, Label]]:
-    """A shard's samples, from its stored index if the shard is still the same, else read anew and stored."""
+    """A shard's samples, from its stored index if the shard is still the same, else read again and stored."""
     status = shard.stat()
     stamp = {"version": INDEX_VERSION, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     places = [shard.with_name(f"{shard.name}.index.json"), _cached_index(shard)]
     for place in places:
         try:
-            stored = json.loads(place.read_text(encoding="utf-8"))
-            if stored.items() >= stamp.items():
-                return [(Member(shard, *where), label) for *where, label in stored["samples"]]
+            stored = parse_json(read_bounded(place, INDEX_BYTES + INDEX_SHARE * status.st_size))
+            if stored.items() >= stamp.items() and stored["samples"]:
+                return [_stored(shard, row, status.st_size) for row in stored["samples"]]
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
-            continue  # none yet, or damaged: it is made anew
+            continue  # none yet, or damaged: it is made again
 
     found = list(_samples(shard, field))
     checked = track(in_threads(_checked, [member for member, _ in found]), len(found), f"indexing {shard.name}")
-    samples = [(member, label) for member, (_, label) in zip(checked, found, strict=True)]
-    text = json.dumps({**stamp, "samples": [[*member[1:], label] for member, label in samples]})
+    indexed = [(member, label) for member, (_, label) in zip(checked, found, strict=True)]
+    text = json.dumps({**stamp, "samples": [[*member[1:], label] for member, label in indexed]})
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -248,12 +200,51 @@ def _index(shard: Path, field: str) -> list[tuple[Member, Label]]:
             break
         except OSError:
             continue  # where neither can be written, the next run reads the shard again
-    return samples
+    return indexed
+
+
+def _stored(shard: Path, row: list[Any], length: int) -> tuple[Member, Label]:
+    """A sample as the index keeps it; raises ValueError or TypeError where it cannot be of this shard."""
+    *where, label = row
+    member = Member(shard, *where)
+    numbers = member.offset, member.size, member.width, member.height
+    if not (
+        isinstance(member.name, str)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and member.size <= min(MOST_IMAGE, length - member.offset)
+        and (isinstance(member.problem, str) or (member.problem is None and member.width and member.height))
+        and (label is None or (type(label) is int and label >= 0) or class_name(label) == label)
+    ):
+        raise ValueError("damaged")
+    return member, label
 
 
 def _cached_index(shard: Path) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "mvar" / "shards" / f"{blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()}.json"
+
+
+def _samples(shard: Path, field: str) -> Iterator[tuple[Member, Label]]:
+    """The samples of a shard that have an image or a label; images are not opened.
+
+    Raises:
+        ValueError: one line with the shard and the last whole member where it breaks off.
+    """
+    try:
+        with open(shard, "rb") as file:
+            for sample in samples(file, stream=False):
+                image, problem, label = sample.image, sample.problem, None
+                try:
+                    label = sample.read_label()
+                except ValueError as error:
+                    problem = problem or str(error)
+                offset, size = (image.offset, image.size) if image and problem is None else (0, 0)
+                yield Member(shard, sample.name, offset, size, problem=problem), label
+    except OSError as error:
+        raise ValueError(f"{field} = {str(shard)!r}: cannot be read ({error.strerror or error})") from error
+    except BrokenTar as error:
+        where = f"breaks off after {error.last!r}" if error.last else "is no plain .tar file"
+        raise ValueError(f"{field} = {str(shard)!r}: {where} ({error}); write or fetch this shard again") from error
 
 
 def _checked(member: Member) -> Member:
@@ -263,56 +254,6 @@ def _checked(member: Member) -> Member:
     except ValueError as error:
         return member._replace(problem=str(error))
     return member._replace(width=width, height=height)
-
-
-def _samples(shard: Path, field: str) -> Iterator[tuple[Member, Label]]:
-    """The samples of a shard that have an image or a label; images are not opened."""
-    key, fields = "", dict[str, Any]()  # of an image its place, of a label its bytes
-    for info, content in _members(shard, field):
-        found = KEY.fullmatch(info.name)
-        if not info.isreg() or META.match(info.name) or found is None:
-            continue
-        suffix = found["suffix"].lower()
-        if found["key"] != key or suffix in fields:
-            yield from _sample(shard, key, fields)
-            key, fields = found["key"], {}
-        if f".{suffix}" in SUFFIXES:
-            fields[suffix] = info.name, info.offset_data, info.size
-        elif suffix in ("cls", "json"):
-            fields[suffix] = content
-    yield from _sample(shard, key, fields)
-
-
-def _sample(shard: Path, key: str, fields: Mapping[str, Any]) -> Iterator[tuple[Member, Label]]:
-    place = next((fields[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in fields), None)
-    if not fields:
-        return
-    member = Member(shard, *place) if place else Member(shard, key, 0, 0, problem="has a label but no image")
-    try:
-        yield member, read_label(fields)
-    except ValueError as error:
-        yield member._replace(problem=str(error)), None
-
-
-def _members(shard: Path, field: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """The members of a tar file, with the contents of labels.
-
-    Raises:
-        ValueError: one line with the shard and the last whole member where it breaks off.
-    """
-    last, length = "", shard.stat().st_size
-    try:
-        with tarfile.open(shard, "r:") as tar, open(shard, "rb") as file:
-            for info in tar:
-                last = info.name if info.offset_data + info.size <= length else last
-                label = tar.extractfile(info) if info.name.lower().endswith((".cls", ".json")) else None
-                yield info, label.read() if label else b""
-            file.seek(tar.offset)  # tarfile takes a damaged header for the end
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError("damaged header")
-    except tarfile.TarError as error:
-        where = f"breaks off after {last!r}" if last else "is no plain .tar file"
-        raise ValueError(f"{field} = {str(shard)!r}: {where} ({error}); write or fetch this shard anew") from error
 
 
 class _Descriptor:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
 from itertools import chain, count, islice
 from typing import Any, Literal, NamedTuple
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from mvar.data.decoding import decode
-from mvar.data.images import SUFFIXES
+from mvar.data.labels import class_index
 from mvar.data.loader import Batch, Share
 from mvar.data.order import crop_noise, epoch_order
-from mvar.data.shards import class_index, read_label
 from mvar.data.source import crop, resized
+from mvar.data.tar import BrokenTar, Sample, samples
 from mvar.data.threads import in_threads
 
 SCHEMES = ("http://", "https://", "pipe:")
@@ -98,9 +98,10 @@ class Stream:
         """
         epoch, i = divmod(place, len(self.urls))
         url = self.urls[epoch_order(len(self.urls), self.seed, epoch)[i]]
-        samples = _shuffled(_samples(url), random.Random(f"{self.seed} {place}"))
+        mixed = _shuffled(_samples(url), random.Random(f"{self.seed} {place}"))
+        load = partial(self._load, url)
         good = 0
-        for loaded in map(self._load, samples) if threads == 0 else in_threads(self._load, samples, threads):
+        for loaded in map(load, mixed) if threads == 0 else in_threads(load, mixed, threads):
             if isinstance(loaded, StreamedImage):
                 good += 1
                 yield loaded
@@ -111,19 +112,20 @@ class Stream:
         if not good:
             raise ValueError(f"data = {url!r}: holds no readable image; take this shard out")
 
-    def _load(self, sample: dict[str, Any]) -> StreamedImage | str:
+    def _load(self, url: str, sample: Sample) -> StreamedImage | str:
         """The image of a sample, or why it cannot be used."""
-        name = f"{sample['__url__']}/{sample['__key__']}"
-        suffix = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in sample), None)
-        if suffix is None:
-            return f"data: {name!r} cannot be used: it has no image"
+        named = f"data: {f'{url}/{sample.key}'!r}"
         try:
-            image = decode(BytesIO(sample[suffix]))
-            label = read_label(sample) if self.classes else 0
+            if sample.image is None or sample.problem is not None:
+                raise ValueError(sample.problem)
+            image = decode(BytesIO(sample.image.content))
+            label = sample.read_label() if self.classes else None
         except ValueError as error:
-            return f"data: {name!r} cannot be used: {error}"
-        index = class_index(label, self.numbers, f"data: {name!r}") if self.classes else 0
-        return StreamedImage(name, index, resized(image, self.image_shape, self.resize_factor))
+            return f"{named} cannot be used: {error}"
+        if self.classes and sample.label is None:
+            raise ValueError(f"{named} came without its label; write each label beside its image, or read local shards")
+        index = class_index(label, self.numbers, named) if self.classes else 0
+        return StreamedImage(f"{url}/{sample.key}", index, resized(image, self.image_shape, self.resize_factor))
 
 
 class StreamLoader:
@@ -220,29 +222,25 @@ def _stack(crops: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
-def _samples(url: str) -> Iterator[dict[str, Any]]:
-    """The samples of one shard as webdataset reads them: __key__, __url__ and the contents by suffix.
+def _samples(url: str) -> Iterator[Sample]:
+    """The samples of one shard, which webdataset fetches.
 
     Raises:
         ValueError: one line with the shard where it cannot be read to its end, or webdataset is not installed.
     """
     wds = webdataset()
-    last, stream = "", None
+    stream = None
     try:
         stream = wds.gopen(url)
-        members = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}])
-        for sample in wds.tariterators.group_by_keys(members):
-            yield sample
-            last = sample["__key__"]
+        yield from samples(stream, stream=True)
         while stream.read(2**20):
             pass  # to the end, so that the command can finish
         stream.close()  # raises if it failed
     except FileNotFoundError as error:
         raise ValueError(f"data = {url!r}: is fetched by {error.filename}, which is not here; install it") from error
     except Exception as error:  # of the network, the command or the tar
-        text = " ".join(str(error.args[0] if error.args else error).partition(" @ <Pipe")[0].split())
-        where = f"breaks off after {last!r}" if last else "cannot be read"
-        reason = _failure(url, stream) or text
+        where = f"breaks off after {error.last!r}" if isinstance(error, BrokenTar) and error.last else "cannot be read"
+        reason = _failure(url, stream) or error
         advice = "see that it can be fetched, then start or resume"
         raise ValueError(f"data = {url!r}: {where} ({reason}); {advice}") from error
 
@@ -276,6 +274,6 @@ def webdataset() -> Any:
     return webdataset
 
 
-def _shuffled(samples: Iterator[dict[str, Any]], rng: random.Random) -> Iterator[dict[str, Any]]:
+def _shuffled(ordered: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
     """The samples in an order that depends on `rng` alone."""
-    return webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(samples)
+    return webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(ordered)
