@@ -5,9 +5,11 @@ Protocol of VAR (Tian et al. 2024): Lanczos to 1.125 times the size, random crop
 no flips.
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.data.decoding import decode
+from mvar.data.decoding import decode, read_bytes
 from mvar.data.images import ImageFolder, report
 from mvar.data.order import batch_indices, crop_noise
 from mvar.data.progress import track
-from mvar.data.shards import Member, ShardSet
+from mvar.data.shards import Member, ShardSet, mark
 from mvar.data.subset import evenly_spaced
 from mvar.data.threads import in_threads
 
@@ -40,6 +42,7 @@ class PixelSource:
         resize_factor: size before cropping over the size after it.
         seed: of the random crops.
         bad: images that were left out, with the reason.
+        marks: of each image, a hash of its file.
         cache: uint8 (H, W, 3) of every image before cropping, or None where they did not fit.
     """
 
@@ -50,6 +53,7 @@ class PixelSource:
     resize_factor: float
     seed: int
     bad: list[tuple[Path | Member, str]]
+    marks: list[str]
     cache: list[np.ndarray] | None
 
     @classmethod
@@ -83,27 +87,30 @@ class PixelSource:
         used, fits = 0, len(index.paths) * 3 * round(h * resize_factor) * round(w * resize_factor) <= cache_bytes
         cache: list[np.ndarray] = []
         good: list[int] = []
+        marks: list[str] = []
         bad: list[tuple[Path | Member, str]] = []
         small = 0
 
-        def load(path: Path | Member) -> tuple[bool, np.ndarray | None] | str:
+        def load(path: Path | Member) -> tuple[str, bool, np.ndarray | None] | str:
             try:
                 if isinstance(path, Member) and not fits:
                     width, height = path.image_size
-                    return height < h or width < w, None
-                image = _decoded(path)
+                    return path.mark, height < h or width < w, None
+                content = _content(path)
+                image = decode(BytesIO(content))
             except ValueError as error:
                 return str(error)
             is_small = image.height < h or image.width < w
-            return is_small, resized(image, image_shape, resize_factor) if fits else None
+            return mark(content), is_small, resized(image, image_shape, resize_factor) if fits else None
 
         paths: Sequence[Path | Member] = index.paths
         for i, loaded in enumerate(track(in_threads(load, paths), len(paths), "reading images")):
             if isinstance(loaded, str):
                 bad.append((paths[i], loaded))
                 continue
-            is_small, pixels_HW3 = loaded
+            own_mark, is_small, pixels_HW3 = loaded
             good.append(i)
+            marks.append(own_mark)
             small += is_small
             if fits and pixels_HW3 is not None:
                 cache.append(pixels_HW3)
@@ -128,6 +135,7 @@ class PixelSource:
             resize_factor=resize_factor,
             seed=seed,
             bad=bad,
+            marks=marks,
             cache=cache if fits else None,
         )
 
@@ -140,6 +148,7 @@ class PixelSource:
             self,
             paths=[self.paths[i] for i in indices],
             labels=self.labels[list(indices)],
+            marks=[self.marks[i] for i in indices],
             cache=self.cache and [self.cache[i] for i in indices],
         )
 
@@ -152,6 +161,11 @@ class PixelSource:
         indices_N, _ = batch_indices(len(self), min(n, len(self)), self.seed, 0)
         for indices_B in indices_N.split(batch_size):
             yield self.batch(indices_B)[0]
+
+    def fingerprint(self) -> str:
+        """A hash of the files and labels of all images in their order: what decides a run besides its settings."""
+        rows = zip(self.marks, self.labels.tolist(), strict=True)
+        return hashlib.sha256("".join(f"{own_mark} {label}\n" for own_mark, label in rows).encode()).hexdigest()
 
     def name(self, i: int) -> str:
         """The file of an image, or its shard and member."""
@@ -180,7 +194,7 @@ class PixelSource:
 
     def _load(self, i: int) -> np.ndarray:
         try:
-            return resized(_decoded(self.paths[i]), self.image_shape, self.resize_factor)
+            return resized(decode(BytesIO(_content(self.paths[i]))), self.image_shape, self.resize_factor)
         except ValueError as error:
             raise ValueError(f"data: {self.name(i)!r} was readable before and is not now: {error}") from error
 
@@ -222,8 +236,8 @@ def crop(image_HW3: np.ndarray, image_shape: tuple[int, int], noise: tuple[float
     return image_HW3[top : top + h, left : left + w]
 
 
-def _decoded(path: Path | Member) -> Image.Image:
-    return decode(path.open() if isinstance(path, Member) else path)
+def _content(path: Path | Member) -> bytes:
+    return path.open().read() if isinstance(path, Member) else read_bytes(path)
 
 
 def _as_pixels(pixels_hw3: np.ndarray) -> Tensor:

@@ -80,6 +80,10 @@ class Stream:
         """The index of each class."""
         return {name: i for i, name in enumerate(self.classes)}
 
+    def fingerprint(self) -> str:
+        """A hash of where the shards come from; what they hold is not known in advance."""
+        return sha256("\n".join(self.urls).encode()).hexdigest()
+
     def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
         """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""
         images = islice(chain.from_iterable(self.shard(place) for place in range(len(self.urls))), n)

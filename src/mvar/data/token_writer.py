@@ -112,12 +112,12 @@ def write_cache(
         raise ValueError(f"data = {str(data)!r}: is a stream, whose images have no numbers; copy its shards here")
     encoded = [EncodedImages(images=images, tokenizer=tokenizer, dtype=dtype) for images in (train, val)]
     sources = dict(zip(SPLITS, encoded, strict=True))
-    listing = _listing(sources, data)
+    listing, contents = _listing(sources, data), [images.fingerprint().encode() for images in (train, val)]
     settings = replace(
         settings,
         classes=sources["train"].classes,
         images={split: len(source) for split, source in sources.items()},
-        listing=hashlib.sha256(b"".join(listing.values())).hexdigest(),
+        listing=hashlib.sha256(b"".join([*listing.values(), *contents])).hexdigest(),
     )
     if before and before.listing != settings.listing:
         raise ValueError(

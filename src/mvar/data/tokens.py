@@ -9,6 +9,7 @@
 Shapes: B batch, L tokens of all scales.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -73,7 +74,7 @@ class CacheSettings:
         shard_images: images of a shard.
         classes: class names; empty for a set without classes.
         images: how many of each split.
-        listing: SHA-256 of the images' names and labels.
+        listing: SHA-256 of the images' names, labels and files.
     """
 
     data: str
@@ -212,11 +213,14 @@ class TokenCache:
 
     def _source(self, split: str) -> "TokenSource":
         names = json.loads((self.folder / f"{split}-names.json").read_text(encoding="utf-8"))
+        shards = [shard.name for shard in self.settings.shards([split])]
+        own = [f"{split}-labels.npy", *shards]
         return TokenSource(
-            shards=[np.load(self.folder / shard.name, mmap_mode="r") for shard in self.settings.shards([split])],
+            shards=[np.load(self.folder / name, mmap_mode="r") for name in shards],
             labels=torch.from_numpy(np.load(self.folder / f"{split}-labels.npy")),
             classes=self.settings.classes,
             names=names,
+            content=hashlib.sha256("".join(self.files[name].sha256 for name in own).encode()).hexdigest(),
         )
 
 
@@ -229,15 +233,21 @@ class TokenSource:
         labels: int64 (n,).
         classes: class names; empty for a set without classes.
         names: the images' names.
+        content: a hash of tokens and labels; empty where nobody needs it.
     """
 
     shards: list[np.ndarray]
     labels: Tensor
     classes: list[str]
     names: list[str]
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """A hash of the tokens and labels of all images."""
+        return self.content
 
     def name(self, i: int) -> str:
         """The image's name inside its folder."""
