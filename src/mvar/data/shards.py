@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tarfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from mvar.data.images import SUFFIXES, natural
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
 from mvar.files import write_text
+from mvar.text import counted, some
 
 INDEX_VERSION = 1
 OPEN_SHARDS = 128  # whose descriptors are kept
@@ -32,6 +34,7 @@ META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 Label = int | str | None
+Sample = tuple["Member", Label]
 
 
 class Member(NamedTuple):
@@ -107,8 +110,9 @@ class ShardSet:
 
         Args:
             field: the option that named the shards, for messages.
-            classes: class names that the labels refer to; None takes them from classes.txt (a line each) or
-                classes.json (a list) beside the shards, else from the labels themselves.
+            classes: class names that the labels refer to, of the training set; images of other classes are then left
+                out with a warning. None takes them from classes.txt (a line each) or classes.json (a list) beside the
+                shards, else from the labels themselves.
 
         Raises:
             ValueError: one line with field, shard, key and fix where a shard is missing, compressed or cut short,
@@ -124,6 +128,8 @@ class ShardSet:
         own = read_classes(shards[0].parent, field)
         if classes and own is not None and own != classes:
             raise ValueError(f"{field}: {str(shards[0].parent)!r} lists other classes than the training set; give one")
+        if classes:
+            samples = _of_classes(samples, classes, f"{field} = {str(shards[0].parent)!r}")
         classes = classes if classes is not None else own
         used = [(member, label) for member, label in samples if member.problem is None]
         names = _names_found(used, field) if classes is None else classes
@@ -219,6 +225,23 @@ def _names_found(samples: Iterable[tuple[Member, Label]], field: str) -> list[st
     if int in examples:
         return [str(i) for i in range(max(label for label in found if isinstance(label, int)) + 1)]
     return sorted((label for label in found if isinstance(label, str)), key=natural)
+
+
+def _of_classes(samples: list[Sample], classes: Sequence[str], named: str) -> list[Sample]:
+    """The samples but those whose label is none of the classes, which a warning counts.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    known = {None, *classes, *range(len(classes))}
+    left = [(member, label) for member, label in samples if label in known or member.problem is not None]
+    if len(left) < len(samples):
+        unknown = some([str(label) for label in {label: None for _, label in samples if label not in known}])
+        if not left:
+            raise ValueError(f"{named}: has labels {unknown}, the training images are of {some(classes)}; correct them")
+        number = counted(len(samples) - len(left), "image")
+        warnings.warn(f"{named}: leaves out {number} of classes that the training images lack: {unknown}", stacklevel=3)
+    return left
 
 
 # --- the index of one shard -----------------------------------------------------------------------------------------
