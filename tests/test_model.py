@@ -64,6 +64,7 @@ def test_labels_are_indices_or_names(model):
     assert model.label_ids([0, "Ankle boot", "t-SHIRT/top", -1, None, np.int64(2)]) == [0, 0, 1, 4, 4, 2]
     assert model.label_ids(torch.tensor([3, -1])) == [3, 4]
     assert model.label_ids("Ankle boot") == [0]
+    assert model.label_ids(" ankle  BOOT\ufeff") == [0]
     assert model.label_ids(None) == [4]
 
 

@@ -1,6 +1,8 @@
 """Text from outside: names of classes and files as they are compared, and as they are shown."""
 
 import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 
 MOST_SHOWN = 500  # characters of a message's line
 # Text directions that a reader does not see: they can make a name look like another one.
@@ -25,6 +27,27 @@ def shown(text: str, most: int | None = None) -> str:
 def counted(n: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun: 1 image, 2 images, 3 classes."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def some(names: Collection[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    first = ", ".join(list(names)[:most])
+    return first if len(names) <= most else f"{first} and {len(names) - most:,} more"
+
+
+class Names:
+    """The places of names in a list, found by how people write them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._exact, self._folded = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+        for place, name in enumerate(map(clean, names)):
+            self._exact[name].append(place)
+            self._folded[name.casefold()].append(place)
+
+    def find(self, name: str) -> list[int]:
+        """Places of the names that are equal to this one once both are cleaned, else but for their letters' case."""
+        name = clean(name)
+        return self._exact.get(name) or self._folded.get(name.casefold()) or []
 
 
 def _printable(c: str) -> bool:

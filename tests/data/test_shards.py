@@ -349,11 +349,12 @@ def test_a_shard_that_breaks_later_is_named_with_the_member(shard):
 
 def test_train_and_val_shards_share_their_classes(three_shards, write_shard, picture, tmp_path):
     write_shard(tmp_path / "shards" / "val-0.tar", {"v": {"png": picture(99), "cls": 1}})
-    train, val = open_splits(tmp_path / "shards", (8, 8))
+    with pytest.warns(UserWarning, match="3 classes without validation images, trained all the same: 0, 2, 3"):
+        train, val = open_splits(tmp_path / "shards", (8, 8))
     assert (len(train), keys(val), val.labels.tolist()) == (24, ["v"], [1])
     assert train.classes == val.classes == ["0", "1", "2", "3"]
     write_shard(tmp_path / "shards" / "val-0.tar", {"v": {"png": picture(99), "cls": 4}})
-    with pytest.raises(ValueError, match=r"val-0\.tar/v\.png' has label 4, which is none of the 4 classes"):
+    with pytest.raises(ValueError, match=r"shards': has labels 4, the training images are of 0, 1, 2, 3; correct"):
         open_splits(tmp_path / "shards", (8, 8))
 
 
@@ -366,7 +367,7 @@ def test_without_val_shards_a_share_is_held_out_by_key(three_shards, write_shard
     assert set(keys(open_splits(tmp_path / "other", (8, 8))[1])) == set(keys(val))
 
 
-def test_val_data_leaves_all_of_data_to_training(three_shards, write_shard, picture, tmp_path):
+def test_val_data_leaves_all_of_data_to_training(three_shards, write_shard, picture, tmp_path, recwarn):
     for name in "0123":
         (tmp_path / "photos" / name).mkdir(parents=True)
         (tmp_path / "photos" / name / "a.png").write_bytes(picture(50))
@@ -375,8 +376,12 @@ def test_val_data_leaves_all_of_data_to_training(three_shards, write_shard, pict
     train, val = open_splits(tmp_path / "photos", (8, 8), val_data=three_shards)
     assert (len(train), len(val)) == (4, 24)
     (tmp_path / "photos" / "3").rename(tmp_path / "photos" / "cat")
-    with pytest.raises(ValueError, match=r"only photos/ has cat; give both the same classes"):
-        open_splits(three_shards, (8, 8), val_data=tmp_path / "photos")
+    _, val = open_splits(three_shards, (8, 8), val_data=tmp_path / "photos")
+    assert (val.classes, val.labels.tolist()) == (["0", "1", "2", "3"], [0, 1, 2])
+    assert [str(warning.message).partition("': ")[2] for warning in recwarn] == [
+        "leaves out 1 image of classes that the training images lack: cat",
+        "1 class without validation images, trained all the same: 3",
+    ]
 
 
 def test_the_order_goes_on_exactly_whatever_the_workers(three_shards):

@@ -84,7 +84,7 @@ def test_a_view_is_the_crop_of_its_epoch_and_validation_the_centre(data, tokeniz
     folders = open_splits(data, (8, 8), resize_factor=FACTOR, seed=SEED)
     for split, source, images in zip(("train", "val"), sources, folders, strict=True):
         n = len(source)
-        assert (n, source.classes) == (len(images), ["bag", "ящик\n"])
+        assert (n, source.classes) == (len(images), ["bag", "ящик"])  # of the folder "ящик\n"
         assert torch.equal(source.labels, images.labels)
         assert [source.name(i) for i in range(n)] == [os.path.relpath(path, data) for path in images.paths]
         views = VIEWS if split == "train" else 1

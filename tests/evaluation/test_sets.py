@@ -356,7 +356,7 @@ def test_pairs_that_fit(tmp_path, samples, reference):
     [
         ((noise(2), None), (noise(2, 10, 12), None), "reference = 'b': samples and reference have 10x12 and 12x10 pix"),
         ((noise(2), [0, 1]), (noise(3), [0, 1, 2]), "reference = 'b.npz': samples and reference have 2 and 3 classes"),
-        ((noise(2), FOLDERS), (noise(2), ["x y/1.png", "w/1.png"]), "reference = 'b': the classes .* 'x_y' and 'w'"),
+        ((noise(2), FOLDERS), (noise(2), ["x y/1.png", "w/1.png"]), "reference = 'b': the classes .* 'x y' and 'w'"),
         ((noise(2), DRAWN), (noise(2), [0, 1]), "reference = 'b.npz': one set has classes by number, the other by"),
     ],
 )

@@ -22,7 +22,8 @@ from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.sampling import engine, export, protocol
-from mvar.sampling.protocol import read_protocol
+from mvar.sampling.labels import places
+from mvar.sampling.protocol import counts_like, read_protocol
 
 PACKAGED = ["sample", "--model", "fashion-mnist", "--protocol", "imagenet-50k", "--per-class", "2", "--batch-size", "3"]
 
@@ -166,6 +167,21 @@ def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
         assert line.startswith(f"mvar: {message}")
     (line,) = refused("sample", "--model", bundle, "--counts-of", str(like), "--out", str(tmp_path / "a.png"))
     assert line.startswith(f"mvar: counts_of = {str(like)!r}: belongs to --protocol")
+
+
+def test_classes_are_those_of_folders_whose_names_differ_in_form_only(tmp_path):
+    folders = {"C": 1, "c++": 2, "cafe\u0301 ": 3, "T-shirt_top": 4}  # "/" can be in no folder's name
+    for name, count in folders.items():
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
+    assert counts_like(str(tmp_path), ["T-shirt/top", "Caf\u00e9", "c++", "c"], "counts_of") == [4, 3, 2, 1]
+    with pytest.raises(
+        ValueError, match="holds C, c\\+\\+, café, T-shirt_top, the model draws c, d; give a folder with"
+    ):
+        counts_like(str(tmp_path), ["c", "d"], "counts_of")
+    assert places(["a", "b", "c"], ["C", "c", "A"]) == [2, -1, 1]
+    assert places(["a"], ["A", "A "]) == [-1]
 
 
 def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):

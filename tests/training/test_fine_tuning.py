@@ -47,6 +47,7 @@ def test_it_starts_from_the_weights_of_the_model(fine_tuned):
 def test_classes_keep_their_embedding_by_name(fine_tuned, photos, tmp_path, capsys):
     data = shutil.copytree(photos, tmp_path / "data")
     (data / "bag").rename(data / "ankle-boot")  # new, and now the first
+    (data / "coat").rename(data / "Coat ")
     before, after = fine_tuned(data=str(data))
     assert "fine-tuning: 2 of 3 classes known by name; new: ankle-boot" in capsys.readouterr().err
     old, new = before.class_embed.weight, after.class_embed.weight

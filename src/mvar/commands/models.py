@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mvar.scales import Side
+from mvar.text import Names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -247,7 +248,7 @@ def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource
     folder = ImageFolder(path.parent, [path], [0], []) if path.is_file() else ImageFolder.scan(path, "images")
     names = _folder_names(folder, model)
     try:
-        ids = None if names is None else [model.label_ids(name)[0] for name in names]
+        ids = None if names is None else model.label_ids(names)
     except ValueError as error:
         raise ValueError(f"images = {place!r}: has folders that are no classes of the model\n{error}") from error
     chosen = evenly_spaced(len(folder.paths), limit or len(folder.paths))
@@ -262,8 +263,8 @@ def _folder_names(folder: "ImageFolder", model: "Model") -> list[str] | None:
         return None
     if folder.classes:
         return [folder.classes[label] for label in folder.labels]
-    names = [path.relative_to(folder.root).parts[0] for path in folder.paths]
-    return names if set(names) <= set(model.classes) else None
+    names, known = [path.relative_to(folder.root).parts[0] for path in folder.paths], Names(model.classes)
+    return names if all(map(known.find, {*names})) else None
 
 
 def _asked(ids: Sequence[int], rows_B: "Tensor", model: "Model") -> "list[Label]":

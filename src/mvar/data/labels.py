@@ -10,12 +10,11 @@ from typing import Any
 
 from mvar.data.images import natural
 from mvar.files import read_bounded
-from mvar.text import clean, counted, shown
+from mvar.text import clean, counted, shown, some
 
 CLASS_FILES = ("classes.txt", "classes.json")
 MOST_LISTED = 2**24  # bytes of a list of classes
 MOST_NAME = 200  # characters of a class name
-MOST_SHOWN = 10  # classes named in a warning
 WHOLE = re.compile(r"[+-]?[0-9]+")
 
 Label = int | str | None
@@ -156,9 +155,8 @@ def warn_of_empty(classes: Sequence[str], used: Iterable[int], field: str) -> No
     used = {*used}
     empty = [repr(name) for i, name in enumerate(classes) if i not in used]
     if empty:
-        more = f" and {len(empty) - MOST_SHOWN:,} more" if len(empty) > MOST_SHOWN else ""
         said = f"{len(empty):,} of {len(classes):,} classes have no images"
-        warnings.warn(f"{field}: {said}: {', '.join(empty[:MOST_SHOWN])}{more}", stacklevel=3)
+        warnings.warn(f"{field}: {said}: {some(empty)}", stacklevel=3)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ changes.
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ from mvar.data.progress import track
 from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
 from mvar.data.threads import in_threads
 from mvar.files import read_bounded, write_text
+from mvar.text import counted, some
 
 INDEX_VERSION = 2
 OPEN_SHARDS = 128  # whose descriptors are kept
@@ -109,8 +111,9 @@ class ShardSet:
 
         Args:
             field: the option that named the shards, for messages.
-            classes: class names that the labels refer to; None takes them from classes.txt (a line each) or
-                classes.json (a list) beside the shards, else from the labels themselves.
+            classes: class names that the labels refer to, of the training set; images of other classes are then left
+                out with a warning. None takes them from classes.txt (a line each) or classes.json (a list) beside the
+                shards, else from the labels themselves.
 
         Raises:
             ValueError: one line with field, shard, key and fix where a shard is missing, compressed or cut short,
@@ -131,6 +134,9 @@ class ShardSet:
         own = _own_classes(shards, field)
         if classes and own is not None and own != classes:
             raise ValueError(f"{field}: {str(shards[0].parent)!r} lists other classes than the training set; give one")
+        if classes:
+            found = _of_classes(found, classes, f"{field} = {str(shards[0].parent)!r}")
+            members = [member for member, _ in found]
         used = [(member, label) for member, label in found if member.problem is None]
         listed = own if classes is None else classes
         names = names_found(used, field) if listed is None else listed
@@ -163,6 +169,23 @@ def expand(pattern: str) -> list[str]:
         texts[0] + "".join(f"{i:0{width}d}{text}" for i, width, text in zip(chosen, widths, texts[3::3], strict=True))
         for chosen in product(*ranges)
     ]
+
+
+def _of_classes(found: list[tuple[Member, Label]], classes: Sequence[str], named: str) -> list[tuple[Member, Label]]:
+    """The samples but those whose label is none of the classes, which a warning counts.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    known = {None, *classes, *range(len(classes))}
+    left = [(member, label) for member, label in found if label in known or member.problem is not None]
+    if len(left) < len(found):
+        unknown = some([str(label) for label in {label: None for _, label in found if label not in known}])
+        if not left:
+            raise ValueError(f"{named}: has labels {unknown}, the training images are of {some(classes)}; correct them")
+        number = counted(len(found) - len(left), "image")
+        warnings.warn(f"{named}: leaves out {number} of classes that the training images lack: {unknown}", stacklevel=3)
+    return left
 
 
 def _own_classes(shards: Sequence[Path], field: str) -> list[str] | None:

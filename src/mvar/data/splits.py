@@ -1,19 +1,23 @@
 """The training and the validation images that `data` names: a folder, local shards or a stream of shards."""
 
 import unicodedata
+import warnings
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from mvar.data.images import ImageFolder, natural, visible_folders
+from mvar.data.images import ImageFolder, contents, files_under, is_image, listing, natural
+from mvar.data.layout import split_rank, splits
 from mvar.data.loader import Loader, Source
 from mvar.data.shards import Member, ShardSet, expand
 from mvar.data.source import CACHE_BYTES, PixelSource
 from mvar.data.stream import SCHEMES, Stream, StreamLoader, webdataset
+from mvar.text import counted, some
 
-VALIDATION_FOLDERS = ("val", "test")  # the first that exists is used
 VALIDATION_SHARE = 0.05
 MOST_VALIDATION = 5000
 
@@ -33,20 +37,23 @@ def open_splits(
 ) -> tuple[PixelSource | Stream, PixelSource]:
     """Read a data set and return its training and validation images.
 
-    A folder with `train/` and `val/` (or `test/`) inside, or with `train*.tar` and `val*.tar` shards, holds both. Else
+    A folder with `train/` and `val/` inside, or other names of SPLITS, or with shards of such names, holds both. Else
     5 % of each class are held out, at least one image where a class has two and at most 5,000 in all, chosen by the
     hash of the file name or the sample's key: the same images every time, in any copy of the set.
+
+    The classes are those of the training images. Those that have no validation images are named in a warning, and so
+    are those that validation alone has, whose images are left out.
 
     Args:
         data: an image folder; a folder of .tar shards, or their name with numbers in braces, train-{000..099}.tar; or a
             stream, http(s)://.../train-{000..099}.tar or pipe:COMMAND, which needs val_data.
-        val_data: another folder or shards for validation; all of `data` is then for training.
+        val_data: another folder or shards for validation, in place of those that `data` may hold.
         seed: of the random crops, and of a stream's order.
         Other arguments as in `PixelSource.read`, for each of the two parts.
 
     Raises:
-        ValueError: the set cannot be used (see `ImageFolder.scan`, `ShardSet.scan` and `PixelSource.read`), the two
-            parts differ in their classes, or nothing is left for one of them.
+        ValueError: the set cannot be used (see `ImageFolder.scan`, `ShardSet.scan` and `PixelSource.read`), it is
+            unclear which of its folders or shards are for training, or nothing is left for one of the two parts.
     """
     named = f"{field} = {str(data)!r}"
     read = partial(
@@ -61,7 +68,7 @@ def open_splits(
         if val_data is None or is_stream(val_data):
             raise ValueError(f"{named}: is a stream; give val_data, a folder or local shards, for validation")
         webdataset()
-        val_source = read(_scan(_of_validation(val_data), "val_data"))
+        val_source = read(_scan(_for_validation(val_data), "val_data"))
         stream = Stream(
             urls=expand(str(data)),
             classes=val_source.classes,
@@ -71,24 +78,30 @@ def open_splits(
             seed=seed,
         )
         return stream, val_source
-    train_place, val_place = _located(data)
-    train, val_field = _scan(train_place, field), field
+    parts = _located(data, field)
+    if 0 not in parts:
+        (place,) = parts.values()
+        only = some([str(path) for path in place]) if isinstance(place, list) else str(place)
+        raise ValueError(f"{named}: has validation images only ({only}); give those as {field} to train on them")
+    train = _scan(parts.pop(0), field)
+    val_place, val_field = (parts.popitem()[1] if parts else None), field
     if val_data is not None:
-        val_place, val_field = _of_validation(val_data), "val_data"
-    if val_place is not None:
-        val = _scan(val_place, val_field, train.classes)
-        if train.classes != val.classes:
-            raise ValueError(f"{named}: {_difference(train, val)}; give both the same classes")
-        return read(train), read(val)
+        val_place, val_field = _for_validation(val_data), "val_data"
+    val = None if val_place is None else _scan(val_place, val_field, train.classes)
     source = read(train)
-    held_out = _held_out(source, train.root)
-    if not held_out or len(held_out) == len(source):
-        part = "validation" if not held_out else "training"
-        raise ValueError(f"{named}: leaves no {part} images out of {len(source)} readable ones; add images")
-    return (
-        source.select([i for i in range(len(source)) if i not in held_out]),
-        source.select(sorted(held_out)),
-    )
+    if val is not None:
+        val_source = read(val)
+    else:
+        held_out = _held_out(source, train.root)
+        if not held_out or len(held_out) == len(source):
+            part = "validation" if not held_out else "training"
+            left = counted(len(source), "readable image")
+            raise ValueError(f"{named}: leaves no {part} images out of {left}; add images")
+        val_source = source.select(sorted(held_out))
+        source = source.select([i for i in range(len(source)) if i not in held_out])
+    _report_missing(set(train.labels), source, "training images that can be used", named)
+    _report_missing({*source.labels.tolist()}, val_source, "validation images, trained all the same", named)
+    return source, val_source
 
 
 def is_stream(data: str | Path) -> bool:
@@ -112,32 +125,100 @@ def open_loader(
     return Loader(source, batch_size, seed, rank=rank, ranks=ranks, parts=parts, workers=workers)
 
 
-def _located(data: str | Path) -> tuple[Place, Place | None]:
-    """Where the training images of a set lie, and its validation images if it says which those are."""
-    root = Path(data)
-    if root.suffix == ".tar":
-        return [Path(name) for name in expand(str(data))], None
-    inside = {entry.name: entry for entry in visible_folders(root)} if root.is_dir() else {}
-    val_folder = next((inside[name] for name in VALIDATION_FOLDERS if name in inside), None)
-    if "train" in inside and (val_folder or len(inside) == 1):
-        return inside["train"], val_folder
-    shards = [] if inside else sorted((path for path in root.glob("*.tar") if path.name[0] != "."), key=natural)
-    by_part = {part: [path for path in shards if path.name.startswith(part)] for part in ("train", *VALIDATION_FOLDERS)}
-    val_shards = next((by_part[name] for name in VALIDATION_FOLDERS if by_part[name]), None)
-    if by_part["train"] and val_shards:
-        return by_part["train"], val_shards
-    return shards or root, None
+def _located(data: str | Path, field: str) -> dict[int, Place]:
+    """Where the images of a set lie: under 0 those for training, under another number those for validation, if any.
+
+    Raises:
+        ValueError: one line: the names do not tell which of its folders or shards are for training.
+    """
+    root, named = Path(data), f"{field} = {str(data)!r}"
+    if _is_shard(root):
+        return {0: [Path(name) for name in expand(str(data))]}
+    with listing(named):
+        if not root.is_dir():
+            return {0: root}
+        if shards := _shards(root):
+            return _split_shards(shards, named)
+        folders, files = contents(root)
+        images, tars = sum(map(is_image, files)), sum(map(_is_shard, files))
+        ranks = splits([folder.name for folder in folders])
+        if images and not {0} < {*ranks.values()}:  # folders beside images, which `scan` refuses
+            ranks = {}
+        parts = _chosen({folder: ranks[folder.name] for folder in folders if folder.name in ranks})
+        for several in parts.values():
+            if len(several) > 1:
+                names = some([f"{folder.name}/" for folder in several])
+                raise ValueError(f"{named}: has several folders for one part, {names}; move all but one away")
+        places = {rank: _shards(folder) or folder for rank, (folder,) in parts.items()}
+    used = [f"{folder.name}/" for several in parts.values() for folder in several]
+    unused = [f"{folder.name}/" for folder in folders if used and f"{folder.name}/" not in used]
+    unused += [counted(images, "image")] if used and images else []
+    unused += [counted(tars, "shard")] if tars else []
+    _report_unused(used or ["images"], unused, named)
+    return places or {0: root}
 
 
-def _of_validation(val_data: str | Path) -> Place:
+def _shards(folder: Path) -> list[Path]:
+    """The shards in a folder; none where there are image files too."""
+    folders, files = contents(folder)
+    shards = sorted(filter(_is_shard, files), key=natural)
+    if shards and not any(map(is_image, chain(files, *map(files_under, folders)))):
+        return shards
+    return []
+
+
+def _is_shard(path: Path) -> bool:
+    return path.suffix.lower() == ".tar"
+
+
+def _split_shards(shards: list[Path], named: str) -> dict[int, Place]:
+    """The shards of one folder as `_located` gives them."""
+    ranks = {path: rank for path in shards if (rank := split_rank(path.stem)) is not None}
+    if not any(ranks.values()):
+        return {0: shards}
+    if 0 not in ranks.values() and len(ranks) < len(shards):
+        held_out, other = next(iter(ranks)), next(path for path in shards if path not in ranks)
+        raise ValueError(
+            f"{named}: {held_out.name!r} is for validation by its name, {other.name!r} has no name of a split; "
+            "call the shards for training train-..., or give each part by its names, as data and val_data"
+        )
+    parts = _chosen(ranks)
+    used = [path.name for several in parts.values() for path in several]
+    _report_unused(used, [path.name for path in shards if path.name not in used], named)
+    return dict(parts)
+
+
+def _chosen(ranks: Mapping[Path, int]) -> dict[int, list[Path]]:
+    """Places by the rank of their split: training's, and of the others the first that there are."""
+    ranks_used = {0, min(filter(None, ranks.values()), default=0)}
+    return {
+        rank: [place for place, own in ranks.items() if own == rank] for rank in sorted(ranks_used & {*ranks.values()})
+    }
+
+
+def _for_validation(val_data: str | Path) -> Place:
     """What `val_data` stands for: its own validation part if it has one, else all of it."""
-    whole, val_place = _located(val_data)
-    return whole if val_place is None else val_place
+    return _located(val_data, "val_data").popitem()[1]
+
+
+def _report_unused(used: Sequence[str], unused: Sequence[str], named: str) -> None:
+    if unused:
+        warnings.warn(f"{named}: uses {some(used)} and passes over {some(unused)}", stacklevel=4)
+
+
+def _report_missing(expected: set[int], source: PixelSource, what: str, named: str) -> None:
+    """Say which of these classes have no images."""
+    names = [source.classes[label] for label in sorted(expected - {*source.labels.tolist()})] if source.classes else []
+    if names:
+        classes = counted(len(names), "class", "classes")
+        warnings.warn(f"{named}: {classes} without {what}: {some(names)}", stacklevel=3)
 
 
 def _scan(place: Place, field: str, classes: list[str] | None = None) -> ImageFolder | ShardSet:
-    """The images of a folder, or of shards, whose labels then refer to these classes."""
-    return ShardSet.scan(place, field, classes) if isinstance(place, list) else ImageFolder.scan(place, field)
+    """The images of a folder or of shards; labels refer to these classes, or to those that are found."""
+    if isinstance(place, list):
+        return ShardSet.scan(place, field, classes)
+    return ImageFolder.scan(place, field, classes)
 
 
 def _held_out(source: PixelSource, root: Path) -> set[int]:
@@ -153,12 +234,3 @@ def _held_out(source: PixelSource, root: Path) -> set[int]:
         if len(ranked) > 1:
             chosen += sorted(ranked)[: max(1, int(share * len(ranked)))]
     return {i for _, i in sorted(chosen)[:MOST_VALIDATION]}
-
-
-def _difference(train: ImageFolder | ShardSet, val: ImageFolder | ShardSet) -> str:
-    parts = [
-        f"only {here.root.name}/ has {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
-        for here, other in ((train, val), (val, train))
-        if (missing := [name for name in here.classes if name not in other.classes])
-    ]
-    return "; ".join(parts)

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from hashlib import sha256
 from io import BytesIO
 from itertools import chain, count, islice
 from typing import Any, Literal, NamedTuple

@@ -19,7 +19,7 @@ from mvar.data.images import ImageFolder
 from mvar.evaluation.archive import Archive
 from mvar.evaluation.frechet import Gaussian, from_arrays
 from mvar.evaluation.image_files import ImageFiles
-from mvar.sampling.export import file_name
+from mvar.sampling.labels import places
 from mvar.sampling.protocol import labels_of, read_protocol
 from mvar.sampling.rejection import read_report
 
@@ -137,7 +137,7 @@ def check_pair(samples: ImageSet, reference: ImageSet | Statistics, field: str =
         raise ValueError(f"{named}: samples and {field} have {sizes} pixels; give a {field} of the samples' size")
     if not (samples.classes and reference.classes):
         return
-    ours, theirs = ([file_name(name) for name in images.classes] for images in sets.values())
+    ours, theirs = samples.classes, reference.classes
     if len(ours) != len(theirs):
         raise ValueError(
             f"{named}: samples and {field} have {len(ours)} and {len(theirs)} classes; give a {field} of the same "
@@ -150,8 +150,8 @@ def check_pair(samples: ImageSet, reference: ImageSet | Statistics, field: str =
                 f"{named}: one set has classes by number, the other by file names alone, which tell no numbers; "
                 "give samples drawn by --protocol or as .npz"
             )
-    elif ours != theirs:
-        a, b = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
+    elif (order := places(ours, theirs)) != list(range(len(theirs))):
+        a, b = next((ours[i], theirs[i]) for i, place in enumerate(order) if place != i)
         raise ValueError(
             f"{named}: the classes of samples and {field} differ, first {a!r} and {b!r}; give a {field} of the "
             "same classes in the same order, or one without any"

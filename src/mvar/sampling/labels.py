@@ -4,13 +4,15 @@ import operator
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from mvar.sampling.export import file_name
+from mvar.text import Names, clean
 from mvar.validation import raise_problems
 
 Label = int | str | None
 
 
 def label_ids(labels: Label | Sequence[Label], classes: Sequence[str], null: int) -> list[int]:
-    """Class indices of labels given as indices or names.
+    """Class indices of labels given as indices or names, which are compared as `Names.find` does.
 
     Args:
         labels: -1 and None stand for no class. One label alone gives one index.
@@ -23,21 +25,29 @@ def label_ids(labels: Label | Sequence[Label], classes: Sequence[str], null: int
     labels = [labels] if labels is None or isinstance(labels, (str, int)) else list(labels)
     if not labels:
         raise ValueError("labels is empty: give at least one class index or name, or -1 for no class")
-    ids, problems = [], []
+    ids, problems, names = [], [], Names(classes)
     for label in labels:
         try:
-            ids.append(_label_id(label, classes, null))
+            ids.append(_named(label, classes, names) if isinstance(label, str) else _numbered(label, null))
         except ValueError as error:
             problems.append(str(error))
     raise_problems(dict.fromkeys(problems))
     return ids
 
 
-def _label_id(label: Label, classes: Sequence[str], null: int) -> int:
+def places(names: Sequence[str], others: Sequence[str]) -> list[int]:
+    """Where each name stands among the others, which may be written as names of files; -1 where there is not just one.
+
+    Equal sets of classes give each place once.
+    """
+    exact, as_files = Names(others), Names(map(file_name, map(clean, others)))
+    found = [exact.find(name) or as_files.find(file_name(clean(name))) for name in names]
+    return [place[0] if len(place) == 1 else -1 for place in found]
+
+
+def _numbered(label: int | None, null: int) -> int:
     if label is None:
         return null
-    if isinstance(label, str):
-        return _named(label, classes)
     try:
         number = operator.index(label)
     except TypeError:
@@ -48,16 +58,14 @@ def _label_id(label: Label, classes: Sequence[str], null: int) -> int:
     return null if number == -1 else number
 
 
-def _named(name: str, classes: Sequence[str]) -> int:
-    """The class of this name: exactly, else without regard to case."""
-    folded = [known.casefold() for known in classes]
-    found = [i for i, known in enumerate(classes) if known == name]
-    found = found or [i for i, known in enumerate(folded) if known == name.casefold()]
+def _named(name: str, classes: Sequence[str], names: Names) -> int:
+    found = names.find(name)
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError(f"labels has {name!r}: {len(found)} classes have this name; give an index of {found}")
-    close = [known for known in classes if name.casefold() in known.casefold()][:5]
-    close += [classes[folded.index(match)] for match in get_close_matches(name.casefold(), folded, n=5)]
+    folded, asked = [clean(known).casefold() for known in classes], clean(name).casefold()
+    close = [known for known, plain in zip(classes, folded, strict=True) if asked in plain][:5]
+    close += [classes[folded.index(match)] for match in get_close_matches(asked, folded, n=5)]
     hint = ", ".join(dict.fromkeys(close)) or ", ".join(classes[:10]) or "none, give -1"
     raise ValueError(f"labels has {name!r}: no class of this name; {'close' if close else 'classes'}: {hint}")

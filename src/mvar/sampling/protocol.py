@@ -30,6 +30,8 @@ from mvar.files import atomic_write, file_sha256, writable_folder, write_text
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.export import beside, file_name, save_pngs
+from mvar.sampling.labels import places
+from mvar.text import some
 from mvar.validation import is_integer
 
 PER_CLASS = {"imagenet-50k": 50}  # of each protocol, unless another number is asked for
@@ -100,21 +102,21 @@ def counts_like(folder: str, classes: Sequence[str], field: str) -> list[int]:
     """How many images of each class a folder holds.
 
     Args:
-        classes: that it must hold, by the names of its folders.
+        classes: that it must hold, by the names of its folders (see `places`).
         field: the option that named the folder, for messages.
 
     Raises:
         ValueError: no folder of images, or other classes.
     """
     found = ImageFolder.scan(folder, field)
-    places = {file_name(name): place for place, name in enumerate(found.classes)}
-    if places.keys() != {file_name(name) for name in classes}:
-        held = ", ".join(found.classes) or "no classes"
+    held = places(classes, found.classes)
+    if sorted(held) != list(range(len(found.classes))):
         raise ValueError(
-            f"{field} = {folder!r}: holds {held}, the model draws {', '.join(classes)}; give another folder"
+            f"{field} = {folder!r}: holds {some(found.classes) or 'no classes'}, the model draws {some(classes)}; "
+            "give a folder with the model's classes"
         )
-    held_by_place = Counter(found.labels)
-    return [held_by_place[places[file_name(name)]] for name in classes]
+    count = Counter(found.labels)
+    return [count[place] for place in held]
 
 
 def hashes(folder: Path) -> dict[str, str]:

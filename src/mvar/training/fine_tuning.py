@@ -15,6 +15,7 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
 from mvar.model import Model, load
+from mvar.text import Names
 from mvar.training.config import FreezablePart
 from mvar.validation import raise_problems
 
@@ -87,12 +88,12 @@ def take_weights(generator: Generator, start: Start, classes: Sequence[str], see
         The classes that are new.
     """
     state = dict(rescheduled(start.generator, generator.config.sides).state_dict())
-    known, new = {name: row for row, name in enumerate(start.classes)}, []
+    known, new = Names(start.classes), []
     rows_CW = generator.class_embed.weight.detach().clone()
     std = rows_CW.std()
     for row, name in enumerate(classes):
-        if name in known:
-            rows_CW[row] = state["class_embed.weight"][known[name]]
+        if len(same := known.find(name)) == 1:
+            rows_CW[row] = state["class_embed.weight"][same[0]]
         else:
             new.append(name)
             number = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])

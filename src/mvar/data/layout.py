@@ -1,0 +1,111 @@
+"""How sets of images lie in folders: what is hidden, which names are those of splits, and which folders are no classes.
+
+A layout is read in one way only or refused: a wrong guess would train on validation images, or on wrong classes.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from mvar.text import Names, clean, some
+
+# Training first; of the others the first that is there is used for validation.
+SPLITS = (
+    ("train", "training", "trainval"),
+    ("val", "valid", "validation", "dev"),
+    ("test", "testing"),
+    ("eval", "evaluation"),
+)
+RANKS = {word: rank for rank, words in enumerate(SPLITS) for word in words}
+WORD = re.compile(r"[^\W\d_]+")
+# What file servers and systems leave in folders: thumbnails, deleted files, snapshots.
+SYSTEM = frozenset(
+    ("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot", "__macosx")
+    + ("$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__")
+)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: it begins with a dot, or the system made it."""
+    return name.startswith(".") or name.casefold() in SYSTEM
+
+
+def split_rank(name: str) -> int | None:
+    """The split that a name's first fitting word stands for, as its place in SPLITS: 0 is training; None for none."""
+    return next((RANKS[word] for word in _words(name) if word in RANKS), None)
+
+
+def splits(names: Collection[str]) -> dict[str, int]:
+    """Which of the folders that lie in one are its splits, with the rank of each, in this order; empty where none are.
+
+    Those are splits that have such a name, as train, Val2017 or test_set, if both training and validation are among
+    them or there are no other folders; and those with other words too, as img_train and img_val, if all have some.
+    """
+    found = {name: rank for name in names if (rank := split_rank(name)) is not None}
+    ranks = dict(sorted(found.items(), key=lambda item: item[1]))
+    plain = {name: rank for name, rank in ranks.items() if all(word in RANKS for word in _words(name))}
+    for chosen in (plain, ranks if len(ranks) == len(names) else {}):
+        if 0 in chosen.values() and any(chosen.values()):
+            return chosen
+    return plain if len(plain) == len(names) else {}
+
+
+def check_classes(folders: Mapping[Path, Sequence[Path]], named: str, known: Names | None = None) -> None:
+    """Check that folders are classes.
+
+    Args:
+        folders: those that lie in one, with the images inside each at any depth.
+        named: the field and its value, for messages.
+        known: classes; a folder of such a name is one, whatever it holds.
+
+    Raises:
+        ValueError: one line: the folders are splits, hold the class folders themselves, or hold splits.
+    """
+    if len(parts := splits([folder.name for folder in folders])) > 1:
+        first = str(next(iter(folders)).with_name(next(iter(parts))))
+        raise ValueError(f"{named}: is split into {_and(parts)}; give one of them, such as {first!r}")
+    branches = {folder: _branches(folder, paths) for folder, paths in folders.items()}
+    count = Counter(name for _, inner in branches.values() for name in inner)
+    for folder, (where, inner) in branches.items():
+        if where is None:
+            continue
+        if (len(folders) == 1 or splits([folder.name])) and not (known and known.find(folder.name)):
+            raise ValueError(f"{named}: {folder.name}/ holds folders ({some(inner)}) and is no class; give {where!r}")
+        if len(parts := splits(inner)) > 1:
+            raise ValueError(
+                f"{named}: {folder.name}/ is split into {_and(parts)}; put the classes into the splits, as "
+                f"{next(iter(parts))}/{folder.name}/, not the splits into the classes"
+            )
+        shared = [name for name in inner if count[name] > 1]
+        if 2 * len(shared) > len(inner):
+            other = next(f for f, (_, names) in branches.items() if f != folder and shared[0] in names)
+            raise ValueError(
+                f"{named}: {folder.name}/ and {other.name}/ hold folders of the same names ({some(shared)}), as parts "
+                "of one set do; give one of them, or put the images of each class into its folder itself"
+            )
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name without case; a trainset is a train."""
+    words = (word.removesuffix("set") for word in WORD.findall(clean(name).casefold()))
+    return [word for word in words if word]
+
+
+def _branches(folder: Path, paths: Sequence[Path]) -> tuple[str | None, list[str]]:
+    """Where a folder without images of its own branches into several, and their names; else None and the names below.
+
+    A single folder inside another, as <class>/images, is no branch.
+    """
+    parents = {os.path.dirname(path) for path in paths}
+    common = os.path.commonpath(parents)
+    if common in parents:
+        return None, [part for part in os.path.relpath(common, folder).split(os.sep) if part != "."]
+    names = {os.path.relpath(parent, common).split(os.sep)[0] for parent in parents}
+    return common, sorted(names)
+
+
+def _and(names: Collection[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}"

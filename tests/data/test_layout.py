@@ -1,0 +1,312 @@
+"""Layouts of folders that people have: each is understood, with the right classes and splits, or refused in a line."""
+
+import os
+import re
+import sys
+
+import pytest
+
+from mvar.data.images import ImageFolder
+from mvar.data.splits import open_splits
+
+TWO = ("cat", "dog")
+
+
+@pytest.fixture
+def lay(picture, tmp_path):
+    """Makes a folder of images, by their names; a name with an arrow is a link, one that ends in "/" a folder."""
+    content = picture(0)
+
+    def make(*names):
+        root = tmp_path / "d"
+        root.mkdir()
+        for name in names:
+            path = root / name.partition(" -> ")[0]
+            (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+            if " -> " in name:
+                path.symlink_to(name.partition(" -> ")[2])
+            elif not name.endswith("/"):
+                path.write_bytes(content)
+        return root
+
+    return make
+
+
+def of(split, n, *classes):
+    """Names of n images of each class."""
+    return [f"{split}/{name}/{i}.png" for name in classes or TWO for i in range(n)]
+
+
+def inside(root, source):
+    return [os.path.relpath(path, root) for path in source.paths]
+
+
+# --- splits ---
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train", "validation"),
+        ("Train", "VAL"),
+        ("training", "Testing"),
+        ("train2017", "val2017"),
+        ("TrainSet", "dev_set"),
+        ("trainval", "test"),
+        ("img_train", "img_valid"),
+        ("fashion train images", "fashion eval images"),
+    ],
+)
+def test_the_usual_names_of_splits_are_understood_by_training_and_refused_elsewhere(lay, train, val):
+    root = lay(*of(train, 3), *of(val, 1))
+    sources = open_splits(root, (8, 8))
+    assert [inside(root, source) for source in sources] == [of(train, 3), of(val, 1)]
+    assert [source.classes for source in sources] == [["cat", "dog"]] * 2
+    with pytest.raises(ValueError, match=f"^reference = '[^\n]*d': is split into {train} and {val}; give one of them"):
+        ImageFolder.scan(root, "reference")
+
+
+@pytest.mark.parametrize(
+    ("names", "used", "passed_over"),
+    [
+        ([*of("train", 1), *of("val", 1), *of("test", 1), *of("Train extras", 1), "a.png", "x/", ".git/", "b.txt"],)
+        + ("train/, val/", "test/, Train extras/, x/, 1 image"),
+        ([*of("train", 1), *of("test", 1), *of("evaluation", 1), "0.tar"], "train/, test/", "evaluation/, 1 shard"),
+        (["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "cat.tar", "dog.tar"], "images", "2 shards"),
+        (["0.png", "1.png", "0.tar"], "images", "1 shard"),
+    ],
+)
+def test_what_lies_beside_the_splits_is_named(lay, names, used, passed_over):
+    with pytest.warns(UserWarning, match=f"d': uses {used} and passes over {passed_over}$") as caught:
+        open_splits(lay(*names), (8, 8))
+    assert len(caught) == 1
+
+
+CLASSES = {
+    "breeds of each class": ["cat/siamese/0.png", "cat/other/0.png", "dog/poodle/0.png", "dog/other/0.png"],
+    "one folder in each": ["cat/images/0.png", "cat/images/1.png", "dog/images/0.png", "dog/images/1.png"],
+    "images beside folders": ["cat/0.png", "cat/old/0.png", "dog/0.png", "dog/old/0.png"],
+    "NAS": [*of(".", 2), "@eaDir/0.png", "cat/@eaDir/0.png/THUMB.jpg", "__MACOSX/cat/0.png", "dog/._0.png"]
+    + ["#Recycle/0.png", "$RECYCLE.BIN/0.png", "System Volume Information/0.png", "lost+found/0.png"],
+    "other suffixes": ["cat/0.JFIF", "cat/1.jpe", "dog/0.webp", "dog/1.Jpeg", "dog/notes.txt"],
+    "spaces": ["cat/0.png", "cat /1.png", " dog/0.png", "dog\ufeff/1.png"],
+    "links in circles": [*of(".", 2), "cat/a -> .", "cat/b -> ../..", "dog/a -> ../dog"],
+    "link to a folder": ["cat -> store", ".s/0.png", "store -> .s", "cat2/0.png"],
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_folders_that_are_classes(lay, name):
+    found = ImageFolder.scan(lay(*CLASSES[name]))
+    expected = (["cat", "cat2", "store"], [0, 1, 2]) if "link to" in name else (["cat", "dog"], [0, 0, 1, 1])
+    assert (found.classes, found.labels) == expected
+
+
+def test_a_linked_folder_inside_a_class_belongs_to_it(lay):
+    root = lay("cat/0.png", "cat/more -> ../.store", ".store/1.png", "dog/0.png")
+    assert inside(root, ImageFolder.scan(root)) == ["cat/0.png", "cat/more/1.png", "dog/0.png"]
+
+
+REFUSED = {
+    "images/ holds folders (cat, dog) and is no class; give 'D/images'": of("images", 1),
+    "data/ holds folders (train, val) and is no class; give 'D/data'": [*of("data/train", 1), *of("data/val", 1)],
+    "a/ holds folders (cat, dog) and is no class; give 'D/a/b'": of("a/b", 1),
+    "train/ holds folders (cat, dog) and is no class; give 'D/train'": [*of("train", 1), "unlabelled/0.png"],
+    "fold1/ and fold2/ hold folders of the same names (cat, dog), as parts of one set do; give one of": [
+        *of("fold1", 1, "cat", "dog", "eel"),
+        *of("fold2", 1),
+    ],
+    "cat/ is split into train and val; put the classes into the splits, as train/cat/, not the": [
+        *of("cat", 1, "train", "val"),
+        "dog/0.png",
+    ],
+    "is split into val and test; give one of them": ["val/0.png", "test/0.png"],
+    "holds 1 image beside 2 class folders; move": ["0.png", "cat/0.png", "dog/0.png"],
+    "the folder ' ' has nothing but spaces for a name; rename it": [" /0.png", "cat/0.png"],
+    "holds no images but 3 files of other kinds (2 .gif, 1 without suffix); put": ["a/0.gif", "b/0.GIF", "b/c"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_folders_that_are_no_classes(lay, message):
+    root = lay(*REFUSED[message])
+    with pytest.raises(
+        ValueError, match=f"^samples = '{root}': " + re.escape(message.replace("D/", f"{root}/"))
+    ) as error:
+        ImageFolder.scan(root, "samples")
+    assert "\n" not in str(error.value)
+
+
+ONE_LINE = {
+    "d/val': holds no images": [*of("train", 1), "val/"],
+    "d': has validation images only (D/val); give those as data": [*of("val", 1), "train -> nowhere"],
+    "d': has several folders for one part, Train/, train/; move all but one away": [
+        *of("Train", 1),
+        *of("train", 1),
+        *of("val", 1),
+    ],
+    "d': holds 1 image beside 1 class folder": ["0.png", "train/0.png"],
+    "d/train': train/ holds folders (cat, dog) and is no class": [*of("train/train", 1), *of("val/val", 1)],
+    "d/val': has classes (cat, dog), the training images have none; sort those": ["train/0.png", *of("val", 1)],
+    "d/val': holds images without classes, the training images are of cat, dog; give": [*of("train", 1), "val/0.png"],
+    "d/val': holds eel, fox, the training images are of cat, dog; give": [*of("train", 1), *of("val", 1, "eel", "fox")],
+}
+
+
+@pytest.mark.parametrize("message", ONE_LINE)
+def test_training_and_validation_that_do_not_fit(lay, message):
+    root = lay(*ONE_LINE[message])
+    with pytest.raises(ValueError, match=re.escape(message.replace("D/", f"{root}/"))) as error:
+        open_splits(root, (8, 8))
+    assert str(error.value).startswith("data = ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_that_is_called_as_a_split_is_mentioned(lay):
+    root = lay(*of(".", 1, "bus", "car", "train"))
+    with pytest.warns(UserWarning, match="taken for classes, not for splits: train; move away those that are none"):
+        assert ImageFolder.scan(root).classes == ["bus", "car", "train"]
+
+
+def test_classes_may_have_words_of_splits_in_their_names(lay):
+    root = lay(*of(".", 2, "bullet train", "cow", "test tube"))
+    assert open_splits(root, (8, 8))[0].classes == ["bullet train", "cow", "test tube"]
+
+
+def test_images_of_other_kinds_are_counted_in_one_warning(lay, recwarn):
+    other = ["cat/a.gif", "cat/b.GIF", "dog/c.tiff", "dog/d.jpg_large", "dog/e -> gone"]
+    root = lay(*of(".", 1), *other, "dog/f.txt", "LICENSE")
+    assert len(ImageFolder.scan(root).paths) == 2
+    (warning,) = recwarn
+    said = re.search(
+        r"passes over 5 files of other kinds \((.*)\); convert what you need to PNG$", str(warning.message)
+    )
+    assert sorted(said[1].split(", ")) == ["1 .jpg_large", "1 .tiff", "1 broken link", "2 .gif"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere do not keep the two apart")
+def test_names_that_differ_in_form_are_one_class_and_other_bytes_are_not(lay, picture):
+    root = lay("caf\u00e9/0.png", "cafe\u0301/1.png", "x/0.png")
+    for name in (b"\xe8", b"\xe9"):  # of another encoding
+        os.mkdir(os.path.join(os.fsencode(root), name))
+        with open(os.path.join(os.fsencode(root), name, b"0.png"), "wb") as file:
+            file.write(picture(0))
+    found = ImageFolder.scan(root)
+    assert found.classes == ["\\xe8", "\\xe9", "caf\u00e9", "x"]
+    assert found.labels == [0, 1, 2, 2, 3]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(lay, monkeypatch):
+    root = lay(*of(".", 1), "dog/deep/0.png")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(ValueError, match=r"^data = '.*d': '.*/dog/deep' cannot be listed \(Permission denied\); give"):
+        ImageFolder.scan(root)
+    with pytest.raises(ValueError, match=r"cannot be listed \(File name too long\)"):
+        open_splits("d" * 300, (8, 8))
+
+
+# --- classes of training and validation ---
+
+
+def test_classes_without_validation_images_are_trained_and_those_without_training_images_left_out(lay, recwarn):
+    root = lay(*of("train", 2, "ant", "bee", "Cat"), *of("val", 1, "cat ", "dog"), *of("other", 1, "bee"))
+    train, val = open_splits(root, (8, 8))
+    assert [str(warning.message).replace(str(root), "d") for warning in recwarn] == [
+        "data = 'd': uses train/, val/ and passes over other/",
+        "data = 'd/val': leaves out 1 image of classes that the training images lack: dog",
+        "data = 'd': 2 classes without validation images, trained all the same: ant, bee",
+    ]
+    assert train.classes == val.classes == ["ant", "bee", "Cat"]
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (inside(root, val), val.labels.tolist()) == (["val/cat /0.png"], [2])
+    with pytest.warns(UserWarning, match=r"2 classes without validation images, trained all the same: ant, Cat"):
+        train, val = open_splits(root / "train", (8, 8), val_data=root / "other")  # one class folder alone
+    assert (train.classes, val.classes, val.labels.tolist()) == (["ant", "bee", "Cat"], ["ant", "bee", "Cat"], [1])
+
+
+def test_a_class_whose_images_are_all_unreadable_is_named(lay, recwarn):
+    root = lay(*of("train", 2), *of("val", 1))
+    for path in (root / "train" / "dog").iterdir():
+        path.write_text("no image")
+    open_splits(root, (8, 8))
+    assert str(recwarn.list[-1].message).endswith("1 class without training images that can be used: dog")
+
+
+# --- shards ---
+
+
+@pytest.fixture
+def shards(write_shard, picture, tmp_path):
+    """Writes shards of two images each, with these labels."""
+
+    def write(*names, labels=("a", "b")):
+        for name in names:
+            stem = os.path.basename(name).partition(".")[0]
+            samples = {f"{stem}{i}": {"png": picture(i), "cls": label} for i, label in enumerate(labels)}
+            write_shard(tmp_path / "s" / name, samples)
+        return tmp_path / "s"
+
+    return write
+
+
+def from_shards(source):
+    return sorted({os.path.relpath(path.shard, path.shard.parents[1]) for path in source.paths})
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "unused"),
+    [
+        ("Train-000.TAR", "Validation_0.tar", None),
+        ("imagenet-train-0.tar", "imagenet-val-0.tar", "imagenet-test-0.tar"),
+        ("train.tar", "dev1.tar", "trainer.tar"),
+    ],
+)
+def test_the_splits_of_shards_are_told_by_words_of_their_names(shards, train, val, unused):
+    root = shards(train, val, *filter(None, [unused]))
+    if unused:
+        with pytest.warns(UserWarning, match=f"uses {train}, {val} and passes over {unused}$"):
+            sources = open_splits(root, (8, 8))
+    else:
+        sources = open_splits(root, (8, 8))
+    assert [from_shards(source) for source in sources] == [[f"s/{train}"], [f"s/{val}"]]
+
+
+def test_shards_may_lie_in_folders_of_splits(shards):
+    sources = open_splits(shards("train/0.tar", "val/0.tar"), (8, 8))
+    assert [from_shards(source) for source in sources] == [["train/0.tar"], ["val/0.tar"]]
+
+
+def test_shards_that_are_no_training_shards_by_their_names(shards):
+    root = shards("val-0.tar")
+    with pytest.raises(ValueError, match=r"^data = '.*s': has validation images only \(.*/s/val-0.tar\); give those"):
+        open_splits(root, (8, 8))
+    shards("more-0.tar")
+    with pytest.raises(
+        ValueError, match=r"'val-0.tar' is for validation by its name, 'more-0.tar' has no name of a sp"
+    ):
+        open_splits(root, (8, 8))
+    trainer = shards("x/trainer-0.tar", "x/trainee-1.tar") / "x"
+    assert open_splits(trainer, (8, 8), val_data=root / "val-0.tar")[0].labels.tolist() == [0, 1, 0, 1]
+
+
+def test_labels_of_validation_shards_that_training_lacks_are_left_out(shards, recwarn):
+    root = shards("train-0.tar")
+    shards("val-0.tar", labels=("b", "c"))
+    _, val = open_splits(root, (8, 8))
+    assert [str(warning.message).partition("': ")[2] for warning in recwarn] == [
+        "leaves out 1 image of classes that the training images lack: c",
+        "1 class without validation images, trained all the same: a",
+    ]
+    assert (val.classes, val.labels.tolist()) == (["a", "b"], [1])
+    shards("val-0.tar", labels=("c", "d"))
+    with pytest.raises(
+        ValueError, match=r"^data = '.*s': has labels c, d, the training images are of a, b; correct th"
+    ):
+        open_splits(root, (8, 8))
