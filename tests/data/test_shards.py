@@ -107,7 +107,7 @@ def test_a_number_that_makes_far_more_classes_than_images_is_refused(write_shard
     assert len(str(caught.value)) < 300
     if label == 999:
         (tmp_path / "classes.json").write_text(json.dumps([f"class {i}" for i in range(1000)]))
-        with pytest.warns(UserWarning, match=r"996 of 1,000 classes have no images: 'class 3', .* and 986 more$"):
+        with pytest.warns(UserWarning, match=r"996 of 1,000 classes have no images: 'class 3', .* and 991 more$"):
             assert ShardSet.scan([path]).labels == labels
 
 
