@@ -113,6 +113,7 @@ def test_sample_writes_what_was_asked(bundle, tmp_path, capsys):
         "cat-000003.png",
         "dog-000000.png",
         "dog-000001.png",
+        "samples.json",
     ]
     with Image.open(sheet) as picture:
         assert picture.width > 200

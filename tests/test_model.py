@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from mvar.generator.network import Generator
 from mvar.model import Model, load
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import to_uint8
-from mvar.sampling.export import save_npz, save_pngs
+from mvar.sampling.export import image_file, save_npz, save_pngs
 from mvar.sampling.sheet import class_sheet, strip
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
@@ -195,19 +196,28 @@ def test_load_refuses(model, tmp_path):
 
 def test_pngs_and_npz_hold_the_images(model, tmp_path):
     out = model.sample([0, 1])
-    paths = save_pngs(out, tmp_path / "png", ["Ankle boot", "T-shirt/top"], [0, 12])
+    files = [image_file(name, i) for name, i in (("Ankle boot", 0), ("T-shirt/top", 12))]
+    paths = save_pngs(out, tmp_path / "png", files)
     assert [path.name for path in paths] == ["Ankle_boot-000000.png", "T-shirt_top-000012.png"]
     assert sorted(tmp_path.glob("png/*")) == sorted(paths)
-    path = save_npz(to_uint8(out.pixels), [0, 1], tmp_path / "new" / "samples.npz")
+    images = partial(map, to_uint8(out.pixels).__getitem__)
+    path = save_npz(images, (6, 6), [0, 7], tmp_path / "new" / "samples.npz")
     with np.load(path) as data:
         assert (data["arr_0"].shape, data["arr_0"].dtype) == ((2, 6, 6, 3), np.uint8)
-        assert data["arr_1"].tolist() == [0, 1]
-        for image, array in zip(paths, data["arr_0"], strict=True):
-            assert np.array_equal(np.asarray(Image.open(image)), array)
-    with pytest.raises(ValueError, match="same class name and index"):
-        save_pngs(out, tmp_path, ["a", "a"], [3, 3])
+        assert sorted(data["index"].tolist()) == [0, 1]
+        assert [[0, 7][i] for i in data["index"]] == data["arr_1"].tolist()
+        for i, array in zip(data["index"], data["arr_0"], strict=True):
+            assert np.array_equal(np.asarray(Image.open(paths[i])), array)
+    with pytest.raises(ValueError, match="two images would have the same name"):
+        save_pngs(out, tmp_path, ["a-000003.png", "A-000003.png"])
     with pytest.raises(ValueError, match=r"ends in .npz"):
-        save_npz(to_uint8(out.pixels), [0, 1], tmp_path / "samples.png")
+        save_npz(images, (6, 6), [0, 1], tmp_path / "samples.png")
+
+
+def test_file_names_are_short_and_of_one_form():
+    assert image_file("caf\u00e9 / bar", 7) == image_file(" cafe\u0301 / bar ", 7) == "caf\u00e9_bar-000007.png"
+    assert image_file("../..", 0) == image_file("\ud800", 0) == "image-000000.png"
+    assert len(image_file("\u00e9" * 300, 0).encode()) == 200 + len("-000000.png")
 
 
 def test_sheets_enlarge_pixel_by_pixel():

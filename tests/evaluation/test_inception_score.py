@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
+from mvar.evaluation.collect import Features
 from mvar.evaluation.inception_score import inception_score
+from mvar.evaluation.measures import Reference, measure
 
 
 def probabilities(n, K, seed):
@@ -33,6 +35,13 @@ def test_its_bounds():
     assert inception_score(by_class, 10) == pytest.approx((1, 0))  # the order that the docstring warns of
     mixed = torch.eye(10).repeat(10, 1)
     assert inception_score(mixed, 10) == pytest.approx((10, 0))
+
+
+def test_an_evaluation_mixes_the_order_first():
+    """A folder of samples is read class by class."""
+    features = Features(torch.randn(200, 4), None, torch.eye(10).repeat_interleave(20, 0))
+    score = measure(features, Reference.of(features), "FID", 0, "none")["IS"]
+    assert 7 < score.value < 9  # of 20 images by chance; 1 in the order as it is
 
 
 def test_mistakes_are_named():

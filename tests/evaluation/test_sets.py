@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from mvar.cli import main
-from mvar.evaluation.sets import ImageSet, Statistics, check_pair, open_set
+from mvar.evaluation.sets import ImageSet, Statistics, aligned, check_pair, open_set
 
 
 def noise(count, height=12, width=10, seed=0):
@@ -73,14 +74,43 @@ def test_class_folders_give_labels_and_webp_is_taken(tmp_path):
 
 
 def test_the_tools_own_samples_have_classes(bundle, tmp_path):
-    out = str(tmp_path / "drawn")
-    main(["sample", "--model", bundle, "--labels", "dog,cat", "--per-class", "2", "--out-dir", out])
-    images = opened(out)
-    assert (images.count, images.shape, images.classes) == (4, (8, 8), ["cat", "dog"])
-    assert images.labels_N.tolist() == [0, 0, 1, 1]
-    assert not images.ordered
-    fill(tmp_path / "drawn", noise(1, 8, 8), ["another.png"])
-    assert opened(out).classes == []
+    out, npz = str(tmp_path / "drawn"), str(tmp_path / "drawn.npz")
+    draw = ["sample", "--model", bundle, "--per-class", "2", "--out-dir", out, "--npz", npz, "--labels"]
+    main([*draw, "dog,cat"])
+    for images in (opened(out), opened(npz)):
+        assert (images.count, images.shape, images.classes, images.ordered) == (4, (8, 8), ["cat", "dog"], True)
+        assert images.drawn_with["model"] == bundle
+        assert "images" not in images.drawn_with
+    assert opened(out).labels_N.tolist() == [0, 0, 1, 1]
+    with np.load(npz) as arrays:
+        assert opened(npz).labels_N.tolist() == [1 - i // 2 for i in arrays["index"]]
+    main([*draw, "dog,-1,dog"])
+    for images in (opened(out), opened(npz)):
+        assert (images.classes, images.ordered) == (["dog", "no class"], False)
+        assert images.labels_N.bincount().tolist() == [4, 2]
+    main([*draw, "dog"])  # its label, 1, is no sign of a second class
+    assert [opened(path).classes for path in (out, npz)] == [[], []]
+
+
+def test_numbers_in_names_are_no_classes(tmp_path):
+    names = [f"{kind}_20240101-{120000 + i}.png" for i in range(2) for kind in ("Screenshot", "Photo")]
+    assert opened(fill(tmp_path, noise(4), names)).classes == []
+
+
+def test_an_archive_with_the_report_of_others_is_refused(bundle, tmp_path):
+    npz = tmp_path / "a.npz"
+    main(["sample", "--model", bundle, "--per-class", "3", "--npz", str(npz)])
+    with np.load(npz) as arrays:
+        whole = dict(arrays)
+    opened(archive(npz, **whole))
+    for other in (
+        {name: array for name, array in whole.items() if name != "index"},
+        {name: array[:5] for name, array in whole.items()},
+        whole | {"arr_1": whole["arr_1"][::-1].copy()},
+        whole | {"index": whole["index"] * 0},
+    ):
+        with pytest.raises(ValueError, match=r"holds other images than its a\.samples\.json lists; draw them again"):
+            opened(archive(npz, **other))
 
 
 def test_samples_of_a_protocol_have_the_models_classes(bundle, tmp_path):
@@ -90,16 +120,21 @@ def test_samples_of_a_protocol_have_the_models_classes(bundle, tmp_path):
     main(f"sample --model {model} --protocol imagenet-50k --per-class 2 --out-dir {out} --npz {npz}".split())
     for images in (opened(out), opened(npz)):
         assert (images.count, images.classes, images.ordered) == (4, ["crane", "crane"], True)
-        assert images.labels_N.tolist() == [0, 0, 1, 1]
-    np.testing.assert_array_equal(all_pixels(opened(out)), all_pixels(opened(npz)))
+    assert opened(out).labels_N.tolist() == [0, 0, 1, 1]
+    with np.load(npz) as arrays:
+        index = arrays["index"]
+    assert opened(npz).labels_N.tolist() == (index // 2).tolist()
+    np.testing.assert_array_equal(all_pixels(opened(out))[index], all_pixels(opened(npz)))
     (tmp_path / "drawn" / "crane-000002.png").rename(tmp_path / "drawn" / "crane-000009.png")
-    with pytest.raises(ValueError, match=r"^samples = [^\n]*: its files are not those of its protocol; "):
+    others = r"holds 1 image that its protocol\.json does not list, first 'crane-000009\.png'; remove what does not"
+    with pytest.raises(ValueError, match=rf"^samples = [^\n]*: {others}"):
         opened(out)
     (tmp_path / "drawn" / "crane-000009.png").unlink()
-    with pytest.raises(ValueError, match=r"^samples = [^\n]*: holds 3 of the 4 images of its protocol; draw "):
+    lacks = r"lacks 1 image of the 4 that its protocol\.json lists, first 'crane-000002\.png'; draw them by the same"
+    with pytest.raises(ValueError, match=rf"^samples = [^\n]*: {lacks}"):
         opened(out)
     (tmp_path / "drawn" / "protocol.json").write_text("{")
-    with pytest.raises(ValueError, match=r"protocol.json: cannot be read \([^\n]*\); take it away"):
+    with pytest.raises(ValueError, match=r"protocol.json: cannot be read \([^\n]*\); remove it"):
         opened(out)
 
 
@@ -333,16 +368,16 @@ def pair(tmp_path, samples, reference):
     return found
 
 
+FOUR = ["b/1.png", "b/2.png", "c/1.png", "d/1.png"]
 FOLDERS = ["x y/1.png", "z/1.png"]
-DRAWN = ["x_y-000000.png", "z-000001.png"]
 
 
 @pytest.mark.parametrize(
     ("samples", "reference"),
     [
         ((noise(3), None), (noise(2), None)),
-        ((noise(2), DRAWN), (noise(2), None)),
-        ((noise(2), DRAWN), (noise(2), FOLDERS)),
+        ((noise(2), FOLDERS), (noise(2), None)),
+        ((noise(2), FOLDERS), (noise(2), ["x_y/1.png", "z/1.png"])),
         ((noise(2), [0, 1]), (noise(2), FOLDERS)),
         ((noise(2), [1, 0]), (noise(3), [1, 0, 1])),
     ],
@@ -356,13 +391,29 @@ def test_pairs_that_fit(tmp_path, samples, reference):
     [
         ((noise(2), None), (noise(2, 10, 12), None), "reference = 'b': samples and reference have 10x12 and 12x10 pix"),
         ((noise(2), [0, 1]), (noise(3), [0, 1, 2]), "reference = 'b.npz': samples and reference have 2 and 3 classes"),
-        ((noise(2), FOLDERS), (noise(2), ["x y/1.png", "w/1.png"]), "reference = 'b': the classes .* 'x y' and 'w'"),
-        ((noise(2), DRAWN), (noise(2), [0, 1]), "reference = 'b.npz': one set has classes by number, the other by"),
+        ((noise(2), FOLDERS), (noise(2), ["x y/1.png", "w/1.png"]), "reference = 'b': the classes .* 'z' and 'w'"),
     ],
 )
 def test_pairs_that_do_not_fit(tmp_path, samples, reference, message):
     with pytest.raises(ValueError, match=rf"^{message}[^\n]*$"):
         check_pair(*pair(tmp_path, samples, reference))
+
+
+def test_pairs_are_matched_by_the_names_of_classes(tmp_path):
+    """A model's order need not be that of folders."""
+    samples, reference = pair(tmp_path, (noise(3), ["b/1.png", "c/1.png", "d/1.png"]), (noise(4), FOUR))
+    drawn = replace(samples, classes=["d", "b", "c"], ordered=False)
+    check_pair(drawn, reference)
+    matched = aligned(reference, drawn)
+    assert (matched.classes, matched.labels_N.tolist()) == (["d", "b", "c"], [1, 1, 2, 0])
+    numbered = replace(reference, classes=["0", "1", "2"])
+    assert aligned(numbered, drawn) is numbered
+    message = r"^reference = 'b': one set has classes by number, the other only some of its model's; give"
+    with pytest.raises(ValueError, match=message):
+        check_pair(drawn, numbered)
+    for ours, theirs in ((["b", "c", "c"], ["c", "b", "c"]), (["b", "c", "e"], ["b", "c", "d"])):  # or which is which?
+        with pytest.raises(ValueError, match=r"^reference = 'b': the classes of samples and reference differ"):
+            check_pair(replace(drawn, classes=ours), replace(reference, classes=theirs))
 
 
 def test_statistics_fit_any_samples_with_an_image_a_class(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from mvar.cli import main
 from mvar.features.judge import Judge
 from mvar.model import Model
-from mvar.sampling import export, likelihood, rejection
+from mvar.sampling import likelihood, rejection
 from mvar.sampling.config import SamplingSettings
 
 USUAL = {"guidance": 2.0, "top_k": 20, "temperature": 0.9}
@@ -162,51 +162,24 @@ def test_the_command_writes_the_kept_images_and_what_they_took(bundle, tmp_path,
     sample += ["--keep", "2", "--of", "5", "--fork-at", "1"]
     main([*sample, "--out-dir", str(images), "--npz", str(npz), "--out", str(sheet)])
     assert capsys.readouterr().out.startswith("kept 8 of 20 candidates (40 %) by judge self: mean score ")
-    report = json.loads((images / "rejection.json").read_text())
-    assert (npz.parent / "a.rejection.json").read_text() == (images / "rejection.json").read_text()
+    report = json.loads((images / "samples.json").read_text())
+    assert (npz.parent / "a.samples.json").read_text() == (images / "samples.json").read_text()
     assert [image["class"] for image in report["images"]] == ["dog"] * 4 + ["cat"] * 4
-    assert report["top_k"] == 900
+    assert (report["top_k"], report["judge"], report["acceptance"]) == (900, "self", 0.4)
     groups = ["dog", "dog", "cat", "cat"]
     out = Model.from_pretrained(bundle).sample_best(groups, keep=2, of=5, fork_at=1, seed=3)
     assert [image["candidate"] for image in report["images"]] == out.candidates
     with np.load(npz) as arrays:
-        assert arrays["arr_1"].tolist() == [1] * 4 + [0] * 4
+        places = np.argsort(arrays["index"])
+        assert arrays["arr_1"][places].tolist() == [1] * 4 + [0] * 4
         for i, image in enumerate(out.images):
             name = f"{'dog' if i < 4 else 'cat'}-{i:06d}.png"
             with Image.open(images / name) as written:
                 assert np.array_equal(np.asarray(written), np.asarray(image))
-            assert np.array_equal(arrays["arr_0"][i], np.asarray(image))
+            assert np.array_equal(arrays["arr_0"][places[i]], np.asarray(image))
     main([*sample, "--out-dir", str(tmp_path / "again"), "--batch-size", "3"])
-    again = json.loads((tmp_path / "again" / "rejection.json").read_text())
+    again = json.loads((tmp_path / "again" / "samples.json").read_text())
     assert [image["candidate"] for image in again["images"]] == out.candidates
-
-
-def test_no_report_tells_of_images_that_were_replaced(bundle, tmp_path, monkeypatch):
-    out, npz = tmp_path / "drawn", tmp_path / "a.npz"
-    reports = [out / "rejection.json", tmp_path / "a.rejection.json"]
-    plain = ["sample", "--model", bundle, "--out-dir", str(out), "--npz", str(npz)]
-    judged = [*plain, "--judge", "self", "--of", "2"]
-    main(judged)
-    first = [path.read_bytes() for path in reports]
-    draw = Model.sample_best
-    monkeypatch.setattr(Model, "sample_best", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main([*judged, "--seed", "1"])
-    assert [path.read_bytes() for path in reports] == first  # no image was replaced
-    monkeypatch.setattr(Model, "sample_best", draw)
-    write, left = export.atomic_write, []
-
-    def watched(path, save):
-        if path.suffix in (".png", ".npz"):
-            left.append(export.beside(path if path.suffix == ".npz" else out, "rejection.json").exists())
-        write(path, save)
-
-    monkeypatch.setattr(export, "atomic_write", watched)
-    main([*judged, "--seed", "1"])
-    assert left == [False] * 3
-    assert all(json.loads(path.read_text())["seed"] == 1 for path in reports)
-    main(plain)
-    assert not any(path.exists() for path in reports)
 
 
 def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, tmp_path, monkeypatch):
@@ -214,7 +187,7 @@ def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, t
     network(2).save("two.safetensors")
     network(3).save("three.safetensors")
     main(["sample", "--model", bundle, "--judge", "two.safetensors", "--of", "3", "--npz", "a.npz"])
-    report = json.loads((tmp_path / "a.rejection.json").read_text())
+    report = json.loads((tmp_path / "a.samples.json").read_text())
     assert report["judge_sha256"] == hashlib.sha256(Path("two.safetensors").read_bytes()).hexdigest()
     assert (report["judge"], report["kept"], report["candidates"]) == ("two.safetensors", 2, 6)
     lines = refused("sample", "--model", bundle, "--judge", "three.safetensors", "--npz", "b.npz")

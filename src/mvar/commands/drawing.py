@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mvar.commands.protocol import draw_protocol, taken, unsuitable
+from mvar.commands.protocol import draw_protocol, unsuitable
 from mvar.commands.rejection import BestOf, choice_problems
+from mvar.commands.sheets import class_rows, with_growth
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.validation import raise_problems
 
@@ -88,29 +89,26 @@ def sample(
         protocol: samples for an evaluation, as --out-dir or --npz: 50 images of every class, whatever their number.
         counts_of: with --protocol, a folder with a folder for each class: as many images of each as it holds.
         out: sheet with a row for each class, .png or .webp; samples.png by default.
-        out_dir: folder for one PNG an image, named by class and number.
-        npz: file for all images as one uint8 array, as evaluation suites read it.
+        out_dir: folder for one PNG an image, named by class and number, and a samples.json that says what drew them.
+            Images of an earlier run there are replaced.
+        npz: file for all images in a mixed order, as evaluation suites read it; beside it a NAME.samples.json.
         show_scales: below the sheet, how the first image grows scale by scale.
         seed: the run's; image i depends on (seed, i, its label, the settings) only.
         batch_size: images at once; as many as fit into memory, at most 64, by default.
         judge: draws several candidates for an image and keeps those that this judge likes best: self, the model's own
-            log p(image | class) - log p(image), or the file of a classifier of its classes. --out-dir gets a
-            rejection.json, --npz FILE.npz a FILE.rejection.json.
+            log p(image | class) - log p(image), or the file of a classifier of its classes.
         keep: with --judge, how many of a group of candidates are kept; 1 by default.
         of: with --judge, candidates of a group; 8 by default.
         fork_at: with --judge, coarse maps that a group's candidates share, drawn once; 0, none, by default.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.checkpoint import hub
-    from mvar.checkpoint.placement import dtype_for
     from mvar.data.progress import track
     from mvar.files import writable_folder
     from mvar.model import load
     from mvar.sampling.engine import to_uint8
-    from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, save_image, save_npz, save_pngs, target
-    from mvar.sampling.protocol import hashes
-    from mvar.sampling.rejection import drop_report
+    from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, check_count, save_image, target
+    from mvar.sampling.report import Samples, target_problems
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
@@ -129,7 +127,7 @@ def sample(
         problems.append("show_scales = True: the strip is part of the sheet; give --out as well")
     numbers = {"keep": keep, "of": of, "fork_at": fork_at}
     problems += choice_problems(judge, numbers, per_class, show_scales)
-    problems += taken(out_dir, npz)
+    problems += target_problems(out, out_dir, npz)
     raise_problems(problems)
     best = None if judge is None else BestOf(judge, numbers)
     if out is not None:
@@ -142,13 +140,16 @@ def sample(
     loaded = load(model, device, dtype)
     size = loaded.fitting_batch_size(batch_size)
     asked = parse_labels(labels, loaded)
-    names = [loaded.class_name(i) for i in loaded.label_ids(asked)]
+    ids = loaded.label_ids(asked)
+    check_count(len(ids) * per_class)
     if out is not None:
         check_size(len(asked), per_class, loaded.tokenizer.config.image_shape)
 
     rows = [i for i in range(len(asked)) for _ in range(per_class)]
     step = size if best is None else best.at_once(size)
     draw = loaded.sample if best is None else partial(best.draw, loaded)
+    facts = {} if out_dir is None and npz is None else _drawn_with(loaded, model, dtype, seed, settings)
+    samples = Samples.of([ids[row] for row in rows], loaded.class_name, facts | (best.facts() if best else {}))
     starts = range(0, len(rows), step)
     shape = loaded.tokenizer.config.image_shape
     pixels_NHW3 = np.empty((0 if out is None and npz is None else len(rows), *shape, 3), np.uint8)
@@ -156,29 +157,22 @@ def sample(
         index = range(start, min(start + step, len(rows)))
         drawn = draw([asked[rows[i]] for i in index], **settings, seed=seed, index=index, batch_size=size)
         if out_dir is not None:
-            drop_report(out_dir)
-            save_pngs(drawn, out_dir, [names[rows[i]] for i in index], index)
+            samples.save(drawn, out_dir, start)
         if len(pixels_NHW3):
             pixels_NHW3[start : index.stop] = to_uint8(drawn.pixels)
 
-    written = [out_dir] if out_dir is not None else []
-    if npz is not None:
-        drop_report(npz)
-        written.append(str(save_npz(pixels_NHW3, loaded.label_ids([asked[i] for i in rows]), npz)))
-    if out is not None:
-        sheet = _sheet(names, pixels_NHW3)
-        if show_scales:
-            sheet = _with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
-        written.append(str(save_image(sheet, out)))
+    written = [path for path in (out_dir, npz) if path is not None]
     if best is not None:
-        facts = {
-            "model": model,
-            "sha256": hashes(hub.find(model)),
-            "dtype": dtype_for(loaded.generator, loaded.device, dtype),
-            "seed": seed,
-            **asdict(loaded.sampler(seed, **settings).settings),
-        }
-        best.write([path for path in (out_dir, npz) if path is not None], facts)
+        samples = best.told(samples)
+        if out_dir is not None:
+            samples.write(out_dir)
+    if npz is not None:
+        samples.save_npz(pixels_NHW3, npz)
+    if out is not None:
+        sheet = class_rows([loaded.class_name(i) for i in ids], pixels_NHW3)
+        if show_scales:
+            sheet = with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
+        written.append(str(save_image(sheet, out)))
     print(f"wrote {len(rows)} images: {', '.join(written)}")
 
 
@@ -210,7 +204,7 @@ def edit(
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
         image: file of the model's aspect; it is resized to the model's size.
         out: the result, .png or .webp, without loss; several stand side by side. edited.png by default.
-        out_dir: folder for one PNG a result.
+        out_dir: folder for one PNG a result, and a samples.json; results of an earlier run there are replaced.
         mask: image of the same size, white where to repaint.
         box: instead of a mask, left,top,right,bottom in pixels: repaint what is inside.
         keep_box: likewise: repaint what is outside.
@@ -228,14 +222,15 @@ def edit(
     from mvar.data.decoding import as_image, as_stored
     from mvar.files import writable_folder
     from mvar.model import load
-    from mvar.sampling.export import IMAGE_SUFFIXES, save_image, save_pngs, target
+    from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
     from mvar.sampling.masks import read_hole
+    from mvar.sampling.report import Samples, target_problems
     from mvar.sampling.sheet import check_size, with_hole
 
     if out is None and out_dir is None:
         out = "edited.png"
     settings = settings_of(**options)
-    raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
+    raise_problems([*_problems(settings, seed, n=n, batch_size=batch_size), *target_problems(out, out_dir, None)])
     original = as_stored(image)
     hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
     if out is not None:
@@ -265,7 +260,10 @@ def edit(
         where = f"{ring.nearest}" if ring.nearest == ring.farthest else f"{ring.nearest}-{ring.farthest}"
         print(f"{where:>9} pixels from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
     if out_dir is not None:
-        save_pngs(result, out_dir, ["edited"] * n, range(n))
+        facts = _drawn_with(loaded, model, dtype, seed, settings)
+        facts |= {"image": image, "mask": mask, "box": box, "keep_box": keep_box, "mode": mode, "paste": paste}
+        labels = loaded.label_ids(parse_label(label, loaded)) * n
+        Samples.of(labels, loaded.class_name, facts, "edited").save(result, out_dir, 0)
     if out is not None:
         images = result.images
         if n > 1 or compare:  # a sheet, which is in sRGB
@@ -373,27 +371,24 @@ def parse_label(text: str | None, model: "Model") -> "Label":
     return int(text)
 
 
-def _sheet(names: list[str], pixels_NHW3: np.ndarray) -> "Image.Image":
-    """A row for each name, with its share of the images."""
-    from PIL import Image
+def _drawn_with(
+    loaded: "Model", model: str, dtype: Literal["float32", "bfloat16"] | None, seed: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides the images besides their numbers and classes, for their report."""
+    from mvar.checkpoint import hub
+    from mvar.checkpoint.placement import dtype_for
+    from mvar.sampling.protocol import hashes
 
-    images = [Image.fromarray(pixels_HW3) for pixels_HW3 in pixels_NHW3]
-    columns = len(images) // len(names)
-    return _rows([(name, images[r * columns : (r + 1) * columns]) for r, name in enumerate(names)])
+    return {
+        "model": model,
+        "sha256": hashes(hub.find(model)),
+        "dtype": dtype_for(loaded.generator, loaded.device, dtype),
+        "seed": seed,
+        **asdict(loaded.sampler(seed, **settings).settings),
+    }
 
 
 def _rows(rows: "Sequence[tuple[str, Sequence[Image.Image]]]") -> "Image.Image":
     from mvar.sampling.sheet import class_sheet
 
     return class_sheet(rows)
-
-
-def _with_growth(sheet: "Image.Image", model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":
-    """The sheet, and below it how its first image grows scale by scale: drawn again, which gives the same image."""
-    from mvar.sampling.engine import to_images
-    from mvar.sampling.sheet import stack, strip
-
-    previews = []
-    model.sample(label, **settings, on_scale=lambda k, K, preview: previews.append(to_images(preview())[0]))
-    shapes = model.tokenizer.config.schedule.shapes
-    return stack(sheet, strip([previews], [f"{h}x{w}" for h, w in shapes]))

@@ -31,7 +31,7 @@ def draw_protocol(
     from mvar.files import writable_folder
     from mvar.model import load
     from mvar.sampling.cost import MOST_IMAGES
-    from mvar.sampling.export import NPZ_SUFFIXES, target
+    from mvar.sampling.export import NPZ_SUFFIXES, check_count, target
     from mvar.sampling.protocol import PER_CLASS, Protocol, begin, counts_like, draw_missing, finish, hashes
 
     if npz is not None:
@@ -48,6 +48,7 @@ def draw_protocol(
         counts = counts_like(counts_of, classes, "counts_of")
     else:
         counts = [per_class or PER_CLASS[name]] * len(classes)
+    check_count(sum(counts))
     protocol = Protocol(
         protocol=name,
         classes=classes,
@@ -81,16 +82,6 @@ def draw_protocol(
         others = "" if ranks == 1 else " by this process"
         where = ", ".join(filter(None, (out_dir, npz)))
         print(f"{where}: {protocol.count} images, {written} of them drawn now{others}")
-
-
-def taken(out_dir: str | None, npz: str | None) -> Iterator[str]:
-    """Which targets of a run without a protocol are those of one, a line each: it would not tell what drew them."""
-    from mvar.sampling.export import beside
-    from mvar.sampling.protocol import SETTINGS
-
-    for field, path in (("out_dir", out_dir), ("npz", npz)):
-        if path is not None and (settings := beside(path, SETTINGS)).exists():
-            yield f"{field} = {path!r}: is a protocol's, by {settings.name}; give a new name"
 
 
 def unsuitable(

@@ -1,11 +1,10 @@
-"""What `mvar sample --judge` adds: images that are the best of several, and a report beside them.
+"""What `mvar sample --judge` adds: images that are the best of several, and what their report tells of that.
 
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from mvar.sampling.engine import SampleOutput
     from mvar.sampling.labels import Label
     from mvar.sampling.rejection import JudgeLike
+    from mvar.sampling.report import Samples
 
 
 def choice_problems(judge: str | None, numbers: dict[str, int | None], per_class: int, show_scales: bool) -> list[str]:
@@ -61,7 +61,7 @@ class BestOf:
         self._name, self._choice = judge, Choice(**{name: n for name, n in numbers.items() if n is not None})
         self._judge: JudgeLike = judge if judge == SELF else Judge.load(judge)
         self._scores: list[Tensor] = []
-        self._images: list[dict[str, Any]] = []
+        self._chosen: list[dict[str, Any]] = []
         self._seconds = 0.0
 
     def at_once(self, batch_size: int) -> int:
@@ -79,25 +79,25 @@ class BestOf:
         )
         self._scores.append(out.scores_Gn)
         self._seconds += out.seconds
-        names = [model.class_name(c) for c in model.label_ids(labels)]
-        self._images += [
-            {"image": i, "class": name, "candidate": number, "score": score}
-            for i, name, number, score in zip(index, names, out.candidates, out.scores.tolist(), strict=True)
+        self._chosen += [
+            {"candidate": number, "score": score}
+            for number, score in zip(out.candidates, out.scores.tolist(), strict=True)
         ]
         return out
 
-    def write(self, images: Sequence[str], facts: dict[str, Any]) -> None:
-        """Print what was accepted and what it cost; write it beside the images.
+    def facts(self) -> dict[str, Any]:
+        """Which judge chooses, and of how many."""
+        from mvar.files import file_sha256
+        from mvar.sampling.rejection import SELF
 
-        Args:
-            images: folder, .npz or both.
-            facts: what else decides the images: model, seed, settings.
-        """
+        weights = {} if self._name == SELF else {"judge_sha256": file_sha256(self._name)}
+        return {"judge": self._name, **weights, **asdict(self._choice)}
+
+    def told(self, samples: "Samples") -> "Samples":
+        """Print what was accepted and what it cost; give the images' report with it, and what each one scored."""
         import torch
 
-        from mvar.files import file_sha256, write_text
-        from mvar.sampling.export import beside
-        from mvar.sampling.rejection import REPORT, SELF, report
+        from mvar.sampling.rejection import report
 
         found = report(self._choice, torch.cat(self._scores), self._seconds)
         print(
@@ -105,9 +105,4 @@ class BestOf:
             f"{self._name}: mean score {found['mean_score_kept']:.3f}, of all {found['mean_score_all']:.3f}; "
             f"{found['candidates_per_kept']:g} candidates and {found['seconds_per_kept']:.3f} s for an image"
         )
-        judge: dict[str, Any] = {"judge": self._name}
-        if self._name != SELF:
-            judge["judge_sha256"] = file_sha256(self._name)
-        whole = {**judge, **found, **facts, "images": self._images}
-        for path in images:
-            write_text(beside(path, REPORT), json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+        return replace(samples, facts={**samples.facts, **found}, details=self._chosen)

@@ -14,8 +14,8 @@ def inception_score(probabilities_NK: Tensor, splits: int = 10) -> tuple[float, 
     """exp(mean over images of KL(p(class | image) || mean p)) of each part of the images: mean and standard deviation.
 
     Parts are consecutive images, as given. Samples written class by class would make parts of few classes, and the
-    score far too low: mix the order first. The deviation is that of the parts as they are (divided by their number),
-    as in published figures.
+    score far too low: mix the order first, as `mvar.evaluation.measures.measure` does. The deviation is that of the
+    parts as they are (divided by their number), as in published figures.
 
     Args:
         probabilities_NK: the classifier's, each row sums to 1.

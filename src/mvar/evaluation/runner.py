@@ -21,7 +21,7 @@ from mvar.evaluation.frechet import too_few
 from mvar.evaluation.images import WINDOW, psnr, ssim
 from mvar.evaluation.intervals import mean
 from mvar.evaluation.report import Report, Value, write
-from mvar.evaluation.sets import ImageSet, Statistics, check_pair, open_set
+from mvar.evaluation.sets import ImageSet, Statistics, aligned, check_pair, open_set
 from mvar.features.extractors import PUBLIC_FILE, PUBLIC_SHA256, Extractor, find_extractor
 from mvar.features.inception import Pipeline
 from mvar.files import writable_folder
@@ -189,11 +189,11 @@ def _open(
         if isinstance(found, Statistics):
             raise ValueError(f"floor = {chosen.floor!r}: holds statistics alone; give real images")
         check_pair(drawn, found, "floor")
-        other = found
+        other = aligned(found, drawn)
     for field, images in {"samples": drawn, "reference": real, "floor": other}.items():
         if isinstance(images, ImageSet) and images.count < 2:
             raise ValueError(f"{field} = {images.name!r}: holds {images.count} image; a covariance needs at least 2")
-    return Sides(drawn, real, other)
+    return Sides(drawn, aligned(real, drawn) if isinstance(real, ImageSet) else real, other)
 
 
 def _at_most(images: ImageSet | Statistics, most: int | None) -> ImageSet | Statistics:

@@ -5,9 +5,8 @@ Layout of the .npz: Dhariwal & Nichol 2021 (ADM): arr_0 uint8 (N, H, W, 3), arr_
 (pool features) with mu_s, sigma_s (spatial features).
 """
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from mvar.evaluation.archive import Archive
 from mvar.evaluation.frechet import Gaussian, from_arrays
 from mvar.evaluation.image_files import ImageFiles
 from mvar.sampling.labels import places
-from mvar.sampling.protocol import labels_of, read_protocol
-from mvar.sampling.rejection import read_report
+from mvar.sampling.report import Samples, read_samples
 
 ARTEFACTS = "whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
 
@@ -63,11 +61,11 @@ class ImageSet:
         shape: (H, W).
         classes: names; numbers where an .npz has labels only; empty for fewer than two.
         labels_N: int64 (N,) places in `classes`; None for no classes.
-        ordered: whether a class's place in `classes` is its number, rather than the place of its name among the others.
+        ordered: whether a class's place in `classes` is its number, and not that among the few which were drawn.
         sha256: changes with the name or content of any image. Of an .npz it covers each array's name, size and CRC-32.
         lossy: whether some of its files are lossily compressed.
         notes: what a report should say about the set.
-        drawn_with: settings that `mvar sample` left beside them; None where there are none.
+        drawn_with: what `mvar sample` or `mvar edit` left beside them; None where there is nothing.
         statistics: those that the file holds besides, as ADM's reference batches do.
     """
 
@@ -147,22 +145,40 @@ def check_pair(samples: ImageSet, reference: ImageSet | Statistics, field: str =
     if any(numbered):
         if numbered[0] != numbered[1] and not (samples.ordered and reference.ordered):
             raise ValueError(
-                f"{named}: one set has classes by number, the other by file names alone, which tell no numbers; "
-                "give samples drawn by --protocol or as .npz"
+                f"{named}: one set has classes by number, the other only some of its model's; give samples of all "
+                f"classes, or a {field} with the classes' names"
             )
-    elif (order := places(ours, theirs)) != list(range(len(theirs))):
-        a, b = next((ours[i], theirs[i]) for i, place in enumerate(order) if place != i)
+    elif sorted(order := places(ours, theirs)) != list(range(len(theirs))):
+        a = next(name for name, place in zip(ours, order, strict=True) if order.count(place) > 1 or place < 0)
+        b = next(name for place, name in enumerate(theirs) if place not in order)
         raise ValueError(
             f"{named}: the classes of samples and {field} differ, first {a!r} and {b!r}; give a {field} of the "
-            "same classes in the same order, or one without any"
+            "same classes, or one without any"
         )
+
+
+def aligned(images: ImageSet, samples: ImageSet) -> ImageSet:
+    """The second of a pair with its classes in the samples' order, where both know them by name."""
+    if images.labels_N is None or not samples.classes:
+        return images
+    order = places(images.classes, samples.classes)
+    if sorted(order) != list(range(len(samples.classes))):
+        return images
+    return replace(images, classes=samples.classes, labels_N=torch.tensor(order)[images.labels_N])
 
 
 # --- folders ---
 
 
 def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
-    files, named = ImageFiles(folder, field), f"{field} = {str(folder.root)!r}"
+    named = f"{field} = {str(folder.root)!r}"
+    samples = read_samples(folder.root)
+    if samples is None:
+        classes, labels, ordered = folder.classes, folder.labels, True
+    else:
+        names = [path.relative_to(folder.root).as_posix() for path in folder.paths]
+        classes, labels, ordered = _drawn(samples, samples.numbers(names, named))
+    files = ImageFiles(folder, field)
     if files.lossy and not allow_jpeg:
         name, kind = next(iter(files.lossy.items()))
         raise ValueError(
@@ -170,13 +186,6 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
             "give PNGs, or --allow-jpeg to take them as they are"
         )
     kinds = " or ".join(sorted({*files.lossy.values()}))
-    protocol = _protocol(folder.root, named, len(files))
-    if protocol is not None:
-        classes, labels = protocol["classes"], _protocol_labels(folder.paths, protocol["counts"], named)
-    else:
-        classes, labels = (folder.classes, folder.labels) if folder.classes else _classes_of(folder.paths)
-    if len(classes) < 2:
-        classes = []
     return ImageSet(
         name=folder.root.resolve().name,
         count=len(files),
@@ -185,46 +194,19 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
         labels_N=torch.tensor(labels) if classes else None,
         sha256=files.fingerprint(),
         read=files.rows,
-        ordered=bool(folder.classes) or protocol is not None,
+        ordered=ordered,
         lossy=bool(files.lossy),
-        drawn_with=protocol or read_report(folder.root, len(files)),
+        drawn_with=None if samples is None else samples.facts,
         notes=[f"{len(files.lossy)} of {len(files)} images are {kinds}, {ARTEFACTS}"] if files.lossy else [],
     )
 
 
-def _protocol(path: Path, named: str, count: int) -> dict[str, Any] | None:
-    """The protocol that the samples were drawn by, if any.
-
-    Raises:
-        ValueError: one line: they are not as many as it says, or it is damaged.
-    """
-    protocol = read_protocol(path)
-    if protocol is not None and count != (whole := sum(protocol["counts"])):
-        raise ValueError(
-            f"{named}: holds {count} of the {whole} images of its protocol; draw the others by the same mvar sample, "
-            "which goes on, or take the file of the protocol away"
-        )
-    return protocol
-
-
-def _protocol_labels(paths: Sequence[Path], counts: Sequence[int], named: str) -> list[int]:
-    """Labels by the numbers of files, which go class by class."""
-    numbers = [int(match[1]) if (match := re.search(r"-(\d{6,})$", path.stem)) else -1 for path in paths]
-    if sorted(numbers) != list(range(len(paths))):
-        raise ValueError(f"{named}: its files are not those of its protocol; take the others or the protocol away")
-    labels = labels_of(counts)
-    return [labels[number] for number in numbers]
-
-
-def _classes_of(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
-    """Classes and labels by the names of files that `mvar sample --out-dir` wrote, which are in natural order."""
-    found = [re.fullmatch(r"(.+)-\d{6,}", path.stem) for path in paths]
-    names = [match[1] for match in found if match]
-    if len(names) < len(paths):
-        return [], []
-    classes = list(dict.fromkeys(names))
-    places = {name: i for i, name in enumerate(classes)}
-    return classes, [places[name] for name in names]
+def _drawn(samples: Samples, numbers: Sequence[int]) -> tuple[list[str], list[int], bool]:
+    """Names of the classes that were drawn, each image's place among them, and whether that is the model's number."""
+    ids = sorted(samples.classes)
+    places = {label: place for place, label in enumerate(ids)}
+    classes = [samples.classes[label] for label in ids] if len(ids) > 1 else []
+    return classes, [places[samples.labels[i]] for i in numbers], ids == list(range(len(ids)))
 
 
 # --- .npz ---
@@ -243,29 +225,32 @@ def _open_npz(path: Path, field: str) -> ImageSet | Statistics:
         raise ValueError(f"{archive.named}: arr_0 is {dtype} {shape}; give images as uint8 (N, H, W, 3)")
     if not archive.in_rows("arr_0"):
         raise ValueError(f"{archive.named}: arr_0 is in Fortran's order; save np.ascontiguousarray of it")
-    labels_N = _labels(archive, shape[0])
-    protocol = _protocol(path, archive.named, shape[0])
+    samples = read_samples(path)
+    if samples is None:
+        labels_N, ordered = _labels(archive, shape[0]), True
+        classes = [] if labels_N is None else [str(i) for i in range(int(labels_N.max()) + 1)]
+    else:
+        classes, labels, ordered = _drawn(samples, _numbers(archive, samples, shape[0]))
+        labels_N = torch.tensor(labels) if classes else None
     return ImageSet(
         name=path.name,
         count=shape[0],
         shape=(shape[1], shape[2]),
-        classes=_names(labels_N, protocol),
+        classes=classes,
         labels_N=labels_N,
         sha256=archive.fingerprint(),
         read=lambda rows: archive.rows("arr_0", rows),
-        drawn_with=protocol or read_report(path, shape[0]),
+        ordered=ordered,
+        drawn_with=None if samples is None else samples.facts,
         statistics=statistics,
     )
 
 
 def _labels(archive: Archive, count: int) -> Tensor | None:
     """The labels in arr_1; None where there is none, or but one class."""
-    if "arr_1" not in archive.names:
+    labels_N = _integers(archive, "arr_1", count)
+    if labels_N is None:
         return None
-    dtype, shape = archive.described("arr_1")
-    if dtype.kind not in "iu" or shape != (count,):
-        raise ValueError(f"{archive.named}: arr_1 is {dtype} {shape}; give labels as integers ({count},), or none")
-    labels_N = torch.from_numpy(archive.array("arr_1").astype(np.int64))
     if int(labels_N.min()) < 0:
         raise ValueError(f"{archive.named}: arr_1 has the label {int(labels_N.min())}; give labels from 0")
     if (most := int(labels_N.max())) >= count:  # before anything is made for each class
@@ -273,10 +258,31 @@ def _labels(archive: Archive, count: int) -> Tensor | None:
     return labels_N if int(labels_N.max()) > 0 else None
 
 
-def _names(labels_N: Tensor | None, protocol: dict[str, Any] | None) -> list[str]:
-    if labels_N is None:
-        return []
-    return protocol["classes"] if protocol else [str(i) for i in range(int(labels_N.max()) + 1)]
+def _numbers(archive: Archive, samples: Samples, count: int) -> list[int]:
+    """The number of each image, as the report beside the archive has them.
+
+    Raises:
+        ValueError: one line: the images are not those of the report.
+    """
+    index_N, labels_N = _integers(archive, "index", count), _integers(archive, "arr_1", count)
+    if index_N is not None and labels_N is not None and count == len(samples.labels):
+        numbers = index_N.tolist()
+        if sorted(numbers) == list(range(count)) and [samples.labels[i] for i in numbers] == labels_N.tolist():
+            return numbers
+    raise ValueError(
+        f"{archive.named}: holds other images than its {samples.origin} lists; draw them again, or remove "
+        f"{samples.origin}"
+    )
+
+
+def _integers(archive: Archive, name: str, count: int) -> Tensor | None:
+    """An integer of each image, (N,); None where there is no such array."""
+    if name not in archive.names:
+        return None
+    dtype, shape = archive.described(name)
+    if dtype.kind not in "iu" or shape != (count,):
+        raise ValueError(f"{archive.named}: {name} is {dtype} {shape}; give labels as integers ({count},), or none")
+    return torch.from_numpy(archive.array(name).astype(np.int64))
 
 
 def _statistics(archive: Archive, name: str) -> Statistics | None:

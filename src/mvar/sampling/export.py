@@ -1,18 +1,29 @@
-"""Samples as files: PNGs named by class and index, or the .npz that evaluation suites read."""
+"""Samples as files: PNGs named by class and number, or the .npz that evaluation suites read.
 
+Shapes: N images, B images of a batch, H W pixels.
+"""
+
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 from PIL import Image
 
 from mvar.data.colour import in_srgb
-from mvar.files import atomic_write, writable_folder
+from mvar.data.order import epoch_order
+from mvar.files import atomic_write, writable_folder, write_text
 from mvar.sampling.engine import SampleOutput
+from mvar.text import clean
 
 IMAGE_SUFFIXES = (".png", ".webp")
 NPZ_SUFFIXES = (".npz",)
+MIXED = 2**64  # stands for an epoch that no training has: an order of its own
+LARGEST_SET = 10_000_000  # images: the names of more would fill the memory
+MOST_BYTES = 200  # of a class's name in a file's, of which file systems take 255
 MOST_WEBP = 16_383  # pixels a side
 
 
@@ -51,53 +62,120 @@ def save_image(image: Image.Image, path: str | Path, field: str = "out") -> Path
     return path
 
 
-def save_pngs(out: SampleOutput, folder: str | Path, names: Sequence[str], index: Sequence[int]) -> list[Path]:
-    """Write one PNG for each image, `<class name>-<index>.png`; a file of that name is replaced.
+def save_pngs(out: SampleOutput, folder: str | Path, files: Sequence[str]) -> list[Path]:
+    """Write one PNG for each image; a file of its name is replaced.
 
     Args:
         out: the samples.
         folder: made where it is missing.
-        names: each image's class name; characters that file systems dislike become "_".
-        index: each image's number.
+        files: each image's name there, see `image_file`.
 
     Returns:
         The paths, in order.
 
     Raises:
-        ValueError: names or index do not fit the images, two files would have one name, or the folder is not writable.
+        ValueError: not one name for each image, names that are the same but for letter case, which is one file on many
+            systems, or a folder that is not writable.
     """
     images = out.images
-    if not len(names) == len(index) == len(images):
-        raise ValueError(f"{len(images)} images, {len(names)} names, {len(index)} indices: give one of each an image")
+    if len(files) != len(images):
+        raise ValueError(f"{len(images)} images, {len(files)} names: give one for each")
+    if len({file.casefold() for file in files}) < len(files):
+        raise ValueError("two images would have the same name: number each")
     folder = writable_folder(folder, "out_dir")
-    paths = [folder / f"{file_name(name)}-{i:06d}.png" for name, i in zip(names, index, strict=True)]
-    if len(set(paths)) < len(paths):
-        raise ValueError("two images would have the same class name and index: give each image its own index")
+    paths = [folder / file for file in files]
     for path, image in zip(paths, images, strict=True):
         atomic_write(path, image.save)
     return paths
 
 
-def save_npz(pixels_BHW3: np.ndarray, labels: Sequence[int], path: str | Path) -> Path:
-    """Write the .npz of ADM's evaluation suite: arr_0 the uint8 images (B, H, W, 3), arr_1 int64 labels.
+def save_npz(
+    images: Callable[[Sequence[int]], Iterable[np.ndarray]],
+    image_shape: Sequence[int],
+    labels: Sequence[int],
+    path: str | Path,
+    seed: int = 0,
+) -> Path:
+    """Write the .npz of ADM's evaluation suite, in an order mixed by the seed.
+
+    That suite computes the Inception score over consecutive images, which class by class would hold a few classes only.
+    The order depends on the number of images and the seed alone.
+
+    Args:
+        images: gives those of these numbers one after another, each uint8 (H, W, 3).
+        image_shape: (H, W).
+        labels: class index of each image, by number.
+
+    Writes:
+        arr_0: the images, uint8 (N, H, W, 3).
+        arr_1: their labels, int64 (N,).
+        index: their numbers, int64 (N,).
 
     Raises:
-        ValueError: not one label for each image; or as of `target`.
+        ValueError: as of `target`.
     """
     path = target(path, NPZ_SUFFIXES, "npz")
-    if len(labels) != len(pixels_BHW3):
-        raise ValueError(f"{len(labels)} labels for {len(pixels_BHW3)} images: give one for each")
-    arrays = pixels_BHW3, np.asarray(labels, dtype=np.int64)
-    atomic_write(path, lambda partial: np.savez(partial, *arrays))
+    order_N = epoch_order(len(labels), seed, MIXED)
+    described = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *image_shape, 3)}
+
+    def write(unfinished: Path) -> None:
+        # A ZipInfo of its own has a fixed date: the same images give the same bytes.
+        with ZipFile(unfinished, "w") as archive:
+            with archive.open(ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, described)
+                for pixels_HW3 in images(order_N.tolist()):
+                    file.write(pixels_HW3.tobytes())
+            for name, array_N in (("arr_1", np.asarray(labels, dtype=np.int64)[order_N]), ("index", order_N)):
+                with archive.open(ZipInfo(f"{name}.npy"), "w") as file:
+                    np.lib.format.write_array(file, array_N)
+
+    atomic_write(path, write)
     return path
 
 
+def image_file(name: str, i: int) -> str:
+    """The name of the file of image i of a class."""
+    return f"{file_name(name)}-{i:06d}.png"
+
+
 def file_name(name: str) -> str:
-    """A class name as part of a file's name."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "image"
+    """A class name as part of a file's name: characters that file systems dislike become "_", and it is cut."""
+    kept = re.sub(r"[^\w.-]+", "_", clean(name)).encode()[:MOST_BYTES].decode(errors="ignore")
+    return kept.strip("._") or "image"
 
 
 def beside(images: str | Path, name: str) -> Path:
     """Where a file of this name about some images lies: in their folder, or as a.NAME beside a.npz."""
     images = Path(images)
     return images.with_suffix(f".{name}") if images.suffix.lower() == ".npz" else images / name
+
+
+def write_beside(images: str | Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write a JSON file about some images, see `beside`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Half of a character, as in the path of a model that is not UTF-8, becomes JSON's own escape.
+    write_text(beside(images, name), text.encode("utf-8", "backslashreplace").decode())
+
+
+def read_beside(images: str | Path, name: str, is_ours: Callable[[Any], bool]) -> dict[str, Any] | None:
+    """Read a JSON file about some images; None where there is none.
+
+    Raises:
+        ValueError: one line: the file is damaged, or holds something else.
+    """
+    path = beside(images, name)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); remove it if the images are not mvar's") from error
+    if not is_ours(found):
+        raise ValueError(f"{path}: was not written by mvar; remove it if the images are not mvar's")
+    return found
+
+
+def check_count(count: int) -> None:
+    """Raise ValueError where more images are asked for than a set has at most."""
+    if count > LARGEST_SET:
+        raise ValueError(f"per_class: asks for {count:,} images, a set has at most {LARGEST_SET:,}; give less")

@@ -11,12 +11,11 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 
@@ -26,10 +25,18 @@ from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
-from mvar.files import atomic_write, file_sha256, writable_folder, write_text
+from mvar.files import file_sha256, writable_folder
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import SampleOutput
-from mvar.sampling.export import beside, file_name, save_pngs
+from mvar.sampling.export import (
+    LARGEST_SET,
+    beside,
+    image_file,
+    read_beside,
+    save_npz,
+    save_pngs,
+    write_beside,
+)
 from mvar.sampling.labels import places
 from mvar.text import some
 from mvar.validation import is_integer
@@ -84,8 +91,8 @@ class Protocol:
         return labels_of(self.counts)
 
     def file(self, i: int) -> str:
-        """The name of image i's file, as `save_pngs` gives it."""
-        return f"{file_name(self.classes[self.labels[i]])}-{i:06d}.png"
+        """The name of image i's file."""
+        return image_file(self.classes[self.labels[i]], i)
 
     def written(self) -> dict[str, Any]:
         """What protocol.json holds: all of this in one level, and the version of mvar."""
@@ -130,16 +137,7 @@ def read_protocol(path: str | Path) -> dict[str, Any] | None:
     Raises:
         ValueError: one line: the file is damaged, or holds something else.
     """
-    path = beside(path, SETTINGS)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); take it away if the samples are not mvar's") from error
-    if not _is_protocol(found):
-        raise ValueError(f"{path}: holds no settings of mvar's; take it away if the samples are not mvar's")
-    return found
+    return read_beside(path, SETTINGS, _is_protocol)
 
 
 def _is_protocol(found: Any) -> bool:
@@ -148,7 +146,8 @@ def _is_protocol(found: Any) -> bool:
     classes, counts = found.get("classes"), found.get("counts")
     if not (isinstance(classes, list) and isinstance(counts, list) and len(classes) == len(counts)):
         return False
-    return all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 1 for n in counts)
+    known = all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 1 for n in counts)
+    return known and sum(counts) <= LARGEST_SET
 
 
 def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | None:
@@ -173,7 +172,7 @@ def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | No
         return None
     for path in targets.values():
         if not beside(path, SETTINGS).exists():
-            write_text(beside(path, SETTINGS), json.dumps(protocol.written(), indent=2, ensure_ascii=False) + "\n")
+            write_beside(path, SETTINGS, protocol.written())
     return Path(out_dir) if out_dir is not None else writable_folder(_parts(targets["npz"]), "npz")
 
 
@@ -202,8 +201,7 @@ def draw_missing(protocol: Protocol, folder: Path, npz: str | None, draw: Draw, 
         if missing:
             drawn = draw([protocol.labels[i] for i in index], index)
             pixels = drawn.pixels[[i - start for i in missing]]
-            names = [protocol.classes[protocol.labels[i]] for i in missing]
-            written += len(save_pngs(SampleOutput(pixels, None), folder, names, missing))
+            written += len(save_pngs(SampleOutput(pixels, None), folder, [protocol.file(i) for i in missing]))
     return written
 
 
@@ -249,7 +247,7 @@ def _read(protocol: Protocol, folder: Path, i: int) -> np.ndarray:
         if pixels_HW3.shape != (*protocol.image_shape, 3):
             raise ValueError("has another size")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; call again, which draws it anew") from error
+        raise ValueError(f"{path}: {error}; call again, which draws it once more") from error
     return pixels_HW3
 
 
@@ -279,23 +277,12 @@ def _wait(protocol: Protocol, folder: Path) -> None:
 
 
 def _join(protocol: Protocol, folder: Path, npz: Path) -> None:
-    """Write ADM's layout, image by image: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels."""
-    labels_N = np.array(protocol.labels)
-    images = in_threads(partial(_read, protocol, folder), range(protocol.count))
-    shape = protocol.count, *protocol.image_shape, 3
+    """Write the .npz, image by image."""
 
-    def write(unfinished: Path) -> None:
-        # A ZipInfo of its own has a fixed date: the same images give the same bytes.
-        with ZipFile(unfinished, "w") as archive:
-            with archive.open(ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
-                described = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, described)
-                for pixels_HW3 in track(images, protocol.count, "joining images"):
-                    file.write(pixels_HW3.tobytes())
-            with archive.open(ZipInfo("arr_1.npy"), "w") as file:
-                np.lib.format.write_array(file, labels_N)
+    def images(order: Sequence[int]) -> Iterator[np.ndarray]:
+        return track(in_threads(partial(_read, protocol, folder), order), len(order), "joining images")
 
-    atomic_write(npz, write)
+    save_npz(images, protocol.image_shape, protocol.labels, npz, protocol.seed)
 
 
 def _parts(npz: Path) -> Path:

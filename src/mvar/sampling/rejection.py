@@ -10,7 +10,6 @@ the first maps are shared, they are those of candidate g * n. So a result depend
 settings, judge, n, fork_at) only, and the first n candidates of a larger group are not those of a smaller one.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,10 @@ from torch import Tensor
 from mvar.features.judge import Judge
 from mvar.generator.network import Generator
 from mvar.sampling.engine import SampleOutput, Sampler, joined
-from mvar.sampling.export import beside
 from mvar.sampling.likelihood import score
 from mvar.tokenizer.network import Tokenizer
 from mvar.validation import is_integer, raise_problems
 
-REPORT = "rejection.json"
 SELF = "self"  # the judge's name that stands for the model's own likelihood
 
 
@@ -133,37 +130,6 @@ def report(choice: Choice, scores_Gn: Tensor, seconds: float) -> dict[str, Any]:
         "mean_score_kept": float(kept_Gk.mean()),
         "mean_score_all": float(scores_Gn.mean()),
     }
-
-
-def read_report(images: str | Path, count: int) -> dict[str, Any] | None:
-    """What `mvar sample --judge` left beside the images in a folder or an .npz, but for each one's candidate.
-
-    Args:
-        images: folder or .npz.
-        count: how many it holds.
-
-    Returns:
-        None where there is nothing of the kind.
-
-    Raises:
-        ValueError: one line: the file is damaged, or tells of other images.
-    """
-    path = beside(images, REPORT)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        told = len(found.pop("images"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error!r}); take it away if the samples are not its") from error
-    if told != count:
-        raise ValueError(f"{path}: tells of {told} images, there are {count}; take it away if it is of others")
-    return found
-
-
-def drop_report(images: str | Path) -> None:
-    """Remove what was left beside images, as others take their place."""
-    beside(images, REPORT).unlink(missing_ok=True)
 
 
 # --- judges ---

@@ -1,0 +1,236 @@
+"""What lies beside images that were drawn: no set is taken for whole that was interrupted, or holds others' images."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar import model
+from mvar.cli import main
+from mvar.evaluation.inception_score import inception_score
+from mvar.evaluation.sets import open_set
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.sampling import engine, export
+from mvar.sampling.report import read_samples
+
+CLASSES, EACH = 50, 20
+
+
+@pytest.fixture
+def sample(bundle, tmp_path):
+    """Draw into a folder and an .npz."""
+    common = ["sample", "--model", bundle, "--out-dir", str(tmp_path / "drawn"), "--npz", str(tmp_path / "drawn.npz")]
+    return lambda *more: main([*common, "--batch-size", "2", *more])
+
+
+def opened(path):
+    return open_set(str(path), "samples", allow_jpeg=False)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def images(folder):
+    return sorted(path.name for path in Path(folder).glob("*.png"))
+
+
+# --- the order of an .npz ---
+
+
+@pytest.fixture(scope="module")
+def many_classes(bundle, tmp_path_factory):
+    """A bundle of a model of 50 classes."""
+    loaded = model.load(bundle)
+    network = Generator(replace(loaded.generator.config, num_classes=CLASSES)).eval()
+    initialise(network, seed=0)
+    folder = tmp_path_factory.mktemp("many")
+    model.Model(loaded.tokenizer, network, [f"c{i}" for i in range(CLASSES)]).save(folder)
+    return str(folder)
+
+
+def score_of_a_perfect_classifier(labels):
+    """In parts of 100, as ADM's suite has parts of 5,000 of 50,000."""
+    return inception_score(torch.eye(CLASSES)[torch.as_tensor(labels)], 10)[0]
+
+
+@pytest.mark.parametrize("protocol", [["--protocol", "imagenet-50k"], ["--labels", ",".join(map(str, range(CLASSES)))]])
+def test_consecutive_images_of_an_npz_are_of_all_classes(many_classes, tmp_path, monkeypatch, protocol):
+    def drawn(self, labels, *, index, **settings):  # each image has its label and its number as its colour
+        colours = torch.tensor([[label, i % 256, i // 256] for label, i in zip(labels, index, strict=True)]) / 255
+        return engine.SampleOutput(colours[:, :, None, None].expand(-1, -1, 8, 8), None)
+
+    monkeypatch.setattr(model.Model, "sample", drawn)
+    draw = ["sample", "--model", many_classes, *protocol, "--per-class", str(EACH), "--npz"]
+    main([*draw, str(tmp_path / "a.npz")])
+    main([*draw, str(tmp_path / "other.npz"), "--seed", "1"])
+    with np.load(tmp_path / "a.npz") as arrays, np.load(tmp_path / "other.npz") as others:
+        pixels, labels, index = arrays["arr_0"][:, 0, 0].astype(int), arrays["arr_1"], arrays["index"]
+        assert others["index"].tolist() != index.tolist()
+    assert sorted(index.tolist()) == list(range(CLASSES * EACH))
+    assert pixels[:, 0].tolist() == labels.tolist() == (index // EACH).tolist()
+    assert (pixels[:, 1] + 256 * pixels[:, 2]).tolist() == index.tolist()
+    by_class, rng = np.arange(CLASSES).repeat(EACH), np.random.default_rng(0)
+    chance = [score_of_a_perfect_classifier(rng.permutation(by_class)) for _ in range(50)]
+    assert score_of_a_perfect_classifier(by_class) == pytest.approx(5)
+    assert 38 < np.mean(chance) < 40
+    assert score_of_a_perfect_classifier(labels) == pytest.approx(np.mean(chance), abs=5 * np.std(chance))
+
+
+# --- the images of a folder ---
+
+
+def test_a_second_run_leaves_no_image_of_the_first(sample, bundle, tmp_path, refused):
+    out, npz = tmp_path / "drawn", tmp_path / "drawn.npz"
+    sample("--per-class", "4")
+    (out / "notes.txt").write_text("mine")
+    (out / ".cat-000001.0123abcd.partial.png").write_bytes(b"half")  # of a process that was killed
+    sample("--labels", "cat,dog,cat", "--judge", "self", "--of", "2")
+    assert set(contents(out)) == {"cat-000000.png", "dog-000001.png", "cat-000002.png", "samples.json", "notes.txt"}
+    rows = read_samples(out)
+    assert (rows.labels, rows.classes, rows.facts["judge"]) == ([0, 1, 0], {0: "cat", 1: "dog"}, "self")
+    assert len(opened(npz).labels_N) == 3
+    sample("--labels", "dog")
+    assert images(out) == ["dog-000000.png"]
+    assert "judge" not in read_samples(out).facts
+    before = contents(tmp_path)
+    *_, line = refused("sample", "--model", bundle, "--protocol", "imagenet-50k", "--out-dir", str(out))
+    assert line == f"mvar: out_dir = {str(out)!r}: already exists, and no protocol.json says how it was made; " \
+                   "give a new name"  # fmt: skip
+    assert contents(tmp_path) == before
+
+
+def test_an_interrupted_run_is_no_set(sample, tmp_path, monkeypatch):
+    """Its batches have two images; before the first one, nothing is touched."""
+    out, npz = tmp_path / "drawn", tmp_path / "drawn.npz"
+    sample("--per-class", "3")
+    first = contents(tmp_path)
+    draw, write, done = model.Model.sample, export.atomic_write, []
+
+    def killed(path, save):
+        done.append(path)
+        if len(done) > 5:
+            raise KeyboardInterrupt
+        write(path, save)
+
+    monkeypatch.setattr(model.Model, "sample", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample("--per-class", "3", "--seed", "1")
+    assert contents(tmp_path) == first
+    monkeypatch.setattr(model.Model, "sample", draw)
+    monkeypatch.setattr(export, "atomic_write", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        sample("--per-class", "3", "--seed", "1")
+    monkeypatch.undo()
+    assert len(images(out)) == 5
+    message = r"drawn': lacks 1 image of the 6 that its samples\.json lists, first 'dog-000005\.png'; draw them by the"
+    with pytest.raises(ValueError, match=message):
+        opened(out)
+    assert npz.read_bytes() == first["drawn.npz"]
+    assert opened(npz).drawn_with["seed"] == 0
+    sample("--per-class", "3", "--seed", "1")
+    assert opened(out).drawn_with["seed"] == opened(npz).drawn_with["seed"] == 1
+
+
+def test_no_report_lies_beside_an_npz_of_another_run(sample, tmp_path, monkeypatch):
+    npz, report, there = tmp_path / "drawn.npz", tmp_path / "drawn.samples.json", []
+    sample()
+    first = npz.read_bytes(), report.read_bytes()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "write_array_header_1_0", full)
+        with pytest.raises(SystemExit):
+            sample("--seed", "1")
+    assert (npz.read_bytes(), report.read_bytes()) == first
+    move = os.replace
+
+    def watched(source, target):
+        there.extend([report.exists()] if target == npz else [])
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    sample("--seed", "1")
+    assert there == [False]
+    assert opened(npz).drawn_with["seed"] == 1
+
+
+def test_images_of_others_are_neither_taken_in_nor_removed(sample, bundle, tmp_path, refused):
+    out = tmp_path / "drawn"
+    sample()
+    mine = out / "cat-000007.png"
+    Image.new("RGB", (8, 8)).save(mine)
+    for name in ("a10.JPG", "a9.webp"):
+        (out / name).write_bytes(b"x")
+    before = contents(tmp_path)
+    line = f"out_dir = {str(out)!r}: holds 3 images that no samples.json lists, first 'a9.webp'; give a new folder, or"
+    edit = ["edit", "--model", bundle, "--image", str(mine), "--box", "0,0,4,4", "--out-dir", str(out)]
+    for command in (["sample", "--model", bundle, "--out-dir", str(out)], edit):
+        assert refused(*command) == [f"mvar: {line} remove them"]
+        sheet = str(out / "sheet.png")
+        assert refused(*command, "--out", sheet)[1:] == [
+            f"mvar: out = {sheet!r}: would lie among the images of out_dir; give another folder"
+        ]
+    assert contents(tmp_path) == before
+    with pytest.raises(ValueError, match=r"^samples = [^\n]*: holds 3 images that its samples\.json does not list"):
+        opened(out)
+    for name in ("a10.JPG", "a9.webp", mine):
+        (out / name).unlink()
+    out.rename(tmp_path / "moved")
+    assert opened(tmp_path / "moved").classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"mvar": "0"}', "[" * 100000, '{"images": []}']
+    + [
+        json.dumps({"mvar": "0", "images": [{"number": 0, "file": "a.png", "class": "a", "label": 0} | wrong]})
+        for wrong in ({"file": "../mine.png"}, {"file": "a.txt"}, {"number": 1}, {"label": "0"}, {"class": None})
+    ],
+)
+def test_a_report_of_another_program_is_left_alone(bundle, tmp_path, refused, content):
+    """Images are removed by its names: none that lies elsewhere, whatever it says."""
+    out = tmp_path / "drawn"
+    out.mkdir()
+    for path in (tmp_path / "mine.png", out / "a.txt"):
+        path.write_bytes(b"mine")
+    (out / "samples.json").write_text(content)
+    before = contents(tmp_path)
+    (line,) = refused("sample", "--model", bundle, "--out-dir", str(out))
+    assert line.startswith(f"mvar: out_dir = {str(out)!r}: {out / 'samples.json'}: ")
+    assert line.endswith("; remove it if the images are not mvar's")
+    assert contents(tmp_path) == before
+
+
+def test_edited_images_have_a_report(bundle, tmp_path):
+    photo, out = tmp_path / "photo.png", tmp_path / "edits"
+    Image.new("RGB", (8, 8), "red").save(photo)
+    edit = ["edit", "--model", bundle, "--image", str(photo), "--box", "0,0,4,4", "--out-dir", str(out), "--n"]
+    main([*edit, "8"])
+    main([*edit, "3", "--label", "dog"])
+    assert images(out) == [f"edited-00000{i}.png" for i in range(3)]
+    found = read_samples(out)
+    assert (found.labels, found.classes, found.facts["box"]) == ([1] * 3, {1: "dog"}, [0, 0, 4, 4])
+    assert opened(out).count == 3
+
+
+def test_a_path_that_is_not_utf_8_can_be_told(bundle, tmp_path):
+    """Half characters stand for such bytes; they are written as JSON has them."""
+    export.write_beside(tmp_path, "a.json", {"model": "b\udcff", "class": "\u00e9"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"model": "b\udcff", "class": "\u00e9"}
+
+
+def test_a_set_has_a_largest_size(bundle, tmp_path, refused):
+    for protocol in ([], ["--protocol", "imagenet-50k"]):
+        command = ["sample", "--model", bundle, *protocol, "--per-class", "5000001", "--npz", str(tmp_path / "a.npz")]
+        assert refused(*command) == [
+            "mvar: per_class: asks for 10,000,002 images, a set has at most 10,000,000; give less"
+        ]
