@@ -77,7 +77,7 @@ def ssd(
     Q = min(chunk, L) if chunk else -(-L // n)
     with without_autocast(x_BLhP):
         state_BNE = None if state_BhPN is None else state_BhPN.permute(0, 3, 1, 2).reshape(B, N, h * P)
-        # Steps of 0 have no effect; first, where no gradient of a decay depends on them.
+        # Steps of 0 have no effect. They come first: after the last token they would blur the gradients of its decay.
         padded = (_pad(t, n * Q - L) for t in (x_BLhP, dt_BLh, log_decay(dt_BLh, A_h), key_BLN, query_BLN))
         y_BLhP, state_BNE = _ChunkedScan.apply(*padded, state_BNE, Q)
     return y_BLhP[:, n * Q - L :], state_BNE.view(B, N, h, P).permute(0, 2, 3, 1)
