@@ -262,3 +262,27 @@ def test_loading_takes_no_second_copy(tmp_path, stored):
     weights = 2 * sum(p.numel() for p in Generator(config).parameters())
     assert weights > 100e6
     assert int(done.stdout) < weights + 60e6
+
+
+@pytest.mark.parametrize(("file", "name"), [("generator", "word_embed.weight"), ("tokenizer", "quantizer.codebook")])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, file, name, bad):
+    path = folder / f"{file}.safetensors"
+    tensors = load_file(path)
+    tensors[name].view(-1)[-1] = bad
+    save_file(tensors, path)
+    count = tensors[name].numel()
+    with pytest.raises(
+        ValueError, match=rf"{file}\.safetensors: {name} holds NaN or infinity in 1 of {count} places: "
+    ):
+        read_bundle(folder)
+
+
+def test_weights_beyond_bfloat16_are_refused_in_it_alone(folder):
+    path = folder / "generator.safetensors"
+    tensors = load_file(path)
+    tensors["word_embed.weight"][0, 0] = torch.finfo(torch.float32).max
+    save_file(tensors, path)
+    assert read_bundle(folder).generator.word_embed.weight[0, 0] == torch.finfo(torch.float32).max
+    with pytest.raises(ValueError, match=r"word_embed\.weight holds NaN or infinity in 1 of "):
+        read_bundle(folder, dtype="bfloat16")

@@ -153,6 +153,21 @@ def test_misfits_of_a_tokenizer(load_parity):
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused_by_their_official_name(load_parity, dtype, tmp_path):
+    case = load_parity("mvar")
+    bad = case.generator["lvl_embed.weight"].to(dtype, copy=True)
+    bad[1, 3] = 1e300 if dtype == torch.float64 else torch.nan  # not finite in the dtype it will run in
+    torch.save(case.generator | {"lvl_embed.weight": bad}, tmp_path / "generator.pth")
+    with pytest.raises(
+        ValueError, match=rf"^generator\.pth: lvl_embed\.weight holds NaN or infinity in 1 of {bad.numel()} "
+    ):
+        official.read_generator(tmp_path / "generator.pth")
+    codes = case.tokenizer["quantize.embedding.weight"] * torch.inf
+    with pytest.raises(ValueError, match=r"^state dict: quantize\.embedding\.weight holds NaN or infinity in "):
+        official.read_tokenizer(case.tokenizer | {"quantize.embedding.weight": codes})
+
+
 @pytest.mark.parametrize("name", ["lvl_1L", "attn_bias_for_masking"])
 def test_buffers_must_agree_with_each_other(load_parity, name):
     state = dict(load_parity("var").generator)

@@ -4,6 +4,7 @@ import torch
 from mvar.nn import mamba2
 from mvar.nn.mamba2 import Mamba2, MambaState
 from mvar.ops import native
+from mvar.ops.ssd_reference import ssd_reference
 
 
 @pytest.fixture
@@ -83,6 +84,34 @@ def test_compiled_steps_of_any_length_stay_finite(wide, step):
         wide.dt_bias += step
     for fast, plain in compiled_and_plain(wide, projected, state_of(wide, 2)):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("path", ["_mix", "_in_tiles", "_native"])
+@pytest.mark.parametrize("steps", [None, 1e-6, 0.3, 10.0])
+def test_every_path_is_as_exact_as_float32_allows(path, steps):
+    """Heads that keep all to heads that keep nothing, steps from 1e-6 to 10, mixed at random where None."""
+    if path == "_native" and native.choose().library is None:
+        pytest.skip(native.choose().reason)
+    rng, A = torch.Generator().manual_seed(0), 10.0 ** torch.arange(-3, 9, dtype=torch.float64)
+    low, exact = (Mamba2(32 * len(A), state_size=16, head_dim=64).to(dtype) for dtype in (torch.float32, torch.float64))
+    with torch.no_grad():
+        for parameter in low.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng))
+        low.A_log.copy_(A.log())
+        low.dt_bias.zero_()
+    exact.load_state_dict(low.state_dict())
+    exact.scan = ssd_reference
+    projected, state = torch.randn(2, 70, low.in_proj.out_features, generator=rng), state_of(low, 2)
+    dt = 10 ** (7 * torch.rand(2, 70, len(A), generator=rng, dtype=torch.float64) - 6)
+    dt = dt if steps is None else torch.full_like(dt, steps)
+    projected[..., -len(A) :] = dt.expm1().log()  # the inverse of softplus
+    with torch.no_grad():
+        y, after = getattr(low, path)(projected, state)
+        expected_y, expected_after = exact._mix(projected.double(), MambaState(*(t.double() for t in state)))
+    heads = [(t.unflatten(2, (len(A), 64)).transpose(1, 2)) for t in (y, expected_y)]
+    for found, expected in (heads, (after.ssm_BhPN, expected_after.ssm_BhPN)):
+        apart, size = ((t.abs().amax((0, 2, 3))) for t in (found.double() - expected, expected))
+        assert (apart / size).max() < 5e-6
 
 
 def test_compiled_bfloat16_tokens_keep_a_float32_state(wide):

@@ -5,7 +5,7 @@ import torch
 
 from mvar.ops.noise import gumbel
 from mvar.sampling.config import SamplingSettings
-from mvar.sampling.engine import SampleOutput, Sampler, to_uint8
+from mvar.sampling.engine import SampleOutput, Sampler, check_logits, to_uint8
 
 Z, CLASSES = 8, 3
 GREEDY = SamplingSettings(guidance=1.5, top_k=1)
@@ -245,3 +245,38 @@ def test_index_and_seed_refused(build):
         sample(tokenizer, generator, torch.tensor([0, 1]), [0], 0, USUAL)
     with pytest.raises(ValueError, match="seed = -5: give an integer"):
         sample(tokenizer, generator, torch.tensor([0]), [0], -5, USUAL)
+
+
+def test_logits_that_are_not_finite_stop_drawing(build):
+    tokenizer, generator = build()
+    with torch.no_grad():
+        generator.pos_embed[0, generator.schedule.offsets[2] + 3, 0] = torch.nan  # the fourth token of the 3x3 map
+    sampler = Sampler(tokenizer, generator, 0, USUAL)
+    canvas = sampler.draw(sampler.draw(sampler.start(torch.tensor([0, 1]), [0, 1])))
+    with pytest.raises(
+        FloatingPointError, match=r"^scale 2 \(3x3\): the generator gives NaN or infinity: its weights are"
+    ):
+        sampler.draw(canvas)
+    with pytest.raises(
+        FloatingPointError, match=r"^scale \d \(\dx\d\): .*, or guidance or temperature is too extreme; "
+    ):
+        sample(*build(), torch.tensor([0]), [0], 0, SamplingSettings(guidance=1e38))
+
+
+def test_the_first_scale_with_bad_logits_is_named(build):
+    schedule = build()[1].schedule
+    logits = torch.zeros(2, sum(schedule.areas[1:]), 5)
+    check_logits(logits, schedule, range(1, 4))
+    logits[1, schedule.areas[1] :, 4] = -torch.inf
+    with pytest.raises(FloatingPointError, match=r"^scale 2 \(3x3\): "):
+        check_logits(logits, schedule, range(1, 4))
+
+
+def test_pixels_that_are_not_finite_are_no_images(build):
+    tokenizer, generator = build()
+    with torch.no_grad():
+        tokenizer.post_quant_conv.bias[0] = torch.inf
+    with pytest.raises(
+        FloatingPointError, match=r"^pixels: the decoder gives NaN or infinity: its weights are damaged"
+    ):
+        sample(tokenizer, generator, torch.tensor([0]), [0], 0, USUAL)

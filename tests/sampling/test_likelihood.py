@@ -81,3 +81,17 @@ def test_bayes_rule():
     log_prob, prior = torch.tensor([[-1.0, -2.0]]).double(), torch.tensor([0.2, 0.8]).double()
     joint = torch.tensor([0.2 * math.exp(-1), 0.8 * math.exp(-2)]).double()
     torch.testing.assert_close(likelihood.bayes(log_prob, prior).exp()[0], joint / joint.sum())
+
+
+def test_logits_that_are_not_finite_stop_scoring_and_classifying(model):
+    tokenizer, generator = model
+    maps = drawn(model)
+    with torch.no_grad():
+        generator.head.bias[5] = torch.inf
+    stopped = pytest.raises(
+        FloatingPointError, match=r"^scale 0 \(1x1\): the generator gives NaN or infinity: its weights"
+    )
+    with stopped:
+        likelihood.score(tokenizer, generator, maps, torch.tensor([0, 1, 2]))
+    with stopped:
+        likelihood.class_log_probs(tokenizer, generator, maps)

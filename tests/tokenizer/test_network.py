@@ -88,6 +88,21 @@ def test_images_of_another_shape_are_refused(shape):
         build().encode(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.full((1, 3, 8, 8), 255, dtype=torch.uint8), "pixels are torch.uint8: give floats in [0, 1]"),
+        (torch.linspace(-1, 1, 192).view(1, 3, 8, 8), "pixels go from -1 to 1: give RGB in [0, 1]"),
+        (torch.linspace(0, 255, 192).view(1, 3, 8, 8), "pixels go from 0 to 255: give RGB in [0, 1]"),
+        (torch.full((1, 3, 8, 8), torch.nan), "pixels go from nan to nan: give RGB in [0, 1]"),
+    ],
+)
+def test_pixels_of_another_range_are_refused(pixels, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build().encode(pixels)
+    build().encode(torch.linspace(-1e-4, 1.0001, 192).view(1, 3, 8, 8))
+
+
 def test_all_that_is_wrong_with_a_config_is_said_at_once():
     config = TokenizerConfig(channels=48, multipliers=(1, 2), vocab_size=0, phi_ratio=1.5, sides=[4, 2])
     with pytest.raises(ValueError) as caught:

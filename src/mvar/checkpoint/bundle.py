@@ -29,6 +29,7 @@ from mvar.checkpoint.placement import Dtype, dtype_for, find_device, halve
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.ops.finite import damage
 from mvar.tensor_files import write_tensors
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
@@ -129,8 +130,8 @@ def read_bundle(
 
     Raises:
         ValueError: one line that names the file and what is wrong: missing, damaged, of another format or version,
-            an unknown or unsound setting, weights or classes that do not fit the config; or more weights than
-            there is memory for.
+            an unknown or unsound setting, weights or classes that do not fit the config, weights that are not finite
+            in the dtype they will run in; or more weights than there is memory for.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -281,6 +282,8 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
         state = {name: _read(path, name, like.dtype) for name, like in expected.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or not complete") from error
+    if problem := damage(state):
+        raise ValueError(f"{path}: {problem}")
     network.load_state_dict(state, assign=True)
     network.eval()
 

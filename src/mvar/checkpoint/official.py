@@ -23,6 +23,7 @@ from mvar.checkpoint.official_file import PATCH_NUMS, OfficialFile, Source, open
 from mvar.files import atomic_folder, new_folder, writable_folder
 from mvar.generator.config import Attention, GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.ops.finite import damage
 from mvar.scales import SIDES_256, ScaleSchedule, Side
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
@@ -68,7 +69,8 @@ def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple
             has them, else the schedule of 256 pixels.
 
     Raises:
-        ValueError: the file is damaged or holds code; or keys are unknown, missing or misshapen, a line for each.
+        ValueError: the file is damaged or holds code; or keys are unknown, missing or misshapen, a line for each; or
+            weights are not finite.
     """
     file = open_official(source, "tokenizer")
     channels = file.size(TokenizerConfig.channels, (0, "encoder.conv_in.*"), (0, "encoder.down.0.block.0.norm1.*"))
@@ -106,7 +108,7 @@ def read_generator(source: Source, sides: Sequence[Side] | None = None) -> tuple
 
     Raises:
         ValueError: the file is damaged or holds code; or keys are unknown, missing or misshapen, or buffers or settings
-            contradict the tensors, a line for each.
+            contradict the tensors, a line for each; or weights are not finite.
     """
     file = open_official(source, "generator")
     C = file.size(1, (0, "word_embed.*"), (1, "class_emb.*"), (1, "lvl_embed.*"), (2, "pos_*"), (1, "head.weight"))
@@ -344,6 +346,8 @@ def _checked(
         raise_problems(problems)
     # Copies, so that neither the caller's dict nor a mapped file is changed by training.
     state = {ours: file.state[name].to("cpu", torch.float32, copy=True) for name, (ours, _) in expected.items()}
+    if problem := damage({name: state[ours] for name, (ours, _) in expected.items()}):
+        raise ValueError(f"{file.name}: {problem}")
     return {ours: t.squeeze(1) if ours.endswith("mamba.conv_weight") else t for ours, t in state.items()}
 
 

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mvar.ops.finite import damage
+
 
 class FeatureNetwork(nn.Module):
     """A frozen network whose maps say how alike two images look: its weights never learn, and it stays in eval mode."""
@@ -40,9 +42,11 @@ def take_weights(network: nn.Module, tensors: Mapping[str, Any]) -> None:
         if name not in tensors:
             raise ValueError(f"{name} is missing")
         require_shape(tensors, name, tuple(place.shape))
-        if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
-            raise ValueError(f"{name} holds values that are no finite floating-point numbers")
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{name} holds {tensors[name].dtype}, expected floating-point numbers")
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}  # the file may go
+    if problem := damage(copies):
+        raise ValueError(problem)
     network.load_state_dict(copies, assign=True)
     network.requires_grad_(False).eval()
 

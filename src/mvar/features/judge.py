@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.files import atomic_write
+from mvar.ops.finite import damage
 from mvar.tensor_files import write_tensors
 
 SIDE = 32  # pixels that it sees at most
@@ -73,7 +74,7 @@ class Judge(nn.Module):
         """Read what `save` wrote; the judge is in eval mode.
 
         Raises:
-            ValueError: the file is not a judge's.
+            ValueError: the file is not a judge's, or its weights are not finite.
         """
         try:
             tensors = load_file(path)
@@ -81,6 +82,8 @@ class Judge(nn.Module):
             judge.load_state_dict(tensors)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise ValueError(f"judge = {str(path)!r}: not a judge's file; train one with train_judge") from error
+        if problem := damage(tensors):
+            raise ValueError(f"judge = {str(path)!r}: {problem}")
         return judge.eval()
 
 

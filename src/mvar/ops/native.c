@@ -14,6 +14,9 @@ typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t bits __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
 
+/* As in `mvar.ops.decay`: exp of this is 0, and what decays more forgets no more. */
+#define FORGOTTEN -104.0
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vec load(const void *at, long i, int half) {
@@ -128,7 +131,9 @@ INLINE void keys_and_queries(const Mamba *m, long b, long start, long count, int
 INLINE void head(const Mamba *m, long b, long head, int half) {
     long N = m->N, E = m->h * P, D = E + 2 * N, stride = E + D + m->h, width = 2 * N + TILE;
     float *S = m->next_state + (b * m->h + head) * N * P, X[TILE * P] __attribute__((aligned(64)));
-    float dt[TILE], c[TILE], decay[TILE], mix[ROWS][TILE];
+    /* The running sum of log decays, exact, rounded, and what rounding drops: see `mvar.ops.decay`. */
+    double sums[TILE];
+    float dt[TILE], c[TILE], rest[TILE], decay[TILE], mix[ROWS][TILE];
     memcpy(S, m->state + (b * m->h + head) * N * P, N * P * sizeof(float));
 
     for (long start = 0; start < m->L; start += TILE) {
@@ -136,16 +141,19 @@ INLINE void head(const Mamba *m, long b, long head, int half) {
         const float *rows = m->scratch + (b * m->L + start) * width;
         memset(dt, 0, sizeof dt);
         memset(X, 0, sizeof X);
-        float log_decay = 0;
+        double log_decay = 0;
         for (long i = 0; i < TILE; i++) {
             if (i < count) {
                 float raw = load1(m->projected, (b * m->L + start + i) * stride + E + D + head, half) + m->dt_bias[head];
                 dt[i] = fmaxf(raw, 0) + log1pf(expf(-fabsf(raw)));
-                log_decay += dt[i] * m->A[head];
+                double step = (double)dt[i] * m->A[head];
+                log_decay += step < FORGOTTEN ? FORGOTTEN : step;
                 for (int v = 0; v < PV; v++)
                     store(X, i * P + v * V, 0, conv_silu(m, b, start + i, head * P + v * V, half));
             }
-            c[i] = log_decay;
+            sums[i] = log_decay;
+            c[i] = (float)log_decay;
+            rest[i] = (float)(log_decay - c[i]);
         }
         for (int v = 0; v < TILE; v += V) store(decay, v, 0, exp_(load(c, v, 0)));
 
@@ -156,7 +164,7 @@ INLINE void head(const Mamba *m, long b, long head, int half) {
                 const float *row = rows + (i + r < count ? i + r : count - 1) * width;
                 query[r] = row + N;
                 for (int v = 0; v < TILE; v += V) {
-                    vec since = c[i + r] - load(c, v, 0);
+                    vec since = (c[i + r] - load(c, v, 0)) + (rest[i + r] - load(rest, v, 0));
                     since = (vec)((bits)since & (bits)(since < 0.0f)); /* above the diagonal pairs are zero */
                     store(mix[r], v, 0, exp_(since) * load(dt, v, 0) * load(row + 2 * N, v, 0));
                 }
@@ -179,9 +187,9 @@ INLINE void head(const Mamba *m, long b, long head, int half) {
             }
         }
 
-        float last = c[count - 1], keep = decay[count - 1];
+        float keep = decay[count - 1];
         for (long j = 0; j < count; j++) {
-            float until_end = expf(last - c[j]) * dt[j];
+            float until_end = expf((float)(sums[count - 1] - sums[j])) * dt[j];
             for (int v = 0; v < PV; v++) *(vec *)(X + j * P + v * V) *= until_end;
         }
         for (long n = 0; n < N; n += ROWS) {

@@ -7,10 +7,14 @@ With c the running sum of dt A inside a chunk and S the state before it, token i
 
     y_i = sum_{j <= i} exp(c_i - c_j) (query_i . key_j) dt_j x_j  +  exp(c_i) query_i S
 
-No exponent is ever positive. The backward pass is written by hand because it needs far less memory traffic than
-autograd's, and keeps the inputs and the states between chunks alone: products of pairs are computed again. A pair's
-slope w_ij = dy_i . (its part of y_i) enters dc_i and leaves dc_j; both sums are of the same numbers, so that they
-cancel in dA as they should, whatever dtype these are rounded to. The same goes for what a chunk writes to the state.
+No exponent is ever positive, and none is a difference of rounded sums: c has a rest r (`mvar.ops.decay`), so exp(c_i -
+c_j) of the rounded c is multiplied by exp(r_i) and exp(-r_j), in passes that copy the tokens anyway.
+
+The backward pass is written by hand because it needs far less memory traffic than autograd's, and keeps the inputs and
+the states between chunks alone: products of pairs are computed again. A pair's slope w_ij = dy_i . (its part of y_i)
+enters dc_i and leaves dc_j; both sums are of the same numbers, so that they cancel in dA as they should, whatever dtype
+these are rounded to. The same goes for what a chunk writes to the state. What no decay changes (j = i, the writing of
+the chunk's last token) is left out, as it would drown the rest.
 
 Inputs in bfloat16 keep their dtype in the products of tokens with tokens and with states; steps, decays, the state
 that is carried and sums over tokens are float32.
@@ -23,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mvar.ops.decay import log_decay, running_sum
 from mvar.ops.precision import without_autocast
 
 # About as long as the state is wide, where a chunk's Q x Q products cost as much as its state's; and the usual
@@ -72,13 +77,14 @@ def ssd(
     Q = min(chunk, L) if chunk else -(-L // n)
     with without_autocast(x_BLhP):
         state_BNE = None if state_BhPN is None else state_BhPN.permute(0, 3, 1, 2).reshape(B, N, h * P)
-        padded = (_pad(t, n * Q - L) for t in (x_BLhP, dt_BLh, dt_BLh * A_h, key_BLN, query_BLN))  # dt 0: no effect
+        # Steps of 0 have no effect. They come first: after the last token they would blur the gradients of its decay.
+        padded = (_pad(t, n * Q - L) for t in (x_BLhP, dt_BLh, log_decay(dt_BLh, A_h), key_BLN, query_BLN))
         y_BLhP, state_BNE = _ChunkedScan.apply(*padded, state_BNE, Q)
-    return y_BLhP[:, :L], state_BNE.view(B, N, h, P).permute(0, 2, 3, 1)
+    return y_BLhP[:, n * Q - L :], state_BNE.view(B, N, h, P).permute(0, 2, 3, 1)
 
 
 def _pad(x_BLx: Tensor, tokens: int) -> Tensor:
-    return F.pad(x_BLx, (0, 0) * (x_BLx.dim() - 2) + (0, tokens)) if tokens else x_BLx
+    return F.pad(x_BLx, (0, 0) * (x_BLx.dim() - 2) + (tokens, 0)) if tokens else x_BLx
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -97,15 +103,16 @@ class _ChunkedScan(torch.autograd.Function):
             t.unflatten(1, (-1, Q)) for t in (x_BLhP, dt_BLh, a_BLh, key_BLN, query_BLN)
         )
         n, dtype = x_BnQhP.shape[1], x_BnQhP.dtype
-        c_BnQh = a_BnQh.cumsum(2)
+        c_BnQh, rest_BnQh = running_sum(a_BnQh, 2)
 
         # Inside each chunk: a causal product with decays, head by head.
         pairs_BnQQ = (query_BnQN @ key_BnQN.mT).tril_()
         mix_zQQ = _decays(c_BnQh).to(dtype).mul_(pairs_BnQQ[:, :, None]).flatten(0, 2)
-        y_BnQhP = _by_token(mix_zQQ @ _by_head(x_BnQhP, dt_BnQh.to(dtype)), x_BnQhP.shape).contiguous()
+        y_zQP = mix_zQQ @ _by_head(x_BnQhP, (dt_BnQh * (-rest_BnQh).exp()).to(dtype))
+        y_BnQhP = _by_token(y_zQP, rest_BnQh.exp().to(dtype))
 
         # Between chunks: what each writes to the state, the state after each, and what it reads from the one before.
-        weight_BnQh = (c_BnQh[:, :, -1:] - c_BnQh).exp_().mul_(dt_BnQh).to(dtype)
+        weight_BnQh = _until_end(c_BnQh, rest_BnQh).mul_(dt_BnQh).to(dtype)
         written_BnNE = (key_BnQN.mT @ (x_BnQhP * weight_BnQh[..., None]).flatten(-2)).to(c_BnQh.dtype)
         keep_Bn1E = _keep(c_BnQh, x_BnQhP.shape[-1])
         states = [torch.zeros_like(written_BnNE[:, 0]) if state_BNE is None else state_BNE]
@@ -117,7 +124,7 @@ class _ChunkedScan(torch.autograd.Function):
         since_start_BrQh1 = c_BnQh[:, first:].exp().to(dtype)[..., None]
         y_BnQhP[:, first:].addcmul_(since_start_BrQh1, read_BrQE.view_as(y_BnQhP[:, first:]))
 
-        ctx.save_for_backward(x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, states_BmNE)
+        ctx.save_for_backward(x_BnQhP, dt_BnQh, c_BnQh, rest_BnQh, key_BnQN, query_BnQN, states_BmNE)
         ctx.first = first
         ctx.set_materialize_grads(False)
         return y_BnQhP.flatten(1, 2), states[-1]
@@ -125,7 +132,7 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BLhP: Tensor | None, dstate_BNE: Tensor | None) -> tuple[Tensor | None, ...]:
-        x_BnQhP, dt_BnQh, c_BnQh, key_BnQN, query_BnQN, states_BmNE = ctx.saved_tensors
+        x_BnQhP, dt_BnQh, c_BnQh, rest_BnQh, key_BnQN, query_BnQN, states_BmNE = ctx.saved_tensors
         first, dtype, exact, (n, Q, h, P) = ctx.first, x_BnQhP.dtype, c_BnQh.dtype, x_BnQhP.shape[1:]
         last = n if dstate_BNE is not None else n - 1  # chunks whose writing is used: all before this one
         dy_BnQhP = torch.zeros_like(x_BnQhP) if dy_BLhP is None else dy_BLhP.unflatten(1, (n, Q))
@@ -135,10 +142,12 @@ class _ChunkedScan(torch.autograd.Function):
             pairs_BnQQ = (query_BnQN @ key_BnQN.mT).tril_()
             decay_BnhQQ = _decays(c_BnQh).to(dtype)
             mix_BnhQQ = decay_BnhQQ * pairs_BnQQ[:, :, None]
-            dy_zQP = _by_head(dy_BnQhP)
-            dmix_BnhQQ = (dy_zQP @ _by_head(x_BnQhP, dt_BnQh.to(dtype)).mT).view_as(mix_BnhQQ)
-            du_BnQhP = _by_token(mix_BnhQQ.flatten(0, 2).mT @ dy_zQP, x_BnQhP.shape).contiguous()
+            from_BnQh = (-rest_BnQh).exp()
+            dy_zQP = _by_head(dy_BnQhP, rest_BnQh.exp().to(dtype))
+            dmix_BnhQQ = (dy_zQP @ _by_head(x_BnQhP, (dt_BnQh * from_BnQh).to(dtype)).mT).view_as(mix_BnhQQ)
+            du_BnQhP = _by_token(mix_BnhQQ.flatten(0, 2).mT @ dy_zQP, from_BnQh.to(dtype))
             slope_BnhQQ = mix_BnhQQ.mul_(dmix_BnhQQ)
+            slope_BnhQQ.diagonal(dim1=-2, dim2=-1).zero_()
             dc_BnhQ = slope_BnhQQ.sum(-1, dtype=exact).sub_(slope_BnhQQ.sum(-2, dtype=exact))
             dc_BnQh = dc_BnhQ.transpose(2, 3).contiguous()
             dpairs_BnQQ = dmix_BnhQQ.mul_(decay_BnhQQ).sum(2).tril_()
@@ -165,10 +174,11 @@ class _ChunkedScan(torch.autograd.Function):
                 dafter_BwNE = torch.stack([d for d in reversed(dafter) if d is not None], dim=1)
                 carried_BwhP = (keep_Bn1E[:, :last] * states_BmNE[:, :last] * dafter_BwNE).sum(2).unflatten(-1, (h, P))
                 dafter_BwNE = dafter_BwNE.to(dtype)
-                until_end_BwQh1 = (c_BnQh[:, :last, -1:] - c_BnQh[:, :last]).exp_().to(dtype)[..., None]
+                until_end_BwQh1 = _until_end(c_BnQh[:, :last], rest_BnQh[:, :last]).to(dtype)[..., None]
                 dwritten_BwQhP = (key_BnQN[:, :last] @ dafter_BwNE).unflatten(-1, (h, P)).mul_(until_end_BwQh1)
                 du_BnQhP[:, :last] += dwritten_BwQhP
                 slope_BwQh = dwritten_BwQhP.mul_(x_BnQhP[:, :last]).sum(-1, dtype=exact).mul_(dt_BnQh[:, :last])
+                slope_BwQh[:, :, -1] = 0
                 dc_BnQh[:, :last] -= slope_BwQh
                 dc_BnQh[:, :last, -1] += slope_BwQh.sum(2) + carried_BwhP.sum(-1)
                 weighted_BwQhP = x_BnQhP[:, :last] * until_end_BwQh1.mul_(dt_BnQh[:, :last, ..., None].to(dtype))
@@ -187,23 +197,27 @@ def _decays(c_BnQh: Tensor) -> Tensor:
     return (c_BnhQ[..., :, None] - c_BnhQ[..., None, :]).clamp_(max=0).exp_()
 
 
+def _until_end(c_BnQh: Tensor, rest_BnQh: Tensor) -> Tensor:
+    """What is left at the chunk's end of what each token writes, (B, n, Q, h)."""
+    return (c_BnQh[:, :, -1:] - c_BnQh).add_(rest_BnQh[:, :, -1:] - rest_BnQh).exp_()
+
+
 def _keep(c_BnQh: Tensor, P: int) -> Tensor:
     """What is left of the state after a whole chunk, (B, n, 1, E)."""
     return c_BnQh[:, :, -1:].exp().repeat_interleave(P, dim=-1)
 
 
-def _by_head(x_BnQhP: Tensor, factor_BnQh: Tensor | None = None) -> Tensor:
-    """A copy, times a factor where given, as (z, Q, P), z = B n h, for the products that differ by head."""
+def _by_head(x_BnQhP: Tensor, factor_BnQh: Tensor) -> Tensor:
+    """The product as (z, Q, P), z = B n h, for matrices that differ by head."""
     x_BnhQP = x_BnQhP.transpose(2, 3)
     out_BnhQP = torch.empty(x_BnhQP.shape, dtype=x_BnQhP.dtype, device=x_BnQhP.device)
-    if factor_BnQh is None:
-        out_BnhQP.copy_(x_BnhQP)
-    else:
-        torch.mul(x_BnhQP, factor_BnQh.transpose(2, 3)[..., None], out=out_BnhQP)
+    torch.mul(x_BnhQP, factor_BnQh.transpose(2, 3)[..., None], out=out_BnhQP)
     return out_BnhQP.flatten(0, 2)
 
 
-def _by_token(y_zQP: Tensor, shape_BnQhP: torch.Size) -> Tensor:
-    """The view (B, n, Q, h, P) of what `_by_head` laid out."""
-    B, n, Q, h, P = shape_BnQhP
-    return y_zQP.view(B, n, h, Q, P).transpose(2, 3)
+def _by_token(y_zQP: Tensor, factor_BnQh: Tensor) -> Tensor:
+    """The product of what `_by_head` laid out, as (B, n, Q, h, P)."""
+    B, n, Q, h = factor_BnQh.shape
+    y_BnQhP = y_zQP.view(B, n, h, Q, -1).transpose(2, 3)
+    out_BnQhP = torch.empty(y_BnQhP.shape, dtype=y_zQP.dtype, device=y_zQP.device)
+    return torch.mul(y_BnQhP, factor_BnQh[..., None], out=out_BnQhP)

@@ -1,13 +1,13 @@
 """One chunk of the state-space scan for drawing: no gradient, few passes over memory.
 
 Shapes: B batch, Q tokens of the chunk, h heads, P head width, E = h P channels, N state size.
-Source: as `mvar.ops.ssd`, whose formula this is with dt_j written as exp(log dt_j).
+Source: as `mvar.ops.ssd`, whose formula this is.
 """
 
 import torch
 from torch import Tensor
 
-MOST = 80.0  # exponents above the diagonal, which meet zeros: large enough for any dt, and exp of it is finite
+from mvar.ops.decay import log_decay, running_sum
 
 
 def ssd_chunk(
@@ -24,22 +24,27 @@ def ssd_chunk(
         y (B, Q, h, P), of x's dtype, and the state after the last token.
     """
     (B, Q, h, P), dtype = x_BQhP.shape, x_BQhP.dtype
-    c_BhQ = (dt_BQh * A_h).cumsum(1).transpose(1, 2).contiguous()
-    from_BhQ = dt_BQh.log().transpose(1, 2) - c_BhQ
+    c_BhQ, rest_BhQ = running_sum(log_decay(dt_BQh, A_h).transpose(1, 2).contiguous(), 2)
+    dt_BhQ = dt_BQh.transpose(1, 2)
 
     pairs_BQQ = (query_BQN @ key_BQN.mT).to(c_BhQ.dtype).tril_()
-    mix_BhQQ = (c_BhQ[..., None] + from_BhQ[..., None, :]).clamp_(max=MOST).exp_().mul_(pairs_BQQ[:, None])
-    y_BhQP = mix_BhQQ.to(dtype) @ x_BQhP.transpose(1, 2)
+    mix_BhQQ = (c_BhQ[..., None] - c_BhQ[..., None, :]).clamp_(max=0).exp_().mul_(pairs_BQQ[:, None])
+    y_BhQP = mix_BhQQ.to(dtype) @ (x_BQhP * _by_token(dt_BhQ * (-rest_BhQ).exp(), dtype)).transpose(1, 2)
 
     read_BQE = _product(query_BQN, state_BNE.to(dtype))
-    since_start_BQh1 = c_BhQ.exp().to(dtype).transpose(1, 2)[..., None]
-    y_BQhP = read_BQE.view(B, Q, h, P).mul_(since_start_BQh1).add_(y_BhQP.transpose(1, 2))
+    y_BQhP = read_BQE.view(B, Q, h, P).mul_(_by_token(c_BhQ.exp(), dtype))
+    y_BQhP.addcmul_(y_BhQP.transpose(1, 2), _by_token(rest_BhQ.exp(), dtype))
 
-    last_Bh1 = c_BhQ[..., -1:]
-    until_end_BQh1 = (last_Bh1 + from_BhQ).exp_().to(dtype).transpose(1, 2)[..., None]
-    written_BNE = _product(key_BQN.mT, (x_BQhP * until_end_BQh1).flatten(2))
+    last_Bh1, last_rest_Bh1 = c_BhQ[..., -1:], rest_BhQ[..., -1:]
+    weight_BhQ = (last_Bh1 - c_BhQ).add_(last_rest_Bh1 - rest_BhQ).exp_().mul_(dt_BhQ)
+    written_BNE = _product(key_BQN.mT, (x_BQhP * _by_token(weight_BhQ, dtype)).flatten(2))
     keep_B1E = last_Bh1.exp().expand(B, h, P).reshape(B, 1, h * P)
     return y_BQhP, torch.addcmul(written_BNE.to(state_BNE.dtype), keep_B1E, state_BNE)
+
+
+def _by_token(factor_BhQ: Tensor, dtype: torch.dtype) -> Tensor:
+    """As (B, Q, h, 1), to multiply tokens with."""
+    return factor_BhQ.to(dtype).transpose(1, 2)[..., None]
 
 
 def _product(a_Bij: Tensor, b_Bjk: Tensor) -> Tensor:

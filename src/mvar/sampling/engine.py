@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
 from mvar.ops.filtering import candidates, guide, spread_out
+from mvar.ops.finite import CAUSE, REMEDY, all_finite
 from mvar.ops.noise import gumbel
 from mvar.sampling.config import SamplingSettings, scale_ratio
+from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
 
 # Called after each scale with k, K and a function that decodes what there is so far to pixels (B, 3, H, W).
@@ -190,6 +192,9 @@ class Sampler:
         Args:
             canvas: with fewer than K maps.
             keep: what of the map is not drawn; see `Keep`.
+
+        Raises:
+            FloatingPointError: logits that are not finite; see `check_logits`.
         """
         quantizer, settings = self.tokenizer.quantizer, self.settings
         k, B = canvas.scales, len(canvas.index)
@@ -202,9 +207,10 @@ class Sampler:
         )
         logits_BlV = guide(logits_RlV[:B], logits_RlV[B:], t) if t else logits_RlV
         temperature, most, mass = self.filters[k]
-        shape = logits_BlV.shape[1:]
-        values_Blc, codes_Blc = candidates(logits_BlV / temperature, most, mass)
-        noise_Blc = gumbel(self.seed, canvas.index, k, shape, at=codes_Blc).to(values_Blc.device)
+        logits_BlV = logits_BlV / temperature
+        check_logits(logits_BlV, quantizer.schedule, range(k, k + 1), ", or guidance or temperature is too extreme")
+        values_Blc, codes_Blc = candidates(logits_BlV, most, mass)
+        noise_Blc = gumbel(self.seed, canvas.index, k, logits_BlV.shape[1:], at=codes_Blc).to(values_Blc.device)
 
         best_Bl1 = (values_Blc + noise_Blc).argmax(-1, keepdim=True)
         tokens_BP = (best_Bl1 if codes_Blc is None else codes_Blc.gather(-1, best_Bl1))[..., 0]
@@ -289,6 +295,25 @@ class Sampler:
         codebook_VZ = quantizer.codebook.float()
         mixed_BlZ = spread_out(weights_Blc, codes_Blc, len(codebook_VZ), elsewhere=0.0) @ codebook_VZ
         return mixed_BlZ.transpose(1, 2).unflatten(2, quantizer.schedule.shapes[k])
+
+
+def check_logits(logits_BlV: Tensor, schedule: ScaleSchedule, scales: range, or_else: str = "") -> None:
+    """Refuse to draw or score by numbers that are none: a NaN is the largest of all to whoever sorts.
+
+    Args:
+        logits_BlV: of all tokens of `scales`.
+        or_else: another cause that they may have.
+
+    Raises:
+        FloatingPointError: NaN or infinity; one line that names the first scale with any.
+    """
+    if all_finite(logits_BlV):
+        return
+    whole_l = logits_BlV.isfinite().all(-1).all(0)
+    levels = [k for k in scales for _ in range(schedule.areas[k])]
+    k = levels[whole_l.tolist().index(False)]
+    h, w = schedule.shapes[k]
+    raise FloatingPointError(f"scale {k} ({h}x{w}): the generator gives NaN or infinity: {CAUSE}{or_else}; {REMEDY}")
 
 
 def joined(parts: Sequence[SampleOutput]) -> SampleOutput:

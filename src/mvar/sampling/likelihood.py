@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mvar.generator.network import Generator
 from mvar.sampling.cost import fitting_rows
+from mvar.sampling.engine import check_logits
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
 
@@ -78,6 +79,9 @@ def token_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[T
         tokenizer, generator: of one model, in eval mode.
         maps: token maps, one (B, P_k) for each scale.
         labels_B: class indices; num_classes for no class.
+
+    Raises:
+        FloatingPointError: logits that are not finite; see `check_logits`.
     """
     device, parts = generator.head.weight.device, []
     for rows_r in torch.arange(len(labels_B)).split(fitting_rows(generator.config, device)):
@@ -113,6 +117,7 @@ def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[T
 
 def _log_probs(generator: Generator, labels_r: Tensor, inputs_rlZ: Tensor, tokens_rL: Tensor) -> Tensor:
     logits_rLV = generator(labels_r.to(tokens_rL.device), inputs_rlZ)
+    check_logits(logits_rLV, generator.schedule, range(len(generator.schedule)))
     nll_rL = F.cross_entropy(logits_rLV.flatten(0, 1), tokens_rL.flatten(), reduction="none").view(tokens_rL.shape)
     return -nll_rL.cpu().double()  # in this order: Apple's GPUs have no float64
 

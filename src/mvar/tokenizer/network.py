@@ -11,10 +11,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from mvar.ops.finite import CAUSE, REMEDY, all_finite
 from mvar.scales import ScaleSchedule, Side
 from mvar.tokenizer.autoencoder import Decoder, Encoder
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.quantizer import MultiScaleQuantizer, Quantized
+
+ROUNDING = 1e-3  # pixels may be beyond [0, 1] by so much: what resizing or half precision does
 
 
 class Tokenizer(nn.Module):
@@ -57,7 +60,12 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
-        """Token maps of images, one LongTensor (B, P_k) for each scale, coarse to fine."""
+        """Token maps of images in [0, 1], one LongTensor (B, P_k) for each scale, coarse to fine.
+
+        Raises:
+            ValueError: pixels of another shape, of integers, or outside [0, 1].
+        """
+        _check_pixels(pixels_B3HW)
         return self.quantizer.encode(self.latent(pixels_B3HW))
 
     @torch.no_grad()
@@ -67,8 +75,14 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_latent(self, f_hat_BZHW: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of a latent."""
+        """Images (B, 3, H, W) in [0, 1] of a latent.
+
+        Raises:
+            FloatingPointError: the decoder gives NaN or infinity.
+        """
         pixels_B3HW = self.decoder(self.post_quant_conv(f_hat_BZHW))
+        if not all_finite(pixels_B3HW):
+            raise FloatingPointError(f"pixels: the decoder gives NaN or infinity: {CAUSE}; {REMEDY}")
         return (pixels_B3HW.float().clamp(-1, 1) + 1) / 2
 
     def reconstruct(self, pixels_B3HW: Tensor) -> Tensor:
@@ -114,3 +128,12 @@ class Tokenizer(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def _check_pixels(pixels_B3HW: Tensor) -> None:
+    if not pixels_B3HW.is_floating_point():
+        raise ValueError(f"pixels are {pixels_B3HW.dtype}: give floats in [0, 1], such as 8-bit images / 255")
+    if pixels_B3HW.numel():
+        low, high = (float(end) for end in pixels_B3HW.aminmax())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # true of NaN too
+            raise ValueError(f"pixels go from {low:.4g} to {high:.4g}: give RGB in [0, 1], such as 8-bit images / 255")
