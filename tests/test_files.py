@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvar.files import atomic_folder, atomic_write, writable_folder
+from mvar.files import atomic_folder, atomic_write, new_folder, writable_file, writable_folder
 
 
 def fails_halfway(partial):
@@ -37,8 +39,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "set"
     with pytest.raises(KeyboardInterrupt):
         atomic_folder(path, fails_halfway)
-    assert list(path.parent.iterdir()) == []
-    path.mkdir()  # an empty folder may be there already
+    assert list(tmp_path.iterdir()) == [], "the folders above it are removed again"
+    path.mkdir(parents=True)  # an empty folder may be there already
     atomic_folder(path, lambda partial: (partial / "a").write_text("a"))
     assert [entry.name for entry in path.iterdir()] == ["a"]
     assert list(path.parent.iterdir()) == [path]
@@ -57,11 +59,42 @@ def test_a_folder_in_use_is_refused(tmp_path, kind):
         atomic_folder(path, lambda partial: None)
 
 
-def test_writable_folder_names_field_value_and_fix(tmp_path):
-    assert writable_folder(tmp_path / "a" / "b", "out").is_dir()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ValueError, match=r"^run = '.*file/b': cannot be written \(Not a directory\); give .*"
-    ) as caught:
-        writable_folder(tmp_path / "file" / "b", "run")
-    assert "\n" not in str(caught.value)
+def test_a_file_brings_its_folder_and_takes_it_along_when_it_fails(tmp_path):
+    path = tmp_path / "a" / "b" / "c.txt"
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, fails_halfway)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").touch()
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, fails_halfway)
+    assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["mine"]
+    atomic_write(path, lambda partial: partial.write_text("c"))
+    assert path.read_text() == "c"
+
+
+@pytest.mark.parametrize("check", [writable_folder, writable_file, new_folder])
+def test_places_are_checked_and_nothing_is_made(tmp_path, monkeypatch, check):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for good in ("new", "a/b", tmp_path / "a" / "b", "../elsewhere", "n" * 200):
+        assert check(good, "run") == Path(good)
+    for bad, reason in (
+        ("file/b", "Not a directory"),
+        ("file/b/c", "Not a directory"),
+        ("gone/b", "No such file or directory"),
+        ("n" * 256, "File name too long"),
+        (f"a/{'n' * 256}/b", "File name too long"),
+        ("/".join(["name"] * 1000), "File name too long"),
+        ("a\0b", "embedded null byte"),
+    ):
+        with pytest.raises(ValueError, match=r"^run = '.*': cannot be written \(.*\); give a .*") as caught:
+            check(bad, "run")
+        assert f"run = {bad!r}: cannot be written ({reason}" in str(caught.value)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "gone"]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"^run = '.*': is a folder; give a file's name$"):
+        writable_file(tmp_path, "run")

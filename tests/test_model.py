@@ -94,7 +94,7 @@ def test_labels_refused(model, labels, message):
         ({"index": [1, 2]}, "index has 2 numbers for 1 labels"),
         ({"index": [-1]}, "index = -1: give an integer"),
         ({"seed": -1}, "seed = -1: give an integer"),
-        ({"batch_size": 0}, "batch_size = 0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size = 0: must lie in 1 to 1,000,000"),
     ],
 )
 def test_arguments_refused(model, arguments, message):

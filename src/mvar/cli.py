@@ -17,6 +17,7 @@ from mvar.commands import bench, drawing, evaluation, models, study, training
 from mvar.generator.config import GeneratorConfig
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 from mvar.training.stopping import Stopped
+from mvar.validation import given, number_problems, raise_problems
 
 
 class Command(NamedTuple):
@@ -126,6 +127,7 @@ def _explain(group: str, rest: Sequence[str]) -> None:
 def _run(command: Command, options: Namespace) -> None:
     values = {key: value for key, value in options.as_dict().items() if key != "config"}
     if command.config is None:
+        raise_problems(number_problems(given(values)))
         command.run(**values)
     else:
         del values["preset"]  # its values are in the others

@@ -1,6 +1,7 @@
 """Files: their hash, and writing them and folders so that an interruption leaves the old content or the new, no half.
 
-Everything is written under a hidden name beside its target (the same file system) and renamed when complete.
+Everything is written under a hidden name beside its target (the same file system) and renamed when complete. Checking
+where something can be written makes nothing: a folder comes with what is written into it.
 """
 
 import hashlib
@@ -8,7 +9,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,18 +23,20 @@ def file_sha256(path: str | Path) -> str:
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write(partial)` on a hidden sibling of `path`, then rename it to `path`, replacing what was there.
 
-    The sibling keeps the suffix, as many writers choose the format by it. If `write` fails, `path` is untouched.
+    The sibling keeps the suffix, as many writers choose the format by it. If `write` fails, `path` is untouched. Its
+    folder is made where it is missing.
     """
     path = Path(path)
     partial = _sibling(path)
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        write(partial)
-        partial.chmod(mode)  # some writers (safetensors) leave a file that only its owner may read
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with made_folder(path.parent):
+        try:
+            partial.touch()
+            mode = partial.stat().st_mode
+            write(partial)
+            partial.chmod(mode)  # some writers (safetensors) leave a file that only its owner may read
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
@@ -61,31 +65,48 @@ def atomic_folder(path: str | Path, write: Callable[[Path], object], field: str 
         ValueError: `path` is a file or a folder with something in it, or cannot be written.
     """
     path = new_folder(path, field)
-    partial = _sibling(writable_folder(path.parent, field) / path.name)
-    partial.mkdir()
+    partial = _sibling(path)
+    with made_folder(path.parent):
+        partial.mkdir()
+        try:
+            write(partial)
+            if path.exists():
+                path.rmdir()
+            os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[Path]:
+    """A folder, made with those above it where they are missing; where the body fails, what was made is removed again,
+    unless something lies in it.
+    """
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
-        write(partial)
-        if path.exists():
-            path.rmdir()
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except BaseException:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def new_folder(path: str | Path, field: str) -> Path:
-    """Check that a folder is still to be made, or empty.
+    """Check that a folder is still to be made, or empty, and can be written.
 
     Raises:
         ValueError: one line with the field, its value and the fix.
     """
-    path = Path(path)
+    path = _place(path, field, "give a new name in a writable folder")
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{field} = {str(path)!r}: already exists and is not an empty folder; give a new name")
     return path
 
 
 def writable_folder(path: str | Path, field: str) -> Path:
-    """Make the folder where it is missing and check that files can be written into it.
+    """Check that files can be written into a folder, which is there or can be made.
 
     Args:
         field: the option that named the folder, for the message.
@@ -93,14 +114,40 @@ def writable_folder(path: str | Path, field: str) -> Path:
     Raises:
         ValueError: one line with the field, its value, the reason and the fix.
     """
+    return _place(Path(path) / "x", field, "give a writable folder", shown=path).parent
+
+
+def writable_file(path: str | Path, field: str) -> Path:
+    """Check that a file can be written, whose folder is there or can be made.
+
+    Raises:
+        ValueError: one line with the field, its value, the reason and the fix.
+    """
+    path = _place(path, field, "give a name in a writable folder")
+    if path.is_dir():
+        raise ValueError(f"{field} = {str(path)!r}: is a folder; give a file's name")
+    return path
+
+
+def _place(path: str | Path, field: str, fix: str, shown: str | Path | None = None) -> Path:
+    """The path of a file or folder, checked to lie where it can be written, under a name that is not too long.
+
+    Args:
+        shown: the path as the user gave it; by default the same.
+    """
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        whole = path.absolute()
+        here = next((folder for folder in whole.parents if os.path.lexists(folder)), whole)
+        for name in (*whole.parts[len(here.parts) : -1], _sibling(whole).name, str(whole)):
+            with suppress(FileNotFoundError):
+                os.lstat(here / name)  # says whether the file system takes such a name
+        with tempfile.TemporaryFile(dir=here):
             pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"{field} = {str(path)!r}: cannot be written ({reason}); give a writable folder") from error
+    except (OSError, ValueError) as error:  # the latter for a name that holds a NUL
+        reason = getattr(error, "strerror", None) or error
+        where = str(path if shown is None else shown)
+        raise ValueError(f"{field} = {where!r}: cannot be written ({reason}); {fix}") from error
     return path
 
 

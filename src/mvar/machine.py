@@ -1,4 +1,4 @@
-"""The process and the machine that figures are measured on."""
+"""The process and the machine: what figures are measured on, and how much memory is free."""
 
 import os
 import platform
@@ -7,7 +7,37 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+
+
+def free_bytes(device: torch.device | str = "cpu") -> int:
+    """Memory that is free on a device, with what torch keeps there for itself."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available
+
+
+def check_memory(needed: int, what: str, fix: str, device: torch.device | str = "cpu") -> None:
+    """Refuse, before anything is allocated, what does not fit into memory.
+
+    Args:
+        needed: bytes, by an estimate.
+        what: field and value, and what takes the memory, such as "n = 100: 100 images".
+        fix: what to do about it.
+
+    Raises:
+        ValueError: one line with both numbers.
+    """
+    free = free_bytes(device)
+    if needed > free:
+        raise ValueError(f"{what} take about {_amount(needed)}, {_amount(free)} of memory are free; {fix}")
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def peak_bytes() -> int:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
 from PIL import Image
@@ -27,13 +28,14 @@ from mvar.generator.reschedule import rescheduled
 from mvar.ops import native, scan
 from mvar.sampling import editing, likelihood, rejection
 from mvar.sampling.config import EDIT_MODE, PER_SCALE, EditMode, GuidanceSchedule, SamplingSettings
-from mvar.sampling.cost import cost, fitting_batch
+from mvar.sampling.cost import check_batch, check_images, cost, fitting_batch
 from mvar.sampling.encoding import ImageLike, token_maps
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
 from mvar.sampling.labels import Label, label_ids
 from mvar.sampling.masks import FEATHER, MaskLike, pasted, read_hole, resized
 from mvar.scales import Side
 from mvar.tokenizer.network import Tokenizer
+from mvar.validation import given, number_problems, raise_problems
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
     classes: list[str] = field(default_factory=list)
     defaults: SamplingSettings = field(default_factory=SamplingSettings)
     provenance: dict[str, Any] = field(default_factory=dict)
+    _fits: int = field(default=0, init=False, repr=False, compare=False)  # images at once that memory was enough for
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +109,9 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             smooth=smooth,
         )
         labels_B, index = self._numbered(labels, index)
-        size = self.fitting_batch_size(batch_size)
+        size = self.fitting_batch_size(batch_size, len(index))
+        if len(index) > size:  # else a batch is all there is
+            check_images(len(index), self.tokenizer.config.image_shape, "labels")
         return sampler.in_batches(len(index), size, lambda part: sampler.start(labels_B[part], index[part]), on_scale)
 
     def sample_best(
@@ -144,7 +149,10 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         labels_G, index = self._numbered(labels, index)
         scorer = rejection.find_scorer(judge, sampler, labels_G)
         choice = rejection.Choice(keep, of, fork_at)
-        return rejection.best(sampler, scorer, labels_G, index, choice, self.fitting_batch_size(batch_size))
+        raise_problems(choice.problems(sampler.scales))
+        check_images(of + keep * len(index), self.tokenizer.config.image_shape, "of, keep, labels")
+        size = self.fitting_batch_size(batch_size, of * len(index))
+        return rejection.best(sampler, scorer, labels_G, index, choice, size)
 
     def sampler(self, seed: int = 0, **settings: Any) -> Sampler:
         """What `sample` draws with: start it, stop it between scales, fork what there is; see `mvar.sampling.engine`.
@@ -156,22 +164,31 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         Raises:
             ValueError: a setting out of range, or a model without a generator.
         """
-        given = {name: value for name, value in settings.items() if value is not None}
-        if unknown := sorted(set(given) - {f.name for f in fields(SamplingSettings)}):
+        settings = given(settings)
+        if unknown := sorted(set(settings) - {f.name for f in fields(SamplingSettings)}):
             raise TypeError(f"no sampling setting is named {unknown[0]!r}")
-        return Sampler(self.tokenizer, self._generator(), seed, replace(self.defaults, **given))
+        return Sampler(self.tokenizer, self._generator(), seed, replace(self.defaults, **settings))
 
-    def fitting_batch_size(self, asked: int | None = None) -> int:
+    def fitting_batch_size(self, asked: int | None = None, images: int | None = None) -> int:
         """How many images to draw at once: as asked, else what memory allows, at most 64.
 
+        Args:
+            asked: batch_size, as of `sample`.
+            images: how many there are, of which a batch has no more; None for enough.
+
         Raises:
-            ValueError: below 1.
+            ValueError: out of bounds, or more than fit into memory.
         """
+        configs = self.tokenizer.config, self._generator().config
         if asked is None:
-            return fitting_batch(self.tokenizer.config, self._generator().config, self.device)
-        if asked < 1:
-            raise ValueError(f"batch_size = {asked}: must be at least 1")
-        return asked
+            size = wanted = fitting_batch(*configs, self.device)
+        else:
+            _check(batch_size=asked)
+            size, wanted = asked, asked if images is None else min(asked, images)
+            if wanted > self._fits:  # a run of many batches is not refused half-way
+                check_batch(*configs, wanted, self.device)
+        self._fits = max(self._fits, wanted)
+        return size
 
     def edit(
         self,
@@ -213,15 +230,16 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """
         sampler = self.sampler(seed, **settings)
         index = self._index(n, index)
-        if feather is not None and feather < 0:
-            raise ValueError(f"feather = {feather}: must be 0 or more pixels")
+        _check(feather=feather)
         if feather is not None and not paste:
             raise ValueError(f"feather = {feather}: blends what paste puts back; give --paste (paste=True) too")
         original = as_stored(image)
         pixels_3HW = whole(as_image(original), self.tokenizer.config.image_shape)
         hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
         labels_B = self._one_label(label).expand(n)
-        size = self.fitting_batch_size(batch_size)
+        shape = (original.height, original.width) if paste else self.tokenizer.config.image_shape
+        check_images(n, shape, "n")
+        size = self.fitting_batch_size(batch_size, n)
         hole_hw = resized(hole_HW, self.tokenizer.config.image_shape)
         out = editing.edit(sampler, pixels_3HW[None], hole_hw, labels_B, index, mode, size, on_scale)
         if paste:
@@ -256,6 +274,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """
         sampler = self.sampler(seed, **settings)
         index = self._index(n, index)
+        check_images(n, self.tokenizer.config.image_shape, "n")
         if not 0 <= from_scale < sampler.scales:
             raise ValueError(f"from_scale = {from_scale}: give 0 (keep nothing) to {sampler.scales - 1}")
         if isinstance(image, (str, Path, Image.Image)):
@@ -265,9 +284,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             maps = [tokens_P.to(self.device).unsqueeze(0) if tokens_P.dim() == 1 else tokens_P for tokens_P in image]
             if len(maps) < from_scale:
                 raise ValueError(f"from_scale = {from_scale}: {len(maps)} token maps are given")
-        return editing.vary(
-            sampler, maps, self._one_label(label), index, from_scale, self.fitting_batch_size(batch_size), on_scale
-        )
+        size = self.fitting_batch_size(batch_size, n)
+        return editing.vary(sampler, maps, self._one_label(label), index, from_scale, size, on_scale)
 
     # --- likelihood ---
 
@@ -448,8 +466,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         return labels_B, numbers
 
     def _index(self, n: int, index: Sequence[int] | None) -> Sequence[int]:
-        if n < 1:
-            raise ValueError(f"n = {n}: must be at least 1")
+        _check(n=n)
         if index is not None and len(index) != n:
             raise ValueError(f"index has {len(index)} numbers for n = {n}: give one for each image")
         return range(n) if index is None else list(index)
@@ -460,6 +477,12 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if len(ids) != 1:
             raise ValueError(f"label has {len(ids)} classes: give one")
         return torch.tensor(ids)
+
+
+def _check(**numbers: int | None) -> None:
+    """Raise ValueError where a whole number is none, or out of bounds; numpy's are welcome."""
+    plain = {name: n.item() if isinstance(n, np.integer) else n for name, n in given(numbers).items()}
+    raise_problems(number_problems(plain))
 
 
 def load(source: str | Path, device: str | torch.device | None = None, dtype: Dtype | None = None) -> Model:

@@ -14,6 +14,8 @@ from typing import Union
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
+MOST_SCALES = 64
+
 # One scale's side as users write it: 8 for an 8x8 map, or (h, w).
 Side = Union[int, Sequence[int]]  # noqa: UP007 - jsonargparse shows this alias in --help
 
@@ -32,11 +34,13 @@ class ScaleSchedule:
             sides: one entry per scale, an int p for a p x p map or a pair (h, w).
 
         Raises:
-            ValueError: no scales, a side below 1, or a map smaller than the one before it.
+            ValueError: no scales or too many, a side below 1, or a map smaller than the one before it.
         """
         shapes = tuple(_shape(side) for side in sides)
         if not shapes:
             raise ValueError("sides is empty: give at least one scale, for example 1 2 3 4")
+        if len(shapes) > MOST_SCALES:
+            raise ValueError(f"sides has {len(shapes)} scales: give at most {MOST_SCALES}")
         for before, after in pairwise(shapes):
             if after[0] < before[0] or after[1] < before[1]:
                 raise ValueError(f"sides must grow from coarse to fine, but {after} follows {before}")

@@ -111,5 +111,5 @@ def test_what_cannot_fit_is_refused_with_numbers(monkeypatch):
         available = 5e9
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
-    with pytest.raises(ValueError, match=r"GB, 5.0 GB are free; give a smaller preset"):
+    with pytest.raises(ValueError, match=r"GB, 5.0 GB of memory are free; give a smaller preset"):
         bench("d24", "bf16", [1], 1.5, 1)

@@ -114,4 +114,4 @@ def test_a_case_that_ends_is_named(monkeypatch):
 
 def test_bad_numbers_are_refused(refused):
     assert refused("bench", "train", "--preset", "d17")[0].startswith("mvar: preset = 'd17': choose from d12")
-    assert refused("bench", "train", "--steps", "0") == ["mvar: steps = 0: must be at least 1"]
+    assert refused("bench", "train", "--steps", "0") == ["mvar: steps = 0: must lie in 1 to 1,000,000,000"]

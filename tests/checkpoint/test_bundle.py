@@ -234,7 +234,7 @@ def test_weights_that_do_not_fit_are_refused_with_numbers(folder, monkeypatch):
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
     with pytest.raises(
-        ValueError, match=r"its weights take \d.\d GB, 0.0 GB of memory are free; free some, or give bf"
+        ValueError, match=r"its weights take about \d.\d MB, 0.0 MB of memory are free; free some, or give bf"
     ):
         read_bundle(folder)
 

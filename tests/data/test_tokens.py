@@ -247,13 +247,13 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"views": 0}, "views = 0: must be at least 1"),
+        ({"views": 0}, "views = 0: must lie in 1 to 1,000"),
         (
             {"resize_factor": 1},
             "views = 3: all are the same where nothing is cropped; give 1, or resize_factor above 1",
         ),
         ({"resize_factor": 0.5}, "resize_factor = 0.5: must lie in [1, 4]"),
-        ({"seed": -1}, "seed = -1: must lie in [0, 2**63)"),
+        ({"seed": -1}, "seed = -1: must lie in 0 to 9,223"),
         ({"tokenizer": "./nowhere"}, "tokenizer = './nowhere': no such model"),
         ({"data": "nowhere"}, "data = 'nowhere': does not exist"),
     ],

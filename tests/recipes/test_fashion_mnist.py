@@ -239,7 +239,7 @@ def test_a_tokenizers_run_is_no_generators(work, fashion_excerpt, tmp_path):
 
 def test_mistakes_are_named(work, fashion_excerpt, tmp_path, capsys):
     model, data, judge = str(work / "model"), str(fashion_excerpt), str(work / "judge.safetensors")
-    with pytest.raises(ValueError, match="samples_per_class = 1: must be at least 2"):
+    with pytest.raises(ValueError, match="samples_per_class = 1: must lie in 2 to"):
         RECIPE.measure(model, data, str(tmp_path), judge, samples_per_class=1)
     with pytest.raises(ValueError, match=r"tokenizer_run = '.*': cannot be read"):
         RECIPE.measure(model, data, str(tmp_path), judge, tokenizer_run=str(tmp_path))

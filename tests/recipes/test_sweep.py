@@ -198,7 +198,7 @@ def test_the_front_is_what_nothing_surpasses():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples_per_class": 1}, r"^samples_per_class = 1: must be at least 2"),
+        ({"samples_per_class": 1}, r"^samples_per_class = 1: must lie in 2 to"),
         (
             {"samples_per_class": 9999},
             r"^samples_per_class = 9999: as many training images are set aside, and 'bag' has 12; give",

@@ -118,9 +118,9 @@ def test_an_archive_takes_the_memory_of_its_pixels_once(bundle, tmp_path, monkey
     size, sizes, count = 2000, model.Model.fitting_batch_size, 40000
     nothing = engine.SampleOutput(torch.zeros(size, 3, 8, 8), None)
 
-    def watched(self, asked):
+    def watched(self, *asked):
         tracemalloc.start()
-        return sizes(self, asked)
+        return sizes(self, *asked)
 
     def written(images, image_shape, labels, path, seed):
         assert (sum(image.nbytes for image in images(range(count))), len(labels)) == (8 * 8 * 3 * count, count)
@@ -309,7 +309,7 @@ def test_what_does_not_go_with_a_protocol_is_refused(bundle, tmp_path, refused):
         ([], "protocol: needs a place for its images; give --out-dir or --npz"),
         ([*out_dir, "--labels", "cat"], "labels = 'cat': a protocol draws all classes; leave it out"),
         ([*out_dir, "--out", "a.png"], "protocol: draws no sheet; leave --out and --show-scales away"),
-        ([*out_dir, "--per-class", "0"], "per_class = 0: must be at least 1"),
+        ([*out_dir, "--per-class", "0"], "per_class = 0: must lie in 1 to 1,000,000"),
         ([*out_dir, "--smooth"], "smooth = True: is for looks and never for metrics; give --smooth=false"),
         (["--npz", str(tmp_path / "a.npy")], f"npz = {str(tmp_path / 'a.npy')!r}: give a name that ends in .npz"),
         (["--out-dir", str(folder)], f"out_dir = {str(folder)!r}: already exists, and no protocol.json says how it was"

@@ -200,8 +200,8 @@ def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, t
     [
         (["--keep", "1", "--of", "8"], "mvar: keep = 1: candidates are chosen by a judge; give --judge too"),
         (["--judge", "self", "--keep", "9"], "mvar: keep = 9: of 8 candidates give 1 to 8 to keep"),
-        (["--judge", "self", "--of", "0"], "mvar: of = 0: must be at least 1 candidate"),
-        (["--judge", "self", "--fork-at", "-1"], "mvar: fork_at = -1: give 0 (no map is shared) to all maps but the"),
+        (["--judge", "self", "--of", "0"], "mvar: of = 0: must lie in 1 to 100,000"),
+        (["--judge", "self", "--fork-at", "-1"], "mvar: fork_at = -1: must lie in 0 to 63"),
         (["--judge", "self", "--fork-at", "3"], "mvar: fork_at = 3: give 0 (no map is shared) to 2"),
         (
             ["--judge", "self", "--keep", "2"],
@@ -233,7 +233,7 @@ def test_the_command_refuses(refused, bundle, tmp_path, monkeypatch, arguments, 
         (3, lambda m: m.sample_best("cat", of=2.5), "of = 2.5: must be an integer"),
         (3, lambda m: m.sample_best("cat", fork_at=4), r"fork_at = 4: give 0 \(no map is shared\) to 3"),
         (3, lambda m: m.sample_best(["cat", 0], index=[1]), "index has 1 numbers for 2 labels: give one for each"),
-        (3, lambda m: m.sample_best("cat", batch_size=0), "batch_size = 0: must be at least 1"),
+        (3, lambda m: m.sample_best("cat", batch_size=0), "batch_size = 0: must lie in 1 to 1,000,000"),
     ],
 )
 def test_refused_before_any_work(build, monkeypatch, classes, call, message):

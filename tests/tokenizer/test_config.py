@@ -9,13 +9,31 @@ def test_what_is_no_integer_is_named(name, value):
     assert TokenizerConfig(**{name: value}).problems() == [f"tokenizer.{name} = {value!r}: must be an integer"]
 
 
-@pytest.mark.parametrize("multipliers", [(1, 2.0), ("1", 2), (True, 2), (1, 0), ()])
-def test_multipliers_are_integers(multipliers):
-    (line,) = TokenizerConfig(multipliers=multipliers).problems()
-    assert line == f"tokenizer.multipliers = {multipliers}: give one integer >= 1 for each level"
+@pytest.mark.parametrize(
+    ("multipliers", "problem"),
+    [
+        ((1, 2.0), "2.0: must be an integer"),
+        (("1", 2), "'1': must be an integer"),
+        ((True, 2), "True: must be an integer"),
+        ((1, 0), "0: must lie in 1 to 64"),
+        ((), "(): give 1 to 8, one for each level"),
+        ((1,) * 9, f"{(1,) * 9}: give 1 to 8, one for each level"),
+    ],
+)
+def test_multipliers_are_integers(multipliers, problem):
+    assert TokenizerConfig(multipliers=multipliers).problems() == [f"tokenizer.multipliers = {problem}"]
 
 
-@pytest.mark.parametrize("sides", [[1, 2.0], ["1", 2], [True, 2], [1, [2, 3.5]]])
-def test_sides_are_integers(sides):
-    (line,) = TokenizerConfig(sides=sides).problems()
-    assert line.startswith(f"tokenizer.sides = {sides}: sides has ")
+@pytest.mark.parametrize(
+    ("sides", "wrong"), [([1, 2.0], "2.0"), (["1", 2], "'1'"), ([True, 2], "True"), ([1, [2, 3.5]], "3.5")]
+)
+def test_sides_are_integers(sides, wrong):
+    assert TokenizerConfig(sides=sides).problems() == [f"tokenizer.sides = {wrong}: must be an integer"]
+
+
+def test_images_beyond_all_sense_are_refused():
+    config = TokenizerConfig(multipliers=(1,) * 6, sides=[1, [257, 8]])
+    assert config.problems() == [
+        "tokenizer.sides, tokenizer.multipliers: are for images of 256x8224 pixels, more than 8192 along a side; "
+        "give fewer"
+    ]

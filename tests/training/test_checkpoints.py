@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvar.data.splits import open_splits
 from mvar.model import load
-from mvar.training import checkpoints, generator, tokenizer
+from mvar.training import checkpoints, curves, generator, tokenizer
 from mvar.training.checkpoints import Checkpoints
 from mvar.training.parallel import Ranks
+from mvar.training.run_folder import RunFolder
 from mvar.training.stopping import Stopped
 
 from .runs import checkpoint, metrics, same_bits
 
 WORKER = Path(__file__).with_name("worker.py")
 ALONE = Ranks(device=torch.device("cpu"))
+DRAW = curves.draw_curves  # before other tests replace it
 
 
 @pytest.fixture
@@ -111,6 +114,33 @@ def test_sigterm_stops_after_a_step_with_a_checkpoint(tokenizer_run, start, tmp_
     tokenizer.train(whole)
     tokenizer.train(replace(stopped, resume=True))
     assert_equal_runs(whole.out, stopped.out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_line_of_metrics(tokenizer_run, tmp_path, monkeypatch, number):
+    """The run stops as at any other time: there is nothing to draw yet."""
+    loss, steps = tokenizer.TokenizerTask.loss, []
+
+    def interrupted(self, step, part):
+        steps.append(step)
+        if steps == [0, 1]:
+            os.kill(os.getpid(), number)
+        return loss(self, step, part)
+
+    monkeypatch.setattr(tokenizer.TokenizerTask, "loss", interrupted)
+    monkeypatch.setattr(curves, "draw_curves", DRAW)
+    stopped = tokenizer_run(log_every=100, validate_every=100, checkpoint_every=100)
+    with pytest.raises(Stopped, match="stopped after step 2 with a checkpoint; --resume goes on") as caught:
+        tokenizer.train(stopped)
+    assert caught.value.code == 128 + number
+    assert checkpoint(stopped.out)["step"] == 2
+    assert not (Path(stopped.out) / "curves.png").exists()
+    whole = replace(stopped, out=str(tmp_path / "whole"))
+    tokenizer.train(replace(stopped, resume=True))
+    tokenizer.train(whole)
+    assert_equal_runs(whole.out, stopped.out)
+    assert [record["step"] for record in metrics(stopped.out)] == [6, 6]
+    assert (Path(stopped.out) / "curves.png").is_file()
 
 
 def test_a_callback_sees_the_records_and_may_stop_the_run(tokenizer_run):
@@ -201,6 +231,20 @@ def test_two_processes_do_not_train_in_one_folder(tokenizer_run, start):
     done = checkpoint(config.out)["step"]
     with pytest.warns(UserWarning, match="steps = "):
         tokenizer.train(replace(config, steps=done + 1, resume=True))
+
+
+def test_of_two_runs_that_wait_for_one_new_folder_the_first_to_begin_has_it(tokenizer_run, photos):
+    config = tokenizer_run()
+    train_images, val_images = open_splits(photos, (8, 8))
+    with RunFolder(config, ALONE) as first, RunFolder(config, ALONE) as second:
+        for folder in (first, second):
+            assert folder.check(train_images, val_images) == 6
+        assert not Path(config.out).exists(), "nothing is made before all is checked"
+        first.begin()
+        held = sorted(path.name for path in Path(config.out).iterdir())
+        with pytest.raises(ValueError, match=r"another process trains in this folder; wait for it, or stop it"):
+            second.begin()
+        assert sorted(path.name for path in Path(config.out).iterdir()) == held
 
 
 def test_without_a_whole_checkpoint_nothing_is_resumed(tokenizer_run):

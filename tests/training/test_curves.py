@@ -42,3 +42,9 @@ def test_a_run_is_drawn_whatever_it_logged(tmp_path):
         DRAW(records, tmp_path / "curves.png")
         with Image.open(tmp_path / "curves.png") as image:
             assert image.width > 300
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path):
+    for records, panels in (([], None), ([{"step": 1}], None), ([{"step": 1, "loss": 1.0}], {"psnr": ["psnr"]})):
+        DRAW(records, tmp_path / "curves.png", panels)
+        assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from mvar.training.config import GeneratorTraining
 from mvar.training.generator import GeneratorTask, compile_blocks, train
 from mvar.training.generator_loss import GeneratorLoss, scales_in_use
 from mvar.training.parallel import Ranks
-from mvar.training.token_data import TokenData
+from mvar.training.token_data import TokenData, load_tokenizer
 
 M_VAR = GeneratorConfig(
     depth=2, width=64, heads=2, state_size=16, num_classes=5, vocab_size=40, latent_channels=8, sides=[1, 2, [2, 3], 4],
@@ -207,7 +207,7 @@ def test_a_progressive_run_computes_the_scales_in_use_only(generator_run, monkey
 def test_noise_belongs_to_the_image_of_the_run_not_to_the_batch(generator_run, trained_tokenizer):
     """Two steps of 3 images draw what one step of 6 draws, whatever torch's generator has done."""
     config, alone = generator_run(), Ranks(device=torch.device("cpu"))
-    data = TokenData.open(config, alone).ready(config.val_images)
+    data = TokenData.open(config, alone, load_tokenizer(config.tokenizer, alone.device)).ready(config.val_images)
     losses = []
     for size in (6, 3):
         task = GeneratorTask(replace(config, batch_size=size), alone, data)

@@ -17,7 +17,7 @@ from mvar.training import checkpoints, generator, tokenizer
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 from mvar.training.loop import backward
 from mvar.training.parallel import gathered, joined
-from mvar.training.token_data import TokenData
+from mvar.training.token_data import TokenData, load_tokenizer
 
 KINDS = {
     "tokenizer": (tokenizer.train, TokenizerTraining, TokenizerConfig),
@@ -28,7 +28,7 @@ KINDS = {
 def first_gradients(config: GeneratorTraining) -> dict[str, torch.Tensor]:
     """Whole gradients of a generator's first step, on every rank."""
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
-        data = TokenData.open(config, ranks).ready(config.val_images)
+        data = TokenData.open(config, ranks, load_tokenizer(config.tokenizer, ranks.device)).ready(config.val_images)
         task = generator.GeneratorTask(config, ranks, data)
         backward(task, ranks, torch.amp.GradScaler("cpu", enabled=False), config.accumulate, 0)
         return gathered({name: p.grad for name, p in task.model.named_parameters()})

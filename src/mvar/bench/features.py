@@ -22,10 +22,12 @@ from mvar.features.effnet import EffNetLite0
 from mvar.features.extractors import DTYPES, LARGE, SMALL, EffNetExtractor
 from mvar.features.inception import SIDE, InceptionV3, published_shapes
 from mvar.files import atomic_write, write_text
-from mvar.machine import machine
+from mvar.machine import check_memory, machine
+from mvar.validation import number_problems, raise_problems
 
 SEED = 0
 RESULTS, CHART = "features.json", "features.png"
+NUMBER_BYTES = 4
 PIXELS = {SMALL: 32, LARGE: 256, SIDE: 256}  # of the images, by the side that a network sees
 
 
@@ -71,9 +73,9 @@ def bench(batch_size: int, rounds: int) -> tuple[list[Speed], dict[str, float]]:
     Raises:
         ValueError: numbers below 1, or EfficientNet's package is missing.
     """
-    for name, value in (("batch_size", batch_size), ("rounds", rounds)):
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
+    raise_problems(number_problems({"batch_size": batch_size, "rounds": rounds}))
+    seen = NUMBER_BYTES * 3 * batch_size * max(PIXELS) ** 2
+    check_memory(seen, f"batch_size = {batch_size}: the images as networks see them", "give fewer")
     cases = [_effnet(SMALL), _effnet(LARGE), _inception()]
     random = torch.Generator().manual_seed(SEED)
     images = {

@@ -25,6 +25,7 @@ from mvar.machine import machine
 from mvar.scales import SIDES_256, SIDES_512
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.network import Tokenizer
+from mvar.validation import number_problems, raise_problems
 
 # Sides for 256, 512 and 1024 pixels; the last are twice those of 512.
 SCHEDULES = (SIDES_256, SIDES_512, tuple(2 * side for side in SIDES_512))
@@ -54,8 +55,7 @@ def bench(preset: str, dtype: Dtype, rounds: int) -> list[Growth]:
     """
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
-    if rounds < 1:
-        raise ValueError(f"rounds = {rounds}: must be at least 1")
+    raise_problems(number_problems({"rounds": rounds}))
     cases = {}
     for sides in SCHEDULES:
         for kind, (attention, mamba) in KINDS.items():

@@ -10,7 +10,6 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 
 from mvar import __version__
@@ -21,8 +20,9 @@ from mvar.bench.roofline import HEADROOM, Peaks
 from mvar.checkpoint.placement import Dtype
 from mvar.data.progress import track
 from mvar.generator.config import PRESETS
-from mvar.machine import machine, peak_bytes
+from mvar.machine import check_memory, machine, peak_bytes
 from mvar.model import Model
+from mvar.validation import number_problems, raise_problems
 
 PREFIX = "prefix"
 DTYPES: dict[str, Dtype] = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -122,9 +122,9 @@ def bench(
 
 def _subjects(name: str, dtype: str, batches: Sequence[int], rounds: int, against: Sequence[str]) -> list[Subject]:
     """The case and its rivals, everything checked."""
-    for field, values in (("batch", batches), ("rounds", [rounds])):
-        if not values or min(values) < 1:
-            raise ValueError(f"{field} = {', '.join(map(str, values))}: must be at least 1")
+    raise_problems(number_problems({"batch": batches, "rounds": rounds}))
+    if not batches:
+        raise ValueError("batch = []: give at least one")
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: choose from {', '.join(DTYPES)}")
     found = [Subject(name, DTYPES[dtype])]
@@ -140,12 +140,8 @@ def _subjects(name: str, dtype: str, batches: Sequence[int], rounds: int, agains
             raise ValueError(f"against = {rival!r}: choose from {choices}")
     images = max(batches) * max(subject.image_bytes() for subject in found)
     needed = sum(subject.weight_bytes() for subject in set(found)) + images + HEADROOM
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ValueError(
-            f"preset, batch: weights, {max(batches)} images and room to measure in take {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; give a smaller preset, a smaller batch or fewer rivals"
-        )
+    what = f"preset, batch: weights, {max(batches)} images and room to measure in"
+    check_memory(needed, what, "give a smaller preset, a smaller batch or fewer rivals")
     return found
 
 

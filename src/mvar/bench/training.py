@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,9 +25,10 @@ from mvar.data.progress import track
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.machine import machine
+from mvar.machine import check_memory, free_bytes, machine
+from mvar.training.room import STATE_BYTES
+from mvar.validation import number_problems, raise_problems
 
-STATE_BYTES = 16  # of a parameter: itself, its gradient and Adam's two moments in float32
 ACTIVATION_BYTES = 128  # of a token in a block, times the width: what the backward pass needs, at most
 PROCESS_BYTES = 2**29  # of a process that has imported torch
 PASSES = 3  # forward and backward in units of the forward pass: a product's gradients are two products of its size
@@ -86,9 +86,7 @@ def bench(preset: str, batch_size: int, dtype: str, steps: int, out: str | None 
     """
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
-    for name, value in (("batch_size", batch_size), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
+    raise_problems(number_problems({"batch_size": batch_size, "steps": steps}))
     folder = None if out is None else _results_folder(out)
     cases = _cases(preset, batch_size, dtype)
     sizes = {name: _parameters(settings) for name, settings in cases.items()}
@@ -177,7 +175,7 @@ def _needed(settings: Settings, parameters: int) -> int:
 
 def _groups(needed: dict[str, int]) -> list[list[str]]:
     """Consecutive cases that fit into memory together."""
-    free = psutil.virtual_memory().available
+    free = free_bytes()
     groups: list[list[str]] = []
     for name in needed:
         if groups and sum(needed[other] for other in groups[-1]) + needed[name] < free:
@@ -239,12 +237,8 @@ def _meta(settings: Settings) -> Generator:
 
 
 def _refuse_too_large(needed: int) -> None:
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ValueError(
-            f"preset, batch_size: weights, gradients, Adam and activations take about {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; give a smaller preset or batch"
-        )
+    what = "preset, batch_size: weights, gradients, Adam and activations"
+    check_memory(needed, what, "give a smaller preset or batch")
 
 
 def _results_folder(out: str) -> Path:

@@ -19,16 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mvar.checkpoint.card import model_card
 from mvar.checkpoint.placement import Dtype, dtype_for, find_device, halve
-from mvar.files import atomic_write, writable_folder, write_text
+from mvar.files import atomic_write, made_folder, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.machine import check_memory
 from mvar.ops.finite import damage
 from mvar.tensor_files import write_tensors
 from mvar.tokenizer.config import TokenizerConfig
@@ -93,7 +93,7 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
         raise ValueError(problem)
     folder = writable_folder(folder, "out")
     config = bundle.config()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".bundle-") as scratch:
+    with made_folder(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".bundle-") as scratch:
         new = Path(scratch)
         atomic_write(new / TOKENIZER, _saver(bundle.tokenizer, dtype))
         if generator is not None:
@@ -255,12 +255,7 @@ def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig | None, cla
 
 def _check_room(folder: Path, networks: Sequence[nn.Module]) -> None:
     needed = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ValueError(
-            f"{folder}: its weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free; "
-            "free some, or give bfloat16 as dtype where it is not"
-        )
+    check_memory(needed, f"{folder}: its weights", "free some, or give bfloat16 as dtype where it is not")
 
 
 def _fill(network: Tokenizer | Generator, path: Path) -> None:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.checkpoint.official_file import PATCH_NUMS, OfficialFile, Source, open_official
-from mvar.files import atomic_folder, new_folder, writable_folder
+from mvar.files import atomic_folder, new_folder
 from mvar.generator.config import Attention, GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.machine import check_memory
 from mvar.ops.finite import damage
 from mvar.scales import SIDES_256, ScaleSchedule, Side
 from mvar.tokenizer.config import TokenizerConfig
@@ -173,7 +174,7 @@ def convert(tokenizer: Source | None, generator: Source | None, out: str | Path)
     Raises:
         ValueError: as of `load`; or the two networks do not belong together, or the folder cannot be written.
     """
-    writable_folder(new_folder(out, "out"), "out")
+    new_folder(out, "out")
     return write_bundle(out, load(tokenizer, generator))
 
 
@@ -344,6 +345,8 @@ def _checked(
     problems += [f"{name}: missing" for name in expected if name not in file.state]
     if len(problems) > 1:
         raise_problems(problems)
+    needed = 4 * sum(tensor.numel() for _, tensor in expected.values())
+    check_memory(needed, f"{file.name}: its weights in float32", "free some")
     # Copies, so that neither the caller's dict nor a mapped file is changed by training.
     state = {ours: file.state[name].to("cpu", torch.float32, copy=True) for name, (ours, _) in expected.items()}
     if problem := damage({name: state[ours] for name, (ours, _) in expected.items()}):

@@ -106,13 +106,14 @@ def sample(
     from mvar.data.progress import track
     from mvar.files import writable_folder
     from mvar.model import load
+    from mvar.sampling.cost import check_images
     from mvar.sampling.engine import to_uint8
     from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, check_count, save_image, target
     from mvar.sampling.report import Samples, target_problems
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
-    problems = _problems(settings, seed, per_class=per_class, batch_size=batch_size)
+    problems = _problems(settings)
     if protocol is not None:
         unfit = unsuitable(labels, per_class, counts_of, out, out_dir, npz, show_scales, judge)
         raise_problems([*problems, *unfit])
@@ -138,24 +139,26 @@ def sample(
         writable_folder(out_dir, "out_dir")
 
     loaded = load(model, device, dtype)
-    size = loaded.fitting_batch_size(batch_size)
     asked = parse_labels(labels, loaded)
     ids = loaded.label_ids(asked)
-    check_count(len(ids) * per_class)
+    count, shape = len(ids) * per_class, loaded.tokenizer.config.image_shape
+    check_count(count)
+    size = loaded.fitting_batch_size(batch_size, count * (of or 1))
     if out is not None:
-        check_size(len(asked), per_class, loaded.tokenizer.config.image_shape)
+        check_size(len(asked), per_class, shape)
+    kept = 0 if out is None and npz is None else count  # images are in memory until they are written together
+    check_images(kept, shape, "per_class", each=1)
 
-    rows = [i for i in range(len(asked)) for _ in range(per_class)]
     step = size if best is None else best.at_once(size)
     draw = loaded.sample if best is None else partial(best.draw, loaded)
     facts = {} if out_dir is None and npz is None else _drawn_with(loaded, model, dtype, seed, settings)
-    samples = Samples.of([ids[row] for row in rows], loaded.class_name, facts | (best.facts() if best else {}))
-    starts = range(0, len(rows), step)
-    shape = loaded.tokenizer.config.image_shape
-    pixels_NHW3 = np.empty((0 if out is None and npz is None else len(rows), *shape, 3), np.uint8)
+    own = [ids[i // per_class] for i in range(count)]
+    samples = Samples.of(own, loaded.class_name, facts | (best.facts() if best else {}))
+    starts = range(0, count, step)
+    pixels_NHW3 = np.empty((kept, *shape, 3), np.uint8)
     for start in track(starts, len(starts), "batches"):
-        index = range(start, min(start + step, len(rows)))
-        drawn = draw([asked[rows[i]] for i in index], **settings, seed=seed, index=index, batch_size=size)
+        index = range(start, min(start + step, count))
+        drawn = draw([asked[i // per_class] for i in index], **settings, seed=seed, index=index, batch_size=size)
         if out_dir is not None:
             samples.save(drawn, out_dir, start)
         if len(pixels_NHW3):
@@ -173,7 +176,7 @@ def sample(
         if show_scales:
             sheet = with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
         written.append(str(save_image(sheet, out)))
-    print(f"wrote {len(rows)} images: {', '.join(written)}")
+    print(f"wrote {count} images: {', '.join(written)}")
 
 
 def edit(
@@ -230,7 +233,7 @@ def edit(
     if out is None and out_dir is None:
         out = "edited.png"
     settings = settings_of(**options)
-    raise_problems([*_problems(settings, seed, n=n, batch_size=batch_size), *target_problems(out, out_dir, None)])
+    raise_problems([*_problems(settings), *target_problems(out, out_dir, None)])
     original = as_stored(image)
     hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
     if out is not None:
@@ -309,7 +312,7 @@ def vary(
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
-    raise_problems(_problems(settings, seed, n=n, batch_size=batch_size))
+    raise_problems(_problems(settings))
     target(out, IMAGE_SUFFIXES, "out")
     source: Any = None if image is None else as_image(image)
     loaded = load(model, device, dtype)
@@ -337,13 +340,9 @@ def vary(
 # --- parts ---
 
 
-def _problems(settings: dict[str, Any], seed: int, **counts: int | None) -> list[str]:
-    """What is wrong with sampling options, a seed and numbers of images, a line each."""
-    found = replace(SamplingSettings(), **settings).problems()
-    found += [f"{name} = {n}: must be at least 1" for name, n in counts.items() if n is not None and n < 1]
-    if not 0 <= seed < 2**64:
-        found.append(f"seed = {seed}: must lie in 0 to 2**64 - 1")
-    return found
+def _problems(settings: dict[str, Any]) -> list[str]:
+    """What is wrong with sampling options, a line each."""
+    return replace(SamplingSettings(), **settings).problems()
 
 
 def parse_labels(text: str | None, model: "Model") -> list["Label"]:
@@ -357,7 +356,10 @@ def parse_labels(text: str | None, model: "Model") -> list["Label"]:
         if len(classes) > MOST_ROWS:
             print(f"the first {MOST_ROWS} of {len(classes)} classes; name others by --labels", file=sys.stderr)
         return list(range(min(len(classes), MOST_ROWS))) if classes else [-1]
-    return [parse_label(part, model) for part in filter(None, (part.strip() for part in text.split(",")))]
+    named = [parse_label(part, model) for part in filter(None, (part.strip() for part in text.split(",")))]
+    if not named:
+        raise ValueError(f"labels = {text!r}: names no class; give at least one, or leave it out")
+    return named
 
 
 def parse_label(text: str | None, model: "Model") -> "Label":

@@ -3,7 +3,6 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
-from pathlib import Path
 from typing import Literal
 
 PATIENCE = 600.0  # minutes that a process waits for the others, whose features may take hours
@@ -92,10 +91,10 @@ def compare(reports: str, out: str | None = None) -> None:
     """
     from mvar.evaluation.report import compare as compared
     from mvar.evaluation.report import read
-    from mvar.files import writable_folder, write_text
+    from mvar.files import writable_file, write_text
 
     text = compared({path: read(path) for path in filter(None, reports.split(","))})
     if out is not None:
-        writable_folder(Path(out).parent, "out")
+        writable_file(out, "out")
         write_text(out, text + "\n")
     print(text)

@@ -152,6 +152,7 @@ def score(
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
     from mvar.sampling.likelihood import Score
+    from mvar.sampling.sheet import check_size
 
     _check_csv(out)
     if sheet is not None:
@@ -162,6 +163,8 @@ def score(
         raise ValueError(f"label = {label!r}: the folders of {images!r} give the classes; leave it out")
     if labels is None:
         labels = loaded.label_ids(parse_label(label, loaded)) * len(source)
+    if sheet is not None:
+        check_size(len({*labels}), 2 * RANKED, source.image_shape, "sheet")
     parts = []
     batches = torch.arange(len(source)).split(AT_ONCE)
     for rows_B in track(batches, len(batches), "batches"):
@@ -236,14 +239,12 @@ def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource
     Images that cannot be read are left out, with one report.
 
     Raises:
-        ValueError: nothing there, a limit below 1, or class folders that the model does not know.
+        ValueError: nothing there, or class folders that the model does not know.
     """
     from mvar.data.images import ImageFolder
     from mvar.data.source import PixelSource
     from mvar.data.subset import evenly_spaced
 
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit = {limit}: must be at least 1")
     path = Path(place)
     folder = ImageFolder(path.parent, [path], [0], []) if path.is_file() else ImageFolder.scan(path, "images")
     names = _folder_names(folder, model)
@@ -276,14 +277,13 @@ def _asked(ids: Sequence[int], rows_B: "Tensor", model: "Model") -> "list[Label]
 def _ranked(source: "PixelSource", names: Sequence[str], bits: Sequence[float]) -> "Image.Image":
     """A row for each class: its likeliest images as the model sees them, then its least likely ones."""
     from mvar.sampling.engine import to_images
-    from mvar.sampling.sheet import check_size, class_sheet
+    from mvar.sampling.sheet import class_sheet
 
     rows = []
     for name in dict.fromkeys(names):
         order = sorted((i for i, other in enumerate(names) if other == name), key=lambda i: bits[i])
         ends = list(dict.fromkeys([*order[:RANKED], *order[-RANKED:]]))
         rows.append((name, to_images(source.batch(ends)[0] / 255)))
-    check_size(len(rows), 2 * RANKED, source.image_shape)
     return class_sheet(rows)
 
 

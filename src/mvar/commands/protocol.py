@@ -61,8 +61,8 @@ def draw_protocol(
         dtype=dtype_for(loaded.generator, loaded.device, dtype),
         batch_size=batch_size or MOST_IMAGES,  # not what fits into memory now, as all processes divide the images alike
     )
+    most = loaded.fitting_batch_size(batch_size, protocol.count)
     folder = begin(protocol, out_dir, npz)
-    most = loaded.fitting_batch_size(batch_size)
     written = 0
     if folder is not None:
         ids = range(len(loaded.classes)) if loaded.classes else [-1]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from mvar.validation import given
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,10 +29,10 @@ def choice_problems(judge: str | None, numbers: dict[str, int | None], per_class
     """
     from mvar.sampling.rejection import Choice
 
-    given = {name: n for name, n in numbers.items() if n is not None}
+    asked = given(numbers)
     if judge is None:
-        return [f"{name} = {n}: candidates are chosen by a judge; give --judge too" for name, n in given.items()]
-    choice = Choice(**given)
+        return [f"{name} = {n}: candidates are chosen by a judge; give --judge too" for name, n in asked.items()]
+    choice = Choice(**asked)
     found = choice.problems()
     if not found and per_class % choice.keep:
         found.append(
@@ -58,7 +60,7 @@ class BestOf:
         from mvar.features.judge import Judge
         from mvar.sampling.rejection import SELF, Choice
 
-        self._name, self._choice = judge, Choice(**{name: n for name, n in numbers.items() if n is not None})
+        self._name, self._choice = judge, Choice(**given(numbers))
         self._judge: JudgeLike = judge if judge == SELF else Judge.load(judge)
         self._scores: list[Tensor] = []
         self._chosen: list[dict[str, Any]] = []

@@ -12,17 +12,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from mvar.data.containers import MIN_SIDE
 from mvar.data.decoding import decode
 from mvar.data.emoji_names import Emoji, EmojiNames
 from mvar.data.iconify import NPM_PACKAGE, VERSION, IconSet, read_sets
 from mvar.data.progress import track
 from mvar.files import atomic_folder
+from mvar.validation import number_problems, raise_problems
 
 # SPDX identifiers; with none of them must a changed picture be shared under the same licence.
 PERMISSIVE = {"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "Unlicense"}
 VALIDATION_SHARE = 0.1
-MOST_SIDE = 1024
 SUPERSAMPLING = 4  # the edges of shaded shapes, which SVG calls filters, are drawn without antialiasing
 
 Counts = Counter[tuple[str, str, str]]
@@ -44,8 +43,7 @@ def emoji(out: str, size: int = 64, source: str | None = None, package_version: 
         ValueError: resvg-py is not installed, the package cannot be fetched or has no such sets, an icon cannot be
             drawn, or `out` is in use or cannot be written.
     """
-    if not MIN_SIDE <= size <= MOST_SIDE:
-        raise ValueError(f"size = {size}: must be between {MIN_SIDE} and {MOST_SIDE}")
+    raise_problems(number_problems({"size": size}))
     _resvg()
     counts: Counts = Counter()
 

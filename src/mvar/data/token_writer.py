@@ -41,8 +41,9 @@ from mvar.data.tokens import (
     written_settings,
 )
 from mvar.files import atomic_write, writable_folder, write_text
+from mvar.machine import check_memory
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import raise_problems
+from mvar.validation import number_problems, raise_problems
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30 * 60  # how long rank 0 waits while nobody writes anything
@@ -110,6 +111,10 @@ def write_cache(
     )
     if isinstance(train, Stream):
         raise ValueError(f"data = {str(data)!r}: is a stream, whose images have no numbers; copy its shards here")
+    height, width = tokenizer.config.image_shape
+    images = min(batch_size, len(train))
+    first_maps = 4 * images * height * width * tokenizer.config.channels  # bytes in float32
+    check_memory(first_maps, f"batch_size = {images:,}: so many images in the encoder", "give fewer")
     encoded = [EncodedImages(images=images, tokenizer=tokenizer, dtype=dtype) for images in (train, val)]
     sources = dict(zip(SPLITS, encoded, strict=True))
     listing, contents = _listing(sources, data), [images.fingerprint().encode() for images in (train, val)]
@@ -151,7 +156,6 @@ class _Found:
 
         Only for who has work to do: where process 0 has finished, every shard is found whole.
         """
-        (self.folder / UNFINISHED).mkdir(exist_ok=True)
         write_text(self.folder / UNFINISHED / SETTINGS, written_settings(self.settings))
 
     def look(self, shard: Shard) -> bool:
@@ -187,15 +191,13 @@ class _Found:
 
 def _problems(settings: CacheSettings, data: str, out: str) -> Iterator[str]:
     """What is wrong with the settings, a line each."""
-    for name in ("views", "batch_size", "shard_images"):
-        if getattr(settings, name) < 1:
-            yield f"{name} = {getattr(settings, name)}: must be at least 1"
+    yield from (found := number_problems(vars(settings)))
+    if found:
+        return  # what follows compares
     if not 1 <= settings.resize_factor <= 4:
         yield f"resize_factor = {settings.resize_factor}: must lie in [1, 4]"
     if settings.resize_factor == 1 and settings.views > 1:
         yield f"views = {settings.views}: all are the same where nothing is cropped; give 1, or resize_factor above 1"
-    if not 0 <= settings.seed < 2**63:
-        yield f"seed = {settings.seed}: must lie in [0, 2**63)"
     if Path(out).resolve().is_relative_to(Path(data).resolve()):
         yield f"out = {out!r}: lies inside data; name another"
 

@@ -17,7 +17,10 @@ from mvar.data.progress import track
 from mvar.evaluation.sets import ImageSet
 from mvar.features.extractors import VERSION, Extracted, Extractor
 from mvar.files import atomic_write
+from mvar.machine import check_memory
 from mvar.tensor_files import read_tensors, write_tensors
+
+IMAGE_BYTES = 36  # of a pixel in a network, at least: it and the first maps in float32
 
 Result = TypeVar("Result")
 
@@ -116,6 +119,8 @@ def collect(
     parts: dict[int, Extracted] = {}
     problem = None
     try:
+        batch, (height, width) = min(batch_size, images.count), images.shape
+        check_memory(IMAGE_BYTES * batch * height * width, f"batch_size = {batch:,}: so many at once", "give fewer")
         for start in track(mine, len(mine), label):
             seen = extractor(images.batch(range(start, min(start + batch_size, images.count))))
             parts[start] = Extracted(*(None if t is None else t.cpu() for t in seen))  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from mvar.files import writable_folder
 from mvar.machine import machine, peak_bytes
 from mvar.model import Model
 from mvar.sampling.engine import to_uint8
-from mvar.validation import is_integer, raise_problems
+from mvar.validation import given, number_problems, raise_problems
 
 BATCH = 64
 UNEVEN = 0.01  # difference of a class's shares from which it is told
@@ -153,14 +153,9 @@ def evaluate(
 
 
 def _check(chosen: Options) -> None:
-    numbers = {"limit": (chosen.limit, 2), "batch_size": (chosen.batch_size, 1), "seed": (chosen.seed, 0)}
-    problems = [
-        f"{name} = {n!r}: must be an integer of at least {least}"
-        for name, (n, least) in numbers.items()
-        if n is not None and not (is_integer(n) and n >= least)
-    ]
-    if is_integer(chosen.seed) and chosen.seed >= 2**63:
-        problems.append(f"seed = {chosen.seed}: must be below 2**63")
+    problems = number_problems(given(vars(chosen)))
+    if chosen.limit == 1:
+        problems.append("limit = 1: a covariance needs at least 2 images")
     if chosen.features != "inception" and chosen.pipeline != "adm":
         problems.append(f"pipeline = {chosen.pipeline!r}: is Inception's; leave it out")
     raise_problems(problems)

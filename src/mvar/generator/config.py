@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import integer_problems, is_integer, raise_problems
+from mvar.validation import number_problems, raise_problems
 
 Attention = Literal["intra", "global", "none"]
 
@@ -63,7 +63,7 @@ class GeneratorConfig:
     sides: list[Side] = field(default_factory=lambda: list(SIDES_256))
 
     def __post_init__(self) -> None:
-        if not is_integer(self.depth) or not is_integer(self.width):
+        if number_problems({"depth": self.depth, "width": self.width}):
             return  # nothing derives from these; problems() names them
         if self.width == 0:
             object.__setattr__(self, "width", HEAD_DIM * self.depth)
@@ -105,24 +105,18 @@ class GeneratorConfig:
         Args:
             section: what the fields are called after.
         """
-        sizes = ("depth", "width", "heads", "mlp_ratio", "state_size", "vocab_size", "latent_channels")
-        if found := integer_problems(self, section, (*sizes, "num_classes")):
-            return found  # what follows compares and divides
-        for name in sizes:
-            if getattr(self, name) < 1:
-                found.append(f"{section}.{name} = {getattr(self, name)}: must be at least 1")
-        if self.num_classes < 0:
-            found.append(f"{section}.num_classes = {self.num_classes}: must be 0 (no classes) or more")
+        found = number_problems(vars(self), f"{section}.")
+        sound = {name for name, value in vars(self).items() if not number_problems({name: value})}  # to go on with
         for name in ("stochastic_depth", "class_dropout"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
+            if name in sound and value is not None and not 0 <= value < 1:
                 found.append(f"{section}.{name} = {value}: must lie in [0, 1)")
-        if self.heads >= 1 and self.width % self.heads:
+        if {"width", "heads"} <= sound and self.heads and self.width % self.heads:
             found.append(f"{section}.heads = {self.heads}: must divide the width {self.width}")
         for name, choices in (("attention", get_args(Attention)), ("mamba", (True, False))):
             value = getattr(self, name)
-            values = value if isinstance(value, list) else [value] * self.depth
-            if len(values) != self.depth:
+            values = value if isinstance(value, list) else [value]
+            if isinstance(value, list) and "depth" in sound and len(values) != self.depth:
                 found.append(
                     f"{section}.{name} has {len(values)} entries: give one value, or one a block ({self.depth})"
                 )
@@ -131,12 +125,13 @@ class GeneratorConfig:
         if not found and self.shared_adaln and len({mixer.branches for mixer in self.mixers}) > 1:
             found.append(f"{section}.shared_adaln = True: needs blocks with equal numbers of mixers; set it to False")
         any_mamba = self.mamba if isinstance(self.mamba, bool) else any(self.mamba)
-        if any_mamba and (2 * self.width) % HEAD_DIM:
+        if any_mamba and "width" in sound and (2 * self.width) % HEAD_DIM:
             found.append(f"{section}.width = {self.width}: Mamba-2 needs a multiple of {HEAD_DIM // 2}")
-        try:
-            ScaleSchedule(self.sides)
-        except ValueError as error:
-            found.append(f"{section}.sides = {self.sides}: {error}")
+        if "sides" in sound:
+            try:
+                ScaleSchedule(self.sides)
+            except ValueError as error:
+                found.append(f"{section}.sides = {self.sides}: {error}")
         return found
 
     def validate(self) -> None:

@@ -86,12 +86,6 @@ def load_whole(model: str, device: str | None) -> Model:
     return loaded
 
 
-def check_samples(samples_per_class: int) -> None:
-    """Raise ValueError where they are too few to be measured."""
-    if samples_per_class < 2:
-        raise ValueError(f"samples_per_class = {samples_per_class}: must be at least 2, for a distance between samples")
-
-
 def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), per_class: int | None = None) -> Labelled:
     """Real images in their original form.
 

@@ -30,6 +30,7 @@ from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
 from mvar.training.curves import draw_curves
 from mvar.training.run_folder import METRICS, SETTINGS
+from mvar.validation import number_problems, raise_problems
 
 LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # of the provenance: folders of whoever trained
 
@@ -78,7 +79,7 @@ class Recipe:
             epochs: passes over the training images; as many as the recipe says by default.
             seed: of its start and order.
         """
-        return write_classifier(self.form, data, out, epochs or self.judge_epochs, seed)
+        return write_classifier(self.form, data, out, self.judge_epochs if epochs is None else epochs, seed)
 
     def package(self, model: str, sweep: str, out: str, tokenizer_run: str | None = None) -> Path:
         """Write the model as it ships: bfloat16 weights, the chosen sampling defaults, and where it comes from.
@@ -151,7 +152,7 @@ class Recipe:
         Raises:
             ValueError: too few samples, a file or folder that cannot be used, or a run of other weights.
         """
-        measuring.check_samples(samples_per_class)
+        raise_problems(number_problems({"samples_per_class": samples_per_class}))
         start = time.perf_counter()
         folder = writable_folder(out, "out")
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
@@ -219,6 +220,7 @@ def write_classifier(form: Form, data: str, out: str, epochs: int, seed: int) ->
         epochs: passes over the training images.
         seed: of its start and order.
     """
+    raise_problems(number_problems({"epochs": epochs}))
     path = target(out, (".safetensors",), "out")
     train = measuring.originals(data, "train", form)
     test = measuring.originals(data, "val", form, train.classes)

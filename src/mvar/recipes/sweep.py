@@ -26,7 +26,7 @@ from mvar.recipes import measuring, page, sweep_figure
 from mvar.recipes.distance import NAME, SIDE, Distance
 from mvar.recipes.measuring import Form, Labelled
 from mvar.sampling.config import SamplingSettings, scale_ratio
-from mvar.validation import raise_problems
+from mvar.validation import number_problems, raise_problems
 
 FILE, FIGURE = "sweep.json", "sweep.png"
 REAL_PER_CLASS = 1000  # training images that samples are compared with, about
@@ -114,7 +114,7 @@ def sweep(
         ValueError: a setting that cannot be, too few samples or real images, a judge of other classes, or a sweep.json
             of other settings, weights or images.
     """
-    measuring.check_samples(samples_per_class)
+    raise_problems(number_problems({"samples_per_class": samples_per_class}))
     path = writable_folder(out, "out") / FILE
     loaded = measuring.load_whole(model, device)
     scales = len(loaded.tokenizer.config.sides)

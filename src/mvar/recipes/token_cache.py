@@ -93,7 +93,8 @@ def _rates(
         config = GeneratorTraining.preset(
             preset, data=place, tokenizer=tokenizer, out="-", batch_size=batch_size, resize_factor=FACTOR
         )
-        tasks[name] = GeneratorTask(config, ranks, TokenData.open(config, ranks).ready(val_images=1))
+        opened = TokenData.open(config, ranks, load_tokenizer(tokenizer, ranks.device))
+        tasks[name] = GeneratorTask(config, ranks, opened.ready(val_images=1))
     taken: dict[str, list[float]] = {name: [] for name in SOURCES}
     for turn in track(range(rounds + 1), rounds + 1, "turns"):
         for name, task in tasks.items():

@@ -1,10 +1,11 @@
 """How images are sampled; standard library only, so that `--help` stays quick."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from mvar.validation import is_integer, raise_problems
+from mvar.validation import is_integer, number_problems, raise_problems
 
 GuidanceSchedule = Literal["linear", "constant"]
 EditMode = Literal["reencode", "own"]
@@ -59,15 +60,18 @@ class SamplingSettings:
             scales: K of the model, to check the lengths of lists; None where it is not known yet.
         """
         found = []
-        for name, (kind, is_sound, fix) in _NUMBERS.items():
+        for name in PER_SCALE:
             value = getattr(self, name)
-            many = isinstance(value, list)
-            if many and scales is not None and len(value) != scales:
+            values = value if isinstance(value, list) else [value]
+            if isinstance(value, list) and scales is not None and len(value) != scales:
                 found.append(f"{name} has {len(value)} values: give one number, or one for each of the {scales} scales")
-            for number in value if many else [value]:
-                whole = is_integer(number)
-                if not (whole or (kind is float and isinstance(number, float))):
-                    found.append(f"{name} = {number!r}: must be {'an integer' if kind is int else 'a number'}")
+            if name not in _FLOATS:
+                found += number_problems({name: value})
+                continue
+            is_sound, fix = _FLOATS[name]
+            for number in values:
+                if not isinstance(number, float) and not is_integer(number):
+                    found.append(f"{name} = {number!r}: must be a number")
                 elif not is_sound(number):
                     found.append(f"{name} = {number}: {fix}")
         if self.guidance_schedule not in get_args(GuidanceSchedule):
@@ -87,14 +91,10 @@ def scale_ratio(k: int, scales: int) -> float:
 
 
 PER_SCALE = ("guidance", "top_k", "top_p", "temperature")
-# Kind of number, range (with comparisons that a NaN or an infinity fails too), and how to mend what is outside.
-_NUMBERS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
-    "guidance": (float, lambda g: 0 <= g < float("inf"), "must be 0 (no guidance) or more"),
-    "top_k": (int, lambda k: k >= 0, "must be 0 (all codes) or more"),
-    "top_p": (float, lambda p: 0 < p <= 1, "must lie in (0, 1]; 1 keeps all codes"),
-    "temperature": (
-        float,
-        lambda t: 0 < t < float("inf"),
-        "must be above 0; for greedy sampling set top_k = 1",
-    ),
+MOST = sys.float_info.max
+# Range (with comparisons that a NaN, an infinity or an integer beyond all floats fails too), and how to fix the rest.
+_FLOATS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "guidance": (lambda g: 0 <= g <= MOST, "must be 0 (no guidance) or more"),
+    "top_p": (lambda p: 0 < p <= 1, "must lie in (0, 1]; 1 keeps all codes"),
+    "temperature": (lambda t: 0 < t <= MOST, "must be above 0; for greedy sampling set top_k = 1"),
 }

@@ -5,12 +5,12 @@ Shapes: R rows of the generator's batch, l tokens of the largest scale.
 
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.machine import check_memory, free_bytes
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import TokenizerConfig
@@ -48,20 +48,40 @@ def cost(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> Cost:
 
 def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device: torch.device) -> int:
     """How many images to draw at once: at most 64, fewer where memory is short, at least one."""
-    return int(max(1, min(MOST_IMAGES, SHARE * _free_bytes(device) // peak_bytes(tokenizer, generator))))
+    return int(max(1, min(MOST_IMAGES, SHARE * free_bytes(device) // peak_bytes(tokenizer, generator))))
+
+
+def check_images(count: int, image_shape: tuple[int, int], field: str, each: int = FLOAT) -> None:
+    """Refuse more images than fit into memory at once.
+
+    Args:
+        count: how many are kept.
+        image_shape: (height, width) in pixels.
+        field: the option that asks for them.
+        each: bytes of one number.
+
+    Raises:
+        ValueError: one line with the field and both amounts of memory.
+    """
+    height, width = image_shape
+    what = f"{field}: {count:,} images of {width}x{height} pixels"
+    check_memory(each * 3 * count * height * width, what, "ask for fewer at once")
+
+
+def check_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, images: int, device: torch.device) -> None:
+    """Refuse to draw more images at once than fit into memory.
+
+    Raises:
+        ValueError: one line with both amounts of memory.
+    """
+    needed = images * peak_bytes(tokenizer, generator)
+    check_memory(needed, f"batch_size = {images:,}: so many images at once", "give fewer, or leave it out", device)
 
 
 def fitting_rows(generator: GeneratorConfig, device: torch.device) -> int:
     """How many whole sequences to score at once: likewise."""
     row = FLOAT * generator.schedule.length * (_hidden(generator) + 3 * generator.vocab_size)
-    return int(max(1, min(MOST_IMAGES, SHARE * _free_bytes(device) // row)))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":  # what torch keeps for itself is free too
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+    return int(max(1, min(MOST_IMAGES, SHARE * free_bytes(device) // row)))
 
 
 def _hidden(generator: GeneratorConfig) -> int:

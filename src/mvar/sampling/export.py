@@ -15,7 +15,7 @@ from PIL import Image
 
 from mvar.data.colour import in_srgb
 from mvar.data.order import epoch_order
-from mvar.files import atomic_write, writable_folder, write_text
+from mvar.files import atomic_write, writable_file, writable_folder, write_text
 from mvar.sampling.engine import SampleOutput
 from mvar.text import clean
 
@@ -28,7 +28,7 @@ MOST_WEBP = 16_383  # pixels a side
 
 
 def target(path: str | Path, suffixes: Sequence[str], field: str, size: tuple[int, int] | None = None) -> Path:
-    """The path of a file to be written, its folder made and its suffix checked before any long work.
+    """The path of a file to be written, its suffix and its folder checked before any long work.
 
     Args:
         size: width and height of the image to be written, where they are known.
@@ -43,10 +43,7 @@ def target(path: str | Path, suffixes: Sequence[str], field: str, size: tuple[in
         raise ValueError(
             f"{field} = {str(path)!r}: {size[0]}x{size[1]} pixels, a WebP has at most {MOST_WEBP} a side; give a .png"
         )
-    if path.is_dir():
-        raise ValueError(f"{field} = {str(path)!r}: is a folder; give a file's name")
-    writable_folder(path.parent, field)
-    return path
+    return writable_file(path, field)
 
 
 def save_image(image: Image.Image, path: str | Path, field: str = "out") -> Path:

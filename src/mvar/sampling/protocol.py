@@ -25,7 +25,7 @@ from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder
 from mvar.data.progress import track
 from mvar.data.threads import in_threads
-from mvar.files import file_sha256, writable_folder
+from mvar.files import file_sha256
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.export import (
@@ -173,7 +173,9 @@ def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | No
     for path in targets.values():
         if not beside(path, SETTINGS).exists():
             write_beside(path, SETTINGS, protocol.written())
-    return Path(out_dir) if out_dir is not None else writable_folder(_parts(targets["npz"]), "npz")
+    folder = Path(out_dir) if out_dir is not None else _parts(targets["npz"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def draw_missing(protocol: Protocol, folder: Path, npz: str | None, draw: Draw, rank: int = 0, ranks: int = 1) -> int:

@@ -24,7 +24,7 @@ from mvar.generator.network import Generator
 from mvar.sampling.engine import SampleOutput, Sampler, joined
 from mvar.sampling.likelihood import score
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import is_integer, raise_problems
+from mvar.validation import number_problems, raise_problems
 
 SELF = "self"  # the judge's name that stands for the model's own likelihood
 
@@ -62,16 +62,12 @@ class Choice:
         Args:
             scales: K of the model; None where it is not known yet.
         """
-        numbers = {"keep": self.keep, "of": self.of, "fork_at": self.fork_at}
-        if found := [f"{name} = {n!r}: must be an integer" for name, n in numbers.items() if not is_integer(n)]:
+        if found := number_problems(vars(self)):
             return found
-        if self.of < 1:
-            found.append(f"of = {self.of}: must be at least 1 candidate")
-        elif not 1 <= self.keep <= self.of:
+        if self.keep > self.of:
             found.append(f"keep = {self.keep}: of {self.of} candidates give 1 to {self.of} to keep")
-        if self.fork_at < 0 or (scales is not None and self.fork_at >= scales):
-            most = "all maps but the finest" if scales is None else scales - 1
-            found.append(f"fork_at = {self.fork_at}: give 0 (no map is shared) to {most}")
+        if scales is not None and self.fork_at >= scales:
+            found.append(f"fork_at = {self.fork_at}: give 0 (no map is shared) to {scales - 1}")
         return found
 
 
@@ -216,9 +212,8 @@ def best(
         batch_size: candidates at once.
 
     Raises:
-        ValueError: a choice that cannot be made, before any work; scores of another shape, or that are no numbers.
+        ValueError: scores of another shape, or that are no numbers.
     """
-    raise_problems(choice.problems(sampler.scales))
     start = time.perf_counter()
     kept, scores = [], []
     for rows_g in torch.arange(len(labels_G)).split(max(1, batch_size // choice.of)):

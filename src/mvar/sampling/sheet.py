@@ -38,8 +38,13 @@ def with_hole(image: Image.Image, hole_HW: Tensor) -> Image.Image:
     return Image.composite(Image.new("RGB", image.size, HOLE), image.convert("RGB"), shape)
 
 
-def check_size(rows: int, columns: int, image_shape: tuple[int, int]) -> None:
+def check_size(rows: int, columns: int, image_shape: tuple[int, int], field: str = "out") -> None:
     """Refuse a sheet that would be too large to write or look at, before its images are drawn.
+
+    Args:
+        rows, columns: of images.
+        image_shape: (height, width) of each in pixels.
+        field: the option to change.
 
     Raises:
         ValueError: how large it would be.
@@ -48,8 +53,8 @@ def check_size(rows: int, columns: int, image_shape: tuple[int, int]) -> None:
     height, width = (n * side * zoom for n, side in zip((rows, columns), image_shape, strict=True))
     if max(height, width) > MOST_SIDE:
         raise ValueError(
-            f"out: a sheet of {rows} rows of {columns} images would be {width}x{height} pixels, more than {MOST_SIDE} "
-            "along a side; ask for fewer labels or images, or write single files or an .npz instead"
+            f"{field}: a sheet of {rows} rows of {columns} images would be {width}x{height} pixels, more than "
+            f"{MOST_SIDE} along a side; ask for fewer labels or images, or write single files or an .npz instead"
         )
 
 

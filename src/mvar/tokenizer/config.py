@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import integer_problems, is_integer, raise_problems
+from mvar.validation import number_problems, raise_problems
+
+MOST_LEVELS = 8  # each halves the sides of the one before
+MOST_PIXELS = 8192  # along a side of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +57,24 @@ class TokenizerConfig:
         Args:
             section: what the fields are called after.
         """
-        sizes = ("channels", "res_blocks", "latent_channels", "vocab_size")
-        if found := integer_problems(self, section, (*sizes, "phis")):
+        if found := number_problems(vars(self), f"{section}."):
             return found  # what follows compares and divides
-        for name in sizes:
-            if getattr(self, name) < 1:
-                found.append(f"{section}.{name} = {getattr(self, name)}: must be at least 1")
-        if not self.multipliers or not all(is_integer(m) and m >= 1 for m in self.multipliers):
-            found.append(f"{section}.multipliers = {self.multipliers}: give one integer >= 1 for each level")
-        elif self.channels >= 1 and (bad := [m for m in self.multipliers if m * self.channels % 32]):
+        if not 1 <= len(self.multipliers) <= MOST_LEVELS:
+            found.append(f"{section}.multipliers = {self.multipliers}: give 1 to {MOST_LEVELS}, one for each level")
+        if bad := [m for m in self.multipliers if m * self.channels % 32]:
             found.append(
                 f"{section}.channels = {self.channels}: channels * {bad[0]} must be a multiple of 32 "
                 "(group normalisation has 32 groups)"
             )
-        if self.phis < 0:
-            found.append(f"{section}.phis = {self.phis}: must be 0 (one a scale) or more")
         if not 0 <= self.phi_ratio <= 1:
             found.append(f"{section}.phi_ratio = {self.phi_ratio}: must lie in [0, 1]")
         if self.commitment < 0:
             found.append(f"{section}.commitment = {self.commitment}: must be 0 or more")
         try:
-            ScaleSchedule(self.sides)
+            height, width = self.image_shape
+            if not found and max(height, width) > MOST_PIXELS:
+                size = f"{width}x{height} pixels, more than {MOST_PIXELS} along a side"
+                found.append(f"{section}.sides, {section}.multipliers: are for images of {size}; give fewer")
         except ValueError as error:
             found.append(f"{section}.sides = {self.sides}: {error}")
         return found

@@ -11,8 +11,9 @@ from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
-from mvar.validation import raise_problems
+from mvar.validation import number_problems, raise_problems
 
+MOST_MINUTES = 1_000_000  # that ranks wait for one another: two years
 FreezablePart = Literal["classes", "embeddings", "attention", "mamba", "mlp", "adaln", "blocks", "head"]
 
 
@@ -90,17 +91,17 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, a line each; paths are checked when they are opened."""
+        return number_problems(vars(self)) or self._unsound()
+
+    def _unsound(self) -> list[str]:
+        """What is wrong with values whose numbers lie within their bounds."""
         found = []
         for name in ("data", "out"):
             if not getattr(self, name):
                 found.append(f"{name} = '': give a folder")
         if self.data and self.out and Path(self.out).resolve().is_relative_to(Path(self.data).resolve()):
             found.append(f"out = {self.out!r}: lies inside data, whose images its previews would join; name another")
-        counts = ("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints", "val_images"):
-            if getattr(self, name) < 1:
-                found.append(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.accumulate >= 1 and self.batch_size % self.accumulate:
+        if self.batch_size % self.accumulate:
             text = (
                 f"cannot be cut into accumulate = {self.accumulate} equal parts; give a multiple of {self.accumulate}"
             )
@@ -108,7 +109,9 @@ class RunConfig:
         for name in ("base_lr", "grad_clip", "rank_timeout"):
             if not getattr(self, name) > 0:
                 found.append(f"{name} = {getattr(self, name)}: must be above 0")
-        for name in ("weight_decay", "weight_decay_end", "workers"):
+        if self.rank_timeout > MOST_MINUTES:
+            found.append(f"rank_timeout = {self.rank_timeout}: must be at most {MOST_MINUTES:,} minutes")
+        for name in ("weight_decay", "weight_decay_end"):
             if not getattr(self, name) >= 0:
                 found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
         for name in ("lr_end", "warmup"):
@@ -118,8 +121,6 @@ class RunConfig:
             found.append(f"betas = {self.betas}: both must lie in [0, 1)")
         if not 0 <= self.ema < 1:
             found.append(f"ema = {self.ema}: must lie in [0, 1)")
-        if not 0 <= self.seed < 2**63:
-            found.append(f"seed = {self.seed}: must lie in [0, 2**63)")
         if not 1 <= self.resize_factor <= 4:
             found.append(f"resize_factor = {self.resize_factor}: must lie in [1, 4]")
         return found
@@ -177,13 +178,13 @@ class TokenizerTraining(RunConfig):
         return cls(**{**_preset(TOKENIZER_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems("model")
+        return super().problems() + self.model.problems("model")
+
+    def _unsound(self) -> list[str]:
+        found = super()._unsound()
         for name in ("l1", "l2", "perceptual", "adversarial", "discriminator_lr", "dead_below"):
             if not getattr(self, name) >= 0:
                 found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
-        for name in ("revive_every", "discriminator_channels"):
-            if getattr(self, name) < 1:
-                found.append(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("revive_until", "adversarial_start", "scale_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name} = {getattr(self, name)}: must lie in [0, 1]")
@@ -233,21 +234,20 @@ class GeneratorTraining(RunConfig):
         return cls(**{**_preset(GENERATOR_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems("model")
+        return super().problems() + self.model.problems("model")
+
+    def _unsound(self) -> list[str]:
+        found = super()._unsound()
         if not self.tokenizer:
             found.append("tokenizer = '': give a bundle or run folder")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing = {self.label_smoothing}: must lie in [0, 1)")
         if not 0 <= self.progressive <= 1:
             found.append(f"progressive = {self.progressive}: must lie in [0, 1]")
-        if self.progressive_from < 1:
-            found.append(f"progressive_from = {self.progressive_from}: must be at least 1")
         if unknown := sorted(set(self.freeze) - set(get_args(FreezablePart))):
             found.append(f"freeze = {unknown[0]!r}: choose from {', '.join(get_args(FreezablePart))}")
         if self.freeze and self.init_from is None:
             found.append(f"freeze = {', '.join(self.freeze)}: weights that stay need init_from; give a model")
-        if self.preview_per_class < 1:
-            found.append(f"preview_per_class = {self.preview_per_class}: must be at least 1")
         return found
 
 

@@ -18,7 +18,7 @@ Records = Sequence[Mapping[str, Any]]
 def draw_curves(
     records: Records, path: Path, panels: Mapping[str, Sequence[str]] | None = None, scales: Sequence[str] = ()
 ) -> None:
-    """Metrics over the steps of a run, a panel for each title.
+    """Metrics over the steps of a run, a panel for each title; nothing where none of them was logged.
 
     Args:
         records: the lines of metrics.jsonl; a metric is a number, or a list with one for each scale.
@@ -29,6 +29,8 @@ def draw_curves(
     """
     logged = {name for record in records for name in record}
     panels = {title: names for title, names in (panels or all_panels(records)).items() if logged & set(names)}
+    if not panels:
+        return
     columns = min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(4.2 * columns, 3.4 * rows)

@@ -25,9 +25,10 @@ from mvar.model import Model, from_bundle
 from mvar.ops.noise import uniform
 from mvar.ops.scan import scan
 from mvar.sampling.config import SamplingSettings
+from mvar.sampling.cost import fitting_batch
 from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
-from mvar.sampling.sheet import class_sheet
+from mvar.sampling.sheet import check_size, class_sheet
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.training.average import WeightAverage
 from mvar.training.config import GeneratorTraining
@@ -36,6 +37,7 @@ from mvar.training.generator_loss import GeneratorLoss, scales_in_use
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import autocast, build_optimizer, reduced
 from mvar.training.parallel import Ranks, fill, gathered, joined, replicated, shard
+from mvar.training.room import check_room, generator_image_bytes
 from mvar.training.run_folder import Metrics, RunFolder, provenance
 from mvar.training.token_data import TokenData, load_tokenizer
 
@@ -64,21 +66,33 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
         if config.compile:
             check_compiler(ranks.device)
         with RunFolder(config, ranks) as folder:
-            start = None
-            if config.init_from is not None and not config.resume:
-                fingerprint = load_tokenizer(config.tokenizer, ranks.device).fingerprint()
-                start = load_start(config.init_from, config.model, fingerprint)
-            data = TokenData.open(config, ranks)
+            data, start = _opened(config, ranks)
             decided = decided_by(data.tokenizer_config, len(data.train.classes))
-            planned = folder.begin(data.train, data.val, data.fingerprint, decided)
+            planned = folder.check(data.train, data.val, data.fingerprint)
             task = GeneratorTask(config, ranks, data.ready(config.val_images), start, planned)
             if ranks.main:
                 print(described(task.model), file=sys.stderr)
+            folder.begin(decided)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
         bundle = task.bundle(config.steps)
         return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
+
+
+def _opened(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Start | None]:
+    """What to train on and what to start from, once the model is known to fit into memory."""
+    tokenizer = load_tokenizer(config.tokenizer, ranks.device)
+    with torch.device("meta"):
+        model = Generator(replace(config.model, **decided_by(tokenizer.config, classes=0)))
+    check_room([model], config, generator_image_bytes(config, model.schedule.length), ranks)
+    start = None
+    if config.init_from is not None and not config.resume:
+        start = load_start(config.init_from, config.model, tokenizer.fingerprint())
+    data = TokenData.open(config, ranks, tokenizer)
+    rows = min(max(len(data.train.classes), 1), PREVIEW_CLASSES)
+    check_size(rows, config.preview_per_class, tokenizer.config.image_shape, "preview_per_class")
+    return data, start
 
 
 class GeneratorTask:
@@ -198,7 +212,11 @@ class GeneratorTask:
         ids = range(len(names)) if self.classes else [self.model.config.num_classes]
         labels_B = torch.tensor([i for i in ids for _ in range(n)])
         sampler = Sampler(self.data.tokenizer(), model, self.config.seed, SamplingSettings())
-        images = sampler.sample(labels_B, range(len(labels_B))).images
+        at_once = fitting_batch(self.data.tokenizer_config, model.config, self.device)
+        drawn = sampler.in_batches(
+            len(labels_B), at_once, lambda part: sampler.start(labels_B[part], range(part.start, part.stop))
+        )
+        images = drawn.images
         rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
         save_image(class_sheet(rows), path)
 

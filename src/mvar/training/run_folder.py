@@ -63,33 +63,37 @@ Metrics = Mapping[str, float | list[float]]
 class RunFolder:
     """The files of one run; only the main rank writes. Use as a context manager: closing flushes what is buffered.
 
+    A new folder is made by `begin`, once all that could refuse the run has been checked.
+
     Attributes:
         path: the folder.
         checkpoint: what the run goes on from; None for a new one.
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        """Open the folder for a new run, or to go on with the one in it.
+        """Check the folder for a new run, or open the one in it to go on.
 
         Raises:
             ValueError: the folder cannot be written; it holds a run or a model and `resume` is off; or `resume` is
                 on and it holds no run, one with no whole checkpoint, or one with other settings.
         """
-        self.path, self._ranks = Path(config.out), ranks
+        self.path, self._ranks, self._config = Path(config.out), ranks, config
         self._events: SummaryWriter | None = None
         self._beat, self._step = 0.0, 0
         self._plotted = 0.0
         self._lock: IO[str] | None = None
         self._settings = json.loads(json.dumps(asdict(config)))
         try:
-            self.checkpoint = ranks.on_main(lambda: self._open(config))
+            self.checkpoint = ranks.on_main(self._open)
         except BaseException:
             self._let_go()
             raise
 
-    def _open(self, config: RunConfig) -> checkpoints.Found | None:
+    def _open(self) -> checkpoints.Found | None:
+        config = self._config
         writable_folder(config.out, "out")
-        self._lock = _alone(self.path, config.out)
+        if self.path.is_dir():
+            self._lock = _alone(self.path, config.out)
         begun = checkpoints.exist(self.path)
         if begun and not config.resume:
             raise ValueError(f"out = {config.out!r}: holds a run; give --resume to go on with it, or a new folder")
@@ -135,20 +139,13 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def begin(
-        self,
-        images: Source | Stream,
-        held_out: Source,
-        tokenizer: str | None = None,
-        decided: Mapping[str, Any] | None = None,
-    ) -> int:
-        """Say and note what the run trains on, and its settings; when it is resumed, see that this is still so.
+    def check(self, images: Source | Stream, held_out: Source, tokenizer: str | None = None) -> int:
+        """Say what the run trains on; when it is resumed, check that this is still so. Nothing is written yet.
 
         Args:
             images: the training images.
             held_out: the validation images.
             tokenizer: fingerprint of the tokenizer whose token maps are trained on.
-            decided: values of the model's config that follow from these, whatever the settings say.
 
         Returns:
             The steps that the run was begun for, of which its phases are shares: more steps do not bring them back.
@@ -156,11 +153,11 @@ class RunFolder:
         Raises:
             ValueError: the classes or the tokenizer have changed.
         """
-        return self._ranks.on_main(lambda: self._begin(images, held_out, tokenizer, decided))
+        self._data = self._ranks.on_main(lambda: self._checked(images, held_out, tokenizer))
+        return int(self._data["steps"])
 
-    def _begin(
-        self, images: Source | Stream, held_out: Source, tokenizer: str | None, decided: Mapping[str, Any] | None
-    ) -> int:
+    def _checked(self, images: Source | Stream, held_out: Source, tokenizer: str | None) -> dict[str, Any]:
+        """What data.json is to hold."""
         classes = f"{len(images.classes)} classes" if images.classes else "no classes"
         n = None if isinstance(images, Stream) else len(images)
         what = f"a stream of {len(images.urls)} shards" if isinstance(images, Stream) else f"{n} training images"
@@ -177,18 +174,33 @@ class RunFolder:
         if before.get("images") != now["images"]:
             text = f"data: has {now['images']} training images, the run began with {before.get('images')}"
             warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=4)
+        return now | {"steps": before.get("steps", self._settings["steps"])}
+
+    def begin(self, decided: Mapping[str, Any] | None = None) -> None:
+        """Note what the run trains on and its settings, after `check`.
+
+        Args:
+            decided: values of the model's config that follow from the data, whatever the settings say.
+
+        Raises:
+            ValueError: another process has taken the folder meanwhile.
+        """
+        self._ranks.on_main(lambda: self._begin(decided))
+
+    def _begin(self, decided: Mapping[str, Any] | None) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._lock is None and self.checkpoint is None:  # what was missing before may be another's by now
+            self._open()
         if self.checkpoint is not None:
             checkpoints.set_aside_after(self.checkpoint)
         self._cut_metrics()
-        now["steps"] = before.get("steps", self._settings["steps"])
-        _write_json(path, now)
+        _write_json(self.path / DATA, self._data)
         _write_json(self.path / SETTINGS, self._settings | ({} if decided is None else {"decided": decided}))
         starts = self.path / ENVIRONMENT
         earlier = _read_json(starts)["starts"] if self.checkpoint is not None and starts.is_file() else []
         _write_json(starts, {"starts": [*earlier, _environment(self._ranks, self.last_step())]})
         for name in (PREVIEWS, HEARTBEATS):
             (self.path / name).mkdir(exist_ok=True)
-        return int(now["steps"])
 
     def _cut_metrics(self) -> None:
         """Drop what was logged after the checkpoint, or by a run that ended before its first one."""
@@ -206,9 +218,6 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self._let_go()
-        if self._ranks.main:
-            with suppress(OSError):
-                self.path.rmdir()  # of a run that was refused before it wrote anything
         if self._events is not None:
             self._events.close()
 

@@ -46,14 +46,18 @@ class TokenData:
     tokenizer: Callable[[], Tokenizer]
 
     @classmethod
-    def open(cls, config: GeneratorTraining, ranks: Ranks) -> "TokenData":
-        """Read what `config.data` and `config.tokenizer` name; images are not encoded yet.
+    def open(cls, config: GeneratorTraining, ranks: Ranks, tokenizer: Tokenizer) -> "TokenData":
+        """Read what `config.data` names; images are not encoded yet.
+
+        Args:
+            config: of the run.
+            ranks: this process among the others.
+            tokenizer: the one that `config.tokenizer` names.
 
         Raises:
-            ValueError: either cannot be used, the cache was made by another tokenizer, or `val_data` is given with one.
+            ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` is given with one.
         """
         device = ranks.device
-        tokenizer = load_tokenizer(config.tokenizer, device)
         fingerprint = tokenizer.fingerprint()
         name: str | None
         whole: Callable[[], Tokenizer]

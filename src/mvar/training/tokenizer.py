@@ -32,6 +32,7 @@ from mvar.training.image_loss import ImageLoss
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import autocast, build_optimizer
 from mvar.training.parallel import Ranks, joined, replicated
+from mvar.training.room import check_room, tokenizer_image_bytes
 from mvar.training.run_folder import Metrics, RunFolder, provenance
 
 VIEWED_AT_ONCE = 64  # images of a pass without gradients
@@ -61,6 +62,10 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
             source = config.out if config.resume and is_bundle(Path(config.out)) else config.init_from
             start = load_named("init_from", source).tokenizer
             config = replace(config, model=start.config)
+        with torch.device("meta"):
+            judges = [PatchDiscriminator(config.discriminator_channels)] if config.adversarial else []
+            planned_networks = [Tokenizer(config.model), *judges]
+        check_room(planned_networks, config, tokenizer_image_bytes(config), ranks)
         with RunFolder(config, ranks) as folder:
             train_images, val_images = open_splits(
                 config.data,
@@ -70,11 +75,12 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
                 seed=config.seed,
                 on_bad_image=config.on_bad_image,
             )
-            planned = folder.begin(train_images, val_images)
+            planned = folder.check(train_images, val_images)
             held_out = val_images.at_most(config.val_images)
             task = TokenizerTask(config, ranks, network, train_images, held_out, planned)
             if folder.checkpoint is None:
                 task.start(start)
+            folder.begin()
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()

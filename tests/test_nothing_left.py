@@ -1,0 +1,124 @@
+"""A refused command leaves nothing on disk, no file and no folder."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar.model import load
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*they are enlarged")
+NEW = "new/deep"  # a folder that no command may make
+TRAIN = {
+    "tokenizer": f"train tokenizer --preset tiny32 --perceptual 0 --steps 1 --device cpu --out {NEW}/run",
+    "generator": f"train generator --preset tiny32 --tokenizer bundle --steps 1 --device cpu --out {NEW}/run",
+}
+SAMPLE = "sample --model bundle"
+EDIT = f"edit --model bundle --image photo.png --box 0,0,4,4 --out {NEW}/a.png --out-dir {NEW}/b"
+VARY = f"vary --model bundle --image photo.png --out {NEW}/a.png"
+EVALUATE = f"evaluate --reference images --out {NEW}/e --cache {NEW}/c"
+
+
+@pytest.fixture(scope="module")
+def workplace(bundle, tmp_path_factory):
+    """Models and images of 8x8 pixels; what is refused is refused for something else than missing files."""
+    root = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(bundle, root / "bundle")
+    other = load(bundle, device="cpu")
+    torch.nn.init.normal_(other.tokenizer.quantizer.codebook)
+    other.save(root / "other")
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    for folder, images in (("images/cat", pixels[:6]), ("images/dog", pixels[6:]), ("single", pixels[:1])):
+        (root / folder).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(root / folder / f"{i}.png")
+    shutil.copytree(root / "images", root / "birds")
+    (root / "birds" / "dog").rename(root / "birds" / "owl")
+    (root / "large").mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (i, i, i)).save(root / "large" / f"{i}.png")
+    Image.new("RGB", (8, 8)).save(root / "photo.png")
+    (root / "text.pth").write_text("none")
+    (root / "empty").mkdir()
+    return root
+
+
+def listing(root: Path) -> dict[str, int]:
+    """Every file and folder with the time of its last change."""
+    return {str(path): os.lstat(path).st_mtime_ns for path in [*root.rglob("*"), root] if path.is_file()} | {
+        str(path): 0 for path in root.rglob("*") if path.is_dir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{TRAIN['tokenizer']} --data single", "leaves no validation images"),
+        (f"{TRAIN['tokenizer']} --data images --init-from other --decoder_only --model nowhere.yaml", "model"),
+        (f"{TRAIN['tokenizer']} --data images --init-from nowhere", "init_from = 'nowhere': no such model"),
+        (f"{TRAIN['tokenizer']} --data images --batch-size 1000000", "model, batch_size: "),
+        (f"{TRAIN['tokenizer']} --data images --resume", "holds no checkpoint to resume"),
+        (f"{TRAIN['tokenizer']} --data images --parallel ddp", "several processes are started by torchrun"),
+        (f"{TRAIN['generator']} --data single", "leaves no validation images"),
+        (f"{TRAIN['generator']} --data images --tokenizer nowhere", "tokenizer = 'nowhere': no such model"),
+        (f"{TRAIN['generator']} --data images --init-from other", "was trained on another tokenizer's token maps"),
+        (f"{TRAIN['generator']} --data birds --init-from bundle --freeze [classes]", "owl must be learnt first"),
+        (f"{TRAIN['generator']} --data images --preview-per-class 100 --init-from bundle --model.depth 2", "keeps it"),
+        (f"tokenize --tokenizer bundle --data single --out {NEW}/cache", "leaves no validation images"),
+        (f"tokenize --tokenizer bundle --data images --out {NEW}/cache --views 1001", "views = 1001"),
+        (f"{SAMPLE} --labels owl --out-dir {NEW}/a --npz {NEW}/b.npz --out {NEW}/c.png", "no class of this name"),
+        (f"{SAMPLE} --labels , --out {NEW}/c.png", "labels = ',': names no class"),
+        (f"{SAMPLE} --per-class 900 --out {NEW}/c.png", "out: a sheet of 2 rows of 900 images"),
+        (f"{SAMPLE} --protocol imagenet-50k --smooth --out-dir {NEW}/a", "smooth = True"),
+        (f"{SAMPLE} --protocol imagenet-50k --npz {NEW}/a.npz --per-class 0", "per_class = 0"),
+        (f"{SAMPLE} --protocol imagenet-50k --npz {NEW}/a.npz --counts-of birds", "holds cat, owl, the model draws"),
+        (f"{SAMPLE} --protocol imagenet-50k --npz {NEW}/a.npz --top-k 1,2", "top_k has 2 values"),
+        (f"{SAMPLE} --judge text.pth --npz {NEW}/a.npz", "text.pth"),
+        (f"{SAMPLE} --model single --out-dir {NEW}/a", "a bundle needs this file"),
+        (f"{EDIT} --label owl", "no class of this name"),
+        (f"{EDIT} --mode own --feather 2", "feather = 2: blends"),
+        (f"{VARY} --from-scale 3", "from_scale = 3"),
+        (f"score --model bundle --images birds --out {NEW}/a.csv --sheet {NEW}/b.png", "no classes of the model"),
+        (f"classify --model bundle --images empty --out {NEW}/a.csv", "holds no images"),
+        (f"{EVALUATE} --samples large", "samples and reference have 16x16 and 8x8 pixels"),
+        (f"{EVALUATE} --samples single", "holds 1 image"),
+        (f"compare --reports images --out {NEW}/a.md", "is no report.json"),
+        (f"convert --tokenizer text.pth --out {NEW}/a", "text.pth"),
+        (f"reschedule --model bundle --sides 1,2 --out {NEW}/a --model nowhere", "no such model"),
+        (f"reschedule --model bundle --sides 4,2 --out {NEW}/a", "must grow from coarse to fine"),
+        (f"join --tokenizer other --generator bundle --out {NEW}/a", "tokenizer = 'other': differs from the one"),
+        (f"bench sample --preset tiny32 --batch 1000000 --out {NEW}/a", "preset, batch: "),
+        (f"bench growth --preset none --out {NEW}/a", "preset = 'none'"),
+        (f"bench features --batch-size 1000000 --out {NEW}/a", "batch_size = 1000000: "),
+        (f"bench train --preset tiny32 --batch-size 1000000 --out {NEW}/a", "preset, batch_size: "),
+        (f"study run sweep --model bundle --data images --judge text.pth --out {NEW}/a", "text.pth"),
+        (f"data fashion-mnist --source empty --out {NEW}/a", "lacks train-images"),
+        (f"data emoji --source empty --out {NEW}/a", "does not exist; give the folder of the unpacked"),
+    ],
+)
+def test_a_refused_command_leaves_nothing(refused, workplace, monkeypatch, command, message):
+    monkeypatch.chdir(workplace)
+    before = listing(workplace)
+    lines = refused(*command.split())
+    assert any(message in line for line in lines), lines
+    assert listing(workplace) == before
+
+
+@pytest.mark.parametrize("out", ["empty", "birds/owl"])
+def test_a_folder_that_was_there_stays_as_it_was(refused, workplace, monkeypatch, out):
+    monkeypatch.chdir(workplace)
+    before = listing(workplace)
+    for what in TRAIN.values():
+        refused(*what.replace(f"{NEW}/run", out).split(), "--data", "single")
+    assert listing(workplace) == before
+
+
+def test_a_run_is_refused_before_its_data_are_read(refused, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    for what in TRAIN.values():
+        (line,) = refused(*what.replace(f"{NEW}/run", "other").split(), "--data", "nowhere")
+        assert "out = 'other': holds a model, which this run would replace" in line

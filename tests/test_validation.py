@@ -1,0 +1,169 @@
+"""Numbers that nobody should send: refused in one line, before anything is allocated."""
+
+import inspect
+import typing
+from collections import namedtuple
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from mvar.checkpoint import official
+from mvar.cli import COMMANDS
+from mvar.commands.drawing import settings_of
+from mvar.generator.config import GeneratorConfig
+from mvar.model import load
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.training.config import GeneratorTraining, TokenizerTraining
+from mvar.validation import BOUNDS, number_problems
+
+
+def takes_integers(kind) -> bool:
+    """Whether values of a type are integers, or hold them."""
+    inside = () if typing.get_origin(kind) is typing.Literal else typing.get_args(kind)
+    return kind is int or any(map(takes_integers, inside))
+
+
+def test_every_whole_number_that_a_user_can_give_has_its_bounds():
+    sources = [GeneratorConfig, TokenizerConfig, GeneratorTraining, TokenizerTraining]
+    for command in COMMANDS.values():
+        sources.append(command.run)
+        sources += [settings_of] if "options" in inspect.signature(command.run).parameters else []
+    found = {name for source in sources for name, kind in typing.get_type_hints(source).items() if takes_integers(kind)}
+    assert len(found) > 40
+    assert not found - BOUNDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "problems"),
+    [
+        ({"steps": 10**20}, ["steps = 100000000000000000000: must lie in 1 to 1,000,000,000"]),
+        ({"steps": 10**5000}, ["steps = about 10**5000: must lie in 1 to 1,000,000,000"]),
+        ({"steps": -(10**5000)}, ["steps = about -10**5000: must lie in 1 to 1,000,000,000"]),
+        ({"of": 0, "workers": -1}, ["of = 0: must lie in 1 to 100,000", "workers = -1: must lie in 0 to 256"]),
+        ({"steps": True}, ["steps = True: must be an integer"]),
+        ({"steps": 1e20}, ["steps = 1e+20: must be an integer"]),
+        ({"steps": "3"}, ["steps = '3': must be an integer"]),
+        ({"steps": None}, ["steps = None: must be an integer"]),
+        ({"sides": [1, [2, 10**20], 10**20]}, ["sides = 100000000000000000000: must lie in 1 to 512"]),
+        ({"multipliers": (1, 65, 66)}, ["multipliers = 65: must lie in 1 to 64"]),
+        ({"base_lr": float("inf")}, ["base_lr = inf: must be a finite number"]),
+        ({"betas": (0.9, float("nan"))}, ["betas = nan: must be a finite number"]),
+        ({"base_lr": 10**400}, ["base_lr = about 10**400: must be a finite number"]),
+        ({"steps": 10**9, "seed": 2**63 - 1, "base_lr": 1e308, "out": "10", "resume": True, "val_data": None}, []),
+    ],
+)  # fmt: skip
+def test_numbers_are_whole_within_bounds_and_finite(values, problems):
+    assert number_problems(values) == problems
+
+
+FLOATS = [
+    (kind, name)
+    for kind in (TokenizerTraining, GeneratorTraining, TokenizerConfig, GeneratorConfig)
+    for name, of in typing.get_type_hints(kind).items()
+    if of in (float, float | None)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), FLOATS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_no_float_of_a_config_is_infinite(kind, name, value):
+    own = {"data": "d", "out": "o", "tokenizer": "t"}
+    given = {field: text for field, text in own.items() if field in kind.__dataclass_fields__}
+    (line,) = kind(**given, **{name: value}).problems()
+    assert line.endswith(f"{name} = {value}: must be a finite number")
+
+
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [
+        ({"depth": 10**20}, "generator.depth = 100000000000000000000: must lie in 1 to 200"),
+        ({"depth": -1}, "generator.depth = -1: must lie"),
+        (
+            {"depth": 200, "width": 10**12, "attention": ["intra"] * 200},
+            "generator.width = 1000000000000: must",
+        ),
+        (
+            {"sides": list(range(1, 66))},
+            f"generator.sides = {list(range(1, 66))}: sides has 65 scales: give at",
+        ),
+    ],
+)
+def test_absurd_models_are_refused_without_being_built(values, start):
+    (line,) = GeneratorConfig(**values).problems()
+    assert line.startswith(start)
+
+
+TRAIN = {
+    "tokenizer": ["train", "tokenizer", "--preset", "tiny32", "--data", "nowhere", "--out", "new/run"],
+    "generator": ["train", "generator", "--preset", "tiny32", "--tokenizer", "fashion-mnist"],
+}
+TRAIN["generator"] += TRAIN["tokenizer"][4:]
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "told"),
+    [
+        # 200 blocks of width 4096 have 200 * (4 + 8 + 6 + ...) * 4096**2 parameters, some 70 billion.
+        ("generator", ["--model.depth", "200", "--model.width", "4096"], "M parameters in training and 32 images"),
+        ("generator", ["--batch-size", "1000000"], "M parameters in training and 1,000,000 images at once"),
+        ("generator", ["--batch-size", "1000000", "--accumulate", "10"], "and 100,000 images at once"),
+        ("tokenizer", ["--model.channels", "4096", "--model.multipliers", "[16,32,64]"], "M parameters in training"),
+        ("tokenizer", ["--model.vocab_size", "1048576", "--model.latent_channels", "4096"], "M parameters"),
+        ("tokenizer", ["--discriminator-channels", "1024", "--batch-size", "1000000"], "and 1,000,000 images at once"),
+    ],
+)  # fmt: skip
+def test_training_beyond_memory_is_refused_before_data_are_read(refused, tmp_path, monkeypatch, what, options, told):
+    monkeypatch.chdir(tmp_path)
+    memory = namedtuple("Memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(4e9))
+    (line,) = refused(*TRAIN[what], *options)
+    assert line.startswith("mvar: model, batch_size: ")
+    assert told in line
+    assert line.endswith("4.0 GB of memory are free; give a smaller model or batch_size, or a larger accumulate")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("sample", ["--npz", "new/a.npz", "--batch-size", "1000000", "--per-class", "9000"],
+            "batch_size = 18,000: so many images at once"),
+        ("sample", ["--npz", "new/a.npz", "--per-class", "1000000"], "per_class: 2,000,000 images of 8x8 pixels"),
+        ("sample", ["--npz", "new/a.npz", "--judge", "self", "--of", "100000"], "of, keep, labels: 100,001 images of"),
+        ("sample", ["--npz", "new/a.npz", "--protocol", "imagenet-50k", "--per-class", "1000000"],
+            "per_class: 2,000,000 images of 2 classes, listed by number,"),
+        ("vary", ["--out", "new/a.png", "--from-scale", "1", "--n", "100", "--image", "photo.png"], "n: 100 images of"),
+        ("edit", ["--out-dir", "new", "--box", "0,0,4,4", "--n", "100", "--image", "photo.png"], "n: 100 images of"),
+    ],
+)  # fmt: skip
+def test_what_cannot_fit_is_not_drawn(refused, bundle, tmp_path, monkeypatch, command, options, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.png")
+    loaded, memory = load(bundle, "cpu"), namedtuple("Memory", "available")
+    monkeypatch.setattr("mvar.model.load", lambda *_: loaded)
+    free = 70_000 if "--n" in options else 10_000_000
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(free))
+    (line,) = refused(command, "--model", bundle, *options)
+    assert line.startswith(f"mvar: {message}")
+    assert " MB of memory are free; " in line
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_batch_has_no_more_images_than_there_are(bundle):
+    model = load(bundle, "cpu")
+    assert model.fitting_batch_size(1_000_000, images=3) == 1_000_000
+    assert len(model.sample([0, 1], batch_size=np.int64(1_000_000)).pixels) == 2
+
+
+def test_an_official_file_cannot_claim_more_than_memory_holds(load_parity):
+    """A tensor that repeats one number takes no memory until it is copied; numbers in names are no sizes."""
+    state = dict(load_parity("var").tokenizer)
+    state |= {"decoder.conv_in.weight": torch.zeros(1).expand(10**7, 8, 3, 3)}
+    with pytest.raises(ValueError, match=r"decoder\.conv_in\.weight: has shape"):
+        official.read_tokenizer(state)
+    state = dict(load_parity("var").generator) | {"blocks.999999999.ffn.fc1.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"has blocks\.999999999: no network of this kind is so deep"):
+        official.read_generator(state)
