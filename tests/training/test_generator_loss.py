@@ -1,20 +1,18 @@
 from dataclasses import replace
-from functools import partialmethod
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from mvar.generator.block import Block
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import cross_entropy
 from mvar.scales import ScaleSchedule
+from mvar.training.compiling import compile_blocks
 from mvar.training.config import GeneratorTraining
-from mvar.training.generator import GeneratorTask, compile_blocks, train
+from mvar.training.generator import GeneratorTask, train
 from mvar.training.generator_loss import GeneratorLoss, scales_in_use
 from mvar.training.parallel import Ranks
 from mvar.training.token_data import TokenData, load_tokenizer
@@ -129,27 +127,19 @@ def test_labels_are_smoothed_in_training_only():
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_blocks_give_the_same_losses_and_gradients(checkpointing, monkeypatch):
+def test_compiled_blocks_give_the_same_losses_and_gradients(checkpointing):
     """Traced and differentiated as torch.compile does it, but run without its C++, which takes a minute to build."""
-    monkeypatch.setattr(Block, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     results = []
     for compiled in (False, True):
         generator = network(M_VAR)
         generator.activation_checkpointing = checkpointing
         if compiled:
-            compile_blocks(generator)
+            compile_blocks(generator, backend="aot_eager")
         labels, inputs, tokens, noise = batch(generator)
         nll, _ = GeneratorLoss(generator)(labels, inputs, tokens, noise)
         results.append((nll, gradients(generator, nll)))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
     assert "blocks.0.mlp.fc1.weight" in generator.state_dict(), "names stay"
-
-
-def test_compiling_without_a_compiler_is_refused(generator_run, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"^compile = True: finds no C\+\+ compiler here; install g\+\+, or leave"):
-        train(generator_run(compile=True))
 
 
 # --- progressive training ---

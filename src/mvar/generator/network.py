@@ -6,7 +6,9 @@ training.
 Source: M-VAR (Ren et al. 2024), section 3; VAR (Tian et al. 2024), section 3.2.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ class Generator(nn.Module):
 
     Attributes:
         activation_checkpointing: keep only what enters each block and compute the rest again in the backward pass.
+        differentiated: how a block is called where there is a gradient, such as through torch.compile.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -38,6 +41,7 @@ class Generator(nn.Module):
         config.validate()
         super().__init__()
         self.config, self.schedule, self.activation_checkpointing = config, config.schedule, False
+        self.differentiated: Callable[..., tuple[Tensor, BlockState]] = called
         C, L = config.width, self.schedule.length
         self.class_embed = _embedding(config.num_classes + 1, C)
         self.start_pos = nn.Parameter(torch.zeros(1, self.schedule.areas[0], C))
@@ -197,7 +201,9 @@ class Generator(nn.Module):
         if x_BlC.shape[1] != sum(areas):
             raise ValueError(f"x has {x_BlC.shape[1]} tokens, scales {list(scales)} have {sum(areas)}")
 
-        run = _checkpointed if self.activation_checkpointing and torch.is_grad_enabled() else _plainly
+        run = self.differentiated if torch.is_grad_enabled() else called
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            run = partial(_checkpointed, run)
         after = []
         for block, modulation_BRC, before in zip(self.each_block(), modulation.blocks, state.blocks, strict=True):
             x_BlC, block_state = run(block, x_BlC, modulation_BRC, before, areas)
@@ -220,13 +226,14 @@ class Generator(nn.Module):
         return Modulation(blocks, head_B2C, class_BC)
 
 
-def _plainly(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
+def called(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
+    """What a block gives."""
     return block(*arguments)
 
 
-def _checkpointed(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
+def _checkpointed(run: Callable[..., tuple[Tensor, BlockState]], *arguments: Any) -> tuple[Tensor, BlockState]:
     # A block draws no random numbers (`modulation` does), so none need to be repeated.
-    return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _head_input(x_BlC: Tensor, head_B2C: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, avera
 """
 
 import math
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -23,7 +21,6 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle
 from mvar.ops.noise import uniform
-from mvar.ops.scan import scan
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.cost import fitting_batch
 from mvar.sampling.engine import Sampler
@@ -31,6 +28,7 @@ from mvar.sampling.export import save_image
 from mvar.sampling.sheet import check_size, class_sheet
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.training.average import WeightAverage
+from mvar.training.compiling import Compiling, check_compiler, compile_blocks
 from mvar.training.config import GeneratorTraining
 from mvar.training.fine_tuning import Start, freeze, load_start, take_weights
 from mvar.training.generator_loss import GeneratorLoss, scales_in_use
@@ -140,6 +138,7 @@ class GeneratorTask:
         self.model.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             compile_blocks(self.model)
+        self.compiling = Compiling(speaks=config.compile and ranks.main)
         losses = GeneratorLoss(self.model, config.label_smoothing)
         if spread:
             shard(losses, self.model, reduced(config.dtype, self.device))
@@ -159,6 +158,7 @@ class GeneratorTask:
         count, share_l = scales_in_use(
             step, self.planned, config.progressive, config.progressive_from, self.model.schedule
         )
+        self.compiling.before_step(count)
         noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
         nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)
         loss = (nll_Bl.mean(0) * share_l.to(self.device)).sum()
@@ -179,7 +179,7 @@ class GeneratorTask:
             return self.losses(labels_B, inputs_BlZ, torch.cat(tokens, 1), noise_BU)
 
     def after_update(self, step: int) -> None:
-        pass
+        self.compiling.after_step()
 
     @torch.no_grad()
     def validate(self) -> Metrics:
@@ -277,19 +277,3 @@ def described(model: Generator) -> str:
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to vectors, biases, places, levels, temperatures and Mamba's A, dt and D."""
     return parameter.dim() > 1 and not name.endswith(UNDECAYED)
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raise ValueError where torch.compile would find no C++ compiler, which it needs on a CPU."""
-    names = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if device.type == "cpu" and not any(shutil.which(name) for name in names if name):
-        raise ValueError("compile = True: finds no C++ compiler here; install g++, or leave compile out")
-
-
-def compile_blocks(generator: Generator) -> None:
-    """Run each block through torch.compile, all but Mamba's scan, whose gradient is written by hand."""
-    eager = torch.compiler.disable(scan)
-    for block in generator.each_block():
-        if block.mamba is not None:
-            block.mamba.scan = eager
-        block.compile()
