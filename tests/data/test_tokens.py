@@ -219,7 +219,9 @@ def test_a_finished_cache_is_left_alone(finished, command, capsys, monkeypatch):
     monkeypatch.setattr(token_writer, "open_splits", None)  # not even the images are read
     before = contents(finished)
     main(command(finished))
-    assert capsys.readouterr().out == f"nothing to do: {finished} is complete and whole\n"
+    assert (
+        capsys.readouterr().out == f"nothing to do: {finished} is complete and whole; its images were not read again\n"
+    )
     assert contents(finished) == before
 
 
@@ -242,6 +244,9 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
             f"mvar: data = '{more}': has 8 + 2 images, other ones than the cache '{out}' was begun with (7 + 2); "
             "restore them, or give a new folder as out"
         )
+        other = shutil.copytree(data, tmp_path / "another" / data.name)
+        shutil.copy(other / "train" / "bag" / "0.png", other / "train" / "bag" / "1.png")
+        assert "has 7 + 2 images, other ones than the cache" in refused(*command(out, data=other))[-1]
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,10 @@ def tokenize(
         rank=rank,
         ranks=ranks,
     )
-    if rank == 0:
-        print(f"{'wrote' if work else 'nothing to do:'} {out}{'' if work else ' is complete and whole'}")
+    if rank == 0 and not work:
+        print(f"nothing to do: {out} is complete and whole; its images were not read again")
     if rank == 0 and work:
+        print(f"wrote {out}")
         print(f"try  mvar train generator --data {out} --tokenizer {tokenizer} --preset ... --out ...")
 
 

@@ -4,7 +4,7 @@ checkpoints/             see `mvar.training.checkpoints`
 metrics.jsonl            one line for each logged or validated step
 curves.png               the same as a picture
 run.json                 the settings, and as "decided" those of the model that its data and tokenizer decide
-data.json                how many training images, and their classes
+data.json                how many training images, their classes, and hashes that tell them from others
 environment.json         for each start: command, versions, machine, git revision
 heartbeats/              for each rank: its last step and when that was
 events.out.tfevents.*    the metrics for TensorBoard
@@ -29,9 +29,10 @@ import torch
 
 from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
-from mvar.data.loader import Source
+from mvar.data.source import PixelSource
 from mvar.data.splits import is_stream
 from mvar.data.stream import Stream
+from mvar.data.tokens import TokenSource
 from mvar.files import writable_folder, write_text
 from mvar.machine import processor
 from mvar.training import checkpoints
@@ -58,6 +59,8 @@ PLOT_EVERY = 300.0  # seconds between drawings of the curves, which take a secon
 LOCK = ".lock"
 
 Metrics = Mapping[str, float | list[float]]
+ValidationSet = PixelSource | TokenSource
+TrainingSet = ValidationSet | Stream
 
 
 class RunFolder:
@@ -139,7 +142,7 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def check(self, images: Source | Stream, held_out: Source, tokenizer: str | None = None) -> int:
+    def check(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None = None) -> int:
         """Say what the run trains on; when it is resumed, check that this is still so. Nothing is written yet.
 
         Args:
@@ -156,7 +159,7 @@ class RunFolder:
         self._data = self._ranks.on_main(lambda: self._checked(images, held_out, tokenizer))
         return int(self._data["steps"])
 
-    def _checked(self, images: Source | Stream, held_out: Source, tokenizer: str | None) -> dict[str, Any]:
+    def _checked(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None) -> dict[str, Any]:
         """What data.json is to hold."""
         classes = f"{len(images.classes)} classes" if images.classes else "no classes"
         n = None if isinstance(images, Stream) else len(images)
@@ -164,6 +167,7 @@ class RunFolder:
         print(f"{what} of {classes}, {len(held_out)} images for validation", file=sys.stderr)
         path = self.path / DATA
         now: dict[str, Any] = {"images": n, "classes": images.classes, "tokenizer": tokenizer}
+        now |= {"content": images.fingerprint(), "val_content": held_out.fingerprint()}
         before = _read_json(path) if self.checkpoint is not None and path.is_file() else dict(now)
         if before.get("classes") != now["classes"]:
             raise ValueError(
@@ -171,9 +175,15 @@ class RunFolder:
             )
         if before.get("tokenizer") != tokenizer:
             raise ValueError("tokenizer: has other weights than the one the run began with; resume with that one")
-        if before.get("images") != now["images"]:
-            text = f"data: has {now['images']} training images, the run began with {before.get('images')}"
+        if before.get("images") != n:
+            text = f"data: has {n} training images, the run had {before.get('images')}"
             warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=4)
+        elif before.get("content") != now["content"]:
+            text = "data: has other training images or labels than the run had, though as many"
+            warnings.warn(f"{text}; the result will not be that of an unbroken run", stacklevel=4)
+        if before.get("val_content") != now["val_content"]:
+            text = "data: has other validation images than the run had"
+            warnings.warn(f"{text}; losses before and after cannot be compared", stacklevel=4)
         return now | {"steps": before.get("steps", self._settings["steps"])}
 
     def begin(self, decided: Mapping[str, Any] | None = None) -> None:
