@@ -25,7 +25,7 @@ LAYERS = [
     {"checkpoint", "data"},
     {"generator", "tokenizer", "features"},
     {"nn"},
-    {"ops", "charts"},
+    {"ops", "charts", "output", "options"},
     {"scales", "validation", "files", "tensor_files", "machine", "text"},
 ]
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}

@@ -1,7 +1,11 @@
 """edit, vary, score, classify, info, reschedule and convert as a user runs them."""
 
 import csv
+import os
+import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from PIL import Image
 
 from mvar.checkpoint import hub
 from mvar.cli import main
+from mvar.commands.drawing import parse_labels
 from mvar.model import Model, load
 
 
@@ -49,7 +54,7 @@ def test_edit_writes_the_image_and_says_how_far_the_rest_moved(bundle, capsys, h
     main(["edit", "--model", bundle, "--image", "photo.png", *hole, "--label", "dog", "--out", "edited.png"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "change outside the hole, of 255:"
-    assert lines[1].startswith("        1 pixels from it: ")
+    assert lines[1].startswith("         1 pixel from it: ")
     assert lines[-1] == "wrote edited.png"
     assert opened("edited.png").size == (8, 8)
     main(["edit", "--model", bundle, "--image", "photo.png", *hole, "--paste", "--feather", "2", "--out", "pasted.png"])
@@ -108,7 +113,50 @@ def test_score_and_classify_read_a_folder_of_classes(bundle, capsys, workplace):
     main(["classify", "--model", bundle, "--images", "photo.png"])
     assert capsys.readouterr().out.startswith("photo.png: ")
     main(["score", "--model", bundle, "--images", "photo.png"])
-    assert capsys.readouterr().out.startswith("1 images: ")
+    assert capsys.readouterr().out.startswith("1 image: ")
+
+
+def test_a_file_name_that_is_no_text_is_written_escaped(bundle, workplace, capsys):
+    os.rename("photo.png", b"\xff\x1b[2J.png")
+    for command in ("score", "classify"):
+        main([command, "--model", bundle, "--images", os.fsdecode(b"\xff\x1b[2J.png"), "--out", f"{command}.csv"])
+        assert "\\udcff\x1b[2J.png" in Path(f"{command}.csv").read_text(encoding="utf-8")
+    capsys.readouterr()
+    main(["classify", "--model", bundle, "--images", os.fsdecode(b"\xff\x1b[2J.png")])
+    assert capsys.readouterr().out.startswith(r"\udcff\x1b[2J.png: ")
+
+
+NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk']
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("cat,1,-1", ["cat", 1, -1]),
+        (" cat , 2 ", ["cat", 2]),
+        ("Cats, dogs", ["Cats, dogs"]),
+        ('"Cats,  dogs",cat', ["Cats, dogs", "cat"]),
+        ("cafe\u0301 au\u00a0lait", ["caf\u00e9 au lait"]),
+        ('5" disk,cat', ['5" disk', "cat"]),
+        ("", []),
+    ],
+)
+def test_labels_between_commas(text, labels):
+    assert parse_labels(text, SimpleNamespace(classes=NAMED)) == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("7", "labels has 7: index 7 or the class named '7'? For the class, give 3"),
+        (" 7 ,cat", "labels has 7: index 7 or the class named '7'? For the class, give 3"),
+        ("0,1", "labels has '0,1': the class of this name or several? For the class, give 4"),
+        ("cat,7", "labels has 'cat,7': the class of this name or several? For the class, give 5"),
+    ],
+)
+def test_labels_of_two_meanings_are_refused(text, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_labels(text, SimpleNamespace(classes=NAMED))
 
 
 def test_join_takes_the_decoder_of_one_and_the_generator_of_another(bundle, tmp_path, refused, capsys):

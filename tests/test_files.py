@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvar.files import atomic_folder, atomic_write, new_folder, writable_file, writable_folder
+from mvar.files import atomic_folder, atomic_write, new_folder, writable_file, writable_folder, write_text
 
 
 def fails_halfway(partial):
@@ -27,6 +28,19 @@ def test_a_file_appears_whole_with_its_suffix_or_not_at_all(tmp_path):
     atomic_write(path, lambda partial: partial.write_text("new"))
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_utf_8_cannot_hold_is_escaped_as_json_has_it(tmp_path):
+    names = ["caf\u00e9", "\udcff.png"]
+    write_text(tmp_path / "a.json", json.dumps(names, ensure_ascii=False))
+    assert (tmp_path / "a.json").read_bytes() == b'["caf\xc3\xa9", "\\udcff.png"]'
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == names
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".csv", "\u00e9" * 125 + ".csv"])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    write_text(tmp_path / name, "a")
+    assert (tmp_path / name).read_text() == "a"
 
 
 def test_others_may_read_what_the_umask_allows(tmp_path):

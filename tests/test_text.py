@@ -1,6 +1,6 @@
 import pytest
 
-from mvar.text import Names, clean, counted, shown, some
+from mvar.text import Names, clean, counted, join_names, shown, some, split_names
 
 
 @pytest.mark.parametrize("name", ["\ufeffcafé", "cafe\u0301", " café ", "café\n"])
@@ -50,3 +50,11 @@ def test_names_are_found_as_they_are_written_first_then_without_case():
 def test_some_names_are_shown_and_the_others_counted():
     assert some(["a", "b"], 2) == "a, b"
     assert some([str(i) for i in range(1007)], 3) == "0, 1, 2 and 1,004 more"
+
+
+@pytest.mark.parametrize("names", [["Cats, dogs", 'a "b"', "c"], [], ["-1", "0"]])
+def test_names_between_commas(names):
+    assert split_names(join_names(names), "labels") == names
+    assert split_names("a, b,,", "labels") == ["a", "b"]
+    with pytest.raises(ValueError, match=r"^labels = '\"a': close each name in double quotes, with a comma after it$"):
+        split_names('"a', "labels")

@@ -1,23 +1,27 @@
 """The `mvar` command: which function each subcommand calls, and how errors reach the user."""
 
 import argparse
-import difflib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, _loaders_dumpers
 
 from mvar import __version__
 from mvar.commands import bench, drawing, evaluation, models, study, training
 from mvar.generator.config import GeneratorConfig
+from mvar.options import NULL, Loader, Option, bracketed, close, expected, gathered, told, values_of
+from mvar.output import BAD_PATH, refuse, safe_output
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 from mvar.training.stopping import Stopped
 from mvar.validation import given, number_problems, raise_problems
+
+# The loader of typed values; `set_loader` reaches only some of them.
+_loaders_dumpers.yaml_default_loader = Loader  # type: ignore[assignment]
 
 
 class Command(NamedTuple):
@@ -53,10 +57,6 @@ COMMANDS = {
     "study list": Command(study.study_list),
     "study run sweep": Command(study.study_run_sweep),
 }
-LIST_OPTIONS = (
-    *("batch", "box", "keep_box", "from_scale", "sides"),
-    *("guidance", "top_k", "top_p", "temperature"),
-)
 GROUPS = {
     "data": "Get real images",
     "train": "Train on a folder of images",
@@ -69,22 +69,39 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; bad input prints what is wrong, a line for each problem, and exits with 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name, rest = _split(arguments)
-    if name not in COMMANDS:
-        _explain(name, rest)
-        return
-    rest = _normalised(rest)
-    options = command_parser(name, rest).parse_args(rest)
-    warnings.showwarning = lambda message, *_: print(f"mvar: warning: {message}", file=sys.stderr)
+    with safe_output():
+        warnings.showwarning = lambda message, *_: print(f"mvar: warning: {message}", file=sys.stderr)
+        name, rest = _split(arguments)
+        if name in COMMANDS:
+            _run(name, rest)
+        else:
+            _explain(name, rest)
+
+
+def _run(name: str, typed: Sequence[str]) -> None:
+    """Run a command with what follows its name."""
+    command, parser = COMMANDS[name], command_parser(name)
     try:
-        _run(COMMANDS[name], options)
-    except (ValueError, FloatingPointError) as error:
-        for line in str(error).splitlines():
-            print(f"mvar: {line}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that vanished
-        print(f"mvar: {error}", file=sys.stderr)
-        sys.exit(1)
+        words = gathered(_options(parser), typed)
+    except ValueError as error:
+        parser.refuse(str(error))
+    try:
+        _set_defaults(command, parser, words)
+        values = parser.parse_words(words)
+        del values["config"]  # its options are among the words
+        if command.config is not None:
+            del values["preset"]  # its values are in the others
+            model = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
+            values = {"config": command.config(**{**values, "model": model(**values["model"])})}
+        else:
+            raise_problems(number_problems(given(values)))
+        command.run(**values)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # Path.resolve() hides a loop of links
+        if isinstance(cause, OSError) and cause.errno in BAD_PATH:
+            field = _option_of(str(cause.filename), words)
+            raise ValueError(f"{field}{cause.filename!r}: {cause.strerror}; give another path") from error
+        raise
     except Stopped as stopped:
         print(f"mvar: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
@@ -92,6 +109,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         again = "a training run goes on with --resume, tokenize and studies when called again"
         print(f"mvar: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
+
+
+def _option_of(path: str, words: Sequence[str]) -> str:
+    """The option that named a path, or a folder above it, as a message begins: "out = "."""
+    for word in words:
+        name, _, value = word.partition("=")
+        if value and Path(value) in (Path(path), *Path(path).parents):
+            return f"{name.removeprefix('--')} = "
+    return ""
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -124,87 +150,51 @@ def _explain(group: str, rest: Sequence[str]) -> None:
     sys.exit(2)
 
 
-def _run(command: Command, options: Namespace) -> None:
-    values = {key: value for key, value in options.as_dict().items() if key != "config"}
-    if command.config is None:
-        raise_problems(number_problems(given(values)))
-        command.run(**values)
-    else:
-        del values["preset"]  # its values are in the others
-        model = values["model"]
-        if not isinstance(model, Mapping):
-            raise ValueError(f"model = {model!r}: give its options by name, as in {{vocab_size: 1024}}")
-        own = {key: value for key, value in model.items() if key != "__path__"}  # of a file that --model named
-        model_config = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
-        command.run(command.config(**{**values, "model": model_config(**own)}))
-
-
 def _summary(command: Command) -> str:
     """The first line of the function's docstring."""
     return (command.run.__doc__ or "").strip().splitlines()[0]
 
 
-def command_parser(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
-    """The parser of one command; for training, the arguments decide the preset, whose values become the defaults."""
+def command_parser(name: str) -> "_Parser":
+    """The parser of one command, with the defaults of its function or config."""
     command = COMMANDS[name]
     parser = _Parser(prog=f"mvar {name}", description=_summary(command), formatter_class=_Formatter, allow_abbrev=False)
-    if command.config is None or command.presets is None:
-        parser.add_argument("--config", action=_ConfigFile, help="YAML file with options")
+    if command.presets is not None:
+        parser.add_argument(
+            "--preset",
+            choices=list(command.presets),
+            required=True,
+            help="what the other options start from, by image size or depth; --preset NAME --help shows its values",
+        )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; typed ones win over it")
+    if command.config is None:
         parser.add_function_arguments(command.run, as_group=False, as_positional=command.positional)
-        _allow_bare_switches(parser)
-        return parser
-    named = _given(arguments, "preset")
-    parser.add_argument(
-        "--preset",
-        choices=list(command.presets),
-        required=True,
-        help="what the other options start from, by image size or depth; --preset NAME --help shows its values",
-    )
-    parser.add_argument("--config", action=_ConfigFile, help="YAML file with options")
-    parser.add_class_arguments(command.config)
-    if named is not None and named in command.presets:  # the parser refuses an unknown one
-        parser.set_defaults(dict(_flat(command.presets[named])))
-    if (start := _given(arguments, "init_from")) is not None and command.config is GeneratorTraining:
-        parser.set_defaults(dict(_flat({"model": training.generator_of(start, _given(arguments, "out"))})))
-    _allow_bare_switches(parser)
+    else:
+        parser.add_class_arguments(command.config)
+    for action in parser._actions:
+        if str(action.metavar).startswith("{true,false"):  # --resume stands for --resume=true
+            action.nargs, action.const = "?", True
     return parser
 
 
-def _given(arguments: Sequence[str], option: str) -> str | None:
-    """The value of an option on the command line, else in its YAML file."""
-    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in (option, "config"):
-        scan.add_argument(f"--{name}", nargs="?")  # the parser says where a value is missing
-    found = vars(scan.parse_known_args(arguments)[0])
-    value = found[option]
-    if value is None and found["config"] is not None:
-        try:
-            value = _read_yaml(found["config"]).get(option)
-        except ValueError:
-            value = None  # the parser says what is wrong with the file
-    return value if isinstance(value, str) else None
+def _options(parser: ArgumentParser) -> dict[str, Option]:
+    """What a command's words and YAML files may hold, by name."""
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    groups = {name.rpartition(".")[0] for name in actions}
+    return {
+        name: Option(None if name in groups else getattr(action, "_typehint", str), action.default)
+        for name, action in actions.items()
+        if action.nargs in (None, "?") and name != "config"
+    }
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    """The options in a YAML file.
-
-    Raises:
-        ValueError: one line that names the file: it cannot be read, is no YAML, or holds something else.
-    """
-    named = f"--config {path}"
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except FileNotFoundError as error:
-        raise ValueError(f"{named}: no such file") from error
-    except OSError as error:
-        raise ValueError(f"{named}: cannot be read ({error.strerror}); give a YAML file") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{named}: is no YAML ({' '.join(str(error).split())}); mend it") from error
-    if not isinstance(values, dict):
-        held = "nothing" if values is None else f"a {type(values).__name__}"
-        raise ValueError(f"{named}: holds {held}, expected options by name")
-    return values
+def _set_defaults(command: Command, parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Let the values of a preset be a training run's defaults, and the shape of the generator that it starts from."""
+    preset, start, out = (["", *values_of(words, name)][-1] for name in ("preset", "init_from", "out"))
+    if command.presets is not None and preset in command.presets:  # the parser refuses an unknown one
+        parser.set_defaults(dict(_flat(command.presets[preset])))
+    if command.config is GeneratorTraining and start not in ("", NULL):
+        parser.set_defaults(dict(_flat({"model": training.generator_of(start, out or None)})))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -220,83 +210,31 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 class _Parser(ArgumentParser):
     """Says what is wrong in one line, without the usage of every option."""
 
+    def parse_words(self, words: Sequence[str]) -> dict[str, Any]:
+        """The values of all options, from words as `gathered` gives them."""
+        self.words, options = words, _options(self)
+        return dict(self.parse_args([bracketed(word, options) for word in words]).as_dict())
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        found = re.fullmatch(r"(unrecognized arguments|the following arguments are required): (.*)", message)
-        if found is None:
-            self.refuse([_plain(" ".join(_dashed(message).split()))])
-        named = {action.dest: f"--{action.dest}" for action in self._actions if action.option_strings}
-        what, names = found.groups()
-        if what == "unrecognized arguments":
-            self.refuse([_dashed(message + _close(re.findall(r"--([\w.+]+)", names), named, "--"))])
-        self.refuse([_dashed(f"{what}: {', '.join(named.get(name, name) for name in names.split(', '))}")])
+        what, _, names = message.partition(": ")
+        if found := re.match(r'Parser key "([\w.]+)"', what):
+            message = self._wrong(found[1])
+        elif what == "unrecognized arguments":
+            message += close(re.findall(r"--([\w.+]+)", names), _options(self), "--")
+        elif what == "the following arguments are required":
+            named = [f"--{name}" if name in _options(self) else name for name in names.split(", ")]
+            message = f"{what}: {', '.join(named)}"
+        self.refuse(_dashed(" ".join(message.split())))
 
-    def refuse(self, problems: Iterable[str]) -> NoReturn:
+    def _wrong(self, name: str) -> str:
+        """What to say of a value of the wrong type."""
+        option = _options(self)[name]
+        value = [option.default, *values_of(self.words, name)][-1]
+        return f"{told(name, value)}: give {expected(option.type)}"
+
+    def refuse(self, problems: str) -> NoReturn:
         """Print the problems, a line each, and exit with 2."""
-        for problem in problems:
-            print(f"{self.prog}: {problem}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
-
-
-class _ConfigFile(ActionConfigFile):
-    """Says what is wrong with a YAML file by its name, before the parser reads it."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        known = {action.dest for action in parser._actions}
-        try:
-            unknown = list(_unknown(_read_yaml(values), known))
-        except ValueError as error:
-            parser.refuse([str(error)])
-        if unknown:
-            parser.refuse(
-                f"--config {values}: {name} = {value!r}: no such option{_close([name], known)}"
-                for name, value in unknown
-            )
-        super().__call__(parser, cfg, values, option_string)
-
-
-def _unknown(values: Mapping[Any, Any], known: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The options of a YAML file that do not exist, with their values; the model's are called model.depth, ..."""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name not in known:
-            yield name, value
-        elif isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
-            yield from _unknown(value, known, f"{name}.")
-
-
-def _close(names: Iterable[str], known: Iterable[str], before: str = "") -> str:
-    """The known options nearest to these, as the end of a message; empty where nothing is near.
-
-    Args:
-        before: what each begins with where it is typed.
-    """
-    near = [before + option for name in names for option in difflib.get_close_matches(name, list(known), n=1)]
-    return f"; close: {', '.join(near)}" if near else ""
-
-
-def _plain(message: str) -> str:
-    """The parser's message about a value of the wrong type, in the words of a user; others as they are."""
-    # The last "value" is the whole option's; those before it are of the attempts to read it as one type or another.
-    found = re.search(r'Parser key "([\w.]+)": (.*)(?:Got|Given) value: (.*)', message)
-    if found is None:
-        return message
-    name, types, value = found.groups()
-    expected = [text for kind, text in _KINDS.items() if kind in types]
-    expected += [f"one of {choices.replace(chr(39), '')}" for choices in re.findall(r"Literal\[(.*?)\]", types)[:1]]
-    if not expected and (long := re.search(r"<class '(?:list|tuple)'>|tuple with (\d+) elements", types)):
-        expected = [f"a list of {long[1]}, in brackets" if long[1] else "a list, in brackets"]
-    return f"{name} = {value}: give {' or '.join(expected)}" if expected else message
-
-
-# Types as the parser prints them, and as users know them.
-_KINDS = {
-    "<class 'int'>": "a whole number",
-    "<class 'float'>": "a number",
-    "<class 'bool'>": "true or false",
-    "collections.abc.Sequence[int]": "a pair of them, [height, width]",
-    "list[int]": "whole numbers with commas between them",
-    "list[float]": "numbers with commas between them",
-}
+        refuse(problems, self.prog, f"; see {self.prog} --help")
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -311,42 +249,3 @@ class _Formatter(DefaultHelpFormatter):
 
 def _dashed(text: str) -> str:
     return re.sub(r"--[a-z][\w.+-]*", lambda match: match[0].replace("_", "-"), text)
-
-
-def _allow_bare_switches(parser: ArgumentParser) -> None:
-    """Let --resume stand for --resume=true, and so for every option that is true or false."""
-    for action in parser._actions:
-        if str(action.metavar).startswith("{true,false"):
-            action.nargs, action.const = "?", True
-
-
-def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Options as the parser wants them: --per_class for --per-class, --labels=-1,0 for --labels -1,0, [8,9] for 8,9."""
-    normal: list[str] = []
-    for argument in arguments:
-        option = re.match(r"--[a-z][\w.+-]*", argument)
-        if option:
-            normal.append("--" + option[0][2:].replace("-", "_") + argument[option.end() :])
-        elif re.match(r"-\d", argument) and normal and re.fullmatch(r"--[\w.+]+", normal[-1]):
-            normal[-1] += f"={argument}"
-        else:
-            normal.append(argument)
-    return _bracketed(normal)
-
-
-def _bracketed(arguments: list[str]) -> list[str]:
-    """Values with commas as lists, for the options that take one: --box 4,4,8,8."""
-    lists = rf"--([\w]+\.)*({'|'.join(LIST_OPTIONS)})"
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if not re.fullmatch(lists, name):
-            continue
-        if equals:
-            arguments[i] = name + equals + _list(value)
-        elif i + 1 < len(arguments):
-            arguments[i + 1] = _list(arguments[i + 1])
-    return arguments
-
-
-def _list(value: str) -> str:
-    return f"[{value}]" if re.match(r"-?[\d.]+\s*,", value) or re.match(r"\[[^\]]*\]\s*,", value) else value

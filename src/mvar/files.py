@@ -54,8 +54,12 @@ def read_bounded(path: str | Path, most: int) -> bytes:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, as `atomic_write` does."""
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write a text file in UTF-8, as `atomic_write` does; what UTF-8 cannot hold becomes an escape, as JSON has it.
+
+    So do names of files that are no text.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    atomic_write(path, lambda partial: partial.write_bytes(content))
 
 
 def atomic_folder(path: str | Path, write: Callable[[Path], object], field: str = "out") -> None:
@@ -152,4 +156,5 @@ def _place(path: str | Path, field: str, fix: str, shown: str | Path | None = No
 
 
 def _sibling(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
+    # Of a long name only a part, as a file system that takes the name itself must take this one too.
+    return path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")

@@ -1,5 +1,7 @@
 """Text from outside: names of classes and files as they are compared, and as they are shown."""
 
+import csv
+import io
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -12,6 +14,30 @@ DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u
 def clean(name: str) -> str:
     """A name as it is compared and stored: NFC, no byte order mark, single spaces inside and none around."""
     return " ".join(unicodedata.normalize("NFC", name.replace("\ufeff", "")).split())
+
+
+def split_names(text: str, field: str) -> list[str]:
+    """Names between commas, as in a line of CSV: a name with a comma stands in double quotes. Empty ones are left out.
+
+    Args:
+        text: the names.
+        field: the option that gave them, for the message.
+
+    Raises:
+        ValueError: one line with field, value and fix, where a double quote is not closed or something follows it.
+    """
+    try:
+        (names,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise ValueError(f"{field} = {text!r}: close each name in double quotes, with a comma after it") from error
+    return [name.strip() for name in names if name.strip()]
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Names as one text, for `split_names`."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return line.getvalue()
 
 
 def shown(text: str, most: int | None = None) -> str:

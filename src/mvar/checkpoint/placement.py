@@ -92,11 +92,13 @@ def find_device(device: str | torch.device | None) -> torch.device:
     Raises:
         ValueError: there is no such device here.
     """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-        raise ValueError(f"device = {str(device)!r}: not available here ({first_line(error)})") from error
+        place = torch.device(("cuda" if gpus else "cpu") if device is None else device)
+        torch.zeros(1, device=place).item()  # "meta" has no values
+    except (RuntimeError, AssertionError, ImportError) as error:  # all of them for a device that is not there
+        choices = "cpu" + ("" if not gpus else " or cuda" if gpus == 1 else f", or cuda:0 to cuda:{gpus - 1}")
+        raise ValueError(f"device = {str(device)!r}: not available here; give {choices}") from error
     return place
 
 

@@ -58,11 +58,12 @@ def bench_sample(
     from mvar.bench.sampling import bench
     from mvar.files import writable_folder
     from mvar.generator.config import PRESETS
+    from mvar.text import split_names
 
     if model is None and preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}; a model with weights goes to --model")
     folder = None if out is None else writable_folder(out, "out")
-    rivals = [name.strip() for name in against.split(",")] if against else []
+    rivals = split_names(against or "", "against")
     batches = batch if isinstance(batch, list) else [batch]
     result = bench(model or preset, dtype or quickest(), batches, guidance, rounds, rivals)
     if folder is not None:

@@ -16,6 +16,7 @@ from mvar.commands.protocol import draw_protocol, unsuitable
 from mvar.commands.rejection import BestOf, choice_problems
 from mvar.commands.sheets import class_rows, with_growth
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
+from mvar.text import clean, counted, split_names
 from mvar.validation import raise_problems
 
 MOST_ROWS = 10  # of a sheet whose labels were not asked for
@@ -84,7 +85,8 @@ def sample(
 
     Args:
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
-        labels: classes to draw, indices or names between commas; -1 for no class. The first ten by default.
+        labels: classes to draw, indices or names between commas, a name with a comma in double quotes; -1 for no class.
+            The first ten by default.
         per_class: images for each of the labels; 1 by default, with a protocol its own number.
         protocol: samples for an evaluation, as --out-dir or --npz: 50 images of every class, whatever their number.
         counts_of: with --protocol, a folder with a folder for each class: as many images of each as it holds.
@@ -176,7 +178,7 @@ def sample(
         if show_scales:
             sheet = with_growth(sheet, loaded, asked[0], {**settings, "seed": seed})
         written.append(str(save_image(sheet, out)))
-    print(f"wrote {count} images: {', '.join(written)}")
+    print(f"wrote {counted(count, 'image')}: {', '.join(written)}")
 
 
 def edit(
@@ -260,8 +262,9 @@ def edit(
         print("the hole touches every cell of the finest map: only coarser ones keep something", file=sys.stderr)
     print("change outside the hole, of 255" + (", before pasting:" if paste else ":"))
     for ring in result.drift:
-        where = f"{ring.nearest}" if ring.nearest == ring.farthest else f"{ring.nearest}-{ring.farthest}"
-        print(f"{where:>9} pixels from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
+        many = ring.nearest != ring.farthest
+        where = f"{ring.nearest}-{ring.farthest} pixels" if many else counted(ring.nearest, "pixel")
+        print(f"{where:>16} from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
     if out_dir is not None:
         facts = _drawn_with(loaded, model, dtype, seed, settings)
         facts |= {"image": image, "mask": mask, "box": box, "keep_box": keep_box, "mode": mode, "paste": paste}
@@ -334,7 +337,7 @@ def vary(
         name = f"{k} kept, to {h}x{w}" if k else "none kept"
         rows.append((name, [shown.resize(varied.images[0].size), *varied.images]))
     save_image(_rows(rows), out)
-    print(f"wrote {out}: the image, then {n} variations")
+    print(f"wrote {out}: the image, then {counted(n, 'variation')}")
 
 
 # --- parts ---
@@ -346,31 +349,46 @@ def _problems(settings: dict[str, Any]) -> list[str]:
 
 
 def parse_labels(text: str | None, model: "Model") -> list["Label"]:
-    """Labels between commas: numbers are class indices, all else names; None takes all classes, or the first few.
+    """Labels between commas, or one whose name holds some; None takes all classes, or the first few.
 
     Raises:
-        ValueError: a number that is the name of a class at another index.
+        ValueError: text that can be read in two ways, or double quotes that do not match.
     """
-    classes = model.classes
+    classes = [clean(name) for name in model.classes]
     if text is None:
         if len(classes) > MOST_ROWS:
             print(f"the first {MOST_ROWS} of {len(classes)} classes; name others by --labels", file=sys.stderr)
         return list(range(min(len(classes), MOST_ROWS))) if classes else [-1]
-    named = [parse_label(part, model) for part in filter(None, (part.strip() for part in text.split(",")))]
-    if not named:
-        raise ValueError(f"labels = {text!r}: names no class; give at least one, or leave it out")
-    return named
+    whole = clean(text)
+    if whole not in classes or "," not in whole:
+        named = [parse_label(name, model) for name in split_names(text, "labels")]
+        if not named:
+            raise ValueError(f"labels = {text!r}: names no class; give at least one, or leave it out")
+        return named
+    if all(clean(name) in classes or _INDEX.fullmatch(name) for name in split_names(text, "labels")):
+        i = classes.index(whole)
+        raise ValueError(f"labels has {whole!r}: the class of this name or several? For the class, give {i}")
+    return [whole]
 
 
 def parse_label(text: str | None, model: "Model") -> "Label":
-    """One label, as of `parse_labels`; None for no class."""
-    classes = model.classes
-    if text is None or not re.fullmatch(r"-?[0-9]+", text):
-        return text
-    if text in classes and classes.index(text) != int(text):
-        i = classes.index(text)
-        raise ValueError(f"labels has {text}: index {text} or the class named {text!r}? For the class, give {i}")
-    return int(text)
+    """One label: a number is a class's index, all else its name; None for no class.
+
+    Raises:
+        ValueError: a number that is the name of a class at another index.
+    """
+    if text is None:
+        return None
+    if not _INDEX.fullmatch(name := clean(text)):
+        return name
+    classes = [clean(name) for name in model.classes]
+    if name in classes and classes.index(name) != int(name):
+        i = classes.index(name)
+        raise ValueError(f"labels has {name}: index {name} or the class named {name!r}? For the class, give {i}")
+    return int(name)
+
+
+_INDEX = re.compile(r"-?[0-9]{1,20}")
 
 
 def _drawn_with(

@@ -92,8 +92,9 @@ def compare(reports: str, out: str | None = None) -> None:
     from mvar.evaluation.report import compare as compared
     from mvar.evaluation.report import read
     from mvar.files import writable_file, write_text
+    from mvar.text import split_names
 
-    text = compared({path: read(path) for path in filter(None, reports.split(","))})
+    text = compared({path: read(path) for path in split_names(reports, "reports")})
     if out is not None:
         writable_file(out, "out")
         write_text(out, text + "\n")

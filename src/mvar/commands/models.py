@@ -4,6 +4,7 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mvar.scales import Side
-from mvar.text import Names
+from mvar.text import Names, counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -171,9 +172,10 @@ def score(
         parts.append(loaded.score(source.batch(rows_B)[0] / 255, _asked(labels, rows_B, loaded)).log_prob_BK)
     found = Score(torch.cat(parts), loaded.tokenizer.config.schedule.areas)
     mean = Score(found.log_prob_BK.mean(0, keepdim=True), found.areas)
-    print(f"{len(source)} images: {float(mean.bits_per_token):.3f} bits per token, log p = {float(mean.log_prob):.1f}")
-    for (h, w), bits in zip(loaded.tokenizer.config.schedule.shapes, mean.bits_per_token_scales[0], strict=True):
-        print(f"{f'{h}x{w}':>9}  {float(bits):.3f}")
+    bits, log_prob = float(mean.bits_per_token), float(mean.log_prob)
+    print(f"{counted(len(source), 'image')}: {bits:.3f} bits per token, log p = {log_prob:.1f}")
+    for (h, w), own in zip(loaded.tokenizer.config.schedule.shapes, mean.bits_per_token_scales[0], strict=True):
+        print(f"{f'{h}x{w}':>9}  {float(own):.3f}")
     names = [loaded.class_name(i) for i in labels]
     lines = zip(source.paths, names, found.bits_per_token.tolist(), found.log_prob.tolist(), strict=True)
     _write_csv(out, ["image", "class", "bits_per_token", "log_prob"], lines)
@@ -218,7 +220,7 @@ def classify(
     lines = list(zip(source.paths, map(loaded.class_name, ids), sure, strict=True))
     if labels is not None:
         count, hits = Counter(labels), Counter(i for i, own in zip(ids, labels, strict=True) if i == own)
-        print(f"{len(source)} images: {100 * hits.total() / len(source):.2f} % classified right")
+        print(f"{counted(len(source), 'image')}: {100 * hits.total() / len(source):.2f} % classified right")
         for i in sorted(count):
             print(f"{loaded.class_name(i):>20}  {100 * hits[i] / count[i]:6.2f} % of {count[i]}")
     elif out is None:
@@ -295,14 +297,11 @@ def _check_csv(out: str | None) -> None:
 
 
 def _write_csv(out: str | None, head: list[str], lines: Iterable[Sequence[Any]]) -> None:
-    from mvar.files import atomic_write
+    from mvar.files import write_text
 
     if out is None:
         return
-
-    def write(path: Path) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([head, *lines])
-
-    atomic_write(out, write)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([head, *lines])
+    write_text(out, text.getvalue())
     print(f"wrote {out}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from mvar.commands.training import own_gpu
+from mvar.text import counted
 
 
 def draw_protocol(
@@ -81,7 +82,7 @@ def draw_protocol(
     if rank == 0:
         others = "" if ranks == 1 else " by this process"
         where = ", ".join(filter(None, (out_dir, npz)))
-        print(f"{where}: {protocol.count} images, {written} of them drawn now{others}")
+        print(f"{where}: {counted(protocol.count, 'image')}, {written} of them drawn now{others}")
 
 
 def unsuitable(

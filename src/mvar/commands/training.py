@@ -10,6 +10,7 @@ from typing import Literal
 
 from mvar.data.iconify import VERSION
 from mvar.generator.config import GeneratorConfig
+from mvar.text import counted
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 
 
@@ -40,7 +41,8 @@ def data_emoji(out: str, size: int = 64, source: str | None = None, package_vers
 
     counts = emoji(out, size, source, package_version)
     for part in ("train", "val"):
-        print(f"wrote {out}/{part}: {sum(n for (_, split, _), n in counts.items() if split == part)} images")
+        images = sum(n for (_, split, _), n in counts.items() if split == part)
+        print(f"wrote {out}/{part}: {counted(images, 'image')}")
     print(f"wrote {out}/LICENCES.md: whose they are")
 
 

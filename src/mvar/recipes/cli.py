@@ -7,6 +7,8 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from mvar.output import safe_output
+
 
 def run_cli(commands: Any, prog: str, argv: Sequence[str] | None = None) -> None:
     """Run a function, or one of several by name, with its arguments as options.
@@ -19,12 +21,8 @@ def run_cli(commands: Any, prog: str, argv: Sequence[str] | None = None) -> None
         argv: the options; those of the process by default.
     """
     arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    try:
+    with safe_output():
         auto_cli(commands, args=arguments, as_positional=False, prog=prog)
-    except ValueError as error:
-        for line in str(error).splitlines():
-            print(f"mvar: {line}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _with_underscores(argument: str) -> str:

@@ -149,9 +149,7 @@ def beside(images: str | Path, name: str) -> Path:
 
 def write_beside(images: str | Path, name: str, content: Mapping[str, Any]) -> None:
     """Write a JSON file about some images, see `beside`."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # Half of a character, as in the path of a model that is not UTF-8, becomes JSON's own escape.
-    write_text(beside(images, name), text.encode("utf-8", "backslashreplace").decode())
+    write_text(beside(images, name), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_beside(images: str | Path, name: str, is_ours: Callable[[Any], bool]) -> dict[str, Any] | None:
