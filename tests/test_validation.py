@@ -19,6 +19,12 @@ from mvar.tokenizer.config import TokenizerConfig
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 from mvar.validation import BOUNDS, number_problems
 
+TRAIN = {
+    "tokenizer": ["train", "tokenizer", "--preset", "tiny32", "--data", "nowhere", "--out", "new/run"],
+    "generator": ["train", "generator", "--preset", "tiny32", "--tokenizer", "fashion-mnist"],
+}
+TRAIN["generator"] += TRAIN["tokenizer"][4:]
+
 
 def takes_integers(kind) -> bool:
     """Whether values of a type are integers, or hold them."""
@@ -76,6 +82,11 @@ def test_no_float_of_a_config_is_infinite(kind, name, value):
     assert line.endswith(f"{name} = {value}: must be a finite number")
 
 
+def test_a_whole_number_beyond_all_floats(refused):
+    (line,) = refused(*TRAIN["tokenizer"], "--base-lr", "1" + "0" * 400)
+    assert "a number has more than 308 digits; give a smaller one" in line
+
+
 @pytest.mark.parametrize(
     ("values", "start"),
     [
@@ -94,13 +105,6 @@ def test_no_float_of_a_config_is_infinite(kind, name, value):
 def test_absurd_models_are_refused_without_being_built(values, start):
     (line,) = GeneratorConfig(**values).problems()
     assert line.startswith(start)
-
-
-TRAIN = {
-    "tokenizer": ["train", "tokenizer", "--preset", "tiny32", "--data", "nowhere", "--out", "new/run"],
-    "generator": ["train", "generator", "--preset", "tiny32", "--tokenizer", "fashion-mnist"],
-}
-TRAIN["generator"] += TRAIN["tokenizer"][4:]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ largest sensible value of every whole number that a user can give.
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -105,6 +105,25 @@ def number_problems(values: Mapping[str, Any], section: str = "") -> list[str]:
         )
         found += islice(problems, 1)
     return found
+
+
+def outside(
+    config: Any, names: Iterable[str], is_inside: Callable[[Any], bool], wanted: str, section: str = ""
+) -> list[str]:
+    """A problem for each of these fields of a config that lies outside a range; what `number_problems` names is left
+    out, as is None.
+
+    Args:
+        is_inside: whether a value lies in the range.
+        wanted: what is said of the others, such as "must be above 0".
+        section: what the names are called after.
+    """
+    values = given({name: getattr(config, name) for name in names})
+    return [
+        f"{section}{name} = {value}: {wanted}"
+        for name, value in values.items()
+        if not number_problems({name: value}) and not is_inside(value)
+    ]
 
 
 def _each(value: Any) -> Iterator[Any]:

@@ -320,7 +320,7 @@ def test_the_command_fetches_the_package(source, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("size", [7, 1025])
 def test_sizes_without_sense_are_refused(source, tmp_path, size):
-    with pytest.raises(ValueError, match=rf"^size = {size}: must be between 8 and 1024"):
+    with pytest.raises(ValueError, match=rf"^size = {size}: must lie in 8 to 1,024"):
         emoji(str(tmp_path / "emoji"), size, str(source))
 
 

@@ -162,11 +162,11 @@ def test_all_that_is_wrong_with_a_run_is_said_at_once():
     with pytest.raises(ValueError) as caught:
         config.validate()
     starts = [
-        "out = 'd/run': lies inside data",
         "steps = 0",
         "base_lr = nan",
-        "betas = ",
         "seed = -1",
+        "out = 'd/run': lies inside data",
+        "betas = ",
         "label_smoothing",
     ]
     lines = str(caught.value).splitlines()

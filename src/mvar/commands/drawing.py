@@ -115,7 +115,7 @@ def sample(
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
-    problems = _problems(settings)
+    problems = replace(SamplingSettings(), **settings).problems()
     if protocol is not None:
         unfit = unsuitable(labels, per_class, counts_of, out, out_dir, npz, show_scales, judge)
         raise_problems([*problems, *unfit])
@@ -235,7 +235,7 @@ def edit(
     if out is None and out_dir is None:
         out = "edited.png"
     settings = settings_of(**options)
-    raise_problems([*_problems(settings), *target_problems(out, out_dir, None)])
+    raise_problems([*replace(SamplingSettings(), **settings).problems(), *target_problems(out, out_dir, None)])
     original = as_stored(image)
     hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
     if out is not None:
@@ -315,7 +315,7 @@ def vary(
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
-    raise_problems(_problems(settings))
+    replace(SamplingSettings(), **settings).validate()
     target(out, IMAGE_SUFFIXES, "out")
     source: Any = None if image is None else as_image(image)
     loaded = load(model, device, dtype)
@@ -341,11 +341,6 @@ def vary(
 
 
 # --- parts ---
-
-
-def _problems(settings: dict[str, Any]) -> list[str]:
-    """What is wrong with sampling options, a line each."""
-    return replace(SamplingSettings(), **settings).problems()
 
 
 def parse_labels(text: str | None, model: "Model") -> list["Label"]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import number_problems, raise_problems
+from mvar.validation import number_problems, outside, raise_problems
 
 Attention = Literal["intra", "global", "none"]
 
@@ -106,11 +106,9 @@ class GeneratorConfig:
             section: what the fields are called after.
         """
         found = number_problems(vars(self), f"{section}.")
+        shares = ("stochastic_depth", "class_dropout")
+        found += outside(self, shares, lambda share: 0 <= share < 1, "must lie in [0, 1)", f"{section}.")
         sound = {name for name, value in vars(self).items() if not number_problems({name: value})}  # to go on with
-        for name in ("stochastic_depth", "class_dropout"):
-            value = getattr(self, name)
-            if name in sound and value is not None and not 0 <= value < 1:
-                found.append(f"{section}.{name} = {value}: must lie in [0, 1)")
         if {"width", "heads"} <= sound and self.heads and self.width % self.heads:
             found.append(f"{section}.heads = {self.heads}: must divide the width {self.width}")
         for name, choices in (("attention", get_args(Attention)), ("mamba", (True, False))):

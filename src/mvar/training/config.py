@@ -11,7 +11,7 @@ from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
-from mvar.validation import number_problems, raise_problems
+from mvar.validation import number_problems, outside, raise_problems
 
 MOST_MINUTES = 1_000_000  # that ranks wait for one another: two years
 FreezablePart = Literal["classes", "embeddings", "attention", "mamba", "mlp", "adaln", "blocks", "head"]
@@ -91,38 +91,23 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, a line each; paths are checked when they are opened."""
-        return number_problems(vars(self)) or self._unsound()
-
-    def _unsound(self) -> list[str]:
-        """What is wrong with values whose numbers lie within their bounds."""
-        found = []
+        found = number_problems(vars(self))
         for name in ("data", "out"):
             if not getattr(self, name):
                 found.append(f"{name} = '': give a folder")
         if self.data and self.out and Path(self.out).resolve().is_relative_to(Path(self.data).resolve()):
             found.append(f"out = {self.out!r}: lies inside data, whose images its previews would join; name another")
-        if self.batch_size % self.accumulate:
-            text = (
-                f"cannot be cut into accumulate = {self.accumulate} equal parts; give a multiple of {self.accumulate}"
-            )
-            found.append(f"batch_size = {self.batch_size}: {text}")
-        for name in ("base_lr", "grad_clip", "rank_timeout"):
-            if not getattr(self, name) > 0:
-                found.append(f"{name} = {getattr(self, name)}: must be above 0")
-        if self.rank_timeout > MOST_MINUTES:
-            found.append(f"rank_timeout = {self.rank_timeout}: must be at most {MOST_MINUTES:,} minutes")
-        for name in ("weight_decay", "weight_decay_end"):
-            if not getattr(self, name) >= 0:
-                found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
-        for name in ("lr_end", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name} = {getattr(self, name)}: must lie in [0, 1]")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            found.append(f"betas = {self.betas}: both must lie in [0, 1)")
-        if not 0 <= self.ema < 1:
-            found.append(f"ema = {self.ema}: must lie in [0, 1)")
-        if not 1 <= self.resize_factor <= 4:
-            found.append(f"resize_factor = {self.resize_factor}: must lie in [1, 4]")
+        cut = f"cannot be cut into accumulate = {self.accumulate} equal parts; give a multiple of {self.accumulate}"
+        if not number_problems({"accumulate": self.accumulate}):
+            found += outside(self, ("batch_size",), lambda size: size % self.accumulate == 0, cut)
+        found += outside(self, ("base_lr", "grad_clip", "rank_timeout"), lambda value: value > 0, "must be above 0")
+        longest = f"must be at most {MOST_MINUTES:,} minutes"
+        found += outside(self, ("rank_timeout",), lambda minutes: minutes <= MOST_MINUTES, longest)
+        found += outside(self, ("weight_decay", "weight_decay_end"), lambda value: value >= 0, "must be 0 or more")
+        found += outside(self, ("lr_end", "warmup"), lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+        found += outside(self, ("betas",), lambda betas: all(0 <= b < 1 for b in betas), "both must lie in [0, 1)")
+        found += outside(self, ("ema",), lambda value: 0 <= value < 1, "must lie in [0, 1)")
+        found += outside(self, ("resize_factor",), lambda value: 1 <= value <= 4, "must lie in [1, 4]")
         return found
 
     def validate(self) -> None:
@@ -178,16 +163,11 @@ class TokenizerTraining(RunConfig):
         return cls(**{**_preset(TOKENIZER_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        return super().problems() + self.model.problems("model")
-
-    def _unsound(self) -> list[str]:
-        found = super()._unsound()
-        for name in ("l1", "l2", "perceptual", "adversarial", "discriminator_lr", "dead_below"):
-            if not getattr(self, name) >= 0:
-                found.append(f"{name} = {getattr(self, name)}: must be 0 or more")
-        for name in ("revive_until", "adversarial_start", "scale_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name} = {getattr(self, name)}: must lie in [0, 1]")
+        found = super().problems() + self.model.problems("model")
+        weights = ("l1", "l2", "perceptual", "adversarial", "discriminator_lr", "dead_below")
+        found += outside(self, weights, lambda value: value >= 0, "must be 0 or more")
+        shares = ("revive_until", "adversarial_start", "scale_dropout")
+        found += outside(self, shares, lambda value: 0 <= value <= 1, "must lie in [0, 1]")
         if self.parallel == "fsdp":
             found.append("parallel = 'fsdp': a tokenizer fits every rank; give ddp")
         if self.decoder_only and self.init_from is None:
@@ -234,16 +214,11 @@ class GeneratorTraining(RunConfig):
         return cls(**{**_preset(GENERATOR_PRESETS, name), **changes})
 
     def problems(self) -> list[str]:
-        return super().problems() + self.model.problems("model")
-
-    def _unsound(self) -> list[str]:
-        found = super()._unsound()
+        found = super().problems() + self.model.problems("model")
         if not self.tokenizer:
             found.append("tokenizer = '': give a bundle or run folder")
-        if not 0 <= self.label_smoothing < 1:
-            found.append(f"label_smoothing = {self.label_smoothing}: must lie in [0, 1)")
-        if not 0 <= self.progressive <= 1:
-            found.append(f"progressive = {self.progressive}: must lie in [0, 1]")
+        found += outside(self, ("label_smoothing",), lambda value: 0 <= value < 1, "must lie in [0, 1)")
+        found += outside(self, ("progressive",), lambda value: 0 <= value <= 1, "must lie in [0, 1]")
         if unknown := sorted(set(self.freeze) - set(get_args(FreezablePart))):
             found.append(f"freeze = {unknown[0]!r}: choose from {', '.join(get_args(FreezablePart))}")
         if self.freeze and self.init_from is None:
