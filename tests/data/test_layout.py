@@ -55,6 +55,10 @@ def inside(root, source):
         ("trainval", "test"),
         ("img_train", "img_valid"),
         ("fashion train images", "fashion eval images"),
+        ("TrainImages", "TestImages"),
+        ("traindata", "testdata"),
+        ("imgTrain", "imgVal"),
+        ("RGBTrain", "RGBTest"),
     ],
 )
 def test_the_usual_names_of_splits_are_understood_by_training_and_refused_elsewhere(lay, train, val):
@@ -64,6 +68,21 @@ def test_the_usual_names_of_splits_are_understood_by_training_and_refused_elsewh
     assert [source.classes for source in sources] == [["cat", "dog"]] * 2
     with pytest.raises(ValueError, match=f"^reference = '[^\n]*d': is split into {train} and {val}; give one of them"):
         ImageFolder.scan(root, "reference")
+
+
+@pytest.mark.parametrize(("train", "val"), [("traindata", "testdata"), ("trainimages", "testimages")])
+def test_splits_without_classes(lay, train, val):
+    root = lay(*(f"{train}/{i}.png" for i in range(3)), f"{val}/0.png", "more/0.png")
+    with pytest.warns(UserWarning, match=f"uses {train}/, {val}/ and passes over more/$"):
+        sources = open_splits(root, (8, 8))
+    assert [(len(source), source.classes) for source in sources] == [(3, []), (1, [])]
+
+
+def test_a_split_may_lack_classes_of_the_other(lay):
+    root = lay(*of("TrainImages", 2, "cat", "dog", "owl"), *of("TestImages", 1, "cat"))
+    with pytest.warns(UserWarning, match="2 classes without validation images, trained all the same: dog, owl"):
+        train, val = open_splits(root, (8, 8))
+    assert (train.classes, len(train), inside(root, val)) == (["cat", "dog", "owl"], 6, of("TestImages", 1, "cat"))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +140,9 @@ REFUSED = {
         "dog/0.png",
     ],
     "is split into val and test; give one of them": ["val/0.png", "test/0.png"],
+    "is split into trainA, trainB, testA and testB; give one of them, such as 'D/trainA'": [
+        f"{name}/0.png" for name in ("trainA", "trainB", "testA", "testB")
+    ],
     "holds 1 image beside 2 class folders; move": ["0.png", "cat/0.png", "dog/0.png"],
     "the folder ' ' has nothing but spaces for a name; rename it": [" /0.png", "cat/0.png"],
     "holds no images but 3 files of other kinds (2 .gif, 1 without suffix); put": ["a/0.gif", "b/0.GIF", "b/c"],
@@ -144,6 +166,9 @@ ONE_LINE = {
         *of("Train", 1),
         *of("train", 1),
         *of("val", 1),
+    ],
+    "d': has several folders for one part, trainA/, trainB/; move all but one away": [
+        f"{name}/0.png" for name in ("trainA", "trainB", "testA", "testB")
     ],
     "d': holds 1 image beside 1 class folder": ["0.png", "train/0.png"],
     "d/train': train/ holds folders (cat, dog) and is no class": [*of("train/train", 1), *of("val/val", 1)],

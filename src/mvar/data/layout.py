@@ -18,8 +18,10 @@ SPLITS = (
     ("test", "testing"),
     ("eval", "evaluation"),
 )
-RANKS = {word: rank for rank, words in enumerate(SPLITS) for word in words}
+FILLERS = ("set", "data", "dataset", "images", "imgs")  # a trainset, or a train set, is a train
+RANKS = {word + end: rank for rank, words in enumerate(SPLITS) for word in words for end in ("", *FILLERS)}
 WORD = re.compile(r"[^\W\d_]+")
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # where trainA and RGBTrain are cut
 # What file servers and systems leave in folders: thumbnails, deleted files, snapshots.
 SYSTEM = frozenset(
     ("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot", "__macosx")
@@ -45,7 +47,7 @@ def splits(names: Collection[str]) -> dict[str, int]:
     """
     found = {name: rank for name in names if (rank := split_rank(name)) is not None}
     ranks = dict(sorted(found.items(), key=lambda item: item[1]))
-    plain = {name: rank for name, rank in ranks.items() if all(word in RANKS for word in _words(name))}
+    plain = {name: rank for name, rank in ranks.items() if all(word in (*RANKS, *FILLERS) for word in _words(name))}
     for chosen in (plain, ranks if len(ranks) == len(names) else {}):
         if 0 in chosen.values() and any(chosen.values()):
             return chosen
@@ -88,9 +90,8 @@ def check_classes(folders: Mapping[Path, Sequence[Path]], named: str, known: Nam
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name without case; a trainset is a train."""
-    words = (word.removesuffix("set") for word in WORD.findall(clean(name).casefold()))
-    return [word for word in words if word]
+    """The words of a name without case; trainA has two."""
+    return WORD.findall(HUMP.sub(" ", clean(name)).casefold())
 
 
 def _branches(folder: Path, paths: Sequence[Path]) -> tuple[str | None, list[str]]:
