@@ -121,6 +121,38 @@ def test_folders_that_are_classes(lay, name):
     assert (found.classes, found.labels) == expected
 
 
+def test_folders_of_the_same_names_in_each_class_belong_to_it(lay, recwarn):
+    root = lay(*of("train/alice", 2, "day1", "day2"), *of("train/bob", 2, "day1", "day2"), *of("val/bob", 1, "day1"))
+    train, val = open_splits(root, (8, 8))
+    assert [str(warning.message).replace(str(root), "d") for warning in recwarn] == [
+        "data = 'd/train': alice/ and bob/ hold folders of the same names (day1, day2): taken for classes alice, bob",
+        "data = 'd': 1 class without validation images, trained all the same: alice",
+    ]
+    assert (train.classes, train.labels.tolist(), val.labels.tolist()) == (["alice", "bob"], [0] * 4 + [1] * 4, [1])
+    recwarn.clear()
+    found = ImageFolder.scan(root / "train", classes=["bob", "alice"])
+    assert (found.labels, recwarn.list) == ([0] * 4 + [1] * 4, [])
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        ("fold1", "fold2"),
+        ("Part A", "Part B"),
+        ("split0", "the rest"),
+        ("cv_1", "cv_2"),
+        ("set1", "set2"),
+        ("myTrain", "x"),
+    ],
+)
+def test_parts_of_one_set_are_no_classes(lay, outer):
+    root = lay(*of(outer[0], 1), *of(outer[1], 1))
+    with pytest.raises(
+        ValueError, match=f"{outer[0]}/ and {outer[1]}/ hold folders of the same names \\(cat, dog\\), as"
+    ):
+        ImageFolder.scan(root)
+
+
 def test_a_linked_folder_inside_a_class_belongs_to_it(lay):
     root = lay("cat/0.png", "cat/more -> ../.store", ".store/1.png", "dog/0.png")
     assert inside(root, ImageFolder.scan(root)) == ["cat/0.png", "cat/more/1.png", "dog/0.png"]
