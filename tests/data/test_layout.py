@@ -101,6 +101,31 @@ def test_what_lies_beside_the_splits_is_named(lay, names, used, passed_over):
     assert len(caught) == 1
 
 
+def test_what_val_data_replaces_is_passed_over(lay, shards, recwarn):
+    root = lay(*of("train", 2), *of("val", 1), *of("test", 1), *of("more/train", 1), *of("more/valid", 1))
+    assert inside(root, open_splits(root, (8, 8), val_data=root / "test")[1]) == of("test", 1)
+    assert inside(root, open_splits(root / "train", (8, 8), val_data=root / "more")[1]) == of("more/valid", 1)
+    shards("train-0.tar", "val-0.tar")
+    open_splits(root.parent / "s", (8, 8), val_data=root.parent / "s" / "val-0.tar")
+    assert [str(warning.message).replace(str(root.parent), "") for warning in recwarn] == [
+        "data = '/d': uses train/ and passes over more/, test/, val/",
+        "val_data = '/d/more': uses valid/ and passes over train/",
+        "data = '/s': uses train-0.tar and passes over val-0.tar",
+    ]
+
+
+def test_what_is_refused_is_not_reported_as_used(lay, shards, recwarn):
+    root = lay(*of("val", 1), *of("test", 1))
+    shards("val-0.tar", "test-0.tar")
+    for options in ({}, {"val_data": root / "val"}):
+        for folder, only in ((root, "val"), (root.parent / "s", "val-0.tar")):
+            with pytest.raises(
+                ValueError, match=f"has validation images only \\({folder}/{only}\\); give those as data"
+            ):
+                open_splits(folder, (8, 8), **options)
+    assert not recwarn.list
+
+
 CLASSES = {
     "breeds of each class": ["cat/siamese/0.png", "cat/other/0.png", "dog/poodle/0.png", "dog/other/0.png"],
     "one folder in each": ["cat/images/0.png", "cat/images/1.png", "dog/images/0.png", "dog/images/1.png"],
