@@ -55,6 +55,10 @@ def inside(root, source):
         ("trainval", "test"),
         ("img_train", "img_valid"),
         ("fashion train images", "fashion eval images"),
+        ("TrainImages", "TestImages"),
+        ("traindata", "testdata"),
+        ("imgTrain", "imgVal"),
+        ("RGBTrain", "RGBTest"),
     ],
 )
 def test_the_usual_names_of_splits_are_understood_by_training_and_refused_elsewhere(lay, train, val):
@@ -64,6 +68,21 @@ def test_the_usual_names_of_splits_are_understood_by_training_and_refused_elsewh
     assert [source.classes for source in sources] == [["cat", "dog"]] * 2
     with pytest.raises(ValueError, match=f"^reference = '[^\n]*d': is split into {train} and {val}; give one of them"):
         ImageFolder.scan(root, "reference")
+
+
+@pytest.mark.parametrize(("train", "val"), [("traindata", "testdata"), ("trainimages", "testimages")])
+def test_splits_without_classes(lay, train, val):
+    root = lay(*(f"{train}/{i}.png" for i in range(3)), f"{val}/0.png", "more/0.png")
+    with pytest.warns(UserWarning, match=f"uses {train}/, {val}/ and passes over more/$"):
+        sources = open_splits(root, (8, 8))
+    assert [(len(source), source.classes) for source in sources] == [(3, []), (1, [])]
+
+
+def test_a_split_may_lack_classes_of_the_other(lay):
+    root = lay(*of("TrainImages", 2, "cat", "dog", "owl"), *of("TestImages", 1, "cat"))
+    with pytest.warns(UserWarning, match="2 classes without validation images, trained all the same: dog, owl"):
+        train, val = open_splits(root, (8, 8))
+    assert (train.classes, len(train), inside(root, val)) == (["cat", "dog", "owl"], 6, of("TestImages", 1, "cat"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +99,31 @@ def test_what_lies_beside_the_splits_is_named(lay, names, used, passed_over):
     with pytest.warns(UserWarning, match=f"d': uses {used} and passes over {passed_over}$") as caught:
         open_splits(lay(*names), (8, 8))
     assert len(caught) == 1
+
+
+def test_what_val_data_replaces_is_passed_over(lay, shards, recwarn):
+    root = lay(*of("train", 2), *of("val", 1), *of("test", 1), *of("more/train", 1), *of("more/valid", 1))
+    assert inside(root, open_splits(root, (8, 8), val_data=root / "test")[1]) == of("test", 1)
+    assert inside(root, open_splits(root / "train", (8, 8), val_data=root / "more")[1]) == of("more/valid", 1)
+    shards("train-0.tar", "val-0.tar")
+    open_splits(root.parent / "s", (8, 8), val_data=root.parent / "s" / "val-0.tar")
+    assert [str(warning.message).replace(str(root.parent), "") for warning in recwarn] == [
+        "data = '/d': uses train/ and passes over more/, test/, val/",
+        "val_data = '/d/more': uses valid/ and passes over train/",
+        "data = '/s': uses train-0.tar and passes over val-0.tar",
+    ]
+
+
+def test_what_is_refused_is_not_reported_as_used(lay, shards, recwarn):
+    root = lay(*of("val", 1), *of("test", 1))
+    shards("val-0.tar", "test-0.tar")
+    for options in ({}, {"val_data": root / "val"}):
+        for folder, only in ((root, "val"), (root.parent / "s", "val-0.tar")):
+            with pytest.raises(
+                ValueError, match=f"has validation images only \\({folder}/{only}\\); give those as data"
+            ):
+                open_splits(folder, (8, 8), **options)
+    assert not recwarn.list
 
 
 CLASSES = {
@@ -102,6 +146,38 @@ def test_folders_that_are_classes(lay, name):
     assert (found.classes, found.labels) == expected
 
 
+def test_folders_of_the_same_names_in_each_class_belong_to_it(lay, recwarn):
+    root = lay(*of("train/alice", 2, "day1", "day2"), *of("train/bob", 2, "day1", "day2"), *of("val/bob", 1, "day1"))
+    train, val = open_splits(root, (8, 8))
+    assert [str(warning.message).replace(str(root), "d") for warning in recwarn] == [
+        "data = 'd/train': alice/ and bob/ hold folders of the same names (day1, day2): taken for classes alice, bob",
+        "data = 'd': 1 class without validation images, trained all the same: alice",
+    ]
+    assert (train.classes, train.labels.tolist(), val.labels.tolist()) == (["alice", "bob"], [0] * 4 + [1] * 4, [1])
+    recwarn.clear()
+    found = ImageFolder.scan(root / "train", classes=["bob", "alice"])
+    assert (found.labels, recwarn.list) == ([0] * 4 + [1] * 4, [])
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        ("fold1", "fold2"),
+        ("Part A", "Part B"),
+        ("split0", "the rest"),
+        ("cv_1", "cv_2"),
+        ("set1", "set2"),
+        ("myTrain", "x"),
+    ],
+)
+def test_parts_of_one_set_are_no_classes(lay, outer):
+    root = lay(*of(outer[0], 1), *of(outer[1], 1))
+    with pytest.raises(
+        ValueError, match=f"{outer[0]}/ and {outer[1]}/ hold folders of the same names \\(cat, dog\\), as"
+    ):
+        ImageFolder.scan(root)
+
+
 def test_a_linked_folder_inside_a_class_belongs_to_it(lay):
     root = lay("cat/0.png", "cat/more -> ../.store", ".store/1.png", "dog/0.png")
     assert inside(root, ImageFolder.scan(root)) == ["cat/0.png", "cat/more/1.png", "dog/0.png"]
@@ -121,6 +197,9 @@ REFUSED = {
         "dog/0.png",
     ],
     "is split into val and test; give one of them": ["val/0.png", "test/0.png"],
+    "is split into trainA, trainB, testA and testB; give one of them, such as 'D/trainA'": [
+        f"{name}/0.png" for name in ("trainA", "trainB", "testA", "testB")
+    ],
     "holds 1 image beside 2 class folders; move": ["0.png", "cat/0.png", "dog/0.png"],
     "the folder ' ' has nothing but spaces for a name; rename it": [" /0.png", "cat/0.png"],
     "holds no images but 3 files of other kinds (2 .gif, 1 without suffix); put": ["a/0.gif", "b/0.GIF", "b/c"],
@@ -144,6 +223,9 @@ ONE_LINE = {
         *of("Train", 1),
         *of("train", 1),
         *of("val", 1),
+    ],
+    "d': has several folders for one part, trainA/, trainB/; move all but one away": [
+        f"{name}/0.png" for name in ("trainA", "trainB", "testA", "testB")
     ],
     "d': holds 1 image beside 1 class folder": ["0.png", "train/0.png"],
     "d/train': train/ holds folders (cat, dog) and is no class": [*of("train/train", 1), *of("val/val", 1)],

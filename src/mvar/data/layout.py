@@ -5,6 +5,7 @@ A layout is read in one way only or refused: a wrong guess would train on valida
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,14 @@ SPLITS = (
     ("test", "testing"),
     ("eval", "evaluation"),
 )
-RANKS = {word: rank for rank, words in enumerate(SPLITS) for word in words}
+FILLERS = ("set", "data", "dataset", "images", "imgs")  # a trainset, or a train set, is a train
+RANKS = {word + end: rank for rank, words in enumerate(SPLITS) for word in words for end in ("", *FILLERS)}
+# Folders of such names are parts of one set where they hold folders of the same names.
+PARTS = frozenset(
+    (*RANKS, "set", "subset", "dataset", "part", "partition", "split", "fold", "kfold", "cv", "batch", "chunk", "shard")
+)
 WORD = re.compile(r"[^\W\d_]+")
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # where trainA and RGBTrain are cut
 # What file servers and systems leave in folders: thumbnails, deleted files, snapshots.
 SYSTEM = frozenset(
     ("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot", "__macosx")
@@ -45,7 +52,7 @@ def splits(names: Collection[str]) -> dict[str, int]:
     """
     found = {name: rank for name in names if (rank := split_rank(name)) is not None}
     ranks = dict(sorted(found.items(), key=lambda item: item[1]))
-    plain = {name: rank for name, rank in ranks.items() if all(word in RANKS for word in _words(name))}
+    plain = {name: rank for name, rank in ranks.items() if all(word in (*RANKS, *FILLERS) for word in _words(name))}
     for chosen in (plain, ranks if len(ranks) == len(names) else {}):
         if 0 in chosen.values() and any(chosen.values()):
             return chosen
@@ -61,36 +68,46 @@ def check_classes(folders: Mapping[Path, Sequence[Path]], named: str, known: Nam
         known: classes; a folder of such a name is one, whatever it holds.
 
     Raises:
-        ValueError: one line: the folders are splits, hold the class folders themselves, or hold splits.
+        ValueError: one line: the folders are splits, hold the class folders themselves, or hold splits; or they hold
+            folders of the same names and have names of PARTS. Under other names the latter is a warning.
     """
     if len(parts := splits([folder.name for folder in folders])) > 1:
         first = str(next(iter(folders)).with_name(next(iter(parts))))
         raise ValueError(f"{named}: is split into {_and(parts)}; give one of them, such as {first!r}")
+
+    def is_known(folder: Path) -> bool:
+        return bool(known and known.find(folder.name))
+
     branches = {folder: _branches(folder, paths) for folder, paths in folders.items()}
     count = Counter(name for _, inner in branches.values() for name in inner)
     for folder, (where, inner) in branches.items():
         if where is None:
             continue
-        if (len(folders) == 1 or splits([folder.name])) and not (known and known.find(folder.name)):
+        if (len(folders) == 1 or splits([folder.name])) and not is_known(folder):
             raise ValueError(f"{named}: {folder.name}/ holds folders ({some(inner)}) and is no class; give {where!r}")
         if len(parts := splits(inner)) > 1:
             raise ValueError(
                 f"{named}: {folder.name}/ is split into {_and(parts)}; put the classes into the splits, as "
                 f"{next(iter(parts))}/{folder.name}/, not the splits into the classes"
             )
-        shared = [name for name in inner if count[name] > 1]
-        if 2 * len(shared) > len(inner):
-            other = next(f for f, (_, names) in branches.items() if f != folder and shared[0] in names)
-            raise ValueError(
-                f"{named}: {folder.name}/ and {other.name}/ hold folders of the same names ({some(shared)}), as parts "
-                "of one set do; give one of them, or put the images of each class into its folder itself"
-            )
+    shared = {folder: [name for name in inner if count[name] > 1] for folder, (_, inner) in branches.items()}
+    for folder, (where, inner) in branches.items():
+        if where is not None and 2 * len(shared[folder]) > len(inner) and not is_known(folder):
+            other = next(f for f, names in shared.items() if f != folder and shared[folder][0] in names)
+            said = f"{folder.name}/ and {other.name}/ hold folders of the same names ({some(shared[folder])})"
+            if any(word in PARTS for f, names in shared.items() if names for word in _words(f.name)):
+                raise ValueError(
+                    f"{named}: {said}, as parts of one set do; give one of them, "
+                    "or put the images of each class into its folder itself"
+                )
+            classes = some([folder.name for folder in folders])
+            warnings.warn(f"{named}: {said}: taken for classes {classes}", stacklevel=3)
+            break
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name without case; a trainset is a train."""
-    words = (word.removesuffix("set") for word in WORD.findall(clean(name).casefold()))
-    return [word for word in words if word]
+    """The words of a name without case; trainA has two."""
+    return WORD.findall(HUMP.sub(" ", clean(name)).casefold())
 
 
 def _branches(folder: Path, paths: Sequence[Path]) -> tuple[str | None, list[str]]:

@@ -22,6 +22,7 @@ VALIDATION_SHARE = 0.05
 MOST_VALIDATION = 5000
 
 Place = Path | list[Path]  # an image folder, or shards
+Wanted = Literal["both", "training", "validation"]
 
 
 def open_splits(
@@ -78,11 +79,7 @@ def open_splits(
             seed=seed,
         )
         return stream, val_source
-    parts = _located(data, field)
-    if 0 not in parts:
-        (place,) = parts.values()
-        only = some([str(path) for path in place]) if isinstance(place, list) else str(place)
-        raise ValueError(f"{named}: has validation images only ({only}); give those as {field} to train on them")
+    parts = _located(data, field, "both" if val_data is None else "training")
     train = _scan(parts.pop(0), field)
     val_place, val_field = (parts.popitem()[1] if parts else None), field
     if val_data is not None:
@@ -125,11 +122,13 @@ def open_loader(
     return Loader(source, batch_size, seed, rank=rank, ranks=ranks, parts=parts, workers=workers)
 
 
-def _located(data: str | Path, field: str) -> dict[int, Place]:
-    """Where the images of a set lie: under 0 those for training, under another number those for validation, if any.
+def _located(data: str | Path, field: str, wanted: Wanted) -> dict[int, Place]:
+    """Where the wanted images of a set lie: under 0 those for training, under another number those for validation.
+
+    A set that is not split, and one without validation images where those alone are wanted, is under 0 as a whole.
 
     Raises:
-        ValueError: one line: the names do not tell which of its folders or shards are for training.
+        ValueError: one line: the names do not tell which of its folders or shards are for training, or none are.
     """
     root, named = Path(data), f"{field} = {str(data)!r}"
     if _is_shard(root):
@@ -138,13 +137,13 @@ def _located(data: str | Path, field: str) -> dict[int, Place]:
         if not root.is_dir():
             return {0: root}
         if shards := _shards(root):
-            return _split_shards(shards, named)
+            return _split_shards(shards, field, named, wanted)
         folders, files = contents(root)
         images, tars = sum(map(is_image, files)), sum(map(_is_shard, files))
         ranks = splits([folder.name for folder in folders])
         if images and not {0} < {*ranks.values()}:  # folders beside images, which `scan` refuses
             ranks = {}
-        parts = _chosen({folder: ranks[folder.name] for folder in folders if folder.name in ranks})
+        parts = _chosen({f: ranks[f.name] for f in folders if f.name in ranks}, field, named, wanted)
         for several in parts.values():
             if len(several) > 1:
                 names = some([f"{folder.name}/" for folder in several])
@@ -171,7 +170,7 @@ def _is_shard(path: Path) -> bool:
     return path.suffix.lower() == ".tar"
 
 
-def _split_shards(shards: list[Path], named: str) -> dict[int, Place]:
+def _split_shards(shards: list[Path], field: str, named: str, wanted: Wanted) -> dict[int, Place]:
     """The shards of one folder as `_located` gives them."""
     ranks = {path: rank for path in shards if (rank := split_rank(path.stem)) is not None}
     if not any(ranks.values()):
@@ -182,23 +181,27 @@ def _split_shards(shards: list[Path], named: str) -> dict[int, Place]:
             f"{named}: {held_out.name!r} is for validation by its name, {other.name!r} has no name of a split; "
             "call the shards for training train-..., or give each part by its names, as data and val_data"
         )
-    parts = _chosen(ranks)
+    parts = _chosen(ranks, field, named, wanted)
     used = [path.name for several in parts.values() for path in several]
     _report_unused(used, [path.name for path in shards if path.name not in used], named)
     return dict(parts)
 
 
-def _chosen(ranks: Mapping[Path, int]) -> dict[int, list[Path]]:
-    """Places by the rank of their split: training's, and of the others the first that there are."""
-    ranks_used = {0, min(filter(None, ranks.values()), default=0)}
-    return {
-        rank: [place for place, own in ranks.items() if own == rank] for rank in sorted(ranks_used & {*ranks.values()})
-    }
+def _chosen(ranks: Mapping[Path, int], field: str, named: str, wanted: Wanted) -> dict[int, list[Path]]:
+    """The wanted places by the rank of their split: training's, and of the others the first that there are."""
+    held_out = min(filter(None, ranks.values()), default=0)
+    used = {"both": (0, held_out), "training": (0,), "validation": (held_out,)}[wanted]
+    parts = {rank: several for rank in used if (several := [place for place, own in ranks.items() if own == rank])}
+    if ranks and wanted != "validation" and 0 not in parts:
+        only = some([str(place) for place, own in ranks.items() if own == held_out])
+        raise ValueError(f"{named}: has validation images only ({only}); give those as {field} to train on them")
+    return parts
 
 
 def _for_validation(val_data: str | Path) -> Place:
     """What `val_data` stands for: its own validation part if it has one, else all of it."""
-    return _located(val_data, "val_data").popitem()[1]
+    (place,) = _located(val_data, "val_data", "validation").values()
+    return place
 
 
 def _report_unused(used: Sequence[str], unused: Sequence[str], named: str) -> None:
