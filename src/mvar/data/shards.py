@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from mvar.data.decoding import decode
 from mvar.data.images import SUFFIXES
-from mvar.data.labels import Label, class_index, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.progress import track
+from mvar.data.shard_labels import Label, class_index, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
 from mvar.data.threads import in_threads
 from mvar.files import read_bounded, write_text

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from mvar.data.decoding import decode
-from mvar.data.labels import class_index
 from mvar.data.loader import Batch, Share
 from mvar.data.order import crop_noise, epoch_order
+from mvar.data.shard_labels import class_index
 from mvar.data.source import crop, resized
 from mvar.data.tar import BrokenTar, Sample, samples
 from mvar.data.threads import in_threads

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import IO, Any, NamedTuple, Self
 
 from mvar.data.images import SUFFIXES
-from mvar.data.labels import Label, parse_label
+from mvar.data.shard_labels import Label, parse_label
 from mvar.text import counted
 
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)

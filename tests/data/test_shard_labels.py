@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mvar.data.labels import parse_label, read_classes
+from mvar.data.shard_labels import parse_label, read_classes
 
 
 @pytest.mark.parametrize(
