@@ -16,12 +16,15 @@ CLASS_FILES = ("classes.txt", "classes.json")
 MOST_LISTED = 2**24  # bytes of a list of classes
 MOST_NAME = 200  # characters of a class name
 WHOLE = re.compile(r"[+-]?[0-9]+")
+NOT_WHOLE = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan", re.IGNORECASE)
 
 Label = int | str | None
 
 
 def parse_label(kind: str, content: bytes) -> Label:
-    """The label in a .cls (a whole number from 0, or a name) or .json ({"label": ...}); None where it has none.
+    """The label in a .cls or .json ({"label": ...}); None where it has none.
+
+    It is a whole number from 0 or a name. Text that is a whole number is one, in both kinds of files.
 
     Raises:
         ValueError: the reason why it is no label.
@@ -29,18 +32,21 @@ def parse_label(kind: str, content: bytes) -> Label:
     label: Any
     try:
         if kind == "cls":
-            text = clean(content.decode("utf-8-sig"))
-            label = int(text) if WHOLE.fullmatch(text) else text
+            label = content.decode("utf-8")
         else:
             found = parse_json(content)
             label = found.get("label") if isinstance(found, dict) else None
+        if isinstance(label, str) and WHOLE.fullmatch(clean(label)):
+            label = int(clean(label))
     except ValueError as error:
         raise ValueError(f"its .{kind} cannot be read ({error})") from error
     if label is None:
         return None
     try:
         if isinstance(label, str):
-            return class_name(label)
+            if NOT_WHOLE.fullmatch(name := class_name(label)):
+                raise ValueError(f"is {name!r}, neither a whole number nor a name")
+            return name
         if isinstance(label, bool) or not isinstance(label, int):
             raise ValueError(f"is of the type {type(label).__name__}, neither a whole number nor a name")
         if label < 0:

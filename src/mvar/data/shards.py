@@ -30,7 +30,7 @@ from mvar.data.threads import in_threads
 from mvar.files import read_bounded, write_text
 from mvar.text import counted, some
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 OPEN_SHARDS = 128  # whose descriptors are kept
 MOST_SHARDS = 1_000_000
 INDEX_BYTES, INDEX_SHARE = 2**20, 16  # an index is no larger than this and so many times its shard
