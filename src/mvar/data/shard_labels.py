@@ -4,13 +4,13 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mvar.data.images import natural
 from mvar.files import read_bounded
-from mvar.text import clean, counted, shown, some
+from mvar.text import Names, clean, counted, shown, some
 
 CLASS_FILES = ("classes.txt", "classes.json")
 MOST_LISTED = 2**24  # bytes of a list of classes
@@ -84,17 +84,31 @@ def class_name(text: str) -> str:
     return name
 
 
-def class_index(label: Label, numbers: Mapping[str, int], named: str) -> int:
-    """The index of a label among the classes, given as {name: index}.
+class Classes:
+    """Classes as labels refer to them: by number, or by name as `mvar.text.Names.find` compares them."""
 
-    Raises:
-        ValueError: one line that begins with `named`.
-    """
-    index = label if isinstance(label, int) else numbers.get(label or "", -1)
-    if not 0 <= index < len(numbers):
-        said = "has no label" if label is None else f"has label {shown(repr(label), 60)}"
-        raise ValueError(f"{named} {said}, which is none of the {len(numbers)} classes; fix it or the list of classes")
-    return index
+    def __init__(self, names: Sequence[str]) -> None:
+        self._total, self._names = len(names), Names(names)
+
+    def find(self, label: Label) -> int | None:
+        """The index of a label's class; None where it is not just one of the classes."""
+        if isinstance(label, str):
+            places = self._names.find(label)
+            return places[0] if len(places) == 1 else None
+        return label if label is not None and 0 <= label < self._total else None
+
+    def index(self, label: Label, named: str) -> int:
+        """The index of a label's class.
+
+        Raises:
+            ValueError: there is none: one line that begins with `named`.
+        """
+        if (index := self.find(label)) is None:
+            said = "has no label" if label is None else f"has label {shown(repr(label), 60)}"
+            raise ValueError(
+                f"{named} {said}, which is none of the {self._total} classes; fix it or the list of classes"
+            )
+        return index
 
 
 def read_classes(folder: Path, field: str) -> list[str] | None:
