@@ -96,6 +96,25 @@ def test_names_of_classes_match_however_they_are_encoded(write_shard, picture, t
     assert (found.classes, found.labels) == (["caf\u00e9", "tea time"], [0, 0, 1, 1])
 
 
+def test_validation_names_match_without_case(write_shard, picture, tmp_path, recwarn):
+    for name in ("Cat", "Dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "a.png").write_bytes(picture(0))
+    samples = {str(i): {"png": picture(i), "cls": name} for i, name in enumerate(["cat", "DOG", "Cat"])}
+    path = write_shard(tmp_path / "val" / "0.tar", samples)
+    for listed in ("", "CAT\ndog\n"):
+        if listed:
+            (path.parent / "classes.txt").write_text(listed)
+        _, val = open_splits(tmp_path / "photos", (8, 8), val_data=path)
+        assert (val.classes, val.labels.tolist()) == (["Cat", "Dog"], [0, 1, 0])
+    (path.parent / "classes.txt").write_text("Dog\nCat\n")  # in another order, numbers would mean other classes
+    with pytest.raises(ValueError, match="lists other classes than the training set"):
+        open_splits(tmp_path / "photos", (8, 8), val_data=path)
+    both = ShardSet.scan([write_shard(tmp_path / "0.tar", {n: {"png": picture(0), "cls": n} for n in ("Cat", "cat")})])
+    assert (both.classes, both.labels) == (["Cat", "cat"], [0, 1])
+    assert not recwarn
+
+
 @pytest.mark.parametrize("label", [999, 10**9, int("9" * 4000)])
 def test_a_number_that_makes_far_more_classes_than_images_is_refused(write_shard, picture, tmp_path, label):
     labels = [0, 1, 2, label]

@@ -141,6 +141,13 @@ def test_an_image_does_not_train_without_its_class(stream, write_tar, picture, t
         assert [(image.name[-1], image.label) for image in linked.shard(0, 0)] == [("a", 1)]
 
 
+def test_names_in_a_stream_match_without_case(stream, write_shard, picture, tmp_path):
+    samples = {"a": {"png": picture(0), "cls": "Dog"}, "b": {"png": picture(1), "cls": "cat"}}
+    url = f"pipe:cat {write_shard(tmp_path / '0.tar', samples)}"
+    found = stream(urls=[url], classes=["Cat", "dog"]).shard(0, 0)
+    assert sorted((image.name[-1], image.label) for image in found) == [("a", 1), ("b", 0)]
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

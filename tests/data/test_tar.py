@@ -67,8 +67,11 @@ def test_how_members_make_samples(found, stream):
     assert found(fields + END, stream) == [("a", None, 1), ("a.v2", None, 2)]
     twice = A + member("a.png", b"") + member("a.cls", b"2")
     assert found(twice + END, stream) == [("a", None, 1), ("a", None, 2)]
-    hidden = member("._a.png", b"") + member("__meta__/a.png", b"")
+    names = "._a.png .thumbs/a.png ./d/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg d/#Recycle/a.png __meta__/a.png d/__x__/a.png"
+    hidden = b"".join(member(name, b"") for name in names.split())
     assert found(member("a.png", b"") + hidden + member("a.cls", b"3") + END, stream) == [("a", None, 3)]
+    shown = b"".join(member(name, b"") for name in ("./b.png", "../__c.png", "d__/e__.png"))
+    assert found(shown + END, stream) == [("./b", None, None), ("../__c", None, None), ("d__/e__", None, None)]
 
 
 def test_labels_may_lie_anywhere_in_a_local_tar_only(found):

@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 
 from mvar.data.decoding import decode
 from mvar.data.images import SUFFIXES
-from mvar.data.labels import Label, class_index, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.progress import track
+from mvar.data.shard_labels import Classes, Label, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
 from mvar.data.threads import in_threads
 from mvar.files import read_bounded, write_text
 from mvar.text import counted, some
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 OPEN_SHARDS = 128  # whose descriptors are kept
 MOST_SHARDS = 1_000_000
 INDEX_BYTES, INDEX_SHARE = 2**20, 16  # an index is no larger than this and so many times its shard
@@ -132,7 +132,7 @@ class ShardSet:
             wanted = " ".join(SUFFIXES)
             raise ValueError(f"{field} = {str(shards[0])!r}: {members[0].problem}; give shards with {wanted}")
         own = _own_classes(shards, field)
-        if classes and own is not None and own != classes:
+        if classes and own is not None and [*map(Classes(classes).find, own)] != [*range(len(classes))]:
             raise ValueError(f"{field}: {str(shards[0].parent)!r} lists other classes than the training set; give one")
         if classes:
             found = _of_classes(found, classes, f"{field} = {str(shards[0].parent)!r}")
@@ -142,9 +142,9 @@ class ShardSet:
         names = names_found(used, field) if listed is None else listed
         if len(names) < 2:
             return cls(shards[0].parent, members, [0] * len(members), [])
-        numbers = {name: i for i, name in enumerate(names)}
+        numbers = Classes(names)
         labels = [
-            0 if member.problem is not None else class_index(label, numbers, f"{field}: {str(member)!r}")
+            0 if member.problem is not None else numbers.index(label, f"{field}: {str(member)!r}")
             for member, label in found
         ]
         if classes is None:
@@ -177,10 +177,12 @@ def _of_classes(found: list[tuple[Member, Label]], classes: Sequence[str], named
     Raises:
         ValueError: nothing is left.
     """
-    known = {None, *classes, *range(len(classes))}
-    left = [(member, label) for member, label in found if label in known or member.problem is not None]
+    known = Classes(classes)
+    labels = dict.fromkeys(label for _, label in found)
+    lacking = dict.fromkeys(label for label in labels if label is not None and known.find(label) is None)
+    left = [(member, label) for member, label in found if label not in lacking or member.problem is not None]
     if len(left) < len(found):
-        unknown = some([str(label) for label in {label: None for _, label in found if label not in known}])
+        unknown = some([str(label) for label in lacking])
         if not left:
             raise ValueError(f"{named}: has labels {unknown}, the training images are of {some(classes)}; correct them")
         number = counted(len(found) - len(left), "image")

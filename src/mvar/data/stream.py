@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from mvar.data.decoding import decode
-from mvar.data.labels import class_index
 from mvar.data.loader import Batch, Share
 from mvar.data.order import crop_noise, epoch_order
+from mvar.data.shard_labels import Classes
 from mvar.data.source import crop, resized
 from mvar.data.tar import BrokenTar, Sample, samples
 from mvar.data.threads import in_threads
@@ -77,9 +77,9 @@ class Stream:
     seed: int
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
-        """The index of each class."""
-        return {name: i for i, name in enumerate(self.classes)}
+    def numbers(self) -> Classes:
+        """The classes as labels refer to them."""
+        return Classes(self.classes)
 
     def fingerprint(self) -> str:
         """A hash of where the shards come from; what they hold is not known in advance."""
@@ -129,7 +129,7 @@ class Stream:
             return f"{named} cannot be used: {error}"
         if self.classes and sample.label is None:
             raise ValueError(f"{named} came without its label; write each label beside its image, or read local shards")
-        index = class_index(label, self.numbers, named) if self.classes else 0
+        index = self.numbers.index(label, named) if self.classes else 0
         return StreamedImage(f"{url}/{sample.key}", index, resized(image, self.image_shape, self.resize_factor))
 
 

@@ -13,7 +13,8 @@ from itertools import groupby
 from typing import IO, Any, NamedTuple, Self
 
 from mvar.data.images import SUFFIXES
-from mvar.data.labels import Label, parse_label
+from mvar.data.layout import hidden
+from mvar.data.shard_labels import Label, parse_label
 from mvar.text import counted
 
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
@@ -28,7 +29,7 @@ EXTENSIONS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
+META = re.compile(r"__.*__")  # parts of names that webdataset passes over
 
 
 class BrokenTar(ValueError):
@@ -212,7 +213,8 @@ def _entry(info: tarfile.TarInfo) -> Entry:
     folder, slash, base = info.name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     entry = Entry(info.name, offset=info.offset_data, size=info.size)
-    if stem and dot and not META.match(info.name):
+    parts = [part for part in info.name.split("/") if part not in (".", "..")]
+    if dot and not any(hidden(part) or META.fullmatch(part) for part in parts):
         middle, dot, kind = suffix.rpartition(".")
         entry = entry._replace(key=f"{folder}{slash}{stem}", middle=middle + dot, kind=kind.lower())
     if info.issym() or info.islnk():

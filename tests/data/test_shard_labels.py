@@ -1,8 +1,14 @@
 import json
+import re
 
 import pytest
 
-from mvar.data.labels import parse_label, read_classes
+from mvar.data.shard_labels import parse_label, read_classes
+
+
+def both(label):
+    """Text as each kind of file holds it."""
+    return ("cls", label.encode()), ("json", json.dumps({"label": label}).encode())
 
 
 @pytest.mark.parametrize(
@@ -12,11 +18,11 @@ from mvar.data.labels import parse_label, read_classes
         ("cls", b"\xef\xbb\xbf 007\r\n", 7),
         ("cls", b"+3", 3),
         ("cls", "\u0663".encode(), "\u0663"),  # a digit of another script is a name
-        ("cls", b"3.0", "3.0"),
+        *((kind, text, name) for name in ("3d", "1.2.3", "v1.0", "e3", "nano") for kind, text in both(name)),
         ("cls", b" great  dane\n", "great dane"),
         ("cls", b"cafe\xcc\x81", "caf\u00e9"),
         ("json", b'\xef\xbb\xbf{"label": 3, "more": {"label": 4}}', 3),
-        ("json", b'{"label": "3"}', "3"),
+        ("json", b'{"label": " 3"}', 3),
         ("json", b'{"caption": "a dog"}', None),
         ("json", b"[3]", None),
     ],
@@ -29,7 +35,12 @@ def test_labels(kind, content, label):
     ("kind", "content", "reason"),
     [
         ("cls", b" \n", "its label is an empty name"),
-        ("cls", b"-1", "its label is negative"),
+        *((kind, text, "its label is negative") for kind, text in both("-1")),
+        *(
+            (kind, text, f"its label is '{re.escape(number)}', neither a whole number nor a name")
+            for number in ("1.0", "-1.", ".5", "1e3", "1.5E-3", "nan", "NaN")
+            for kind, text in both(number)
+        ),
         ("cls", b"\xff\xfe", r"its \.cls cannot be read \(.*invalid start byte"),
         ("cls", b"x" * 300, "its label is a name of 300 characters, more than 200"),
         ("json", b'{"label": true}', "its label is of the type bool, neither a whole number nor a name"),

@@ -4,24 +4,27 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mvar.data.images import natural
 from mvar.files import read_bounded
-from mvar.text import clean, counted, shown, some
+from mvar.text import Names, clean, counted, shown, some
 
 CLASS_FILES = ("classes.txt", "classes.json")
 MOST_LISTED = 2**24  # bytes of a list of classes
 MOST_NAME = 200  # characters of a class name
 WHOLE = re.compile(r"[+-]?[0-9]+")
+NOT_WHOLE = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan", re.IGNORECASE)
 
 Label = int | str | None
 
 
 def parse_label(kind: str, content: bytes) -> Label:
-    """The label in a .cls (a whole number from 0, or a name) or .json ({"label": ...}); None where it has none.
+    """The label in a .cls or .json ({"label": ...}); None where it has none.
+
+    It is a whole number from 0 or a name. Text that is a whole number is one, in both kinds of files.
 
     Raises:
         ValueError: the reason why it is no label.
@@ -29,18 +32,21 @@ def parse_label(kind: str, content: bytes) -> Label:
     label: Any
     try:
         if kind == "cls":
-            text = clean(content.decode("utf-8-sig"))
-            label = int(text) if WHOLE.fullmatch(text) else text
+            label = content.decode("utf-8")
         else:
             found = parse_json(content)
             label = found.get("label") if isinstance(found, dict) else None
+        if isinstance(label, str) and WHOLE.fullmatch(clean(label)):
+            label = int(clean(label))
     except ValueError as error:
         raise ValueError(f"its .{kind} cannot be read ({error})") from error
     if label is None:
         return None
     try:
         if isinstance(label, str):
-            return class_name(label)
+            if NOT_WHOLE.fullmatch(name := class_name(label)):
+                raise ValueError(f"is {name!r}, neither a whole number nor a name")
+            return name
         if isinstance(label, bool) or not isinstance(label, int):
             raise ValueError(f"is of the type {type(label).__name__}, neither a whole number nor a name")
         if label < 0:
@@ -78,17 +84,31 @@ def class_name(text: str) -> str:
     return name
 
 
-def class_index(label: Label, numbers: Mapping[str, int], named: str) -> int:
-    """The index of a label among the classes, given as {name: index}.
+class Classes:
+    """Classes as labels refer to them: by number, or by name as `mvar.text.Names.find` compares them."""
 
-    Raises:
-        ValueError: one line that begins with `named`.
-    """
-    index = label if isinstance(label, int) else numbers.get(label or "", -1)
-    if not 0 <= index < len(numbers):
-        said = "has no label" if label is None else f"has label {shown(repr(label), 60)}"
-        raise ValueError(f"{named} {said}, which is none of the {len(numbers)} classes; fix it or the list of classes")
-    return index
+    def __init__(self, names: Sequence[str]) -> None:
+        self._total, self._names = len(names), Names(names)
+
+    def find(self, label: Label) -> int | None:
+        """The index of a label's class; None where it is not just one of the classes."""
+        if isinstance(label, str):
+            places = self._names.find(label)
+            return places[0] if len(places) == 1 else None
+        return label if label is not None and 0 <= label < self._total else None
+
+    def index(self, label: Label, named: str) -> int:
+        """The index of a label's class.
+
+        Raises:
+            ValueError: there is none: one line that begins with `named`.
+        """
+        if (index := self.find(label)) is None:
+            said = "has no label" if label is None else f"has label {shown(repr(label), 60)}"
+            raise ValueError(
+                f"{named} {said}, which is none of the {self._total} classes; fix it or the list of classes"
+            )
+        return index
 
 
 def read_classes(folder: Path, field: str) -> list[str] | None:
