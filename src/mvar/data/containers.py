@@ -77,7 +77,7 @@ def take_apart(content: bytes) -> Container:
 def _png(content: bytes) -> Container:
     view = memoryview(content)
     first: dict[bytes, bytes] = {}  # of each kind of chunk
-    data, exif = [], b""
+    data, exif = list[memoryview](), b""  # of IDAT, whole chunks
     at, whole = len(PNG_START), False
     for _ in range(MOST_PARTS):
         if whole or at + 8 > len(content):
@@ -88,7 +88,7 @@ def _png(content: bytes) -> Container:
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT") and end <= len(content) and not sound:
             raise ValueError(f"damaged (checksum of {kind.decode()})")
         if kind == b"IDAT":
-            data.append(body)
+            data.append(view[at:end])
         elif sound and kind in (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf"):
             first.setdefault(kind, bytes(body))
         elif sound and kind in (b"tEXt", b"zTXt"):
@@ -109,10 +109,10 @@ def _png(content: bytes) -> Container:
         chunks |= {b"PLTE": first[b"PLTE"][: 3 * entries]} | ({b"tRNS": clear[:entries]} if clear else {})
     if len(clear) != {GREY: 2, COLOUR: 6}.get(colour):
         clear = b""
-    chunks |= {b"IDAT": b"".join(data), b"IEND": b""}
+    pixels = [PNG_START, *(_chunk(kind, body) for kind, body in chunks.items()), *data]
     return Container(
         kind="PNG",
-        pixels=PNG_START + b"".join(_chunk(kind, body) for kind, body in chunks.items()),
+        pixels=b"".join([*pixels, _chunk(b"IEND", b"")] if whole else pixels),
         size=(width, height),
         orientation=_orientation(first.get(b"eXIf", exif)),
         profile=_inflated(first.get(b"iCCP", b"").partition(b"\0")[2][1:]) or None,
