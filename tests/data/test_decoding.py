@@ -148,6 +148,18 @@ def test_images_of_pillow_are_read_as_files_are(tmp_path, profiles):
         as_image(image, "picture")
 
 
+def test_a_plain_image_is_copied_only_for_whoever_gave_it(monkeypatch):
+    image = plain(RED)
+    stored = as_stored(image)
+    stored.putpixel((0, 0), (1, 2, 3))
+    assert image.getpixel((0, 0)) == RED
+    contents = [saved(image, kind) for kind in KINDS]
+    for name in ("copy", "convert"):
+        monkeypatch.delattr(Image.Image, name)
+    for content in contents:
+        assert np.abs(rgb(content) - RED).max() <= 2
+
+
 # --- files ---
 
 
@@ -175,14 +187,14 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
 
 
 def test_threads_hold_no_more_pixels_than_one_image_may_have(monkeypatch):
-    held, most, lock = 0, 0, threading.Lock()
+    held, most, lock, three = 0, 0, threading.Lock(), threading.Barrier(3)
     load = decoding._loaded
 
     def watched(container):
         nonlocal held, most
         with lock:
             held, most = held + 128, max(most, held + 128)
-        threading.Event().wait(0.005)
+        three.wait(60)  # until as many as may be are here
         with lock:
             held -= 128
         return load(container)
@@ -191,4 +203,4 @@ def test_threads_hold_no_more_pixels_than_one_image_may_have(monkeypatch):
     monkeypatch.setattr(decoding, "_loaded", watched)
     images = in_threads(lambda content: decode(BytesIO(content)), [png(bytes(RED) * 128)] * 24, 8)
     assert all((np.asarray(image) == RED).all() for image in images)
-    assert most == 384
+    assert most <= 400

@@ -17,8 +17,11 @@ TOLERANCE = 2  # of 255: a profile that changes no colour by more is sRGB, round
 def in_srgb(image: Image.Image) -> Image.Image:
     """An image in its own mode as 8-bit RGB, or RGBA where it has alpha, in sRGB and without a profile.
 
-    A profile that is damaged or of another colour space than the pixels counts as sRGB.
+    A profile that is damaged or of another colour space than the pixels counts as sRGB. What is all that already is not
+    copied.
     """
+    if image.mode == "RGB" and not image.info:
+        return image
     colour = _colour(image)
     transform = _transform(_profile(image), colour.mode)
     found = colour.convert("RGB") if transform is None else transform.apply(colour)
