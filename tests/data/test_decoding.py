@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvar.data import decoding
+from mvar.data import colour, decoding
 from mvar.data.decoding import as_image, as_stored, decode
 from mvar.data.threads import in_threads
 
@@ -77,6 +77,15 @@ def test_a_profile_that_does_not_serve_counts_as_srgb(profiles):
     sound = b"n\0\0" + zlib.compress(p3)
     assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", sound, crc=7))) == RED).all()
     assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", sound)))[0, 0] != RED).all()
+
+
+def test_a_set_may_have_a_hundred_profiles(profiles, monkeypatch):
+    made, make = [], colour.ImageCmsTransform
+    monkeypatch.setattr(colour, "ImageCmsTransform", lambda *args, **more: made.append(args) or make(*args, **more))
+    contents = [saved(plain(RED), "PNG", icc_profile=profiles["p3"] + b"a set" + bytes(i)) for i in range(100)]
+    for content in contents * 2:
+        assert np.abs(rgb(content) - (255, 13, 14)).max() <= 3
+    assert len(made) == 100
 
 
 def test_a_profile_may_be_spread_over_a_jpeg(profiles):
