@@ -17,8 +17,11 @@ TOLERANCE = 2  # of 255: a profile that changes no colour by more is sRGB, round
 def in_srgb(image: Image.Image) -> Image.Image:
     """An image in its own mode as 8-bit RGB, or RGBA where it has alpha, in sRGB and without a profile.
 
-    A profile that is damaged or of another colour space than the pixels counts as sRGB.
+    A profile that is damaged or of another colour space than the pixels counts as sRGB. What is all that already is not
+    copied.
     """
+    if image.mode == "RGB" and not image.info:
+        return image
     colour = _colour(image)
     transform = _transform(_profile(image), colour.mode)
     found = colour.convert("RGB") if transform is None else transform.apply(colour)
@@ -34,8 +37,8 @@ def paintable(image: Image.Image) -> Image.Image:
     Nothing is painted in CMYK, whose blacks are the printer's choice, nor with a profile that only describes a scanner.
     """
     mode = _colour_mode(image)
-    one_way = _transform(_profile(image), mode) is not None and _transform(_profile(image), mode, back=True) is None
-    return in_srgb(image) if mode == "CMYK" or one_way else image
+    there, back = (_transform(_profile(image), mode, back) for back in (False, True))
+    return in_srgb(image) if mode == "CMYK" or (there is not None and back is None) else image
 
 
 def like(painted: Image.Image, image: Image.Image) -> np.ndarray:
@@ -65,7 +68,7 @@ def _colour(image: Image.Image) -> Image.Image:
     return eight_bits(image) if image.mode == "I;16" else image.convert(_colour_mode(image))
 
 
-@lru_cache(maxsize=32)  # the images of a set share a few profiles
+@lru_cache(maxsize=256)  # the images of a set share their profiles, mostly a few
 def _transform(profile: bytes | None, mode: str, back: bool = False) -> ImageCmsTransform | None:
     """From a profile to sRGB, or back; None where colours stay as they are, or the profile does not serve.
 
@@ -90,7 +93,7 @@ def _transform(profile: bytes | None, mode: str, back: bool = False) -> ImageCms
 
 def _changes(transform: ImageCmsTransform, mode: str) -> int:
     """The largest change of a channel, of 255, over colours that cover all."""
-    levels = np.linspace(0, 255, 18 if mode == "RGB" else 256).astype(np.uint8)
+    levels = np.linspace(0, 255, 6 if mode == "RGB" else 256).astype(np.uint8)
     colours = levels[None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
     probe = Image.fromarray(colours)
     change = np.asarray(transform.apply(probe)).astype(int) - np.asarray(probe.convert("RGB"))

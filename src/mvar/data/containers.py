@@ -77,18 +77,18 @@ def take_apart(content: bytes) -> Container:
 def _png(content: bytes) -> Container:
     view = memoryview(content)
     first: dict[bytes, bytes] = {}  # of each kind of chunk
-    data, exif = [], b""
+    data, exif = list[memoryview](), b""  # of IDAT, whole chunks
     at, whole = len(PNG_START), False
     for _ in range(MOST_PARTS):
         if whole or at + 8 > len(content):
             break
-        kind, length = content[at + 4 : at + 8], int.from_bytes(content[at : at + 4], "big")
+        length, kind = struct.unpack_from(">I4s", content, at)
         body, end = view[at + 8 : at + 8 + length], at + 12 + length
         sound = zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(content[end - 4 : end], "big")
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT") and end <= len(content) and not sound:
             raise ValueError(f"damaged (checksum of {kind.decode()})")
         if kind == b"IDAT":
-            data.append(body)
+            data.append(view[at:end])
         elif sound and kind in (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf"):
             first.setdefault(kind, bytes(body))
         elif sound and kind in (b"tEXt", b"zTXt"):
@@ -109,13 +109,13 @@ def _png(content: bytes) -> Container:
         chunks |= {b"PLTE": first[b"PLTE"][: 3 * entries]} | ({b"tRNS": clear[:entries]} if clear else {})
     if len(clear) != {GREY: 2, COLOUR: 6}.get(colour):
         clear = b""
-    chunks |= {b"IDAT": b"".join(data), b"IEND": b""}
+    last = [_chunk(b"IEND", b"")] if whole else []  # after a chunk that was cut off it would be read as pixels
     return Container(
         kind="PNG",
-        pixels=PNG_START + b"".join(_chunk(kind, body) for kind, body in chunks.items()),
+        pixels=b"".join([PNG_START, *(_chunk(kind, body) for kind, body in chunks.items()), *data, *last]),
         size=(width, height),
         orientation=_orientation(first.get(b"eXIf", exif)),
-        profile=_inflated(first.get(b"iCCP", b"").partition(b"\0")[2][1:]) or None,
+        profile=_inflated(first[b"iCCP"].partition(b"\0")[2][1:]) or None if b"iCCP" in first else None,
         whole=whole,
         lossy=None,
         bits=bits,

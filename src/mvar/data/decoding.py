@@ -72,7 +72,7 @@ def as_stored(image: str | Path | Image.Image, field: str = "image") -> Image.Im
     """
     if isinstance(image, Image.Image):
         with _one_reason(field):
-            return _upright(image, _exif_orientation(image))
+            return _upright(image.copy(), _exif_orientation(image))
     if not isinstance(image, (str, Path)):
         raise ValueError(f"{field}: is a {type(image).__name__}; give a file's name or an image of Pillow")
     with _one_reason(f"{field} = {str(image)!r}"):
@@ -173,7 +173,7 @@ def _alpha(samples: np.ndarray, clear: int | tuple[int, ...]) -> Image.Image:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Any image of Pillow as `as_stored` gives it."""
+    """Any image of Pillow as `as_stored` gives it; the image itself where nothing is to be changed but its `info`."""
     clear, profile = image.info.get("transparency"), image.info.get("icc_profile")
     grey16 = image.mode.startswith("I")
     key = clear if grey16 or image.mode in ("1", "L", "RGB") else None
@@ -181,10 +181,11 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
         found = Image.fromarray(np.asarray(image).clip(0, 65535).astype(np.uint16))
         found = found if key is None else eight_bits(found)
     elif image.mode == "CMYK":
-        found = image.copy()
+        found = image
     else:
         mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        found = image.convert(mode if key is not None or not image.has_transparency_data else f"{mode}A")
+        mode += "A" if key is None and image.has_transparency_data else ""
+        found = image if image.mode == mode else image.convert(mode)
     if key is not None:
         found.putalpha(_alpha(np.asarray(image), key))
     if orientation in TURNS:
