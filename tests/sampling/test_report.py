@@ -210,6 +210,26 @@ def test_a_report_of_another_program_is_left_alone(bundle, tmp_path, refused, co
     assert contents(tmp_path) == before
 
 
+def test_only_a_regular_file_of_a_bounded_size_is_read(bundle, tmp_path, refused, monkeypatch):
+    """A pipe would be waited for without end."""
+    real = tmp_path / "real"
+    real.mkdir()
+    Image.new("RGB", (8, 8)).save(real / "a.png")
+    for name in ("samples.json", "protocol.json"):
+        path = real / name
+        os.mkfifo(path)
+        with pytest.raises(ValueError, match=f"{name}: cannot be read \\(is not a file\\); remove it if the"):
+            opened(real)
+        path.unlink()
+    os.mkfifo(real / "samples.json")
+    (line,) = refused("sample", "--model", bundle, "--out-dir", str(real))
+    assert line.startswith(f"mvar: out_dir = {str(real)!r}: {real / 'samples.json'}: cannot be read (is not a file)")
+    path.write_text("{}")
+    monkeypatch.setattr(export, "MOST_WRITTEN", 1)
+    with pytest.raises(ValueError, match=r"protocol\.json: cannot be read \(has 2 bytes, more than 1\)"):
+        opened(real)
+
+
 def test_edited_images_have_a_report(bundle, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "edits"
     Image.new("RGB", (8, 8), "red").save(photo)
