@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,25 @@ def test_a_second_run_leaves_no_image_of_the_first(sample, bundle, tmp_path, ref
     assert line == f"mvar: out_dir = {str(out)!r}: already exists, and no protocol.json says how it was made; " \
                    "give a new name"  # fmt: skip
     assert contents(tmp_path) == before
+
+
+def test_only_images_that_are_removed_are_counted_as_replaced(sample, tmp_path, capsys):
+    out = tmp_path / "drawn"
+    sample("--per-class", "2")
+    assert "replacing" not in capsys.readouterr().err
+    (out / "cat-000000.png").unlink()
+    sample()
+    assert f"{out}: replacing 3 images of an earlier run\n" in capsys.readouterr().err
+    for name in images(out):
+        (out / name).unlink()
+    sample()
+    assert "replacing" not in capsys.readouterr().err
+    report = json.loads((out / "samples.json").read_text())
+    report["images"][0]["file"] = unicodedata.normalize("NFC", "cafe\u0301.png")
+    (out / "samples.json").write_text(json.dumps(report))
+    (out / "cat-000000.png").rename(out / unicodedata.normalize("NFD", "cafe\u0301.png"))
+    sample()  # another form of the same name, as some file systems give back
+    assert images(out) == ["cat-000000.png", "dog-000001.png"]
 
 
 def test_an_interrupted_run_is_no_set(sample, tmp_path, monkeypatch):

@@ -65,11 +65,11 @@ class Samples:
 
         In this order, an interruption leaves no image that the report there does not list, and none of two runs.
         """
-        before = _read_report(root)
-        if before is not None:
-            print(f"{root}: replacing {counted(len(before.files), 'image')} of an earlier run", file=sys.stderr)
-            for file in before.files:
-                (root / file).unlink(missing_ok=True)
+        earlier, _ = _apart(root, _read_report(root))
+        if earlier:
+            print(f"{root}: replacing {counted(len(earlier), 'image')} of an earlier run", file=sys.stderr)
+        for file in earlier:
+            (root / file).unlink(missing_ok=True)
         for unfinished in root.glob(".*.partial.png"):  # of a process that was killed
             unfinished.unlink()
         self.write(root)
@@ -161,8 +161,7 @@ def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> It
         except ValueError as error:
             yield f"{name} = {path!r}: {error}"
             continue
-        known = {_same(file) for file in before.files} if before is not None else set()
-        if name == "out_dir" and (others := [file for file in _loose(Path(path)) if _same(file) not in known]):
+        if name == "out_dir" and (others := _apart(Path(path), before)[1]):
             yield (
                 f"out_dir = {path!r}: holds {counted(len(others), 'image')} that no {REPORT} lists, "
                 f"first {others[0]!r}; give a new folder, or remove them"
@@ -198,12 +197,17 @@ def _is_row(row: dict[str, Any], number: int) -> bool:
     return inside and row.get("number") == number and isinstance(row.get("class"), str) and is_integer(label)
 
 
-def _loose(folder: Path) -> list[str]:
-    """The images in a folder itself. Those in folders in it are no danger: together with others, both are refused."""
+def _apart(folder: Path, report: Samples | None) -> tuple[list[str], list[str]]:
+    """The images in a folder itself that a report lists, and the others.
+
+    Those in folders in it are no danger: together with others, both are refused.
+    """
     if not folder.is_dir():
-        return []
+        return [], []
+    known = set() if report is None else {_same(file) for file in report.files}
     images = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    return sorted((path.name for path in images if not path.is_dir()), key=natural)
+    names = sorted((path.name for path in images if not path.is_dir()), key=natural)
+    return [name for name in names if _same(name) in known], [name for name in names if _same(name) not in known]
 
 
 def _same(file: str) -> str:
