@@ -18,7 +18,7 @@ from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.sampling import engine, export
-from mvar.sampling.report import read_samples
+from mvar.sampling.report import Samples, read_samples
 
 CLASSES, EACH = 50, 20
 
@@ -82,6 +82,15 @@ def test_consecutive_images_of_an_npz_are_of_all_classes(many_classes, tmp_path,
     assert score_of_a_perfect_classifier(by_class) == pytest.approx(5)
     assert 38 < np.mean(chance) < 40
     assert score_of_a_perfect_classifier(labels) == pytest.approx(np.mean(chance), abs=5 * np.std(chance))
+
+
+def test_the_order_of_an_npz_needs_no_facts(tmp_path):
+    pixels, labels = np.arange(40, dtype=np.uint8).repeat(12).reshape(40, 2, 2, 3), list(range(40))
+    for path, seed in (("a.npz", 1), ("b.npz", 2)):
+        Samples.of(labels, str, {}).save_npz(pixels, str(tmp_path / path), seed)
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert a["index"].tolist() != b["index"].tolist()
+        assert a["arr_0"][:, 0, 0, 0].tolist() == a["index"].tolist()
 
 
 # --- the images of a folder ---

@@ -172,7 +172,7 @@ def sample(
         if out_dir is not None:
             samples.write(out_dir)
     if npz is not None:
-        samples.save_npz(pixels_NHW3, npz)
+        samples.save_npz(pixels_NHW3, npz, seed)
     if out is not None:
         sheet = class_rows([loaded.class_name(i) for i in ids], pixels_NHW3)
         if show_scales:

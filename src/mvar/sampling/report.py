@@ -1,13 +1,13 @@
 """What `mvar sample` and `mvar edit` leave beside their images: which there are, of which classes, and what drew them.
 
 A folder has samples.json, NAME.npz has NAME.samples.json; where a protocol decided the images, its own file says the
-same. Whoever reads images holds them against it: a set that was not finished, or has others' images in it, is refused.
+same. Readers check images against this file: a set that was not finished, or holds other images, is refused.
 """
 
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Samples:
         labels: their class indices; that of no class is the number of classes.
         classes: names of the classes that they are of, by index.
         facts: what decides them besides, such as model, seed and settings.
-        details: what else is told of each; empty for nothing.
+        details: further fields of each image's row; empty for none.
         origin: the file that says all this.
     """
 
@@ -74,8 +74,8 @@ class Samples:
             unfinished.unlink()
         self.write(root)
 
-    def save_npz(self, pixels_NHW3: np.ndarray, npz: str) -> None:
-        """Write all images as an .npz, and the report beside it, mixed by the run's seed; see `save_npz`.
+    def save_npz(self, pixels_NHW3: np.ndarray, npz: str, seed: int) -> None:
+        """Write all images as an .npz, and the report beside it, mixed by the run's seed; see `mvar.sampling.export.save_npz`.
 
         An interruption leaves the earlier .npz and its report, or at worst one without a report; never one beside the
         report of others.
@@ -85,7 +85,7 @@ class Samples:
             yield from (pixels_NHW3[i] for i in order)  # one by one: all in another order would be a second array
             beside(npz, REPORT).unlink(missing_ok=True)  # of the .npz that is about to be replaced
 
-        save_npz(images, pixels_NHW3.shape[1:3], self.labels, npz, self.facts["seed"])
+        save_npz(images, pixels_NHW3.shape[1:3], self.labels, npz, seed)
         self.write(npz)
 
     def write(self, images: str | Path) -> None:
@@ -132,14 +132,8 @@ def read_samples(images: str | Path) -> Samples | None:
     protocol = read_protocol(images)
     if protocol is None:
         return _read_report(images)
-    labels, classes = labels_of(protocol["counts"]), protocol["classes"]
-    return Samples(
-        files=[image_file(classes[label], i) for i, label in enumerate(labels)],
-        labels=labels,
-        classes=dict(enumerate(classes)),
-        facts=protocol,
-        origin=beside(images, SETTINGS).name,
-    )
+    samples = Samples.of(labels_of(protocol["counts"]), protocol["classes"].__getitem__, protocol)
+    return replace(samples, origin=beside(images, SETTINGS).name)
 
 
 def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> Iterator[str]:
