@@ -1,5 +1,6 @@
 """What lies beside images that were drawn: no set is taken for whole that was interrupted, or holds others' images."""
 
+import hashlib
 import json
 import os
 import unicodedata
@@ -269,6 +270,28 @@ def test_edited_images_have_a_report(bundle, tmp_path):
     found = read_samples(out)
     assert (found.labels, found.classes, found.facts["box"]) == ([1] * 3, {1: "dog"}, [0, 0, 4, 4])
     assert opened(out).count == 3
+
+
+def test_the_report_of_edited_images_says_what_decides_them(bundle, tmp_path):
+    """Paths alone do not: another image may lie there tomorrow."""
+    photo, mask, out = tmp_path / "photo.png", tmp_path / "mask.png", tmp_path / "edits"
+    Image.new("RGB", (8, 8), "red").save(photo)
+    hole = Image.new("L", (8, 8))
+    hole.paste(255, (0, 0, 4, 4))
+    hole.save(mask)
+
+    def facts(*more):
+        main(["edit", "--model", bundle, "--image", str(photo), "--out-dir", str(out), *more])
+        return read_samples(out).facts
+
+    first = facts("--mask", str(mask), "--paste", "--feather", "2")
+    for name, path in (("image", photo), ("mask", mask)):
+        assert first[name] == str(path)
+        assert first[f"{name}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert first["feather"] == 2
+    assert facts("--box", "0,0,4,4", "--paste")["feather"] == 4
+    without = facts("--box", "0,0,4,4")
+    assert (without["feather"], without["mask_sha256"]) == (None, None)
 
 
 def test_a_path_that_is_not_utf_8_can_be_told(bundle, tmp_path):

@@ -75,7 +75,7 @@ class Samples:
         self.write(root)
 
     def save_npz(self, pixels_NHW3: np.ndarray, npz: str, seed: int) -> None:
-        """Write all images as an .npz, and the report beside it, mixed by the run's seed; see `mvar.sampling.export.save_npz`.
+        """Write all images as an .npz, and the report beside it, mixed by the seed; see the function of this name.
 
         An interruption leaves the earlier .npz and its report, or at worst one without a report; never one beside the
         report of others.
