@@ -295,7 +295,7 @@ def vary(
     dtype: Literal["float32", "bfloat16"] | None = None,
     **options: Any,
 ) -> None:
-    """Keep the coarse maps of an image and draw the finer ones anew.
+    """Keep the coarse maps of an image and draw the finer ones again.
 
     Sampling options left out are the model's own.
 
