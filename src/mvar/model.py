@@ -173,7 +173,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """How many images to draw at once: as asked, else what memory allows, at most 64.
 
         Args:
-            asked: batch_size, as of `sample`.
+            asked: batch_size; see `sample`.
             images: how many there are, of which a batch has no more; None for enough.
 
         Raises:
@@ -259,7 +259,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         batch_size: int | None = None,
         **settings: Any,
     ) -> SampleOutput:
-        """Keep the first `from_scale` maps of an image and draw the finer ones anew, n times.
+        """Keep the first `from_scale` maps of an image and draw the finer ones again, n times.
 
         Args:
             image: a file or Pillow's image, of the model's aspect; or one image's token maps, (1, P_k) or (P_k,) each.
@@ -493,7 +493,7 @@ def load(source: str | Path, device: str | torch.device | None = None, dtype: Dt
             packaged name wins over a folder of that name: write "./name" for the folder.
         device: where to run; None takes CUDA where there is one, else the CPU.
         dtype: "float32" or "bfloat16"; None takes float32, and for a generator of 100 M parameters or more
-            bfloat16 where the processor is quick at it.
+            bfloat16 on processors that multiply it fast.
 
     Raises:
         ValueError: nothing is found there (packaged names are listed), it is a token cache, or the bundle is not sound.

@@ -1,7 +1,9 @@
 """What lies beside images that were drawn: no set is taken for whole that was interrupted, or holds others' images."""
 
+import hashlib
 import json
 import os
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.sampling import engine, export
-from mvar.sampling.report import read_samples
+from mvar.sampling.report import Samples, read_samples
 
 CLASSES, EACH = 50, 20
 
@@ -83,6 +85,15 @@ def test_consecutive_images_of_an_npz_are_of_all_classes(many_classes, tmp_path,
     assert score_of_a_perfect_classifier(labels) == pytest.approx(np.mean(chance), abs=5 * np.std(chance))
 
 
+def test_the_order_of_an_npz_needs_no_facts(tmp_path):
+    pixels, labels = np.arange(40, dtype=np.uint8).repeat(12).reshape(40, 2, 2, 3), list(range(40))
+    for path, seed in (("a.npz", 1), ("b.npz", 2)):
+        Samples.of(labels, str, {}).save_npz(pixels, str(tmp_path / path), seed)
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert a["index"].tolist() != b["index"].tolist()
+        assert a["arr_0"][:, 0, 0, 0].tolist() == a["index"].tolist()
+
+
 # --- the images of a folder ---
 
 
@@ -104,6 +115,25 @@ def test_a_second_run_leaves_no_image_of_the_first(sample, bundle, tmp_path, ref
     assert line == f"mvar: out_dir = {str(out)!r}: already exists, and no protocol.json says how it was made; " \
                    "give a new name"  # fmt: skip
     assert contents(tmp_path) == before
+
+
+def test_only_images_that_are_removed_are_counted_as_replaced(sample, tmp_path, capsys):
+    out = tmp_path / "drawn"
+    sample("--per-class", "2")
+    assert "replacing" not in capsys.readouterr().err
+    (out / "cat-000000.png").unlink()
+    sample()
+    assert f"{out}: replacing 3 images of an earlier run\n" in capsys.readouterr().err
+    for name in images(out):
+        (out / name).unlink()
+    sample()
+    assert "replacing" not in capsys.readouterr().err
+    report = json.loads((out / "samples.json").read_text())
+    report["images"][0]["file"] = unicodedata.normalize("NFC", "cafe\u0301.png")
+    (out / "samples.json").write_text(json.dumps(report))
+    (out / "cat-000000.png").rename(out / unicodedata.normalize("NFD", "cafe\u0301.png"))
+    sample()  # another form of the same name, as some file systems give back
+    assert images(out) == ["cat-000000.png", "dog-000001.png"]
 
 
 def test_an_interrupted_run_is_no_set(sample, tmp_path, monkeypatch):
@@ -210,6 +240,26 @@ def test_a_report_of_another_program_is_left_alone(bundle, tmp_path, refused, co
     assert contents(tmp_path) == before
 
 
+def test_only_a_regular_file_of_a_bounded_size_is_read(bundle, tmp_path, refused, monkeypatch):
+    """A pipe would be waited for without end."""
+    real = tmp_path / "real"
+    real.mkdir()
+    Image.new("RGB", (8, 8)).save(real / "a.png")
+    for name in ("samples.json", "protocol.json"):
+        path = real / name
+        os.mkfifo(path)
+        with pytest.raises(ValueError, match=f"{name}: cannot be read \\(is not a file\\); remove it if the"):
+            opened(real)
+        path.unlink()
+    os.mkfifo(real / "samples.json")
+    (line,) = refused("sample", "--model", bundle, "--out-dir", str(real))
+    assert line.startswith(f"mvar: out_dir = {str(real)!r}: {real / 'samples.json'}: cannot be read (is not a file)")
+    path.write_text("{}")
+    monkeypatch.setattr(export, "MOST_WRITTEN", 1)
+    with pytest.raises(ValueError, match=r"protocol\.json: cannot be read \(has 2 bytes, more than 1\)"):
+        opened(real)
+
+
 def test_edited_images_have_a_report(bundle, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "edits"
     Image.new("RGB", (8, 8), "red").save(photo)
@@ -220,6 +270,28 @@ def test_edited_images_have_a_report(bundle, tmp_path):
     found = read_samples(out)
     assert (found.labels, found.classes, found.facts["box"]) == ([1] * 3, {1: "dog"}, [0, 0, 4, 4])
     assert opened(out).count == 3
+
+
+def test_the_report_of_edited_images_says_what_decides_them(bundle, tmp_path):
+    """Paths alone do not: another image may lie there tomorrow."""
+    photo, mask, out = tmp_path / "photo.png", tmp_path / "mask.png", tmp_path / "edits"
+    Image.new("RGB", (8, 8), "red").save(photo)
+    hole = Image.new("L", (8, 8))
+    hole.paste(255, (0, 0, 4, 4))
+    hole.save(mask)
+
+    def facts(*more):
+        main(["edit", "--model", bundle, "--image", str(photo), "--out-dir", str(out), *more])
+        return read_samples(out).facts
+
+    first = facts("--mask", str(mask), "--paste", "--feather", "2")
+    for name, path in (("image", photo), ("mask", mask)):
+        assert first[name] == str(path)
+        assert first[f"{name}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert first["feather"] == 2
+    assert facts("--box", "0,0,4,4", "--paste")["feather"] == 4
+    without = facts("--box", "0,0,4,4")
+    assert (without["feather"], without["mask_sha256"]) == (None, None)
 
 
 def test_a_path_that_is_not_utf_8_can_be_told(bundle, tmp_path):

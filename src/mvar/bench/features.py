@@ -65,7 +65,7 @@ class _Case(NamedTuple):
 
 
 def bench(batch_size: int, rounds: int) -> tuple[list[Speed], dict[str, float]]:
-    """Every network in turn, after one round to warm up: in float32, and in bfloat16 where the processor is fast at it.
+    """Every network in turn, after a round to warm up: in float32, and in bfloat16 if the processor multiplies it fast.
 
     Returns:
         Their speeds, and for each dtype the FLOP/s of the best square product.

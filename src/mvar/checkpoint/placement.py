@@ -21,8 +21,8 @@ def place(
 
     Args:
         device: None takes CUDA where there is one, else the CPU.
-        dtype: None takes float32, and for a generator of 100 M parameters or more bfloat16 where the processor is
-            quick at it.
+        dtype: None takes float32, and for a generator of 100 M parameters or more bfloat16 on processors
+            that multiply it fast.
 
     Raises:
         ValueError: an unknown dtype, or no such device here.

@@ -18,7 +18,7 @@ def bench_train(
     Args:
         preset: of the generator, as of train generator.
         batch_size: images of a step.
-        dtype: of the matrix products; bfloat16 where the processor is quick at it by default.
+        dtype: of the matrix products; default: bfloat16 on processors that multiply it fast, else float32.
         steps: timed steps of each case, after two to warm up.
         out: folder to write train.json and train.png to.
     """
@@ -44,7 +44,7 @@ def bench_sample(
     Args:
         preset: of the generator; its weights are random.
         model: instead, one with weights: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
-        dtype: of the weights in use; bfloat16 where the processor is quick at it by default.
+        dtype: of the weights in use; default: bfloat16 on processors that multiply it fast, else float32.
         batch: images at once; a list measures all of these, and looks at the first in detail.
         guidance: strength of guidance.
         rounds: timed, of everything, after one to warm up.
@@ -83,7 +83,7 @@ def bench_growth(
 
     Args:
         preset: of the generator, for its width.
-        dtype: of the weights in use; bfloat16 where the processor is quick at it by default.
+        dtype: of the weights in use; default: bfloat16 on processors that multiply it fast, else float32.
         rounds: timed, of everything, after one to warm up.
         out: folder to write growth.json and growth.png to.
     """
@@ -104,7 +104,7 @@ def bench_features(batch_size: int = 64, rounds: int = 5, out: str | None = None
 
     Args:
         batch_size: images at once.
-        rounds: timed, of every network in float32 and, where the processor is fast at it, bfloat16; one more warms up.
+        rounds: timed rounds of each network, in float32 and, where it is fast, bfloat16; one more warms up.
         out: folder to write features.json and features.png to.
     """
     from mvar.bench.features import bench, table, write

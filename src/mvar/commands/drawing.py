@@ -172,7 +172,7 @@ def sample(
         if out_dir is not None:
             samples.write(out_dir)
     if npz is not None:
-        samples.save_npz(pixels_NHW3, npz)
+        samples.save_npz(pixels_NHW3, npz, seed)
     if out is not None:
         sheet = class_rows([loaded.class_name(i) for i in ids], pixels_NHW3)
         if show_scales:
@@ -225,10 +225,10 @@ def edit(
         dtype: of the weights in use.
     """
     from mvar.data.decoding import as_image, as_stored
-    from mvar.files import writable_folder
+    from mvar.files import file_sha256, writable_folder
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
-    from mvar.sampling.masks import read_hole
+    from mvar.sampling.masks import FEATHER, read_hole
     from mvar.sampling.report import Samples, target_problems
     from mvar.sampling.sheet import check_size, with_hole
 
@@ -238,6 +238,9 @@ def edit(
     raise_problems([*replace(SamplingSettings(), **settings).problems(), *target_problems(out, out_dir, None)])
     original = as_stored(image)
     hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
+    facts: dict[str, Any] = {"image": image, "image_sha256": file_sha256(image)}
+    facts |= {"mask": mask, "mask_sha256": mask and file_sha256(mask), "box": box, "keep_box": keep_box, "mode": mode}
+    facts |= {"paste": paste, "feather": FEATHER if paste and feather is None else feather}
     if out is not None:
         target(out, IMAGE_SUFFIXES, "out", original.size if paste else None)
     if out_dir is not None:
@@ -266,8 +269,7 @@ def edit(
         where = f"{ring.nearest}-{ring.farthest} pixels" if many else counted(ring.nearest, "pixel")
         print(f"{where:>16} from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
     if out_dir is not None:
-        facts = _drawn_with(loaded, model, dtype, seed, settings)
-        facts |= {"image": image, "mask": mask, "box": box, "keep_box": keep_box, "mode": mode, "paste": paste}
+        facts = _drawn_with(loaded, model, dtype, seed, settings) | facts
         labels = loaded.label_ids(parse_label(label, loaded)) * n
         Samples.of(labels, loaded.class_name, facts, "edited").save(result, out_dir, 0)
     if out is not None:
@@ -293,7 +295,7 @@ def vary(
     dtype: Literal["float32", "bfloat16"] | None = None,
     **options: Any,
 ) -> None:
-    """Keep the coarse maps of an image and draw the finer ones anew.
+    """Keep the coarse maps of an image and draw the finer ones again.
 
     Sampling options left out are the model's own.
 

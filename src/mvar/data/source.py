@@ -74,7 +74,7 @@ class PixelSource:
         Args:
             seed: of the random crops.
             on_bad_image: "skip" leaves unreadable images out with one warning for all, "error" raises it.
-            cache_bytes: memory that resized images may take; larger sets are decoded anew for every batch.
+            cache_bytes: memory that resized images may take; larger sets are decoded again for every batch.
 
         Raises:
             ValueError: an option is out of range, no image is readable, or one is not and on_bad_image is "error".

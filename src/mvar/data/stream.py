@@ -136,7 +136,7 @@ class Stream:
 class StreamLoader:
     """The slices of one rank from a stream, with the interface of `mvar.data.loader.Loader`.
 
-    The ranks take whole shards by turns, in an order that the seed decides anew for each epoch.
+    The ranks take whole shards by turns, in an order that the seed decides for each epoch.
     """
 
     def __init__(

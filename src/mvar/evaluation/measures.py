@@ -35,16 +35,16 @@ PROTOCOL = {
 }
 
 
-class Names(NamedTuple):
-    """What measures are called that belong to one network; a distance in other features is no FID."""
+class DistanceNames(NamedTuple):
+    """Names of the distances in one network's features: FID means Inception's alone."""
 
     frechet: str  # of spatial features with an s before it
     kernel: str
 
 
 NAMES = {
-    "FID": Names("FID", "KID"),
-    "FD-EffNetLite0": Names("FD-EffNetLite0", "KD-EffNetLite0"),
+    "FID": DistanceNames("FID", "KID"),
+    "FD-EffNetLite0": DistanceNames("FD-EffNetLite0", "KD-EffNetLite0"),
 }
 
 

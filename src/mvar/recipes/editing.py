@@ -1,4 +1,4 @@
-"""How well editing mends a hole: both modes on held-out images, by distance from the hole.
+"""How well editing fills a hole: both modes on held-out images, by distance from the hole.
 
     python -m mvar.recipes.editing --model fashion-mnist --data data/fashion-mnist --out docs/images/editing \
         --page-file docs/editing.md --sheet docs/images/editing.png

@@ -1,4 +1,4 @@
-"""New images from a given one: repaint a part of it, or keep its coarse maps and draw the finer ones anew.
+"""New images from a given one: repaint a part of it, or keep its coarse maps and draw the finer ones again.
 
 Shapes: B results, Z latent channels, H W pixels or the finest sides, h w cells of a token map; P tokens of a scale.
 Source: zero-shot editing of VAR (Tian et al. 2024), section 5.4; the re-encoded mode is ours.
@@ -56,8 +56,8 @@ def edit(
         labels_B: a class for each result; the null class leaves the choice to the surroundings.
         index: each result's number.
         mode: what kept cells hold. "own": the image's own tokens. "reencode": at each scale the codes nearest to what
-            the mixed f_hat still lacks of the image, averaged over what stays of it, so that they mend what repainted
-            coarse cells spilled over the border and say nothing of what was in the hole.
+            the mixed f_hat still lacks of the image, averaged over what stays of it, so that they correct what
+            repainted coarse cells spilled over the border and say nothing of what was in the hole.
         batch_size: results at once.
         on_scale: see `mvar.sampling.engine.OnScale`.
     """
@@ -99,7 +99,7 @@ def vary(
     batch_size: int,
     on_scale: OnScale | None = None,
 ) -> SampleOutput:
-    """Keep the first maps of an image, draw the others anew.
+    """Keep the first maps of an image, draw the others again.
 
     The kept maps run through the generator once; the results are forks of the state after them.
 

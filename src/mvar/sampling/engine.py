@@ -298,7 +298,7 @@ class Sampler:
 
 
 def check_logits(logits_BlV: Tensor, schedule: ScaleSchedule, scales: range, or_else: str = "") -> None:
-    """Refuse to draw or score by numbers that are none: a NaN is the largest of all to whoever sorts.
+    """Raise if logits are not finite: sorting puts NaN first.
 
     Args:
         logits_BlV: of all tokens of `scales`.

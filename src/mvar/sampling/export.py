@@ -15,7 +15,7 @@ from PIL import Image
 
 from mvar.data.colour import in_srgb
 from mvar.data.order import epoch_order
-from mvar.files import atomic_write, writable_file, writable_folder, write_text
+from mvar.files import atomic_write, read_bounded, writable_file, writable_folder, write_text
 from mvar.sampling.engine import SampleOutput
 from mvar.text import clean
 
@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = (".png", ".webp")
 NPZ_SUFFIXES = (".npz",)
 MIXED = 2**64  # stands for an epoch that no training has: an order of its own
 LARGEST_SET = 10_000_000  # images: the names of more would fill the memory
+MOST_WRITTEN = 1000 * LARGEST_SET  # bytes of a JSON file about a set: an image has some 150
 MOST_BYTES = 200  # of a class's name in a file's, of which file systems take 255
 MOST_WEBP = 16_383  # pixels a side
 
@@ -109,7 +110,7 @@ def save_npz(
         index: their numbers, int64 (N,).
 
     Raises:
-        ValueError: as of `target`.
+        ValueError: see `target`.
     """
     path = target(path, NPZ_SUFFIXES, "npz")
     order_N = epoch_order(len(labels), seed, MIXED)
@@ -156,11 +157,12 @@ def read_beside(images: str | Path, name: str, is_ours: Callable[[Any], bool]) -
     """Read a JSON file about some images; None where there is none.
 
     Raises:
-        ValueError: one line: the file is damaged, or holds something else.
+        ValueError: one line: it is damaged, too large, not a regular file, or holds something else.
     """
     path = beside(images, name)
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        path.lstat()  # tells a missing file from one that is refused
+        found: dict[str, Any] = json.loads(read_bounded(path, MOST_WRITTEN))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -1,13 +1,13 @@
 """What `mvar sample` and `mvar edit` leave beside their images: which there are, of which classes, and what drew them.
 
 A folder has samples.json, NAME.npz has NAME.samples.json; where a protocol decided the images, its own file says the
-same. Whoever reads images holds them against it: a set that was not finished, or has others' images in it, is refused.
+same. Readers check images against this file: a set that was not finished, or holds other images, is refused.
 """
 
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Samples:
         labels: their class indices; that of no class is the number of classes.
         classes: names of the classes that they are of, by index.
         facts: what decides them besides, such as model, seed and settings.
-        details: what else is told of each; empty for nothing.
+        details: further fields of each image's row; empty for none.
         origin: the file that says all this.
     """
 
@@ -65,17 +65,17 @@ class Samples:
 
         In this order, an interruption leaves no image that the report there does not list, and none of two runs.
         """
-        before = _read_report(root)
-        if before is not None:
-            print(f"{root}: replacing {counted(len(before.files), 'image')} of an earlier run", file=sys.stderr)
-            for file in before.files:
-                (root / file).unlink(missing_ok=True)
+        earlier, _ = _apart(root, _read_report(root))
+        if earlier:
+            print(f"{root}: replacing {counted(len(earlier), 'image')} of an earlier run", file=sys.stderr)
+        for file in earlier:
+            (root / file).unlink(missing_ok=True)
         for unfinished in root.glob(".*.partial.png"):  # of a process that was killed
             unfinished.unlink()
         self.write(root)
 
-    def save_npz(self, pixels_NHW3: np.ndarray, npz: str) -> None:
-        """Write all images as an .npz, and the report beside it, mixed by the run's seed; see `save_npz`.
+    def save_npz(self, pixels_NHW3: np.ndarray, npz: str, seed: int) -> None:
+        """Write all images as an .npz, and the report beside it, mixed by the seed; see the function of this name.
 
         An interruption leaves the earlier .npz and its report, or at worst one without a report; never one beside the
         report of others.
@@ -85,7 +85,7 @@ class Samples:
             yield from (pixels_NHW3[i] for i in order)  # one by one: all in another order would be a second array
             beside(npz, REPORT).unlink(missing_ok=True)  # of the .npz that is about to be replaced
 
-        save_npz(images, pixels_NHW3.shape[1:3], self.labels, npz, self.facts["seed"])
+        save_npz(images, pixels_NHW3.shape[1:3], self.labels, npz, seed)
         self.write(npz)
 
     def write(self, images: str | Path) -> None:
@@ -132,14 +132,8 @@ def read_samples(images: str | Path) -> Samples | None:
     protocol = read_protocol(images)
     if protocol is None:
         return _read_report(images)
-    labels, classes = labels_of(protocol["counts"]), protocol["classes"]
-    return Samples(
-        files=[image_file(classes[label], i) for i, label in enumerate(labels)],
-        labels=labels,
-        classes=dict(enumerate(classes)),
-        facts=protocol,
-        origin=beside(images, SETTINGS).name,
-    )
+    samples = Samples.of(labels_of(protocol["counts"]), protocol["classes"].__getitem__, protocol)
+    return replace(samples, origin=beside(images, SETTINGS).name)
 
 
 def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> Iterator[str]:
@@ -161,8 +155,7 @@ def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> It
         except ValueError as error:
             yield f"{name} = {path!r}: {error}"
             continue
-        known = {_same(file) for file in before.files} if before is not None else set()
-        if name == "out_dir" and (others := [file for file in _loose(Path(path)) if _same(file) not in known]):
+        if name == "out_dir" and (others := _apart(Path(path), before)[1]):
             yield (
                 f"out_dir = {path!r}: holds {counted(len(others), 'image')} that no {REPORT} lists, "
                 f"first {others[0]!r}; give a new folder, or remove them"
@@ -198,12 +191,17 @@ def _is_row(row: dict[str, Any], number: int) -> bool:
     return inside and row.get("number") == number and isinstance(row.get("class"), str) and is_integer(label)
 
 
-def _loose(folder: Path) -> list[str]:
-    """The images in a folder itself. Those in folders in it are no danger: together with others, both are refused."""
+def _apart(folder: Path, report: Samples | None) -> tuple[list[str], list[str]]:
+    """The images in a folder itself that a report lists, and the others.
+
+    Those in folders in it are no danger: together with others, both are refused.
+    """
     if not folder.is_dir():
-        return []
+        return [], []
+    known = set() if report is None else {_same(file) for file in report.files}
     images = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    return sorted((path.name for path in images if not path.is_dir()), key=natural)
+    names = sorted((path.name for path in images if not path.is_dir()), key=natural)
+    return [name for name in names if _same(name) in known], [name for name in names if _same(name) not in known]
 
 
 def _same(file: str) -> str:

@@ -44,8 +44,8 @@ class RunConfig:
         workers: batches that are read at once ahead of training, 0 for none; results do not depend on it.
         seed: of everything random; step i depends on (seed, i) only.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        dtype: of the matrix products, weights stay in float32; None takes bfloat16 where the processor is quick at it;
-            float16 scales the loss.
+        dtype: of the matrix products, weights stay in float32; None takes bfloat16 on processors that multiply it
+            fast, else float32; float16 scales the loss.
         parallel: how torchrun's processes share the work: "ddp" copies the model, "fsdp" spreads it (generators only).
         rank_timeout: minutes without an answer from another rank after which the run fails.
         log_every: steps between lines of metrics.
