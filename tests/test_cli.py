@@ -405,10 +405,16 @@ def test_yaml_says_where_a_list_is_needed(configured, content, message):
         ("", "holds nothing, expected options by name"),
         ("- 1\n- 2\n", "holds a list, expected options by name"),
         ("steps", "holds text, expected options by name"),
-        ("steps: 3\nbetas: [1\n", "line 3: expected ',' or ']', but got '<stream end>'; correct the file"),
+        (
+            "steps: 3\nbetas: [1\n",
+            "line 3: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'; correct",
+        ),
         ("steps: 3\nsteps: 4\n", "steps is given twice; leave one out"),
         ("model: {depth: 4}\nmodel.depth: 4\n", "model.depth is given twice; leave one out"),
-        ("steps: 3\n---\nsteps: 4\n", "line 2: but found another document; correct the file"),
+        (
+            "steps: 3\n---\nsteps: 4\n",
+            "line 2: expected a single document in the stream, but found another document; correct",
+        ),
         ("data: &a [x, x]\nout: *a\n", "line 1: has the anchor or alias a, which are not read; write the value out"),
         ("steps: !!python/name:os.system 3", "line 1: has the tag tag:yaml.org,2002:python/name:os.system, which is"),
         ("freeze: " + "[" * 50_000, "line 1: is nested deeper than 16 levels; correct the file"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mvar.checkpoint import hub
 from mvar.cli import main
-from mvar.commands.drawing import parse_labels
+from mvar.commands.labels import parse_labels
 from mvar.model import Model, load
 
 
@@ -126,7 +126,7 @@ def test_a_file_name_that_is_no_text_is_written_escaped(bundle, workplace, capsy
     assert capsys.readouterr().out.startswith(r"\udcff\x1b[2J.png: ")
 
 
-NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk']
+NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk', '"big" cat']
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,7 @@ NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk
         ('"Cats,  dogs",cat', ["Cats, dogs", "cat"]),
         ("cafe\u0301 au\u00a0lait", ["caf\u00e9 au lait"]),
         ('5" disk,cat', ['5" disk', "cat"]),
+        ('"big" cat', ['"big" cat']),
         ("", []),
     ],
 )

@@ -234,7 +234,9 @@ def _top(path: str, named: str) -> MappingNode:
         node = yaml.compose(content.decode("utf-8-sig"), Loader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{named}: {line}{error.problem or error.context}; correct the file") from error
+        raise ValueError(
+            f"{named}: {line}{', '.join(filter(None, (error.context, error.problem)))}; correct the file"
+        ) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{named}: is no YAML ({' '.join(str(error).split())}); give a YAML file") from error
     if not isinstance(node, MappingNode):

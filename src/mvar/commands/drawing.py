@@ -3,7 +3,6 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,21 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mvar.commands.labels import parse_label, parse_labels
 from mvar.commands.protocol import draw_protocol, unsuitable
 from mvar.commands.rejection import BestOf, choice_problems
 from mvar.commands.sheets import class_rows, with_growth
 from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
-from mvar.text import clean, counted, split_names
+from mvar.text import counted
 from mvar.validation import raise_problems
 
-MOST_ROWS = 10  # of a sheet whose labels were not asked for
 ORIGINAL = 2**63  # the number of the sample that is varied: none of its variations'
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mvar.model import Model
-    from mvar.sampling.labels import Label
 
 
 def settings_of(
@@ -343,49 +341,6 @@ def vary(
 
 
 # --- parts ---
-
-
-def parse_labels(text: str | None, model: "Model") -> list["Label"]:
-    """Labels between commas, or one whose name holds some; None takes all classes, or the first few.
-
-    Raises:
-        ValueError: text that can be read in two ways, or double quotes that do not match.
-    """
-    classes = [clean(name) for name in model.classes]
-    if text is None:
-        if len(classes) > MOST_ROWS:
-            print(f"the first {MOST_ROWS} of {len(classes)} classes; name others by --labels", file=sys.stderr)
-        return list(range(min(len(classes), MOST_ROWS))) if classes else [-1]
-    whole = clean(text)
-    if whole not in classes or "," not in whole:
-        named = [parse_label(name, model) for name in split_names(text, "labels")]
-        if not named:
-            raise ValueError(f"labels = {text!r}: names no class; give at least one, or leave it out")
-        return named
-    if all(clean(name) in classes or _INDEX.fullmatch(name) for name in split_names(text, "labels")):
-        i = classes.index(whole)
-        raise ValueError(f"labels has {whole!r}: the class of this name or several? For the class, give {i}")
-    return [whole]
-
-
-def parse_label(text: str | None, model: "Model") -> "Label":
-    """One label: a number is a class's index, all else its name; None for no class.
-
-    Raises:
-        ValueError: a number that is the name of a class at another index.
-    """
-    if text is None:
-        return None
-    if not _INDEX.fullmatch(name := clean(text)):
-        return name
-    classes = [clean(name) for name in model.classes]
-    if name in classes and classes.index(name) != int(name):
-        i = classes.index(name)
-        raise ValueError(f"labels has {name}: index {name} or the class named {name!r}? For the class, give {i}")
-    return int(name)
-
-
-_INDEX = re.compile(r"-?[0-9]{1,20}")
 
 
 def _drawn_with(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mvar.commands.labels import parse_label
 from mvar.scales import Side
 from mvar.text import Names, counted
 
@@ -148,7 +149,6 @@ def score(
     """
     import torch
 
-    from mvar.commands.drawing import parse_label
     from mvar.data.progress import track
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
