@@ -211,6 +211,19 @@ def test_a_class_folder_without_images_is_no_class(tmp_path):
         assert ImageFolder.scan(tmp_path).classes == ["a", "b"]
 
 
+@pytest.mark.parametrize("others", [["dog"], []])
+def test_a_folder_that_may_be_either_of_two_classes_is_refused(tmp_path, others):
+    for name in ("CAT", *others):
+        save(tmp_path / name / "1.png")
+    with pytest.raises(
+        ValueError,
+        match=r"^data = '[^\n]*': the class CAT may be cat or Cat of the training images; rename the folder$",
+    ):
+        ImageFolder.scan(tmp_path, classes=["cat", "Cat", "dog"])
+    (tmp_path / "CAT").rename(tmp_path / "Cat")
+    assert ImageFolder.scan(tmp_path, classes=["cat", "Cat", "dog"]).labels == [1, *[2 for _ in others]]
+
+
 # --- resize, crop, cache --------------------------------------------------------------------------------------------
 
 

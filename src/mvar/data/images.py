@@ -58,7 +58,7 @@ class ImageFolder:
         Raises:
             ValueError: one line with field, value and fix where the folder is missing, holds no images, holds
                 images both beside and inside its class folders, has splits in place of classes (see `check_classes`),
-                or none of the wanted classes.
+                none of the wanted classes, or a name that may mean several of them.
         """
         root = Path(folder)
         named = f"{field} = {str(folder)!r}"
@@ -204,12 +204,15 @@ def _of_classes(
     """Images and labels of these classes, and the classes; the images of others are left out with a warning.
 
     Raises:
-        ValueError: there are none of these classes.
+        ValueError: there are none of these classes, or a name may mean several of them.
     """
     known, labels = Names(classes), dict[str, int]()
     for name in by_class:
-        if len(place := known.find(name)) == 1:
-            labels[name] = place[0]
+        if len(places := known.find(name)) > 1:
+            either = " or ".join(classes[place] for place in places)
+            raise ValueError(f"{named}: the class {name} may be {either} of the training images; rename the folder")
+        if places:
+            labels[name] = places[0]
     if not labels:
         raise ValueError(
             f"{named}: holds {some(by_class) or 'images without classes'}, the training images are of {some(classes)}; "
