@@ -217,7 +217,7 @@ def test_a_folder_that_may_be_either_of_two_classes_is_refused(tmp_path, others)
         save(tmp_path / name / "1.png")
     with pytest.raises(
         ValueError,
-        match=r"^data = '.*': the class CAT may be cat or Cat of the training images; rename the folder$",
+        match=r"^data = '[^\n]*': the class CAT may be cat or Cat of the training images; rename the folder$",
     ):
         ImageFolder.scan(tmp_path, classes=["cat", "Cat", "dog"])
     (tmp_path / "CAT").rename(tmp_path / "Cat")

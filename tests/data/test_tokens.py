@@ -282,7 +282,7 @@ def test_a_cache_is_no_folder_of_images_and_no_model(refused, finished, bundle, 
     train, cache = ["train", "tokenizer", "--preset", "tiny32", "--perceptual", "0", "--out", out], str(finished)
     for arguments, field in (
         ([*train, "--data", cache], "data"),
-        ([*train, "--data", str(data), "--val-data", cache], "val_data"),
+        ([*train, "--data", str(data / "train"), "--val-data", cache], "val_data"),
         (["score", "--model", bundle, "--images", cache], "images"),
     ):
         assert refused(*arguments)[-1] == (
