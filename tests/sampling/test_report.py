@@ -300,9 +300,10 @@ def test_a_path_that_is_not_utf_8_can_be_told(bundle, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"model": "b\udcff", "class": "\u00e9"}
 
 
-def test_a_set_has_a_largest_size(bundle, tmp_path, refused):
-    for protocol in ([], ["--protocol", "imagenet-50k"]):
-        command = ["sample", "--model", bundle, *protocol, "--per-class", "5000001", "--npz", str(tmp_path / "a.npz")]
-        assert refused(*command) == [
-            "mvar: per_class: asks for 10,000,002 images, a set has at most 10,000,000; give less"
+def test_a_set_has_a_largest_size(many_classes, tmp_path, refused):
+    draw = ["sample", "--model", many_classes, "--per-class", "1000000", "--npz", str(tmp_path / "a.npz")]
+    labels = ",".join(map(str, range(11)))
+    for more, count in ((["--labels", labels], "11,000,000"), (["--protocol", "imagenet-50k"], "50,000,000")):
+        assert refused(*draw, *more) == [
+            f"mvar: per_class: asks for {count} images, a set has at most 10,000,000; give less"
         ]
