@@ -187,6 +187,23 @@ def test_pasting_enlarges_what_was_painted():
     assert np.abs(np.asarray(result) - large.numpy())[HOLE.numpy()].max() <= 0.51
 
 
+@pytest.mark.parametrize("size", [(20, 30), (47, 80), (9, 11)])
+def test_only_the_box_around_the_hole_is_worked_on(size, monkeypatch):
+    """The same pixels as when all of what was painted is resized, at the image's edges too."""
+    painted = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    large = F.interpolate(painted, size=(20, 30), mode="bicubic", antialias=True).clamp(0, 1)
+    seen, distance = [], masks.distance
+    monkeypatch.setattr(masks, "distance", lambda hole, most: seen.append(hole.shape) or distance(hole, most))
+    for rows, columns in ((slice(0, 4), slice(26, 30)), (slice(15, 20), slice(0, 7)), (slice(8, 9), slice(9, 14))):
+        hole = torch.zeros(20, 30, dtype=torch.bool)
+        hole[rows, columns] = True
+        (result,) = masks.pasted(painted, stored("RGB"), hole, 2)
+        weight = (1 - distance(hole) / 3).clamp(min=0)[..., None].numpy()
+        expected = weight * large[0].permute(1, 2, 0).numpy() * 255 + (1 - weight) * np.asarray(stored("RGB"))
+        assert np.abs(np.asarray(result) - expected).max() <= 1.01
+    assert seen == [(6, 6), (7, 9), (5, 9)]
+
+
 def test_what_cannot_be_painted_in_becomes_srgb(profiles):
     painted = torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(0))
     for image in (stored("RGBA").convert("RGB").convert("CMYK"), stored("RGB", profiles["scanner"])):

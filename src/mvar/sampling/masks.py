@@ -1,7 +1,7 @@
 """Holes: what of an image is to be repainted, in pixels, in cells of the token maps, and at its border.
 
-Shapes: H W pixels, h w cells of a token map, C channels of an image's mode. A hole is bool (H, W), true where the image
-is repainted.
+Shapes: H W pixels, U V those of a box around a hole, h w cells of a token map, C channels of an image's mode. A hole is
+bool (H, W), true where the image is repainted.
 """
 
 import operator
@@ -172,23 +172,36 @@ def pasted(pixels_B3hw: Tensor, original: Image.Image, hole_HW: Tensor, feather:
         hole_HW: of the original's size.
     """
     original = paintable(original)
-    weight_HW1 = (1 - distance(hole_HW, most=feather) / (feather + 1)).clamp(min=0).numpy()[..., None]
-    before_HWC = np.atleast_3d(np.asarray(original))
+    # All that changes lies in the box around the hole and the feather, which in a photo may be small.
+    (top, bottom), (left, right) = (_reach(hole_HW.any(axis), feather) for axis in (1, 0))
+    before_UVC = np.atleast_3d(np.asarray(original.crop((left, top, right, bottom))))
+    steps_UV = distance(hole_HW[top:bottom, left:right], most=feather)
+    weight_UV1 = (1 - steps_UV / (feather + 1)).clamp(min=0).numpy()[..., None]
     # An opaque layer of this weight over the image, by Porter and Duff's rule.
-    alpha_HW1 = before_HWC[..., -1:] / np.float32(255) if original.mode in ("LA", "RGBA") else np.float32(1)
-    after_HW1 = weight_HW1 + (1 - weight_HW1) * alpha_HW1
-    share_HW1 = weight_HW1 / np.where(weight_HW1 > 0, after_HW1, 1)
+    alpha_UV1 = before_UVC[..., -1:] / np.float32(255) if original.mode in ("LA", "RGBA") else np.float32(1)
+    after_UV1 = weight_UV1 + (1 - weight_UV1) * alpha_UV1
+    share_UV1 = weight_UV1 / np.where(weight_UV1 > 0, after_UV1, 1)
+    (H, W), (h, w) = hole_HW.shape, pixels_B3hw.shape[-2:]
+    source = (left * w / W, top * h / H, right * w / W, bottom * h / H)
     results = []
     for pixels_3hw in pixels_B3hw:
-        painted_3HW = pixels_3hw
-        if pixels_3hw.shape[-2:] != hole_HW.shape:
-            painted_3HW = F.interpolate(pixels_3hw[None], hole_HW.shape, mode="bicubic", antialias=True)[0].clamp(0, 1)
-        painted_HWC = like(to_images(painted_3HW[None])[0], original)
-        mixed_HWC = share_HW1 * painted_HWC + (1 - share_HW1) * before_HWC[..., : painted_HWC.shape[-1]]
+        planes = [
+            Image.fromarray(plane_hw).resize((right - left, bottom - top), Image.Resampling.BICUBIC, source)
+            for plane_hw in pixels_3hw.numpy()
+        ]
+        painted_3UV = torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).clamp(0, 1)
+        painted_UVC = like(to_images(painted_3UV[None])[0], original)
+        mixed_UVC = share_UV1 * painted_UVC + (1 - share_UV1) * before_UVC[..., : painted_UVC.shape[-1]]
         if original.mode in ("LA", "RGBA"):
-            mixed_HWC = np.concatenate([mixed_HWC, 255 * after_HW1], axis=-1)
-        found_HWC = np.where(weight_HW1 > 0, mixed_HWC.round(), before_HWC).astype(before_HWC.dtype)
-        result = Image.fromarray(found_HWC.squeeze(-1) if found_HWC.shape[-1] == 1 else found_HWC)
-        result.info = dict(original.info)
+            mixed_UVC = np.concatenate([mixed_UVC, 255 * after_UV1], axis=-1)
+        found_UVC = np.where(weight_UV1 > 0, mixed_UVC.round(), before_UVC).astype(before_UVC.dtype)
+        result = original.copy()
+        result.paste(Image.fromarray(found_UVC.squeeze(-1) if found_UVC.shape[-1] == 1 else found_UVC), (left, top))
         results.append(result)
     return results
+
+
+def _reach(marked_N: Tensor, feather: int) -> tuple[int, int]:
+    """The range of what is marked along one axis, wider by the feather."""
+    places = marked_N.nonzero()
+    return max(0, int(places[0]) - feather), min(len(marked_N), int(places[-1]) + 1 + feather)
