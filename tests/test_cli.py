@@ -310,6 +310,7 @@ def test_help_imports_no_torch(name):
     done = subprocess.run([sys.executable, "-c", script, *name.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"usage: {f'mvar {name}'.strip()}" in done.stdout
+    assert "\\x" not in done.stdout  # a control character, escaped
 
 
 @pytest.mark.parametrize("name", COMMANDS)

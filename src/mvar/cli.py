@@ -241,10 +241,10 @@ class _Formatter(DefaultHelpFormatter):
     """Shows options with dashes, as users type them."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        return _dashed(super()._format_action_invocation(action))
+        return _dashed(super()._format_action_invocation(action)).replace(" \b", "")  # before [=flags]
 
     def _format_usage(self, *args: Any, **kwargs: Any) -> str:
-        return _dashed(super()._format_usage(*args, **kwargs))
+        return _dashed(super()._format_usage(*args, **kwargs)).replace(" \b", "")
 
 
 def _dashed(text: str) -> str:

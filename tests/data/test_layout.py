@@ -44,6 +44,13 @@ def inside(root, source):
 # --- splits ---
 
 
+def test_validation_on_the_training_images_is_told(lay):
+    root = lay(*of("train", 3), "link -> train")
+    with pytest.warns(UserWarning, match=r"^val_data = '.*link': holds the training images themselves"):
+        train, val = open_splits(root / "train", (8, 8), val_data=root / "link")
+    assert len(train) == len(val) == 6
+
+
 @pytest.mark.parametrize(
     ("train", "val"),
     [

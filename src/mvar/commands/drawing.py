@@ -214,7 +214,8 @@ def edit(
         label: class of what is painted, index or name; left to the surroundings by default.
         n: how many results.
         mode: kept cells hold the image's codes as re-encoded against what is painted so far, or its own tokens.
-        paste: put the original pixels back outside the hole, in the image's own size, mode and colour profile.
+        paste: put the original pixels back outside the hole, in the image's own size; its mode and colour profile stay
+            where the written file can hold them.
         feather: with --paste, pixels around the hole over which the two are blended; 4 by default.
         compare: before the results, the image and its hole.
         seed: the run's; result i depends on (seed, i, image, hole, label, mode, settings) only.

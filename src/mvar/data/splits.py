@@ -1,5 +1,6 @@
 """The training and the validation images that `data` names: a folder, local shards or a stream of shards."""
 
+import os
 import unicodedata
 import warnings
 from collections import defaultdict
@@ -80,10 +81,14 @@ def open_splits(
         )
         return stream, val_source
     parts = _located(data, field, "both" if val_data is None else "training")
-    train = _scan(parts.pop(0), field)
+    train_place = parts.pop(0)
+    train = _scan(train_place, field)
     val_place, val_field = (parts.popitem()[1] if parts else None), field
     if val_data is not None:
         val_place, val_field = _for_validation(val_data), "val_data"
+        if _real(val_place) == _real(train_place):
+            text = f"val_data = {str(val_data)!r}: holds the training images themselves"
+            warnings.warn(f"{text}; validation will not tell what is learnt from what is remembered", stacklevel=2)
     val = None if val_place is None else _scan(val_place, val_field, train.classes)
     source = read(train)
     if val is not None:
@@ -99,6 +104,11 @@ def open_splits(
     _report_missing(set(train.labels), source, "training images that can be used", named)
     _report_missing({*source.labels.tolist()}, val_source, "validation images, trained all the same", named)
     return source, val_source
+
+
+def _real(place: Place) -> list[str]:
+    """Where a place lies, links followed."""
+    return [os.path.realpath(path) for path in (place if isinstance(place, list) else [place])]
 
 
 def is_stream(data: str | Path) -> bool:

@@ -6,6 +6,8 @@ from textwrap import fill
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mvar.text import counted
+
 INK = (32, 33, 36)
 PAPER = (255, 255, 255)
 HOLE = (255, 0, 160)
@@ -52,9 +54,10 @@ def check_size(rows: int, columns: int, image_shape: tuple[int, int], field: str
     zoom = _zoom(*image_shape)
     height, width = (n * side * zoom for n, side in zip((rows, columns), image_shape, strict=True))
     if max(height, width) > MOST_SIDE:
+        shape = f"{counted(rows, 'row')} of {counted(columns, 'image')}"
         raise ValueError(
-            f"{field}: a sheet of {rows} rows of {columns} images would be {width}x{height} pixels, more than "
-            f"{MOST_SIDE} along a side; ask for fewer labels or images, or write single files or an .npz instead"
+            f"{field}: a sheet of {shape} would be {width}x{height} pixels, more than {MOST_SIDE} along a side; "
+            "ask for fewer labels or images, or write single files or an .npz instead"
         )
 
 
