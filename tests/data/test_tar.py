@@ -1,5 +1,6 @@
 import io
 import tarfile
+from collections import Counter
 
 import pytest
 
@@ -44,7 +45,7 @@ def found(tmp_path):
             path.write_bytes(content)
         rows = []
         with open(path, "rb") as file:
-            for sample in samples(file, stream=stream):
+            for sample in samples(file, Counter(), stream=stream):
                 try:
                     label = sample.read_label()
                 except ValueError as error:
@@ -72,6 +73,12 @@ def test_how_members_make_samples(found, stream):
     assert found(member("a.png", b"") + hidden + member("a.cls", b"3") + END, stream) == [("a", None, 3)]
     shown = b"".join(member(name, b"") for name in ("./b.png", "../__c.png", "d__/e__.png"))
     assert found(shown + END, stream) == [("./b", None, None), ("../__c", None, None), ("d__/e__", None, None)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_label_is_of_no_image_of_another_name(found, stream):
+    unread = member("b.GIF", b"") + member("b.cls", b"1") + member("c.tiff", b"")
+    assert found(A + unread + END, stream)[1:] == [("b", "has a label but no image; convert b.GIF to PNG", 1)]
 
 
 def test_labels_may_lie_anywhere_in_a_local_tar_only(found):
