@@ -76,7 +76,12 @@ def test_how_members_make_samples(found, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_label_is_of_no_image_of_another_name(found, stream):
+def test_labels_whose_image_has_another_name_or_kind(found, stream):
+    pair = member("d/a.input.png", b"") + member("d/a.target.png", b"") + member("d/a.cls", b"1")
+    reason = "has a label but no image of its name, only a.input.png, a.target.png; rename one to match"
+    assert found(pair + A + END, stream) == [("d/a", reason, 1), ("a", None, 1)]
+    own = member("d/a.v2.png", b"") + member("d/a.v2.cls", b"2")
+    assert ("d/a.v2", None, 2) in found(own + pair + END, stream)
     unread = member("b.GIF", b"") + member("b.cls", b"1") + member("c.tiff", b"")
     assert found(A + unread + END, stream)[1:] == [("b", "has a label but no image; convert b.GIF to PNG", 1)]
 

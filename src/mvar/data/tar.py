@@ -153,6 +153,13 @@ def _grouped(entries: Iterable[Entry], others: Counter[str]) -> Iterator[Sample]
     for parts in groups.values():
         found = {middle: _sample(kinds) for middle, kinds in parts.items()}
         plain = found.get("", Sample(None, None))
+        lone = [middle for middle, sample in found.items() if middle and sample.image and not sample.label]
+        if plain.label and not plain.image and lone:  # it is unclear which of them the label is of
+            names = some([posixpath.basename(found[middle].name) for middle in lone])
+            found[""] = plain._replace(
+                missing=f"has a label but no image of its name, only {names}; rename one to match"
+            )
+            found = {middle: sample for middle, sample in found.items() if middle not in lone}
         for middle, sample in found.items():
             # With an image of its own, a sample may have more fields, such as a mask a.mask.png beside a.jpg.
             one, both = sample.image or sample.label, sample.image and sample.label
