@@ -228,7 +228,8 @@ def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(write_sh
             }
             for i, value in enumerate([7, 10**9, -1, "20", None, ["broken"], {"label": 1}])
         ),
-        lambda index: {key: value for key, value in index.items() if key != "samples"},
+        *(lambda index, key=key: {k: v for k, v in index.items() if k != key} for key in ("samples", "others")),
+        *(lambda index, others=others: {**index, "others": others} for others in ([], {".gif": -1}, {"word": 1})),
     ],
 )
 def test_an_index_that_cannot_be_of_its_shard_is_made_again(write_shard, picture, tmp_path, change):
@@ -361,6 +362,20 @@ def test_a_shard_that_breaks_later_is_named_with_the_member(shard):
     os.truncate(shard, 5000)
     with pytest.raises(ValueError, match=r"0\.tar/05\.png' was readable before and is not now: the shard is cut short"):
         read.batch([5])
+
+
+def test_images_of_other_kinds_are_named_whenever_the_set_is_read(write_tar, picture, tmp_path, monkeypatch):
+    label = ("a.cls", b"0")
+    paths = [
+        write_tar(tmp_path / "0.tar", [("a.png", picture(0)), label, ("b.bmp", b""), ("c.BMP", b"")]),
+        write_tar(tmp_path / "1.tar", [("a.png", picture(1)), label, ("d.tiff", b""), (".e.gif", b""), ("a.txt", b"")]),
+    ]
+    said = r"^data = '.*': passes over 3 files of other kinds \(2 \.bmp, 1 \.tiff\); convert what you need to PNG$"
+    with pytest.warns(UserWarning, match=said):
+        first = ShardSet.scan(paths)
+    monkeypatch.setattr(shards, "decode", None)
+    with pytest.warns(UserWarning, match=said):
+        assert ShardSet.scan(paths) == first
 
 
 # --- splits and order -----------------------------------------------------------------------------------------------

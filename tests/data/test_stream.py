@@ -126,6 +126,16 @@ def test_bad_images_are_passed_over_or_refused(stream, loader, write_shard, pict
         loader(stream(urls=[url]), 1, workers=0).batch(0)
 
 
+def test_images_of_other_kinds_are_named(stream, write_tar, picture, tmp_path):
+    members = [("a.png", picture(0)), ("a.cls", b"1"), ("b.gif", b""), ("b.cls", b"2"), ("c.tiff", b"")]
+    one = stream(urls=[f"pipe:cat {write_tar(tmp_path / '0.tar', members)}"])
+    with (
+        pytest.warns(UserWarning, match=r"0\.tar': passes over 2 files of other kinds \(1 \.gif, 1 \.tiff\); convert"),
+        pytest.warns(UserWarning, match=r"0\.tar/b' cannot be used: has a label but no image; convert b\.gif to PNG"),
+    ):
+        assert [image.label for image in one.shard(0, 0)] == [1]
+
+
 def test_an_image_does_not_train_without_its_class(stream, write_tar, picture, tmp_path):
     late = [("a.png", picture(0)), ("b.png", picture(1)), ("b.cls", b"1"), ("a.cls", b"0")]
     late = stream(urls=[f"pipe:cat {write_tar(tmp_path / 'late.tar', late)}"])

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from collections import Counter
 
 import pytest
 
@@ -44,7 +45,7 @@ def found(tmp_path):
             path.write_bytes(content)
         rows = []
         with open(path, "rb") as file:
-            for sample in samples(file, stream=stream):
+            for sample in samples(file, Counter(), stream=stream):
                 try:
                     label = sample.read_label()
                 except ValueError as error:
@@ -72,6 +73,17 @@ def test_how_members_make_samples(found, stream):
     assert found(member("a.png", b"") + hidden + member("a.cls", b"3") + END, stream) == [("a", None, 3)]
     shown = b"".join(member(name, b"") for name in ("./b.png", "../__c.png", "d__/e__.png"))
     assert found(shown + END, stream) == [("./b", None, None), ("../__c", None, None), ("d__/e__", None, None)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_labels_whose_image_has_another_name_or_kind(found, stream):
+    pair = member("d/a.input.png", b"") + member("d/a.target.png", b"") + member("d/a.cls", b"1")
+    reason = "has a label but no image of its name, only a.input.png, a.target.png; rename one to match"
+    assert found(pair + A + END, stream) == [("d/a", reason, 1), ("a", None, 1)]
+    own = member("d/a.v2.png", b"") + member("d/a.v2.cls", b"2")
+    assert ("d/a.v2", None, 2) in found(own + pair + END, stream)
+    unread = member("b.GIF", b"") + member("b.cls", b"1") + member("c.tiff", b"")
+    assert found(A + unread + END, stream)[1:] == [("b", "has a label but no image; convert b.GIF to PNG", 1)]
 
 
 def test_labels_may_lie_anywhere_in_a_local_tar_only(found):

@@ -78,7 +78,7 @@ class ImageFolder:
                     f"{named}: is a token cache, which only train generator takes, as --data; "
                     "give the folder of images that it was made from"
                 )
-            held = f" but {_kinds(others)}" if others else ""
+            held = f" but {kinds(others)}" if others else ""
             raise ValueError(
                 f"{named}: holds no images{held}; put {' '.join(SUFFIXES)} files into it or into class folders"
             )
@@ -92,7 +92,7 @@ class ImageFolder:
             warnings.warn(f"{named}: folders without images are no classes: {some(empty)}", stacklevel=2)
         odd = Counter({kind: n for kind, n in others.items() if kind == BROKEN or kind.startswith(OTHERS)})
         if odd:
-            warnings.warn(f"{named}: passes over {_kinds(odd)}; convert what you need to PNG", stacklevel=2)
+            warnings.warn(f"{named}: passes over {kinds(odd)}; convert what you need to PNG", stacklevel=2)
         class_of = {entry: _class_name(entry, named) for entry in folders}
         by_class: dict[str, list[Path]] = {name: [] for name in sorted(class_of.values(), key=natural)}
         for entry, paths in folders.items():
@@ -191,7 +191,7 @@ def _images(entries: Iterable[Path], others: Counter[str]) -> list[Path]:
     return sorted(found, key=natural)
 
 
-def _kinds(others: Counter[str]) -> str:
+def kinds(others: Counter[str]) -> str:
     """How many files of which kinds."""
     parts = [f"{n:,} {kind or 'without suffix'}" for kind, n in others.most_common()]
     total = others.total()

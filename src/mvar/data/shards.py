@@ -10,6 +10,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,7 @@ from posixpath import normpath
 from typing import Any, NamedTuple
 
 from mvar.data.decoding import decode
-from mvar.data.images import SUFFIXES
+from mvar.data.images import OTHERS, SUFFIXES, kinds
 from mvar.data.progress import track
 from mvar.data.shard_labels import Classes, Label, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
@@ -126,11 +127,15 @@ class ShardSet:
             more = f" ({len(missing):,} are missing in all)" if len(missing) > 1 else ""
             raise ValueError(f"{field}: shard {str(missing[0])!r} {problem}{more}; give the names of .tar files")
         _descriptor.cache_clear()  # a shard may have been replaced since it was last open
-        found = [row for shard in shards for row in _index(shard, field)]
+        others = Counter[str]()
+        found = [row for shard in shards for row in _index(shard, field, others)]
         members = [member for member, _ in found]
         if not any(member.name for member in members):
             wanted = " ".join(SUFFIXES)
             raise ValueError(f"{field} = {str(shards[0])!r}: {members[0].problem}; give shards with {wanted}")
+        if others:
+            named = f"{field} = {str(shards[0].parent)!r}"
+            warnings.warn(f"{named}: passes over {kinds(others)}; convert what you need to PNG", stacklevel=2)
         own = _own_classes(shards, field)
         if classes and own is not None and [*map(Classes(classes).find, own)] != [*range(len(classes))]:
             raise ValueError(f"{field}: {str(shards[0].parent)!r} lists other classes than the training set; give one")
@@ -208,8 +213,12 @@ def mark(content: bytes) -> str:
 # --- the index of one shard -----------------------------------------------------------------------------------------
 
 
-def _index(shard: Path, field: str) -> list[tuple[Member, Label]]:
-    """A shard's samples, from its stored index if the shard is still the same, else read again and stored."""
+def _index(shard: Path, field: str, others: Counter[str]) -> list[tuple[Member, Label]]:
+    """A shard's samples, from its stored index if the shard is still the same, else read again and stored.
+
+    Args:
+        others: counts the images of other kinds, by suffix; changed in place.
+    """
     status = shard.stat()
     stamp = {"version": INDEX_VERSION, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     places = [shard.with_name(f"{shard.name}.index.json"), _cached_index(shard)]
@@ -217,14 +226,18 @@ def _index(shard: Path, field: str) -> list[tuple[Member, Label]]:
         try:
             stored = parse_json(read_bounded(place, INDEX_BYTES + INDEX_SHARE * status.st_size))
             if stored.items() >= stamp.items() and stored["samples"]:
-                return [_stored(shard, row, status.st_size) for row in stored["samples"]]
+                rows = [_stored(shard, row, status.st_size) for row in stored["samples"]]
+                others.update(_stored_others(stored["others"]))
+                return rows
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             continue  # none yet, or damaged: it is made again
 
-    found = list(_samples(shard, field))
+    own = Counter[str]()
+    found = list(_samples(shard, field, own))
+    others.update(own)
     checked = track(in_threads(_checked, [member for member, _ in found]), len(found), f"indexing {shard.name}")
     indexed = [(member, label) for member, (_, label) in zip(checked, found, strict=True)]
-    text = json.dumps({**stamp, "samples": [[*member[1:], label] for member, label in indexed]})
+    text = json.dumps({**stamp, "others": own, "samples": [[*member[1:], label] for member, label in indexed]})
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -252,12 +265,19 @@ def _stored(shard: Path, row: list[Any], length: int) -> tuple[Member, Label]:
     return member, label
 
 
+def _stored_others(others: dict[str, int]) -> dict[str, int]:
+    """Images of other kinds as the index keeps them; raises ValueError or AttributeError where it cannot be."""
+    if not all(kind.startswith(OTHERS) and type(number) is int and number > 0 for kind, number in others.items()):
+        raise ValueError("damaged")
+    return others
+
+
 def _cached_index(shard: Path) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "mvar" / "shards" / f"{blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()}.json"
 
 
-def _samples(shard: Path, field: str) -> Iterator[tuple[Member, Label]]:
+def _samples(shard: Path, field: str, others: Counter[str]) -> Iterator[tuple[Member, Label]]:
     """The samples of a shard that have an image or a label; images are not opened.
 
     Raises:
@@ -265,7 +285,7 @@ def _samples(shard: Path, field: str) -> Iterator[tuple[Member, Label]]:
     """
     try:
         with open(shard, "rb") as file:
-            for sample in samples(file, stream=False):
+            for sample in samples(file, others, stream=False):
                 image, problem, label = sample.image, sample.problem, None
                 try:
                     label = sample.read_label()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mvar.data.decoding import decode
+from mvar.data.images import kinds
 from mvar.data.loader import Batch, Share
 from mvar.data.order import crop_noise, epoch_order
 from mvar.data.shard_labels import Classes
@@ -234,10 +235,10 @@ def _samples(url: str) -> Iterator[Sample]:
         ValueError: one line with the shard where it cannot be read to its end, or webdataset is not installed.
     """
     wds = webdataset()
-    stream = None
+    stream, others = None, Counter[str]()
     try:
         stream = wds.gopen(url)
-        yield from samples(stream, stream=True)
+        yield from samples(stream, others, stream=True)
         while stream.read(2**20):
             pass  # to the end, so that the command can finish
         stream.close()  # raises if it failed
@@ -248,6 +249,8 @@ def _samples(url: str) -> Iterator[Sample]:
         reason = _failure(url, stream) or error
         advice = "see that it can be fetched, then start or resume"
         raise ValueError(f"data = {url!r}: {where} ({reason}); {advice}") from error
+    if others:
+        warnings.warn(f"data = {url!r}: passes over {kinds(others)}; convert what you need to PNG", stacklevel=2)
 
 
 def _failure(url: str, stream: Any) -> str | None:

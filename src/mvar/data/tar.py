@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import IO, Any, NamedTuple, Self
 
-from mvar.data.images import SUFFIXES
+from mvar.data.images import OTHERS, SUFFIXES
 from mvar.data.layout import hidden
 from mvar.data.shard_labels import Label, parse_label
-from mvar.text import counted
+from mvar.text import counted, some
 
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 MOST_IMAGE = 2**28  # bytes
@@ -75,10 +75,15 @@ class Entry(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image with its label, one of which may be missing."""
+    """An image with its label, one of which may be missing.
+
+    Attributes:
+        missing: why there is no image, where there is none.
+    """
 
     image: Entry | None
     label: Entry | None
+    missing: str = "has a label but no image"
 
     @property
     def name(self) -> str:
@@ -94,7 +99,7 @@ class Sample(NamedTuple):
     @property
     def problem(self) -> str | None:
         """Why there is no image to read, or None."""
-        return self.image.problem if self.image else "has a label but no image"
+        return self.image.problem if self.image else self.missing
 
     def read_label(self) -> Label:
         """The label, None where there is none.
@@ -109,12 +114,15 @@ class Sample(NamedTuple):
         return parse_label(self.label.kind, self.label.content)
 
 
-def samples(file: IO[bytes], *, stream: bool) -> Iterator[Sample]:
+def samples(file: IO[bytes], others: Counter[str], *, stream: bool) -> Iterator[Sample]:
     """The samples of a tar in the order of their first members, with the contents of labels.
 
     In a local file, image and label may lie anywhere and may be links to other members. A stream cannot wait: its
     samples are runs of members with one key, whose images are read too, and links are problems. Where nothing is an
     image or a label, the only sample is a nameless image, whose problem says what the tar holds instead.
+
+    Args:
+        others: counts the images of other kinds, which are not read, by suffix; changed in place.
 
     Raises:
         BrokenTar: it cannot be read to its end.
@@ -122,33 +130,48 @@ def samples(file: IO[bytes], *, stream: bool) -> Iterator[Sample]:
     if stream:
         named = (entry for entry in _entries(file, stream=True) if entry.kind)
         for _, run in groupby(named, lambda entry: entry.key):
-            yield from _grouped(run)
+            yield from _grouped(run, others)
         return
-    for image, label in _grouped(_resolved(list(_entries(file, stream=False)))):
-        if label and label.problem is None:
+    for sample in _grouped(_resolved(list(_entries(file, stream=False))), others):
+        if (label := sample.label) and label.problem is None:
             file.seek(label.offset)
-            label = label._replace(content=file.read(label.size))
-        yield Sample(image, label)
+            sample = sample._replace(label=label._replace(content=file.read(label.size)))
+        yield sample
 
 
-def _grouped(entries: Iterable[Entry]) -> Iterator[Sample]:
+def _grouped(entries: Iterable[Entry], others: Counter[str]) -> Iterator[Sample]:
     """The samples among some entries: the n-th image of a key goes with the n-th label of this key."""
     seen = Counter[tuple[str, str, str]]()
     groups: dict[tuple[str, int], dict[str, dict[str, Entry]]] = {}
     for entry in entries:
-        if entry.kind in LIMITS:
+        is_other = entry.kind not in LIMITS and f".{entry.kind}".startswith(OTHERS)
+        others.update([f".{entry.kind}"] if is_other else [])
+        if entry.kind in LIMITS or is_other:
             name = entry.key, entry.middle, entry.kind
             groups.setdefault((entry.key, seen[name]), {}).setdefault(entry.middle, {})[entry.kind] = entry
             seen[name] += 1
     for parts in groups.values():
-        found = {
-            middle: Sample(_first(kinds, IMAGES), _first(kinds, ("cls", "json"))) for middle, kinds in parts.items()
-        }
-        has_image = "" in found and found[""].image is not None
+        found = {middle: _sample(kinds) for middle, kinds in parts.items()}
+        plain = found.get("", Sample(None, None))
+        lone = [middle for middle, sample in found.items() if middle and sample.image and not sample.label]
+        if plain.label and not plain.image and lone:  # it is unclear which of them the label is of
+            names = some([posixpath.basename(found[middle].name) for middle in lone])
+            found[""] = plain._replace(
+                missing=f"has a label but no image of its name, only {names}; rename one to match"
+            )
+            found = {middle: sample for middle, sample in found.items() if middle not in lone}
         for middle, sample in found.items():
             # With an image of its own, a sample may have more fields, such as a mask a.mask.png beside a.jpg.
-            if not middle or not has_image or (sample.image and sample.label):
+            one, both = sample.image or sample.label, sample.image and sample.label
+            if both or (one and not (middle and plain.image)):
                 yield sample
+
+
+def _sample(kinds: dict[str, Entry]) -> Sample:
+    """The sample of members with one name but for their suffix; empty where they are only images of other kinds."""
+    sample = Sample(_first(kinds, IMAGES), _first(kinds, ("cls", "json")))
+    unread = [posixpath.basename(entry.name) for kind, entry in kinds.items() if kind not in LIMITS]
+    return sample._replace(missing=f"{sample.missing}; convert {some(unread)} to PNG") if unread else sample
 
 
 def _first(kinds: dict[str, Entry], wanted: Iterable[str]) -> Entry | None:
