@@ -139,7 +139,6 @@ NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk
         ("cafe\u0301 au\u00a0lait", ["caf\u00e9 au lait"]),
         ('5" disk,cat', ['5" disk', "cat"]),
         ('"big" cat', ['"big" cat']),
-        ("", []),
     ],
 )
 def test_labels_between_commas(text, labels):
@@ -153,9 +152,10 @@ def test_labels_between_commas(text, labels):
         (" 7 ,cat", "labels has 7: index 7 or the class named '7'? For the class, give 3"),
         ("0,1", "labels has '0,1': the class of this name or several? For the class, give 4"),
         ("cat,7", "labels has 'cat,7': the class of this name or several? For the class, give 5"),
+        (" , ", "labels = ' , ': names no class; give at least one, or leave it out"),
     ],
 )
-def test_labels_of_two_meanings_are_refused(text, message):
+def test_labels_of_two_meanings_or_none_are_refused(text, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         parse_labels(text, SimpleNamespace(classes=NAMED))
 

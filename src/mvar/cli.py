@@ -213,7 +213,10 @@ class _Parser(ArgumentParser):
     def parse_words(self, words: Sequence[str]) -> dict[str, Any]:
         """The values of all options, from words as `gathered` gives them."""
         self.words, options = words, _options(self)
-        return dict(self.parse_args([bracketed(word, options) for word in words]).as_dict())
+        try:
+            return dict(self.parse_args([bracketed(word, options) for word in words]).as_dict())
+        except OverflowError:  # of a whole number where any number may stand
+            self.error("a number has more than 308 digits; give a smaller one")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         what, _, names = message.partition(": ")

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from mvar.commands.training import own_gpu
 from mvar.text import counted
 
+LISTED_BYTES = 8  # of an image's class in the list of all
+
 
 def draw_protocol(
     name: str,
@@ -30,6 +32,7 @@ def draw_protocol(
     from mvar.checkpoint import hub
     from mvar.checkpoint.placement import dtype_for
     from mvar.files import writable_folder
+    from mvar.machine import check_memory
     from mvar.model import load
     from mvar.sampling.cost import MOST_IMAGES
     from mvar.sampling.export import NPZ_SUFFIXES, check_count, target
@@ -50,6 +53,8 @@ def draw_protocol(
     else:
         counts = [per_class or PER_CLASS[name]] * len(classes)
     check_count(sum(counts))
+    size = f"per_class: {sum(counts):,} images of {counted(len(classes), 'class', 'classes')}"
+    check_memory(LISTED_BYTES * sum(counts), f"{size}, listed by number,", "ask for fewer of each class")
     protocol = Protocol(
         protocol=name,
         classes=classes,
