@@ -90,7 +90,7 @@ def _networks(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dty
     """Both networks on the meta device."""
     with torch.device("meta"):
         networks = Tokenizer(tokenizer), Generator(generator)
-    place(*networks, "meta", dtype)
+    place(*networks, torch.device("meta"), dtype)
     return networks
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import number_problems, raise_problems
+from mvar.validation import number_problems, outside, raise_problems
 
 MOST_LEVELS = 8  # each halves the sides of the one before
 MOST_PIXELS = 8192  # along a side of an image
@@ -57,19 +57,19 @@ class TokenizerConfig:
         Args:
             section: what the fields are called after.
         """
-        if found := number_problems(vars(self), f"{section}."):
-            return found  # what follows compares and divides
+        found = number_problems(vars(self), f"{section}.")
         if not 1 <= len(self.multipliers) <= MOST_LEVELS:
             found.append(f"{section}.multipliers = {self.multipliers}: give 1 to {MOST_LEVELS}, one for each level")
-        if bad := [m for m in self.multipliers if m * self.channels % 32]:
+        widths_known = not number_problems({"channels": self.channels, "multipliers": self.multipliers})
+        if widths_known and (bad := [m for m in self.multipliers if m * self.channels % 32]):
             found.append(
                 f"{section}.channels = {self.channels}: channels * {bad[0]} must be a multiple of 32 "
                 "(group normalisation has 32 groups)"
             )
-        if not 0 <= self.phi_ratio <= 1:
-            found.append(f"{section}.phi_ratio = {self.phi_ratio}: must lie in [0, 1]")
-        if self.commitment < 0:
-            found.append(f"{section}.commitment = {self.commitment}: must be 0 or more")
+        found += outside(self, ("phi_ratio",), lambda ratio: 0 <= ratio <= 1, "must lie in [0, 1]", f"{section}.")
+        found += outside(self, ("commitment",), lambda weight: weight >= 0, "must be 0 or more", f"{section}.")
+        if number_problems({"sides": self.sides}):
+            return found
         try:
             height, width = self.image_shape
             if not found and max(height, width) > MOST_PIXELS:
