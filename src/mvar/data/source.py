@@ -165,7 +165,8 @@ class PixelSource:
     def fingerprint(self) -> str:
         """A hash of the files and labels of all images in their order: what decides a run besides its settings."""
         rows = zip(self.marks, self.labels.tolist(), strict=True)
-        return hashlib.sha256("".join(f"{own_mark} {label}\n" for own_mark, label in rows).encode()).hexdigest()
+        listing = "".join(f"{own_mark} {label}\n" for own_mark, label in rows)
+        return f"files {hashlib.sha256(listing.encode()).hexdigest()}"
 
     def name(self, i: int) -> str:
         """The file of an image, or its shard and member."""

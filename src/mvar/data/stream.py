@@ -84,7 +84,7 @@ class Stream:
 
     def fingerprint(self) -> str:
         """A hash of where the shards come from; what they hold is not known in advance."""
-        return sha256("\n".join(self.urls).encode()).hexdigest()
+        return f"shards {sha256(chr(10).join(self.urls).encode()).hexdigest()}"
 
     def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
         """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""

@@ -220,7 +220,7 @@ class TokenCache:
             labels=torch.from_numpy(np.load(self.folder / f"{split}-labels.npy")),
             classes=self.settings.classes,
             names=names,
-            content=hashlib.sha256("".join(self.files[name].sha256 for name in own).encode()).hexdigest(),
+            content=f"tokens {hashlib.sha256(''.join(self.files[name].sha256 for name in own).encode()).hexdigest()}",
         )
 
 

@@ -178,10 +178,10 @@ class RunFolder:
         if before.get("images") != n:
             text = f"data: has {n} training images, the run had {before.get('images')}"
             warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=4)
-        elif before.get("content") != now["content"]:
+        elif _others(before.get("content"), now["content"]):
             text = "data: has other training images or labels than the run had, though as many"
             warnings.warn(f"{text}; the result will not be that of an unbroken run", stacklevel=4)
-        if before.get("val_content") != now["val_content"]:
+        if _others(before.get("val_content"), now["val_content"]):
             text = "data: has other validation images than the run had"
             warnings.warn(f"{text}; losses before and after cannot be compared", stacklevel=4)
         return now | {"steps": before.get("steps", self._settings["steps"])}
@@ -298,6 +298,11 @@ class RunFolder:
         ago = time.time() - others[rank]
         step = beats[rank]["step"]
         return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {step}"
+
+
+def _others(before: str | None, now: str) -> bool:
+    """Whether two fingerprints tell of different images; those of images and of a token cache cannot be compared."""
+    return before is not None and before.partition(" ")[0] == now.partition(" ")[0] and before != now
 
 
 def provenance(config: RunConfig, steps: int) -> dict[str, Any]:
