@@ -35,7 +35,6 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "data fashion-mnist": Command(training.data_fashion_mnist),
-    "data emoji": Command(training.data_emoji),
     "tokenize": Command(training.tokenize),
     "train tokenizer": Command(training.train_tokenizer, config=TokenizerTraining, presets=TOKENIZER_PRESETS),
     "train generator": Command(training.train_generator, config=GeneratorTraining, presets=GENERATOR_PRESETS),

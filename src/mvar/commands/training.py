@@ -8,9 +8,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from mvar.data.iconify import VERSION
 from mvar.generator.config import GeneratorConfig
-from mvar.text import counted
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 
 
@@ -26,24 +24,6 @@ def data_fashion_mnist(out: str, source: str | None = None) -> None:
 
     fashion_mnist(out, source)
     print(f"wrote {out}/train and {out}/val")
-
-
-def data_emoji(out: str, size: int = 64, source: str | None = None, package_version: str = VERSION) -> None:
-    """Write emoji in colour as image folders: about 10,600 images of 9 classes, drawn from sets of many vendors.
-
-    Args:
-        out: a new or empty folder; gets train/<class>/*.png, val/<class>/*.png and LICENCES.md.
-        size: side of the square images in pixels.
-        source: folder of the unpacked npm package @iconify/json; fetched by npm by default.
-        package_version: of the npm package that is fetched; the default is the one that the documentation counts.
-    """
-    from mvar.data.emoji import emoji
-
-    counts = emoji(out, size, source, package_version)
-    for part in ("train", "val"):
-        images = sum(n for (_, split, _), n in counts.items() if split == part)
-        print(f"wrote {out}/{part}: {counted(images, 'image')}")
-    print(f"wrote {out}/LICENCES.md: whose they are")
 
 
 def train_tokenizer(config: TokenizerTraining) -> None:
