@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,9 @@ Loaded = TypeVar("Loaded")
 AHEAD = 4  # items a thread may be ahead of the one who takes them
 
 
-def in_threads(load: Callable[[Item], Loaded], items: Iterable[Item], threads: int | None = None) -> Iterator[Loaded]:
+def in_threads(
+    load: Callable[[Item], Loaded], items: Iterable[Item], threads: int | None = None
+) -> Generator[Loaded, None, None]:
     """Load items in threads (Pillow decodes outside the interpreter's lock), in order, a bounded number ahead.
 
     Args:
