@@ -33,8 +33,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
 
-# The pictures and the tables of the documentation, from the packaged model and Fashion-MNIST.
-docs: $(READY) out/fashion-mnist
+# The pictures and the tables of the documentation, from the packaged model, Fashion-MNIST and icons.
+docs: $(READY) out/fashion-mnist out/icons
 	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales \
 		--out docs/images/demo.png
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
@@ -49,6 +49,8 @@ docs: $(READY) out/fashion-mnist
 	rm -rf out/wide
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
+	$(BIN)/python -m mvar.recipes.icons describe --data out/icons --page-file docs/data.md \
+		--credits docs/icons-licences.md --sheet docs/images/icons-data.png
 	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
 
 # The figures of docs/results.md.
@@ -64,6 +66,9 @@ define measured
 	$(BIN)/mvar evaluate --model $(1) --reference out/$(1)/val --floor out/$(1)/train \
 		--cache out/features --out docs/images/results/$(1)/reconstructions
 endef
+
+out/icons:
+	$(BIN)/mvar data icons --out $@
 
 out/fashion-mnist:
 	$(BIN)/mvar data fashion-mnist --out $@

@@ -25,8 +25,8 @@ BLOCKS = {
 }
 HALVED = "samples-bfloat16"
 TIMED = ("performance/evaluate-10000", "performance/evaluate-50000")
-# Without a report of its own: what test_memory.py has, and the results of all models.
-OTHERS = {("cluster.md", "results"), ("results.md", "results")}
+# Without a report of their own: counts of a data set, what test_memory.py has, and the results of all models.
+OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
 # Reports of samples that were drawn with the settings of a packaged model, and of which.
 DRAWN = {
     folder.format(model): model
