@@ -15,6 +15,7 @@ from mvar.data.iconify import Icon
 MARGIN = 4 / 64  # of the image's side, around the icon
 SIDE = 64  # of the images that are compared
 SHAPE, BLOCK = 32, 4  # sides of a shape and of its blocks
+SOME = 20  # shapes that are tried before the others are ruled out
 # Ink in float32, truncated: some shades lose 1 of 255. A dozen choices between near drawings depend on it.
 ROUNDED = (np.float32(255) * (1 - (255 - np.arange(256, dtype=np.float32)) / 255)).astype(np.uint8)
 MOST_TEXT = 6144  # characters of a body: what is longer is an illustration
@@ -75,7 +76,29 @@ def shape_of(icon: Icon) -> np.ndarray | None:
         ValueError: as `draw`.
     """
     ink = 255 - draw(icon, SIDE)
-    return _shape(ink) if _is_picture(ink) else None
+    return shape_of_ink(ink) if _is_picture(ink) else None
+
+
+def shape_of_ink(ink: np.ndarray) -> np.ndarray:
+    """Ink cropped to its box, centred in a square, scaled and blurred by the weights 1 2 1 each way, int16 (P,).
+
+    Args:
+        ink: uint8 (h, w), 255 for black; zeros come out where there is hardly any.
+    """
+    rows, columns = np.where(ink > 51)
+    if not len(rows):
+        return np.zeros(SHAPE * SHAPE, np.int16)
+    box = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height, width = box.shape
+    side = max(height, width)
+    square = np.zeros((side, side), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = ROUNDED[box]
+    how = Image.Resampling.BOX if side >= SHAPE else Image.Resampling.BILINEAR
+    scaled = np.asarray(Image.fromarray(square).resize((SHAPE, SHAPE), how), np.int16)
+    rows = np.pad(scaled, 1)
+    rows = rows[:-2] + 2 * rows[1:-1] + rows[2:]
+    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]).ravel()
 
 
 def near(shapes_NP: np.ndarray, others_MP: np.ndarray, limit: float) -> np.ndarray:
@@ -96,6 +119,26 @@ def near(shapes_NP: np.ndarray, others_MP: np.ndarray, limit: float) -> np.ndarr
     return found_N
 
 
+def nearest(shapes_NP: np.ndarray, others_MP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of the others to each shape, int64 (N,), and their differences as shares of the mean ink, (N,).
+
+    Args:
+        shapes_NP, others_MP: int16; a shape without ink differs from all by twice the mean.
+    """
+    rough_NB, rough_MB = _blocks(shapes_NP), _blocks(others_MP)
+    ink_N, ink_M = rough_NB.sum(1), rough_MB.sum(1)
+    found_N, least_N = np.zeros(len(shapes_NP), np.int64), np.zeros(len(shapes_NP))
+    for n in range(len(shapes_NP)):
+        mean_M = np.maximum(ink_N[n] + ink_M, 1) / 2
+        bound_M = np.abs(rough_MB - rough_NB[n]).sum(1) / mean_M  # no more than the difference, as in `near`
+        first = np.argsort(bound_M, kind="stable")[:SOME]
+        most = (np.abs(others_MP[first] - shapes_NP[n]).sum(1, dtype=np.int32) / mean_M[first]).min()
+        some = np.flatnonzero(bound_M <= most)
+        differences = np.abs(others_MP[some] - shapes_NP[n]).sum(1, dtype=np.int32) / mean_M[some]
+        found_N[n], least_N[n] = some[differences.argmin()], differences.min()
+    return found_N, least_N
+
+
 def _still(body: str) -> str:
     """SVG elements without animations."""
     return ANIMATION.sub("", body)
@@ -107,22 +150,6 @@ def _is_picture(ink: np.ndarray) -> bool:
     inside = grey[1:-1, 1:-1] & grey[:-2, 1:-1] & grey[2:, 1:-1] & grey[1:-1, :-2] & grey[1:-1, 2:]
     edges = (black[:, 1:] != black[:, :-1]).sum() + (black[1:] != black[:-1]).sum()
     return bool(0.012 <= ink.mean() / 255 <= 0.62 and black.sum() >= 40 and edges >= 60 and inside.sum() <= 150)
-
-
-def _shape(ink: np.ndarray) -> np.ndarray:
-    """Ink cropped to its box, centred in a square, scaled and blurred by the weights 1 2 1 each way, int16 (P,)."""
-    rows, columns = np.where(ink > 51)
-    box = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    height, width = box.shape
-    side = max(height, width)
-    square = np.zeros((side, side), np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = ROUNDED[box]
-    how = Image.Resampling.BOX if side >= SHAPE else Image.Resampling.BILINEAR
-    scaled = np.asarray(Image.fromarray(square).resize((SHAPE, SHAPE), how), np.int16)
-    rows = np.pad(scaled, 1)
-    rows = rows[:-2] + 2 * rows[1:-1] + rows[2:]
-    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]).ravel()
 
 
 def _blocks(shapes_NP: np.ndarray) -> np.ndarray:

@@ -1,24 +1,43 @@
 """Icons: what the data set holds, and the packaged model of them.
 
     mvar data icons --out data/icons
+    mvar train tokenizer --preset tiny64 --data data/icons --batch-size 128 --base-lr 2.4e-3 --perceptual 0.5 --l1 0.5 \
+        --l2 1.0 --adversarial 0.4 --model.multipliers "[1,2,4]" --model.sides "[1,2,3,5,8,12,16]" \
+        --augment shift,scale --steps 1620 --out runs/icons-tokenizer
+    mvar train generator --preset tiny64 --data data/icons --tokenizer runs/icons-tokenizer --batch-size 256 \
+        --base-lr 1.2e-3 --model.depth 8 --model.width 256 --model.heads 4 --model.stochastic_depth 0.1 \
+        --augment shift,scale --steps 1761 --out runs/icons
+    python -m mvar.recipes.icons judge --data data/icons --out runs/icons-judge.safetensors
+    mvar study run sweep --recipe icons --model runs/icons --data data/icons --judge runs/icons-judge.safetensors \
+        --samples-per-class 2 --out docs/images/icons
+    python -m mvar.recipes.icons package --model runs/icons --tokenizer-run runs/icons-tokenizer \
+        --sweep docs/images/icons/sweep.json --out src/mvar/models/icons
+    python -m mvar.recipes.icons measure --model icons --data data/icons --judge runs/icons-judge.safetensors \
+        --out docs/images/icons
+    python -m mvar.recipes.icons page
     python -m mvar.recipes.icons describe --data data/icons --page-file docs/data.md \
         --credits docs/icons-licences.md --sheet docs/images/icons-data.png
 """
 
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder
 from mvar.data.subset import evenly_spaced
-from mvar.files import write_text
-from mvar.recipes import page
+from mvar.features.judge import Judge
+from mvar.files import writable_folder, write_text
+from mvar.machine import machine
+from mvar.recipes import concepts, measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.measuring import Form
-from mvar.recipes.packaged import Recipe
+from mvar.recipes.packaged import Recipe, commands
 from mvar.recipes.sweep import Grid
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
+from mvar.validation import number_problems, raise_problems
 
 TIERS = {"25 or more": 25, "15 to 24": 15, "fewer": 0}  # sets that draw a concept, and the least of them
 SHOWN = 12  # concepts of the sheet, and images of each
@@ -28,7 +47,7 @@ class Icons(Recipe):
     """The packaged model `icons`."""
 
     name = "icons"
-    form = Form(64)
+    form = Form(64, grey=True)
     data = "icons of the sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
     most_bytes = 40_000_000
     grid = Grid(
@@ -72,6 +91,65 @@ class Icons(Recipe):
             first = [path for path, own in zip(train.paths, train.labels, strict=True) if own == label][:SHOWN]
             shown.append((train.classes[label], [decode(path) for path in first]))
         save_image(class_sheet(shown).convert("L"), sheet, "sheet")
+
+    def measure(  # type: ignore[override]  # hundreds of classes, some without test images
+        self, model: str, data: str, judge: str, out: str, samples_per_class: int = 4, seed: int = 0
+    ) -> dict[str, Any]:
+        """Ask the judge about samples and held-out icons, and look for each one's nearest training icon.
+
+        Writes report.json, novelty.png, and nearest.png with the samples nearest to a training icon.
+
+        Args:
+            model: packaged name, bundle or run folder.
+            data: folder that `mvar data icons` wrote.
+            judge: its file.
+            out: folder to write into.
+            samples_per_class: drawn with the model's own settings.
+            seed: of the samples.
+
+        Returns:
+            What report.json holds.
+
+        Raises:
+            ValueError: too few samples, or a file or folder that cannot be used.
+        """
+        raise_problems(number_problems({"samples_per_class": samples_per_class}))
+        start = time.perf_counter()
+        folder = writable_folder(out, "out")
+        loaded, critic = measuring.load_whole(model, None), Judge.load(judge)
+        train = measuring.originals(data, "train", self.form, loaded.classes)
+        held_out = measuring.originals(data, "val", self.form, loaded.classes)
+        drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
+        seen = {
+            name: concepts.recognised(critic, part)
+            for name, part in (("samples", drawn.images), ("held_out", held_out))
+        }
+        shapes = concepts.shapes(train.images_Nchw)
+        nearest_N, distances = concepts.novelty(drawn.images.images_Nchw, shapes)
+        others = concepts.novelty(held_out.images_Nchw, shapes)[1]
+        report = {
+            "commands": commands(type(self)),
+            "machine": machine(),
+            "model": measuring.facts(loaded),
+            "settings": measuring.settings_of(loaded),
+            "seed": seed,
+            "seconds_per_image": drawn.seconds,
+            "classes": loaded.classes,
+            "recognised": seen,
+            "novelty": concepts.novelty_report(distances, others),
+            "minutes": (time.perf_counter() - start) / 60,
+        }
+        page.write_json(folder / "report.json", report)
+        concepts.draw_novelty(distances, others, folder / "novelty.png")
+        save_image(concepts.nearest_pairs(drawn.images, train, nearest_N, distances), folder / "nearest.png")
+        print(concepts.results(report))
+        return report
+
+    def page(self, report: str | None = None, out: str | None = None) -> None:
+        """Put the results of report.json into the documentation page; arguments as of the other recipes."""
+        report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
+        page.fill(out, concepts.results(page.read_json(report, "report")))
+        print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -93,16 +93,15 @@ def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), pe
         data: folder with `split` inside.
         split: "train" or "val".
         form: theirs.
-        classes: what the class folders must be; empty for anything.
+        classes: what labels refer to; some may have no images. By default what the folders are.
         per_class: at most about so many of each class, evenly spaced.
 
     Raises:
-        ValueError: the folder is no set of classes, or not of these.
+        ValueError: the folder is no set of classes, or has none of these.
     """
-    index = ImageFolder.scan(Path(data) / split)
-    if not index.classes or (classes and list(classes) != index.classes):
-        expected = ", ".join(classes) or "a folder for each of several classes"
-        raise ValueError(f"data = {data!r}: {split}/ has classes {index.classes}, expected {expected}")
+    index = ImageFolder.scan(Path(data) / split, classes=list(classes) or None)
+    if not index.classes:
+        raise ValueError(f"data = {data!r}: {split}/ has no classes; give a folder for each of several classes")
     if per_class is not None:
         chosen = evenly_spaced(len(index.paths), per_class * len(index.classes))
         index = replace(index, paths=[index.paths[i] for i in chosen], labels=[index.labels[i] for i in chosen])
