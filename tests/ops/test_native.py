@@ -4,9 +4,11 @@ import subprocess
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from mvar.nn.attention import LARGEST_LOG_SCALE, _normalise
 from mvar.ops import native
+from mvar.ops.linear import linear
 
 needs_compiler = pytest.mark.skipif(native.choose().library is None, reason=native.choose().reason)
 
@@ -90,6 +92,20 @@ def test_heads_are_normalised_queries_and_keys_and_values(dtype, batch, length, 
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_is_that_of_float64_where_it_is_large_small_and_not_finite(dtype):
+    odd = [0.0, -0.0, 50.0, -50.0, 1e5, -1e5, 1e-30, -1e-30, torch.inf, torch.nan, 3.0, -3.0, 88.0, -88.0, 9.0, -4.0]
+    x = torch.cat((torch.linspace(-8, 8, 4000), torch.tensor(odd))).to(dtype).view(-1, 16)
+    expected = F.gelu(x.double(), approximate="tanh").to(dtype)
+    with torch.no_grad():
+        actual = linear(x, torch.eye(16, dtype=dtype), gelu=True)
+    assert native.gelu_(x) is x, "in place"
+    torch.testing.assert_close(x, expected, rtol=2e-6 if dtype == torch.float32 else 8e-3, atol=2e-7, equal_nan=True)
+    rows = expected.isfinite().all(1)  # a product spreads what is not finite over its row
+    torch.testing.assert_close(actual[rows], x[rows], rtol=0, atol=0)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -107,6 +123,9 @@ def test_heads_are_normalised_queries_and_keys_and_values(dtype, batch, length, 
         (lambda t: native.heads(t(1, 2, 3, 1, 32), t(1)), "heads: 32 channels a head; must be 64"),
         (lambda t: native.heads(t(1, 2, 2, 1, 64), t(1)), "qkv: .* must be .1, 2, 3, 1, 64."),
         (lambda t: native.heads(t(1, 2, 3, 1, 64), t(2)), "temperature: .* must be .1,."),
+        (lambda t: native.gelu_(t(2, 24)), "gelu: .2, 24. .* in rows of 16 numbers"),
+        (lambda t: native.gelu_(t(16, 16, 2)[..., 0]), "gelu: .16, 16. with strides .32, 2.; must be contiguous"),
+        (lambda t: native.gelu_(t(2, 16).double()), "gelu: .*float64 on cpu, must be"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mvar.ops import native
 from mvar.ops.precision import without_autocast
 
 
@@ -27,6 +28,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         post, algorithm = ("gelu", "tanh") if gelu else ("none", "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, post, [], algorithm)
     y = F.linear(x, weight, bias)
+    if gelu and y.shape[-1] % native.LANES == 0 and native.takes(y):
+        return native.gelu_(y)
     if gelu:
         with without_autocast(y):  # on a CPU it would cast to float32 and back
             y = F.gelu(y, approximate="tanh")

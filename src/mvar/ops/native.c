@@ -2,17 +2,26 @@
 
    Letters: B images, L tokens, h heads of P = 64 channels, E = h P, N state size, D = E + 2 N channels of the short
    convolution, C width. Tokens are float or bfloat16 (`half`); all arithmetic is float. `mvar.ops.native` says what each
-   function computes and checks what it is given. Vectors of 16 numbers become whatever the processor has.
+   function computes and checks what it is given.
 */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-enum { V = 16, P = 64, PV = P / V, TAPS = 4, TILE = 32, ROWS = 4 };
+/* V numbers of a vector, as wide as the processor's: operations on wider ones are compiled to many slow ones, comparisons
+   number by number. WIDE vectors of ROWS rows are summed at once: what fits into the registers. */
+#if defined(__AVX512F__)
+enum { V = 16, WIDE = 4 };
+#elif defined(__AVX2__)
+enum { V = 8, WIDE = 2 };
+#else
+enum { V = 4, WIDE = 2 };
+#endif
+enum { P = 64, PV = P / V, TAPS = 4, TILE = 32, ROWS = 4 };
 
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t bits __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+typedef float vec __attribute__((vector_size(4 * V), aligned(4), may_alias));
+typedef uint32_t bits __attribute__((vector_size(4 * V), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * V), aligned(2), may_alias));
 
 /* As in `mvar.ops.decay`: exp of this is 0, and what decays more forgets no more. */
 #define FORGOTTEN -104.0
@@ -159,7 +168,6 @@ INLINE void head(const Mamba *m, long b, long head, int half) {
 
         for (long i = 0; i < count; i += ROWS) {
             const float *query[ROWS];
-            vec y[ROWS][PV] = {};
             for (int r = 0; r < ROWS; r++) {
                 const float *row = rows + (i + r < count ? i + r : count - 1) * width;
                 query[r] = row + N;
@@ -169,20 +177,25 @@ INLINE void head(const Mamba *m, long b, long head, int half) {
                     store(mix[r], v, 0, exp_(since) * load(dt, v, 0) * load(row + 2 * N, v, 0));
                 }
             }
-            for (long n = 0; n < N; n++)
+            for (int first = 0; first < PV; first += WIDE) {
+                const float *read = S + first * V, *written = X + first * V;
+                vec y[ROWS][WIDE] = {};
+                for (long n = 0; n < N; n++)
+                    for (int r = 0; r < ROWS; r++)
+                        for (int v = 0; v < WIDE; v++) y[r][v] += query[r][n] * *(const vec *)(read + n * P + v * V);
                 for (int r = 0; r < ROWS; r++)
-                    for (int v = 0; v < PV; v++) y[r][v] += query[r][n] * *(const vec *)(S + n * P + v * V);
-            for (int r = 0; r < ROWS; r++)
-                for (int v = 0; v < PV; v++) y[r][v] *= decay[i + r];
-            for (long j = 0; j < i + ROWS; j++)
-                for (int r = 0; r < ROWS; r++)
-                    for (int v = 0; v < PV; v++) y[r][v] += mix[r][j] * *(const vec *)(X + j * P + v * V);
-            for (int r = 0; r < ROWS && i + r < count; r++) {
-                long token = b * m->L + start + i + r;
-                for (int v = 0; v < PV; v++) {
-                    vec gate = silu(load(m->projected, token * stride + head * P + v * V, half));
-                    vec out = y[r][v] + m->skip[head] * *(const vec *)(X + (i + r) * P + v * V);
-                    store(m->y, token * E + head * P + v * V, half, out * gate);
+                    for (int v = 0; v < WIDE; v++) y[r][v] *= decay[i + r];
+                for (long j = 0; j < i + ROWS; j++)
+                    for (int r = 0; r < ROWS; r++)
+                        for (int v = 0; v < WIDE; v++) y[r][v] += mix[r][j] * *(const vec *)(written + j * P + v * V);
+                for (int r = 0; r < ROWS && i + r < count; r++) {
+                    long token = b * m->L + start + i + r;
+                    for (int v = 0; v < WIDE; v++) {
+                        long channel = head * P + (first + v) * V;
+                        vec gate = silu(load(m->projected, token * stride + channel, half));
+                        vec out = y[r][v] + m->skip[head] * *(const vec *)(written + (i + r) * P + v * V);
+                        store(m->y, token * E + channel, half, out * gate);
+                    }
                 }
             }
         }
@@ -192,16 +205,19 @@ INLINE void head(const Mamba *m, long b, long head, int half) {
             float until_end = expf((float)(sums[count - 1] - sums[j])) * dt[j];
             for (int v = 0; v < PV; v++) *(vec *)(X + j * P + v * V) *= until_end;
         }
-        for (long n = 0; n < N; n += ROWS) {
-            vec s[ROWS][PV];
-            for (int r = 0; r < ROWS; r++)
-                for (int v = 0; v < PV; v++) s[r][v] = keep * *(const vec *)(S + (n + r) * P + v * V);
-            for (long j = 0; j < count; j++)
+        for (long n = 0; n < N; n += ROWS)
+            for (int first = 0; first < PV; first += WIDE) {
+                float *state = S + n * P + first * V;
+                vec s[ROWS][WIDE];
                 for (int r = 0; r < ROWS; r++)
-                    for (int v = 0; v < PV; v++) s[r][v] += rows[j * width + n + r] * *(const vec *)(X + j * P + v * V);
-            for (int r = 0; r < ROWS; r++)
-                for (int v = 0; v < PV; v++) *(vec *)(S + (n + r) * P + v * V) = s[r][v];
-        }
+                    for (int v = 0; v < WIDE; v++) s[r][v] = keep * *(const vec *)(state + r * P + v * V);
+                for (long j = 0; j < count; j++)
+                    for (int r = 0; r < ROWS; r++)
+                        for (int v = 0; v < WIDE; v++)
+                            s[r][v] += rows[j * width + n + r] * *(const vec *)(X + j * P + (first + v) * V);
+                for (int r = 0; r < ROWS; r++)
+                    for (int v = 0; v < WIDE; v++) *(vec *)(state + r * P + v * V) = s[r][v];
+            }
     }
 }
 
@@ -320,5 +336,19 @@ void mvar_heads(const void *qkv, const float *temperature, void *out, long B, lo
     for (long token = 0; token < B * L; token++) {
         if (half) heads(qkv, temperature, out, B, L, H, token, 1);
         else heads(qkv, temperature, out, B, L, H, token, 0);
+    }
+}
+
+/* GELU by its tanh approximation, in place: x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3). */
+INLINE void gelu(void *tokens, long i, int half) {
+    vec x = load(tokens, i, half);
+    store(tokens, i, half, x / (1.0f + exp_(x * (-1.5957691216f - 0.0713548163f * x * x))));
+}
+
+void mvar_gelu(void *tokens, long count, int half, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < count; i += V) {
+        if (half) gelu(tokens, i, 1);
+        else gelu(tokens, i, 0);
     }
 }

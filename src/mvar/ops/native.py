@@ -234,6 +234,23 @@ def heads(qkv_BLJHd: Tensor, temperature_H: Tensor) -> Tensor:
     return out_JBHLd
 
 
+def gelu_(x: Tensor) -> Tensor:
+    """GELU (tanh approximation) in place.
+
+    Args:
+        x: float32 or bfloat16, contiguous, its last dimension a multiple of 16.
+
+    Raises:
+        ValueError: a tensor that does not fit.
+    """
+    if x.shape[-1] % LANES or not x.is_contiguous():
+        raise ValueError(f"gelu: {tuple(x.shape)} with strides {x.stride()}; must be contiguous, in rows of 16 numbers")
+    _check("gelu", x, x.shape, TOKENS)
+    count = ctypes.c_long(x.numel())
+    _library().mvar_gelu(ctypes.c_void_p(x.data_ptr()), count, x.dtype == torch.bfloat16, torch.get_num_threads())
+    return x
+
+
 def _library() -> ctypes.CDLL:
     library, reason = choose()
     if library is None:
