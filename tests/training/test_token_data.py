@@ -43,15 +43,14 @@ def files(out):
     return checkpoint(out), metrics(out), previews, weights, data
 
 
-@pytest.mark.parametrize("resize_factor", [1.0, 1.5])
-def test_training_from_a_cache_equals_training_from_the_images(
-    generator_run, cache, resize_factor, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize(("resize_factor", "augment"), [(1.0, ()), (1.5, ()), (1.0, ("shift", "scale", "flip"))])
+def test_training_from_a_cache_equals_training_from_the_images(generator_run, cache, resize_factor, augment, tmp_path):
     # 6 steps of 5 are 30 of 21 images: two epochs.
-    made = cache(resize_factor=resize_factor, views=1 if resize_factor == 1 else 2)
-    config = generator_run(resize_factor=resize_factor, val_images=2, validate_every=6, checkpoint_every=6)
+    views = {"resize_factor": resize_factor, "augment": augment}
+    made = cache(**views, views=1 if resize_factor == 1 and not augment else 2)
+    config = generator_run(**views, val_images=2, validate_every=6, checkpoint_every=6)
     images, cached = (replace(config, out=str(tmp_path / name)) for name in ("images", "cached"))
-    cached = replace(cached, data=made, resize_factor=1.0)  # the cache's own counts
+    cached = replace(cached, data=made, resize_factor=1.0, augment=())  # the cache's own count
     model = generator.train(images)
     again = generator.train(cached)
     assert same_bits(files(images.out), files(cached.out))
@@ -63,6 +62,15 @@ def test_training_from_a_cache_equals_training_from_the_images(
 def test_a_cache_has_its_own_validation_images(generator_run, cache, photos):
     with pytest.raises(ValueError, match=r"^val_data = .*: a token cache has its own validation images; leave"):
         generator.train(generator_run(data=cache(), val_data=str(photos)))
+
+
+def test_a_cache_has_its_own_views(generator_run, cache):
+    config = generator_run(data=cache(), augment=("shift", "flip"))
+    with pytest.raises(
+        ValueError, match=r"^augment = shift, flip: a token cache holds its views already; leave augment out, or make"
+    ):
+        generator.train(config)
+    assert not Path(config.out).exists()
 
 
 def test_a_run_resumes_from_a_cache(generator_run, cache, tmp_path, monkeypatch):

@@ -55,7 +55,8 @@ class TokenData:
             tokenizer: the one that `config.tokenizer` names.
 
         Raises:
-            ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` is given with one.
+            ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` or `augment`
+                is given with one.
         """
         device = ranks.device
         fingerprint = tokenizer.fingerprint()
@@ -68,6 +69,11 @@ class TokenData:
                 raise ValueError(
                     f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
                 )
+            if config.augment:
+                raise ValueError(
+                    f"augment = {', '.join(config.augment)}: a token cache holds its views already; leave augment out, "
+                    "or make the cache with it by mvar tokenize"
+                )
             cache = ranks.on_main(lambda: TokenCache.open(config.data))
             _check_made_by(cache, config, tokenizer.config, fingerprint)
             name, whole = cache.settings.data, partial(_again, config.tokenizer, device, fingerprint)
@@ -79,6 +85,7 @@ class TokenData:
                 tokenizer.config.image_shape,
                 val_data=config.val_data,
                 resize_factor=config.resize_factor,
+                augment=config.augment,
                 seed=config.seed,
                 on_bad_image=config.on_bad_image,
             )
@@ -95,7 +102,7 @@ class TokenData:
     def ready(self, val_images: int) -> "TokenData":
         """The same with all encoded now that is the same in every epoch, and at most so many validation images."""
         train, val = self.train, self.val.at_most(val_images)
-        if isinstance(train, PixelSource) and train.resize_factor == 1:
+        if isinstance(train, PixelSource) and not train.views.vary:
             train = EncodedImages(images=train, tokenizer=self.tokenizer()).in_memory("encoding training images")
         if isinstance(val, PixelSource):
             val = EncodedImages(images=val, tokenizer=self.tokenizer()).in_memory("encoding validation images")
