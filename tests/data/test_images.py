@@ -2,6 +2,7 @@ import os
 import re
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder
 from mvar.data.order import batch_indices, epoch_order, view_noise
+from mvar.data.processes import in_processes
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 
@@ -156,6 +158,21 @@ def test_a_messy_folder_is_reported_once_and_the_rest_is_used(messy):
     assert pixels.dtype == torch.uint8
     assert abs(int(pixels[0, 0].float().mean()) - 3) <= 3  # a JPEG
     assert (pixels[1, 0] == 2).all()
+
+
+def test_worker_processes_read_the_same(messy, monkeypatch):
+    index, sources, reports = ImageFolder.scan(messy), [], []
+    for few in (1000, 0):
+        monkeypatch.setattr("mvar.data.source.in_processes", partial(in_processes, processes=2, few=few))
+        with pytest.warns(UserWarning, match="cannot be used") as caught:
+            sources.append(PixelSource.read(index, (8, 8)))
+        reports.append([str(warning.message) for warning in caught])
+    threads, processes = sources
+    assert reports[0] == reports[1]
+    assert (threads.paths, threads.marks, threads.bad) == (processes.paths, processes.marks, processes.bad)
+    assert torch.equal(threads.labels, processes.labels)
+    assert all(map(np.array_equal, threads.cache, processes.cache))
+    assert len(processes.cache) == 8
 
 
 def test_on_bad_image_error_raises_the_same_report(messy):

@@ -261,7 +261,7 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
         ({"views": 0}, "views = 0: must lie in 1 to 1,000"),
         (
             {"resize_factor": 1},
-            "views = 3: all are the same where nothing is cropped or augmented; give 1, or augment, or resize_factor above",
+            "views = 3: all are the same where nothing is cropped or augmented; give 1, or augment, or",
         ),
         ({"resize_factor": 0.5}, "resize_factor = 0.5: must lie in [1, 4]"),
         ({"seed": -1}, "seed = -1: must lie in 0 to 9,223"),

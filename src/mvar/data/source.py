@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from mvar.data.augment import Augmentation
-from mvar.data.decoding import decode, read_bytes
+from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder, report
 from mvar.data.order import batch_indices
+from mvar.data.processes import in_processes
 from mvar.data.progress import track
-from mvar.data.shards import Member, ShardSet, mark
+from mvar.data.reading import Loaded, contents, is_small, load
+from mvar.data.shards import Member, ShardSet
 from mvar.data.subset import evenly_spaced
 from mvar.data.threads import in_threads
 from mvar.data.views import Views
@@ -79,37 +82,27 @@ class PixelSource:
         if on_bad_image not in ("skip", "error"):
             raise ValueError(f"on_bad_image = {on_bad_image!r}: choose skip or error")
         h, w = image_shape
-        used, fits = 0, len(index.paths) * 3 * round(h * resize_factor) * round(w * resize_factor) <= cache_bytes
+        paths: Sequence[Path | Member] = index.paths
+        used, fits = 0, len(paths) * 3 * round(h * resize_factor) * round(w * resize_factor) <= cache_bytes
         cache: list[np.ndarray] = []
         good: list[int] = []
         marks: list[str] = []
         bad: list[tuple[Path | Member, str]] = []
         small = 0
-
-        def load(path: Path | Member) -> tuple[str, bool, np.ndarray | None] | str:
-            try:
-                if isinstance(path, Member) and not fits:
-                    width, height = path.image_size
-                    return path.mark, height < h or width < w, None
-                content = _content(path)
-                image = decode(BytesIO(content))
-            except ValueError as error:
-                return str(error)
-            is_small = image.height < h or image.width < w
-            return mark(content), is_small, views.resized(image) if fits else None
-
-        paths: Sequence[Path | Member] = index.paths
-        for i, loaded in enumerate(track(in_threads(load, paths), len(paths), "reading images")):
+        if isinstance(index, ShardSet) and not fits:
+            found: Iterator[Loaded | str] = map(partial(_indexed, image_shape=image_shape), index.paths)
+        else:
+            found = in_processes(partial(load, image_shape=image_shape, resize_factor=resize_factor, keep=fits), paths)
+        for i, loaded in enumerate(track(found, len(paths), "reading images")):
             if isinstance(loaded, str):
                 bad.append((paths[i], loaded))
                 continue
-            own_mark, is_small, pixels_HW3 = loaded
             good.append(i)
-            marks.append(own_mark)
-            small += is_small
-            if fits and pixels_HW3 is not None:
-                cache.append(pixels_HW3)
-                used += pixels_HW3.nbytes
+            marks.append(loaded.mark)
+            small += loaded.small
+            if fits and loaded.pixels_HW3 is not None:
+                cache.append(loaded.pixels_HW3)
+                used += loaded.pixels_HW3.nbytes
                 if used > cache_bytes:
                     fits = False
                     cache.clear()
@@ -182,10 +175,14 @@ class PixelSource:
 
     def _load(self, i: int) -> np.ndarray:
         try:
-            return self.views.resized(decode(BytesIO(_content(self.paths[i]))))
+            return self.views.resized(decode(BytesIO(contents(self.paths[i]))))
         except ValueError as error:
             raise ValueError(f"data: {self.name(i)!r} was readable before and is not now: {error}") from error
 
 
-def _content(path: Path | Member) -> bytes:
-    return path.open().read() if isinstance(path, Member) else read_bytes(path)
+def _indexed(member: Member, image_shape: tuple[int, int]) -> Loaded | str:
+    """What a shard's index knows of an image."""
+    try:
+        return Loaded(member.mark, is_small(member.image_size, image_shape), None)
+    except ValueError as error:
+        return str(error)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mvar.data.augment import FLIPPED, MOST_SHIFT, SIZES, Augmentation, vary, view_problems
 from mvar.data.order import view_noise
+from mvar.data.reading import resized
 from mvar.validation import raise_problems
 
 REACH = 4  # pixels beside a box that Lanczos looks at: 3, in an image that shrinks to the least size 3 / 0.84
@@ -120,11 +121,3 @@ def whole(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
         )
     pixels_hw3 = np.array(image.resize((w, h), Image.Resampling.LANCZOS))
     return torch.from_numpy(pixels_hw3).permute(2, 0, 1) / 255
-
-
-def resized(image: Image.Image, image_shape: tuple[int, int], resize_factor: float) -> np.ndarray:
-    """Resize by Lanczos, aspect kept, to the smallest size that covers resize_factor times the shape; (H, W, 3)."""
-    H, W = (round(side * resize_factor) for side in image_shape)
-    scale = max(H / image.height, W / image.width)
-    size = max(W, round(image.width * scale)), max(H, round(image.height * scale))
-    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
