@@ -85,6 +85,30 @@ def test_a_run_resumes_from_a_cache(generator_run, cache, tmp_path, monkeypatch)
     assert same_bits(files(broken.out), files(whole.out))
 
 
+def test_training_images_are_encoded_as_they_come_up_and_by_no_start_again(
+    generator_run, tmp_path, monkeypatch, capsys
+):
+    encode, encoded, loss, before = Tokenizer.encode, [0], GeneratorTask.loss, []
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, pixels: encoded.append(encoded.pop() + len(pixels)) or encode(self, pixels)
+    )
+    monkeypatch.setattr(GeneratorTask, "loss", lambda self, *args: before.append(*encoded) or loss(self, *args))
+    config = generator_run(resize_factor=1.0, val_images=2, validate_every=6, out=str(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        poison(patch, GeneratorTask, 3, kill)
+        with pytest.raises(Killed):
+            generator.train(config)
+    assert before == [2, 7, 12, 17], "the validation images first, then a batch with each step"
+    assert f"when they first come up, and their tokens kept in {config.out}/tokens.npy" in capsys.readouterr().err
+    assert encoded == [2 + 20]
+    generator.train(replace(config, resume=True))
+    assert encoded == [2 + 20 + 2 + 1], "21 training images in all"
+    fresh = replace(config, out=str(tmp_path / "fresh"))
+    generator.train(fresh)
+    assert encoded == [2 + 20 + 2 + 1 + 2 + 21]
+    assert same_bits(files(fresh.out), files(config.out))
+
+
 @pytest.mark.parametrize("source", ["images", "cache"])
 def test_the_tokenizer_is_in_memory_only_where_images_are_encoded(generator_run, cache, source, monkeypatch):
     config = generator_run(steps=3, **({"data": cache()} if source == "cache" else {}))

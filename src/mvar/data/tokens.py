@@ -95,7 +95,7 @@ class CacheSettings:
     @property
     def token_dtype(self) -> np.dtype:
         """How a token is stored."""
-        return np.dtype("<u2" if self.vocab_size <= 2**16 else "<i4")
+        return token_dtype(self.vocab_size)
 
     def shape(self, shard: Shard) -> tuple[int, int, int]:
         """(images, views, L) of a shard."""
@@ -115,6 +115,11 @@ class CacheSettings:
         """Where the other's fields of these names differ: "seed = 1 (here 0)"."""
         mine, others = _plain(self), _plain(other)
         return [f"{name} = {others[name]!r} (here {mine[name]!r})" for name in names if mine[name] != others[name]]
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """How the number of a code is stored."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
 
 
 def is_cache(folder: str | Path) -> bool:

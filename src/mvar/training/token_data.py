@@ -4,13 +4,16 @@ From a cache, training needs the tokenizer's quantiser only: the whole tokenizer
 dropped again.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from mvar.data.encoded import EncodedImages
+from mvar.data.remembered import RememberedTokens
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.data.stream import Stream
@@ -22,6 +25,8 @@ from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.fine_tuning import load_named
 from mvar.training.parallel import Ranks
+
+TOKENS = "tokens.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class TokenData:
         tokenizer_config: the tokenizer's hyperparameters.
         fingerprint: of the tokenizer's weights.
         tokenizer: gives the whole tokenizer; do not keep it.
+        remembered: stands for `train` where the tokens of its pixels are the same in every epoch.
     """
 
     name: str | None
@@ -44,6 +50,7 @@ class TokenData:
     tokenizer_config: TokenizerConfig
     fingerprint: str
     tokenizer: Callable[[], Tokenizer]
+    remembered: RememberedTokens | None = None
 
     @classmethod
     def open(cls, config: GeneratorTraining, ranks: Ranks, tokenizer: Tokenizer) -> "TokenData":
@@ -100,13 +107,28 @@ class TokenData:
         )
 
     def ready(self, val_images: int) -> "TokenData":
-        """The same with all encoded now that is the same in every epoch, and at most so many validation images."""
-        train, val = self.train, self.val.at_most(val_images)
+        """The same with at most so many validation images, encoded now, and training images as they are to be read."""
+        train, val, remembered = self.train, self.val.at_most(val_images), None
         if isinstance(train, PixelSource) and not train.views.vary:
-            train = EncodedImages(images=train, tokenizer=self.tokenizer()).in_memory("encoding training images")
+            remembered = RememberedTokens(EncodedImages(images=train, tokenizer=self.tokenizer()))
         if isinstance(val, PixelSource):
             val = EncodedImages(images=val, tokenizer=self.tokenizer()).in_memory("encoding validation images")
-        return replace(self, train=train, val=val)
+        return replace(self, val=val, remembered=remembered)
+
+    def remember_in(self, folder: Path, ranks: Ranks, resumed: bool) -> None:
+        """Keep the tokens of training images in a run folder, where they are remembered; says so.
+
+        Args:
+            resumed: whether those that are there already count.
+        """
+        remembered, path = self.remembered, folder / TOKENS
+        if remembered is None:
+            return
+        ranks.on_main(lambda: remembered.make_file(path, keep=resumed))
+        remembered.use_file(path)
+        if ranks.main:
+            kept = "training images are encoded when they first come up, and their tokens kept in"
+            print(f"{kept} {path}; mvar tokenize makes a cache for several runs", file=sys.stderr)
 
 
 def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
