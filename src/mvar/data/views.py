@@ -75,31 +75,35 @@ class Views:
         """One view, (h, w, 3): the centre, or the one that numbers in (0, 1) choose; see `view_noise`."""
         (H, W, _), (h, w) = image_HW3.shape, self.image_shape
         top, left = (H - h) // 2, (W - w) // 2
-        if noise is None:
-            return image_HW3[top : top + h, left : left + w]
-        if self.resize_factor != 1:
+        if noise is not None and self.resize_factor != 1:
             top, left = int(noise[0] * (H - h + 1)), int(noise[1] * (W - w + 1))
+        if noise is None or not self.augment:
+            return image_HW3[top : top + h, left : left + w]
         view_hw3 = self._moved(image_HW3, top, left, noise)
         return view_hw3[:, ::-1] if "flip" in self.augment and noise[5] < FLIPPED else view_hw3
 
     def _moved(self, image_HW3: np.ndarray, top: int, left: int, noise: Sequence[float]) -> np.ndarray:
         """The crop at this place, (h, w, 3), its contents shifted and scaled; beyond the image its edges go on."""
-        (H, W, _), (h, w) = image_HW3.shape, self.image_shape
+        h, w = self.image_shape
         down = right = 0.0
         size = SIZES[0] + noise[4] * (SIZES[1] - SIZES[0]) if "scale" in self.augment else 1.0
         if "shift" in self.augment:
             down, right = (noise[2] * 2 - 1) * max(1, MOST_SHIFT * h), (noise[3] * 2 - 1) * max(1, MOST_SHIFT * w)
         if size == 1:  # by whole pixels, so that lines stay as sharp as they are
             top, left = top - round(down), left - round(right)
-            return image_HW3[np.arange(top, top + h).clip(0, H - 1)[:, None], np.arange(left, left + w).clip(0, W - 1)]
+            return _part(image_HW3, range(top, top + h), range(left, left + w))
         box_h, box_w = h / size, w / size
         y, x = top + (h - box_h) / 2 - down / size, left + (w - box_w) / 2 - right / size
-        first_row, first_column = floor(y) - REACH, floor(x) - REACH
-        rows = np.arange(first_row, ceil(y + box_h) + REACH).clip(0, H - 1)
-        columns = np.arange(first_column, ceil(x + box_w) + REACH).clip(0, W - 1)
-        y, x = y - first_row, x - first_column
-        part = Image.fromarray(image_HW3[rows[:, None], columns])
+        rows = range(floor(y) - REACH, ceil(y + box_h) + REACH)
+        columns = range(floor(x) - REACH, ceil(x + box_w) + REACH)
+        y, x = y - rows[0], x - columns[0]
+        part = Image.fromarray(_part(image_HW3, rows, columns))
         return np.asarray(part.resize((w, h), Image.Resampling.LANCZOS, box=(x, y, x + box_w, y + box_h)))
+
+
+def _part(image_HW3: np.ndarray, rows: range, columns: range) -> np.ndarray:
+    """These pixels of an image; what lies beyond it is like its edge."""
+    return image_HW3.take(rows, 0, mode="clip").take(columns, 1, mode="clip")
 
 
 def fitted(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
