@@ -33,12 +33,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
 
-# The pictures and the tables of the documentation, from the packaged model, Fashion-MNIST and emoji.
-docs: $(READY) out/fashion-mnist out/emoji
+# The pictures and the tables of the documentation, from the packaged model, Fashion-MNIST and icons.
+docs: $(READY) out/fashion-mnist out/icons
 	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales \
 		--out docs/images/demo.png
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
-	$(BIN)/python -m mvar.recipes.emoji page
 	$(BIN)/python -m mvar.recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \
 		--page-file docs/editing.md --sheet docs/images/editing.png
 	$(BIN)/mvar vary --model fashion-mnist --label Sneaker --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/variation.png
@@ -50,13 +49,13 @@ docs: $(READY) out/fashion-mnist out/emoji
 	rm -rf out/wide
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
-	$(BIN)/python -m mvar.recipes.emoji describe --data out/emoji --page-file docs/data.md --sheet docs/images/emoji-data.png
+	$(BIN)/python -m mvar.recipes.icons describe --data out/icons --page-file docs/data.md \
+		--credits docs/icons-licences.md --sheet docs/images/icons-data.png
 	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
 
 # The figures of docs/results.md.
-results: $(READY) out/fashion-mnist out/emoji
+results: $(READY) out/fashion-mnist
 	$(call measured,fashion-mnist)
-	$(call measured,emoji)
 	$(BIN)/python -m mvar.recipes.results
 
 # Of a model: as many samples, and reconstructions, as there are held-out images, against these.
@@ -68,8 +67,8 @@ define measured
 		--cache out/features --out docs/images/results/$(1)/reconstructions
 endef
 
-out/emoji:
-	$(BIN)/mvar data emoji --out $@
+out/icons:
+	$(BIN)/mvar data icons --out $@
 
 out/fashion-mnist:
 	$(BIN)/mvar data fashion-mnist --out $@

@@ -71,6 +71,12 @@ def fashion_excerpt(fashion_arrays, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch):
+    """A run's curves take a second or more to draw; that they are drawn is seen, the picture has a test of its own."""
+    monkeypatch.setattr("mvar.training.curves.draw_curves", lambda records, path: path.touch())
+
+
 # --- the command ---
 
 

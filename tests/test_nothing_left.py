@@ -97,7 +97,8 @@ def listing(root: Path) -> dict[str, int]:
         (f"bench train --preset tiny32 --batch-size 1000000 --out {NEW}/a", "preset, batch_size: "),
         (f"study run sweep --model bundle --data images --judge text.pth --out {NEW}/a", "text.pth"),
         (f"data fashion-mnist --source empty --out {NEW}/a", "lacks train-images"),
-        (f"data emoji --source empty --out {NEW}/a", "does not exist; give the folder of the unpacked"),
+        (f"data icons --source empty --out {NEW}/a", "give a whole copy of the npm package"),
+        (f"data icons --source empty --concepts ancor --out {NEW}/a", "no concept 'ancor'; close: anchor"),
     ],
 )
 def test_a_refused_command_leaves_nothing(refused, workplace, monkeypatch, command, message):

@@ -35,7 +35,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "data fashion-mnist": Command(training.data_fashion_mnist),
-    "data emoji": Command(training.data_emoji),
+    "data icons": Command(training.data_icons),
     "tokenize": Command(training.tokenize),
     "train tokenizer": Command(training.train_tokenizer, config=TokenizerTraining, presets=TOKENIZER_PRESETS),
     "train generator": Command(training.train_generator, config=GeneratorTraining, presets=GENERATOR_PRESETS),

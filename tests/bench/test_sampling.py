@@ -18,12 +18,12 @@ def small_machine(monkeypatch):
 
 
 def test_the_command_reports_parts_scales_and_rivals(small_machine, tmp_path, capsys):
-    options = ["--preset", "tiny32", "--dtype", "fp32", "--batch", "2,1", "--rounds", "3", "--json"]
+    options = ["--preset", "tiny32", "--dtype", "fp32", "--batch", "1,2", "--rounds", "1", "--json"]
     main(["bench", "sample", *options, "--against", "prefix,bf16", "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     report = json.loads(printed)
     assert printed.strip() == (tmp_path / "out" / "sample.json").read_text().strip()
-    assert (report["preset"], report["dtype"], report["batch"]) == ("tiny32", "fp32", 2)
+    assert (report["preset"], report["dtype"], report["batch"]) == ("tiny32", "fp32", 1)
     assert report["fraction"] == pytest.approx(report["floor_seconds"] / report["seconds"])
     parts, scales = report["parts"], report["scales"]
     for key in ("seconds", "floor_seconds"):
@@ -33,7 +33,7 @@ def test_the_command_reports_parts_scales_and_rivals(small_machine, tmp_path, ca
     assert all(split["seconds"] > 0 for split in parts.values())
     assert parts["mlp"]["floor_seconds"] > 0
     assert [scale["scale"] for scale in scales] == ["1x1", "2x2", "3x3", "4x4", "6x6", "8x8"]
-    assert [row["batch"] for row in report["batches"]] == [2, 1]
+    assert [row["batch"] for row in report["batches"]] == [1, 2]
     assert [rival["name"] for rival in report["against"]] == ["prefix", "bf16"]
     assert report["peak_bytes"] > report["weight_bytes"] > 0
     with Image.open(tmp_path / "out" / "sample.png") as chart:

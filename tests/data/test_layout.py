@@ -257,6 +257,11 @@ def test_a_class_that_is_called_as_a_split_is_mentioned(lay):
         assert ImageFolder.scan(root).classes == ["bus", "car", "train"]
 
 
+def test_a_class_in_a_split_may_be_called_train(lay):
+    root = lay(*of("train", 2, "bus", "train"), *of("val", 1, "bus", "train"))
+    assert open_splits(root, (8, 8))[0].classes == ["bus", "train"]
+
+
 def test_classes_may_have_words_of_splits_in_their_names(lay):
     root = lay(*of(".", 2, "bullet train", "cow", "test tube"))
     assert open_splits(root, (8, 8))[0].classes == ["bullet train", "cow", "test tube"]

@@ -15,7 +15,6 @@ from mvar.generator.network import Generator
 from mvar.model import Model, load
 from mvar.recipes import editing, likelihood, measuring, page, sweep_figure
 from mvar.recipes.cli import run_cli
-from mvar.recipes.emoji import Emoji
 from mvar.recipes.fashion_mnist import FashionMnist
 from mvar.recipes.packaged import commands
 from mvar.recipes.sweep import TRIED, best
@@ -179,7 +178,7 @@ def test_chosen_settings_become_the_packages_defaults(work, tmp_path):
         recipe.package(str(work / "model"), str(sweep), str(out), str(work / "t"))
 
 
-@pytest.mark.parametrize("recipe", [FashionMnist, Emoji])
+@pytest.mark.parametrize("recipe", [FashionMnist])
 def test_the_defaults_that_ship_are_those_that_the_sweep_chose(recipe):
     report = json.loads((DOCS / "images" / recipe.name / "sweep.json").read_text())
     wanted, settings = json.loads(json.dumps(asdict(recipe.grid))), report["settings"]

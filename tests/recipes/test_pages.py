@@ -16,18 +16,16 @@ DOCS = Path(__file__).parents[2] / "docs"
 # Page and name of the markers: the report's folder, and what makes Markdown of it.
 BLOCKS = {
     ("models/fashion-mnist.md", "results"): ("fashion-mnist", page.results),
-    ("models/emoji.md", "results"): ("emoji", page.results),
     ("likelihood.md", "results"): ("likelihood", likelihood.table),
     ("editing.md", "results"): ("editing", editing.table),
     ("tokens.md", "results"): ("tokens", token_cache.table),
     ("collapse.md", "fashion-mnist"): ("collapse/fashion-mnist", collapse.table),
     ("collapse.md", "emoji"): ("collapse/emoji", collapse.table),
     ("rejection.md", "fashion-mnist"): ("rejection/fashion-mnist", rejection.table),
-    ("rejection.md", "emoji"): ("rejection/emoji", rejection.table),
 }
 HALVED = "samples-bfloat16"
 TIMED = ("performance/evaluate-10000", "performance/evaluate-50000")
-# Without a report: counts of a data set; and what test_memory.py has.
+# Without a report of their own: counts of a data set, what test_memory.py has, and the results of all models.
 OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
 # Reports of samples that were drawn with the settings of a packaged model, and of which.
 DRAWN = {

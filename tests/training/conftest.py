@@ -31,12 +31,6 @@ TOKENIZER_RUN = {"perceptual": 0.0, "adversarial_start": 0.3, "discriminator_cha
 GENERATOR = GeneratorConfig(depth=2, width=64, state_size=16, stochastic_depth=0.2, class_dropout=0.2)
 
 
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """Curves take a second to draw; that they are drawn is seen, the picture itself has a test of its own."""
-    monkeypatch.setattr("mvar.training.curves.draw_curves", lambda records, path: path.touch())
-
-
 @pytest.fixture(scope="session")
 def photos(fashion_arrays, tmp_path_factory) -> Path:
     """class/*.png of 8 real images for each of three classes."""

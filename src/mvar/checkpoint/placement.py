@@ -8,6 +8,7 @@ from torch import nn
 
 from mvar.generator.network import Generator
 from mvar.nn.linear import Linear
+from mvar.ops.precision import has_fast_bfloat16
 from mvar.tokenizer.network import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
@@ -82,8 +83,7 @@ def find_dtype(dtype: Dtype | None, device: torch.device) -> Dtype:
     """The dtype of matrix products: as asked, else bfloat16 where the processor multiplies it faster than float32."""
     if dtype is not None:
         return dtype
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

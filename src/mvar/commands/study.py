@@ -17,7 +17,7 @@ def study_run_sweep(
     data: str,
     judge: str,
     out: str,
-    recipe: Literal["fashion-mnist", "emoji"] | None = None,
+    recipe: Literal["fashion-mnist", "icons"] | None = None,
     guidance: float | list[float] | None = None,
     temperature: float | list[float] | None = None,
     last_temperature: float | None = None,
@@ -50,11 +50,11 @@ def study_run_sweep(
     """
     from dataclasses import replace
 
-    from mvar.recipes.emoji import Emoji
     from mvar.recipes.fashion_mnist import FashionMnist
+    from mvar.recipes.icons import Icons
     from mvar.recipes.sweep import Grid, sweep
 
-    recipes = {known.name: known for known in (FashionMnist, Emoji)}
+    recipes = {known.name: known for known in (FashionMnist, Icons)}
     own = recipes.get(recipe or model)
     lists = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     given: dict[str, object] = {

@@ -1,6 +1,6 @@
 """Icon sets of the npm package @iconify/json: hundreds of sets of SVG icons, each with its author and licence.
 
-The package holds collections.json, which describes every set, and json/<prefix>.json with a set's icons.
+The package holds collections.json, which lists the sets, and json/<prefix>.json with a set's description and icons.
 """
 
 import json
@@ -8,39 +8,41 @@ import re
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mvar.files import read_bounded
+
 NPM_PACKAGE = "@iconify/json"
-VERSION = "2.2.535"  # whose images docs/data.md counts and the packaged model has seen
-COLLECTIONS = "collections.json"
+VERSION = "2.2.535"  # whose icons docs/data.md counts
+DESCRIPTION, COLLECTIONS = "package.json", "collections.json"
+MOST_BYTES = 300_000_000  # of a file; the largest has a third of that
 BOX = ("left", "top", "width", "height")
-CODE_POINTS = re.compile(r"[0-9a-f]{1,5}(-[0-9a-f]{1,5})*")
 ICON_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+FIX = f"give a whole copy of the npm package {NPM_PACKAGE}"
 
 
 @dataclass(frozen=True)
 class Icon:
     """One picture: SVG elements, and the box that they are seen through, in their own units."""
 
+    prefix: str
+    name: str
     body: str
     left: float
     top: float
     width: float
     height: float
 
-    @property
-    def svg(self) -> str:
-        """The picture as an SVG document, centred in a square."""
-        side = max(self.width, self.height)
-        return (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'width="{side}" height="{side}" viewBox="{self.left} {self.top} {self.width} {self.height}">'
-            f"{self.body}</svg>"
-        )
+    def __post_init__(self) -> None:
+        for name in (self.prefix, self.name):
+            if not ICON_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a name as sets and icons have")
+        if not isinstance(self.body, str) or not (0 < self.width < MOST_BYTES and 0 < self.height < MOST_BYTES):
+            raise ValueError(f"{self.name!r} has no SVG text or no size")
 
 
 @dataclass(frozen=True)
@@ -49,140 +51,106 @@ class IconSet:
 
     Attributes:
         prefix: the set's short name.
-        info: what collections.json says of it: name, author, license, ...
-        icons: by name; those that the set hides, as outdated, are left out.
-        codes: icon name to its Unicode code points in hexadecimal, joined by "-"; empty where the set gives none.
-        aliases: other names to icon names.
-        categories: icon name to category.
+        info: what the package says of it: name, author, license, ...
+        icons: in the order of their names; without those that the set hides, as outdated, and those that are given as
+            another picture turned or mirrored.
     """
 
     prefix: str
     info: dict[str, Any]
-    icons: dict[str, Icon]
-    codes: dict[str, str]
-    aliases: dict[str, str]
-    categories: dict[str, str]
-
-    @classmethod
-    def read(cls, package: Path, prefix: str, info: dict[str, Any]) -> "IconSet":
-        """Read one set of an unpacked package.
-
-        Raises:
-            ValueError: its file is missing or not what it should be.
-        """
-        path = package / "json" / f"{prefix}.json"
-        data = _json(path)
-        try:
-            box = {"left": 0, "top": 0, "width": 16, "height": 16} | {key: data[key] for key in BOX if key in data}
-            icons = {
-                name: _icon(name, box | icon) for name, icon in sorted(data["icons"].items()) if not icon.get("hidden")
-            }
-            codes = {name: code for code, name in sorted(data.get("chars", {}).items())}
-            if wrong := [code for code in codes.values() if not CODE_POINTS.fullmatch(code)]:
-                raise ValueError(f"{wrong[0]!r} are no code points")
-            return cls(
-                prefix,
-                info,
-                icons,
-                codes,
-                # An alias with a transformation is another picture, not another name.
-                aliases={
-                    name: str(alias["parent"])
-                    for name, alias in data.get("aliases", {}).items()
-                    if set(alias) == {"parent"}
-                },
-                categories={name: group for group, names in data.get("categories", {}).items() for name in names},
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"source: {str(path)!r} is not a set of icons ({error}); get the package anew") from error
+    icons: list[Icon]
 
 
 def read_sets(
-    source: str | None, version: str, wanted: Callable[[Mapping[str, Any]], bool]
+    source: str | None,
+    version: str,
+    is_wanted: Callable[[str, Mapping[str, Any]], bool],
+    is_named: Callable[[str, str], bool],
 ) -> tuple[str, list[IconSet]]:
-    """Read the icon sets whose description in collections.json is wanted.
+    """Read the wanted icons of the wanted sets.
 
     Args:
         source: an unpacked package; None fetches it by npm, and deletes it after use.
         version: to be fetched, or what npm knows as such: "latest".
-        wanted: says so of a set.
+        is_wanted: says so of a set by its prefix and its description.
+        is_named: says so of an icon of such a set by the set's prefix and the icon's name.
 
     Returns:
-        The package's version and the sets in the order of their prefixes; none where nothing is wanted.
+        The package's version and the sets in the order of their prefixes.
 
     Raises:
         ValueError: the package cannot be fetched, or is not what it should be.
     """
-    with _package(source, version, wanted) as package:
-        found = str(_json(package / "package.json").get("version", "unknown"))
-        infos = _wanted(_json(package / COLLECTIONS), wanted)
-        return found, [IconSet.read(package, prefix, info) for prefix, info in infos.items()]
+    given: dict[str, dict[str, Any]] = {}
+    sets: dict[str, IconSet | None] = {}
+    for name, content in _files(source, version):
+        data = _json(name, content)
+        if name in (DESCRIPTION, COLLECTIONS):
+            given[name] = data
+            continue
+        prefix = PurePosixPath(name).stem
+        try:
+            sets[prefix] = _icon_set(prefix, data, is_named) if is_wanted(prefix, data["info"]) else None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"source: {name!r} is not a set of icons ({error}); {FIX}") from error
+    missing = [name for name in (DESCRIPTION, COLLECTIONS) if name not in given]
+    missing += [f"json/{prefix}.json" for prefix in sorted(given.get(COLLECTIONS, {})) if prefix not in sets]
+    if missing:
+        raise ValueError(f"source = {source!r}: {missing[0]} is missing; {FIX}")
+    return str(given[DESCRIPTION].get("version")), [found for _, found in sorted(sets.items()) if found is not None]
 
 
-def _wanted(collections: Mapping[str, Any], wanted: Callable[[Mapping[str, Any]], bool]) -> dict[str, dict[str, Any]]:
-    return {
-        prefix: info
-        for prefix, info in sorted(collections.items())
-        if ICON_NAME.fullmatch(prefix) and isinstance(info, dict) and wanted(info)
-    }
+def _icon_set(prefix: str, data: Mapping[str, Any], is_named: Callable[[str, str], bool]) -> IconSet:
+    box = {"left": 0, "top": 0, "width": 16, "height": 16} | {key: data[key] for key in BOX if key in data}
+    icons = [
+        Icon(prefix, name, icon["body"], *(float((box | icon)[key]) for key in BOX))
+        for name, icon in sorted(data["icons"].items())
+        if is_named(prefix, name) and not any(icon.get(key) for key in ("hidden", "rotate", "hFlip", "vFlip"))
+    ]
+    return IconSet(prefix, data["info"], icons)
 
 
-def _icon(name: str, content: Mapping[str, Any]) -> Icon:
-    """Check one icon of a set's file."""
-    if not ICON_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no icon's name")
-    icon = Icon(content["body"], *(float(content[key]) for key in BOX))
-    if not isinstance(icon.body, str) or not (icon.width > 0 and icon.height > 0):
-        raise ValueError(f"{name!r} has no SVG text or no size")
-    return icon
-
-
-@contextmanager
-def _package(source: str | None, version: str, wanted: Callable[[Mapping[str, Any]], bool]) -> Iterator[Path]:
-    """The unpacked package: the folder named, or a download that is deleted after use."""
-    if source is not None:
-        yield Path(source)
+def _files(source: str | None, version: str) -> Iterator[tuple[str, bytes]]:
+    """The package's JSON files by their names: of a folder, or of a download that is deleted after use."""
+    if source is None:
+        yield from _download(version)
         return
+    for path in (Path(source, DESCRIPTION), Path(source, COLLECTIONS), *sorted(Path(source, "json").glob("*.json"))):
+        try:
+            content = read_bounded(path, MOST_BYTES)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"source = {source!r}: {str(path)!r} cannot be read ({reason}); {FIX}") from error
+        yield path.relative_to(source).as_posix(), content
+
+
+def _download(version: str) -> Iterator[tuple[str, bytes]]:
+    """The files as they come out of the archive: it is 100 MB, and five times that unpacked."""
     with tempfile.TemporaryDirectory() as scratch:
         command = ["npm", "pack", f"{NPM_PACKAGE}@{version}", "--loglevel", "error"]
         try:
             subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=1800)
-            _unpack(next(Path(scratch).glob("*.tgz")), Path(scratch), wanted)
-        except (OSError, subprocess.SubprocessError, StopIteration, tarfile.TarError, EOFError, KeyError) as error:
+            with tarfile.open(next(Path(scratch).glob("*.tgz")), "r:gz") as tar:
+                for member in tar:
+                    name = member.name.removeprefix("package/")
+                    is_set = PurePosixPath(name).match("json/*.json")
+                    file = tar.extractfile(member) if is_set or name in (DESCRIPTION, COLLECTIONS) else None
+                    if file is not None and member.size <= MOST_BYTES:
+                        yield name, file.read()
+        except (OSError, subprocess.SubprocessError, StopIteration, tarfile.TarError, EOFError, zlib.error) as error:
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace").splitlines()
             raise ValueError(
-                f"source = None: the npm package {NPM_PACKAGE}@{version} could not be downloaded "
+                f"package_version = {version!r}: the npm package {NPM_PACKAGE} could not be downloaded "
                 f"({' '.join(said[:2]) or error}); install npm and check the network, or give --source DIR with the "
                 "unpacked package"
             ) from error
-        yield Path(scratch)
 
 
-def _unpack(archive: Path, folder: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Take what is needed out of the archive: it is 100 MB, and five times that unpacked."""
-    with tarfile.open(archive, "r:gz") as tar:
-
-        def take(name: str) -> Path:
-            path = folder / name
-            path.parent.mkdir(exist_ok=True)
-            member = tar.extractfile(f"package/{name}")
-            path.write_bytes(member.read() if member else b"")
-            return path
-
-        take("package.json")
-        for prefix in _wanted(_json(take(COLLECTIONS)), wanted):
-            take(f"json/{prefix}.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _json(name: str, content: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"source: {str(path)!r} does not exist; give the folder of the unpacked npm package {NPM_PACKAGE}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"source: {str(path)!r} cannot be read as JSON ({error}); get the package anew") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"source: {str(path)!r} is not a JSON object; get the package anew")
-    return content
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"source: {name!r} cannot be read as JSON ({error}); {FIX}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"source: {name!r} is not a JSON object; {FIX}")
+    return data

@@ -107,7 +107,8 @@ class ImageFolder:
                 f"{named}: has classes ({some(by_class)}), the training images have none; "
                 "sort those into class folders too, or give a folder without"
             )
-        if doubtful := [entry.name for entry in folders if splits([entry.name])]:
+        doubtful = [entry.name for entry in folders if splits([entry.name])]
+        if doubtful and not splits([root.name]):  # train/train holds railways
             warnings.warn(
                 f"{named}: taken for classes, not for splits: {some(doubtful)}; move away those that are none",
                 stacklevel=2,

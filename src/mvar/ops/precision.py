@@ -18,6 +18,11 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # torch knows none for meta
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32; a CPU without instructions for them is far slower."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 @contextmanager
 def bfloat16_products(on: bool) -> Iterator[None]:
     """Let a CPU round float32 matrices to bfloat16 for their product, which stays float32; only where it is `on`.

@@ -2,8 +2,6 @@
 
     python -m mvar.recipes.collapse --data data/fashion-mnist --preset tiny32 --runs runs/collapse-fashion-mnist \
         --out docs/images/collapse/fashion-mnist --page-file docs/collapse.md
-    python -m mvar.recipes.collapse --data data/emoji --preset tiny64 --batch-size 8 --runs runs/collapse-emoji \
-        --out docs/images/collapse/emoji --page-file docs/collapse.md
 
 Same seed, same steps, same images. A run that is there already is not trained again, one that was stopped goes on, and
 one of other settings is refused.

@@ -5,10 +5,6 @@
     python -m mvar.recipes.rejection study --model fashion-mnist --data data/fashion-mnist \
         --judge runs/judge.safetensors --selector runs/selector.safetensors \
         --out docs/images/rejection/fashion-mnist --page-file docs/rejection.md
-    python -m mvar.recipes.rejection selector --model emoji --data data/emoji --epochs 4 --seed 1 \
-        --out runs/emoji-selector.safetensors
-    python -m mvar.recipes.rejection study --model emoji --data data/emoji --judge runs/emoji-judge.safetensors \
-        --selector runs/emoji-selector.safetensors --out docs/images/rejection/emoji --page-file docs/rejection.md
 
 One set of candidates, eight a group, serves all shares: where 1 of n is kept, the first n of each group compete. So all
 rows have as many images, and distances can be compared. The classifier that chooses sees pixels as the model draws
@@ -41,7 +37,6 @@ from mvar.model import Model, load
 from mvar.recipes import measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.distance import NAME, Distance
-from mvar.recipes.emoji import Emoji
 from mvar.recipes.fashion_mnist import FashionMnist
 from mvar.recipes.measuring import Form
 from mvar.recipes.packaged import write_classifier
@@ -49,7 +44,7 @@ from mvar.sampling.engine import SampleOutput
 from mvar.sampling.protocol import hashes
 from mvar.sampling.rejection import SELF, Choice, best, best_places, find_scorer
 
-FORMS = {recipe.name: recipe.form for recipe in (FashionMnist, Emoji)}
+FORMS = {recipe.name: recipe.form for recipe in (FashionMnist,)}
 OF = (1, 2, 4, 8)  # candidates of which one is kept
 NEIGHBOURS = 3  # of precision and recall
 METRICS = {"distance": NAME, "accuracy": "Judged right, %", "precision": "Precision, %", "recall": "Recall, %"}

@@ -1,0 +1,78 @@
+"""Icons: what the data set holds, and the packaged model of them.
+
+    mvar data icons --out data/icons
+    python -m mvar.recipes.icons describe --data data/icons --page-file docs/data.md \
+        --credits docs/icons-licences.md --sheet docs/images/icons-data.png
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from mvar.data.decoding import decode
+from mvar.data.images import ImageFolder
+from mvar.data.subset import evenly_spaced
+from mvar.files import write_text
+from mvar.recipes import page
+from mvar.recipes.cli import run_cli
+from mvar.recipes.measuring import Form
+from mvar.recipes.packaged import Recipe
+from mvar.recipes.sweep import Grid
+from mvar.sampling.export import save_image
+from mvar.sampling.sheet import class_sheet
+
+TIERS = {"25 or more": 25, "15 to 24": 15, "fewer": 0}  # sets that draw a concept, and the least of them
+SHOWN = 12  # concepts of the sheet, and images of each
+
+
+class Icons(Recipe):
+    """The packaged model `icons`."""
+
+    name = "icons"
+    form = Form(64)
+    data = "icons of the sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
+    most_bytes = 40_000_000
+    grid = Grid(
+        guidance=(1.0, 1.5, 2.0, 3.0),
+        temperature=(0.9, 1.0, 1.1),
+        last_temperature=0.8,
+        top_k=(900, 600, 300),
+        top_p=(0.99, 0.97, 0.94),
+    )
+    judge_epochs = 20
+
+    def describe(self, data: str, page_file: str, credits: str, sheet: str) -> None:
+        """Count concepts and images, draw the first images of some concepts, and copy the credits.
+
+        Args:
+            data: folder that `mvar data icons` wrote.
+            page_file: documentation page whose table is filled in.
+            credits: Markdown file to write: whose icons they are.
+            sheet: .png or .webp to write.
+        """
+        train = ImageFolder.scan(Path(data) / "train")
+        val = ImageFolder.scan(Path(data) / "val", classes=train.classes)
+        sets: dict[int, set[str]] = {label: set() for label in range(len(train.classes))}
+        for folder in (train, val):
+            for path, label in zip(folder.paths, folder.labels, strict=True):
+                sets[label].add(path.name.split("_")[0])
+        tier_of = {label: next(tier for tier, n in TIERS.items() if len(own) >= n) for label, own in sets.items()}
+        members = {tier: [name for label, name in enumerate(train.classes) if tier_of[label] == tier] for tier in TIERS}
+        images = [Counter(tier_of[label] for label in folder.labels) for folder in (train, val)]
+        rows = [[tier, f"{len(members[tier]):,}", *(f"{n[tier]:,}" for n in images)] for tier in TIERS]
+        rows.append(["together", f"{len(train.classes):,}", *(f"{n.total():,}" for n in images)])
+        table = page.table(["Sets that draw a concept", "Concepts", "Training", "Validation"], rows)
+        names = [f"Drawn by {tier}: {', '.join(members[tier])}." for tier in TIERS]
+        without = [name for label, name in enumerate(train.classes) if label not in {*val.labels}]
+        names.append(f"Without images for validation: {', '.join(without) or 'none'}.")
+        page.fill(page_file, "\n\n".join([table, *names]))
+        write_text(credits, (Path(data) / "LICENCES.md").read_text(encoding="utf-8"))
+
+        shown = []
+        for label in evenly_spaced(len(train.classes), SHOWN):
+            first = [path for path, own in zip(train.paths, train.labels, strict=True) if own == label][:SHOWN]
+            shown.append((train.classes[label], [decode(path) for path in first]))
+        save_image(class_sheet(shown).convert("L"), sheet, "sheet")
+
+
+if __name__ == "__main__":
+    run_cli(Icons, "python -m mvar.recipes.icons")

@@ -1,0 +1,317 @@
+"""Icons of an excerpt of the npm package: 110 real ones of 39 sets, each set with its author and licence."""
+
+import copy
+import hashlib
+import json
+import os
+import re
+import tarfile
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from mvar.cli import main
+from mvar.data import icons as module
+from mvar.data.iconify import VERSION, read_sets
+from mvar.data.icons import icons, is_wanted
+from mvar.data.splits import open_splits
+
+EXCERPT = json.loads((Path(__file__).parent / "icons-excerpt.json").read_text(encoding="utf-8"))
+DOCS = Path(__file__).parents[2] / "docs"
+# Of all files that the excerpt gives: paths and bytes.
+SHA256 = "be7bbb473ae92f80650efeeb90a63eef2e6372d1f24028be187ee85c190c8556"
+MISSING = {
+    "wrong": ["bx male", "carbon anchor", "icon-park-outline anchor-one", "ph gender-male-fill"],
+    "another weight of a wrong one": ["ph gender-male-bold"],
+    "drawn before": [
+        *["bi bell-fill", "boxicons anchor-filled", "lucide mars-stroke", "mynaui anchor-solid", "reicon male-filled"],
+        *["teenyicons anchor-outline", "carbon gender-male", "gravity-ui bell-fill", "uil anchor"],
+    ],
+    "drawn before by a wrong one": ["uil mars"],
+    "near to a training image": ["uis anchor", "whh bell"],
+    "of too small a concept": ["gg gender-female", "hugeicons venus", "lucide venus", "picon female", "reicon woman"],
+}
+
+
+def write(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture
+def files():
+    """The package's files by name, to be changed."""
+    return copy.deepcopy(EXCERPT)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write(tmp_path / "package", EXCERPT)
+
+
+@pytest.fixture
+def written(files, tmp_path):
+    """Writes the icons of the changed files; returns (split, concept) by "set name"."""
+
+    def run(**options):
+        out = tmp_path / "icons"
+        icons(str(out), 16, source=write(tmp_path / "package", files), **options)
+        return {path.stem.replace("_", " "): path.parts[-3:-1] for path in out.rglob("*.png")}
+
+    return run
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def digest(folder):
+    found = hashlib.sha256()
+    for name, content in sorted(tree(folder).items()):
+        found.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("in_processes", [module.in_processes, partial(module.in_processes, processes=2, few=0)])
+def test_the_same_package_gives_the_same_files(source, tmp_path, monkeypatch, in_processes):
+    monkeypatch.setattr(module, "in_processes", in_processes)
+    icons(str(tmp_path / "icons"), source=source)
+    assert digest(tmp_path / "icons") == SHA256
+
+
+def test_each_picture_is_there_once_in_its_concept_and_part(written):
+    found = written()
+    names = {f"{name[5:-5]} {key}" for name, file in EXCERPT.items() if "icons" in file for key in file["icons"]}
+    missing = {name for several in MISSING.values() for name in several}
+    assert names - found.keys() == missing
+    assert len(found) == len(names) - len(missing)
+    assert found["mynaui male"] == found["fa mars"] == ("train", "mars")  # named for a man, looks like the sign
+    assert found["vaadin anchor"] == found["uit anchor"] == ("val", "anchor")
+    held_out = {name for name, (split, _) in found.items() if split == "val"}
+    designers = {"grommet-icons", "iconoir", "la", "system-uicons", "uit", "vaadin"}
+    assert {name.split()[0] for name in held_out} == designers
+
+
+def test_a_validation_image_that_is_trained_on_as_another_concept_is_left_out(files, written):
+    box = {"width": 24, "height": 24}
+    for ours, theirs in (("vaadin", "mynaui"), ("system-uicons", "uit")):  # of a designer for training, of one held out
+        files[f"json/{ours}.json"]["icons"]["bells"] = files[f"json/{theirs}.json"]["icons"]["anchor"] | box
+    found = written()
+    assert "vaadin bells" not in found
+    assert found["system-uicons bells"] == ("val", "bell")
+
+
+def test_the_reader_finds_classes_and_both_parts(source, tmp_path):
+    counts = icons(str(tmp_path / "icons"), source=source)
+    train, val = open_splits(tmp_path / "icons", (64, 64), resize_factor=1.0)
+    assert train.classes == val.classes == ["anchor", "bell", "mars"]
+    assert (len(train), len(val)) == (65, 7)
+    assert counts.total() == 72
+    assert counts["vaadin", "val", "bell"] == 1
+    assert train.batch([0])[0].unique().numel() > 2  # smooth edges
+
+
+def test_the_page_of_licences_says_what_the_package_says(files, written, tmp_path):
+    files["json/uit.json"]["info"]["author"]["name"] = "One | Another\nThird"
+    written()
+    page = (tmp_path / "icons" / "LICENCES.md").read_text(encoding="utf-8")
+    assert "@iconify/json 9.8.7" in page
+    licence = "[MIT (MIT)](https://github.com/box-icons/boxicons-core/blob/main/LICENSE)"
+    author = "[Boxicons](https://github.com/box-icons/boxicons-core)"
+    assert f"\n| boxicons | Boxicons | {author} | {licence} | 1.0.5 | 2 | train |\n" in page
+    assert re.search(r"\n\| jam \| Jam Icons \| .* \| not given \| 4 \| train \|\n", page)
+    assert "| [One / Another Third](" in page
+    assert "| icon-park-outline |" not in page  # no image is theirs
+
+
+def test_concepts_are_chosen_by_name(written):
+    assert {concept for _, concept in written(concepts=" Bell,anchor ").values()} == {"anchor", "bell"}
+
+
+@pytest.mark.parametrize(
+    ("concepts", "message"),
+    [
+        ("bell,ancor", r"concepts = 'bell,ancor': no concept 'ancor'; close: anchor$"),
+        ("qqq", r"concepts = 'qqq': no concept 'qqq'$"),
+        (" , ", r"concepts = ' , ': names no concept; leave it out for all$"),
+        ('"bell', r"concepts = '\"bell': close each name in double quotes"),
+        (
+            "bell,venus,cat",
+            r"concepts = 'bell,venus,cat': too few icons of cat, venus: a concept needs 10 sets that draw",
+        ),
+    ],
+)
+def test_concepts_that_cannot_be_had(source, tmp_path, concepts, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        icons(str(tmp_path / "icons"), concepts=concepts, source=source)
+    assert not (tmp_path / "icons").exists()
+
+
+# --- what is taken ---
+
+
+def test_sets_are_wanted_by_licence_colour_and_kind():
+    for spdx in ("MIT", "Apache-2.0", "OFL-1.1", "CC0-1.0", "ISC", "BSD-3-Clause", "Unlicense"):
+        assert is_wanted("a-set", {"license": {"spdx": spdx}, "palette": False})
+    for spdx in ("BSD-2-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "GPL-3.0", None, ["MIT"]):
+        assert not is_wanted("a-set", {"license": {"spdx": spdx}, "palette": False})
+    assert not is_wanted("a-set", {"palette": False})
+    assert not is_wanted("a-set", {"license": {"spdx": "MIT"}, "palette": True})
+    assert not is_wanted("simple-icons", {"license": {"spdx": "MIT"}, "palette": False})
+
+
+def test_hidden_and_turned_icons_are_not_read(files, tmp_path):
+    body = {"body": "<path/>"}
+    files["json/bi.json"]["icons"] = {
+        "bell": body,
+        "bell-1": {**body, "hidden": True},
+        **{f"bell-{key.lower()}": {**body, key: 1} for key in ("rotate", "hFlip", "vFlip")},
+        "anchor": {**body, "rotate": 0, "width": 20},
+    }
+    version, sets = read_sets(
+        write(tmp_path, files), "", lambda prefix, info: prefix == "bi", lambda prefix, name: True
+    )
+    assert version == "9.8.7"
+    ((anchor, bell),) = (found.icons for found in sets)
+    assert (bell.name, bell.left, bell.width, bell.height) == ("bell", 0, 16, 16)
+    assert (anchor.name, anchor.width, anchor.height) == ("anchor", 20, 16)
+
+
+# --- the package ---
+
+
+def damaged(kind, files):
+    of_set = files["json/bi.json"]
+    if kind == "no package":
+        files.clear()
+    elif kind == "no list":
+        del files["collections.json"]
+    elif kind == "no set":
+        del files["json/bi.json"]
+    elif kind in ("a list", "a text"):
+        files["json/bi.json"] = [] if kind == "a list" else "bi"
+    elif kind == "no info":
+        del of_set["info"]
+    elif kind == "no icons":
+        del of_set["icons"]
+    else:
+        icon = {"body": "<path/>"}
+        of_set["icons"] |= {
+            "path": {"anchor--../../evil": icon, "anchor--": icon},
+            "body": {"anchor": {"body": 3}},
+            "text": {"anchor": "x"},
+            "flat": {"anchor": {**icon, "width": 0}},
+            "huge": {"anchor": {**icon, "width": 1e400}},
+            "side": {"anchor": {**icon, "width": "wide"}},
+            "svg": {"anchor": {"body": "<g><path"}},
+        }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no package", r"package.json' cannot be read \(is not a file\); give a whole copy of the npm package"),
+        ("no list", r"collections.json' cannot be read \(is not a file\); give a whole copy of the npm package"),
+        ("no set", r"json/bi.json is missing; give a whole copy of the npm package @iconify/json$"),
+        ("a list", r"'json/bi.json' is not a JSON object"),
+        ("a text", r"'json/bi.json' is not a JSON object"),
+        ("no info", r"'json/bi.json' is not a set of icons \('info'\)"),
+        ("no icons", r"'json/bi.json' is not a set of icons \('icons'\)"),
+        ("path", r"'json/bi.json' is not a set of icons \('anchor--' is not a name as sets and icons have\)"),
+        ("body", r"'json/bi.json' is not a set of icons \('anchor' has no SVG text or no size\)"),
+        ("text", r"'json/bi.json' is not a set of icons"),
+        ("flat", r"'json/bi.json' is not a set of icons \('anchor' has no SVG text or no size\)"),
+        ("huge", r"'json/bi.json' is not a set of icons \('anchor' has no SVG text or no size\)"),
+        ("side", r"'json/bi.json' is not a set of icons"),
+        ("svg", r"the icon bi:anchor cannot be drawn"),
+    ],
+)
+def test_damaged_packages_are_named(files, tmp_path, kind, message):
+    damaged(kind, files)
+    source = write(tmp_path / "package", files)
+    with pytest.raises(ValueError, match=f"^source.*{message}") as caught:
+        icons(str(tmp_path / "icons"), source=source)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "icons").exists()
+
+
+@pytest.mark.parametrize("content", [b'{"info": ', b"\xff\xfe\0", b"[" * 100_000])
+def test_files_that_are_no_json_are_named(source, tmp_path, content):
+    (Path(source) / "json" / "bi.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^source: 'json/bi.json' cannot be read as JSON \(.*\); give a whole copy"):
+        icons(str(tmp_path / "icons"), source=source)
+
+
+def test_a_package_without_such_icons_is_refused(files, tmp_path):
+    for name in [name for name in files if name.startswith("json/")]:
+        files[name]["info"]["license"]["spdx"] = "GPL-3.0"
+    with pytest.raises(ValueError, match=r"^concepts = None: too few icons of accordion, .* and \d+ more: a concept"):
+        icons(str(tmp_path / "icons"), source=write(tmp_path / "package", files))
+
+
+def test_an_interrupted_run_leaves_nothing(source, tmp_path, monkeypatch):
+    def interrupted(items, total, label):
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    icons(str(tmp_path / "one"), 16, source=source)
+    with pytest.raises(ValueError, match=r"out = .* not an empty folder"):
+        icons(str(tmp_path / "one"), 16, source=source)
+    monkeypatch.setattr(module, "track", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        icons(str(tmp_path / "two"), 16, source=source)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["one", "package"]
+
+
+def test_the_command_fetches_the_package(source, tmp_path, monkeypatch, capsys):
+    with tarfile.open(tmp_path / "package.tgz", "w:gz") as tar:
+        tar.add(source, "package")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    npm = tools / "npm"
+    npm.write_text(f'#!/bin/sh\necho "$1 $2" >> {tmp_path}/asked; cp {tmp_path}/package.tgz iconify-json-9.8.7.tgz\n')
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    main(["data", "icons", "--out", str(tmp_path / "fetched"), "--size", "16"])
+    options = ["--package-version", "9.8.7", "--concepts", "bell,mars"]
+    main(["data", "icons", "--out", str(tmp_path / "newer"), "--size", "16", *options])
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"pack @iconify/json@{VERSION}", "pack @iconify/json@9.8.7"]
+    assert f"@iconify/json` {VERSION}, " in (DOCS / "data.md").read_text(encoding="utf-8")
+    assert f"@iconify/json {VERSION}, " in (DOCS / "icons-licences.md").read_text(encoding="utf-8")
+    icons(str(tmp_path / "given"), 16, source=source)
+    assert tree(tmp_path / "fetched") == tree(tmp_path / "given")
+    printed = capsys.readouterr().out
+    assert "fetched/train: 65 images of 3 concepts" in printed
+    assert "newer/val: 4 images of 2 concepts" in printed
+
+    fix = r"; install npm and check the network, or give --source DIR with the unpacked package"
+    fails = r"\(npm error code E404 npm error 404 Not Found\)"
+    cases = [("echo npm error code E404 >&2; echo npm error 404 Not Found >&2; echo more >&2; exit 1", fails)]
+    cases += [("true", r"\(.*\)"), ("echo hello > some.tgz", r"\(.*\)")]
+    cases += [(f"head -c 9000 {tmp_path}/package.tgz > some.tgz", r"\(.*\)")]
+    for script, reason in cases:
+        npm.write_text(f"#!/bin/sh\n{script}\n")
+        with pytest.raises(ValueError, match=f"^package_version = .* could not be downloaded {reason}{fix}") as caught:
+            icons(str(tmp_path / "icons"), 16)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=f"could not be downloaded .*No such file.*npm.*{fix}"):
+        icons(str(tmp_path / "icons"), 16)
+    assert not (tmp_path / "icons").exists()
+
+
+@pytest.mark.parametrize("size", [7, 1025])
+def test_sizes_without_sense_are_refused(source, tmp_path, size):
+    with pytest.raises(ValueError, match=rf"^size = {size}: must lie in 8 to 1,024"):
+        icons(str(tmp_path / "icons"), size, source=source)
+
+
+def test_without_the_extra_the_fix_is_named(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
+    with pytest.raises(ValueError, match=re.escape('icons: drawing needs resvg-py; pip install "mvar-torch[icons]"')):
+        icons(str(tmp_path / "icons"), source=source)
