@@ -2,6 +2,7 @@ import os
 import re
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 
 from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder
-from mvar.data.order import batch_indices, crop_noise, epoch_order
+from mvar.data.order import batch_indices, epoch_order, view_noise
+from mvar.data.processes import in_processes
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 
@@ -158,6 +160,21 @@ def test_a_messy_folder_is_reported_once_and_the_rest_is_used(messy):
     assert (pixels[1, 0] == 2).all()
 
 
+def test_worker_processes_read_the_same(messy, monkeypatch):
+    index, sources, reports = ImageFolder.scan(messy), [], []
+    for few in (1000, 0):
+        monkeypatch.setattr("mvar.data.source.in_processes", partial(in_processes, processes=2, few=few))
+        with pytest.warns(UserWarning, match="cannot be used") as caught:
+            sources.append(PixelSource.read(index, (8, 8)))
+        reports.append([str(warning.message) for warning in caught])
+    threads, processes = sources
+    assert reports[0] == reports[1]
+    assert (threads.paths, threads.marks, threads.bad) == (processes.paths, processes.marks, processes.bad)
+    assert torch.equal(threads.labels, processes.labels)
+    assert all(map(np.array_equal, threads.cache, processes.cache))
+    assert len(processes.cache) == 8
+
+
 def test_on_bad_image_error_raises_the_same_report(messy):
     with pytest.raises(ValueError, match=r"cannot be used:\n") as caught:
         PixelSource.read(ImageFolder.scan(messy), (8, 8), on_bad_image="error")
@@ -247,9 +264,10 @@ def test_batches_are_crops_of_the_lanczos_resize_cached_or_not(tmp_path, monkeyp
     H, W = resized[0].height, resized[0].width
     assert min(H - round(h * 1.125), W - round(w * 1.125)) == 0  # it covers, and no more
     low, high = 1e-6, 1 - 1e-6
+    others = (0.5, 0.5, 0.5, 0.5)  # of augmentation, which nobody asked for
     places = {(low, low): (0, 0), (high, low): (H - h, 0), (low, high): (0, W - w), None: ((H - h) // 2, (W - w) // 2)}
     for noise, (top, left) in places.items():
-        monkeypatch.setattr("mvar.data.source.crop_noise", lambda *_, noise=noise: torch.tensor([noise] * 3))
+        monkeypatch.setattr("mvar.data.views.view_noise", lambda *_, noise=noise: torch.tensor([(*noise, *others)] * 3))
         epochs_B = None if noise is None else torch.zeros(3)
         expected = [np.asarray(image)[top : top + h, left : left + w] for image in resized]
         for source in (cached, on_demand, one_byte_short):
@@ -266,7 +284,7 @@ def test_the_crop_is_that_of_seed_epoch_and_image(tmp_path):
         source = PixelSource.read(index, (8, 8), resize_factor=resize_factor, seed=seed)
         return source.batch([0], None if epoch is None else torch.tensor([epoch]))[0]
 
-    v, u = crop_noise(3, torch.tensor([5]), torch.tensor([0]))[0].tolist()
+    v, u = view_noise(3, torch.tensor([5]), torch.tensor([0]))[0, :2].tolist()
     image = np.asarray(decode(tmp_path / "0.png").resize((32, 32), Image.Resampling.LANCZOS))
     top, left = int(v * 25), int(u * 25)
     expected = image[top : top + 8, left : left + 8]
@@ -376,12 +394,12 @@ def test_orders_are_permutations_that_differ_by_seed_and_epoch():
     np.testing.assert_array_equal(epoch_order(1000, 0, 1), orders[1])
 
 
-def test_the_crop_depends_on_seed_epoch_and_image_only():
+def test_a_view_depends_on_seed_epoch_and_image_only():
     epochs, indices = torch.tensor([0, 0, 1, 1]), torch.tensor([3, 4, 3, 4])
-    noise = crop_noise(7, epochs, indices)
-    assert noise.shape == (4, 2)
+    noise = view_noise(7, epochs, indices)
+    assert noise.shape == (4, 6)
     assert len(set(map(tuple, noise.tolist()))) == 4
     order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(crop_noise(7, epochs[order], indices[order]), noise[order])
-    assert torch.equal(crop_noise(7, epochs[2:3], indices[2:3]), noise[2:3])
-    assert not torch.equal(crop_noise(8, epochs, indices), noise)
+    assert torch.equal(view_noise(7, epochs[order], indices[order]), noise[order])
+    assert torch.equal(view_noise(7, epochs[2:3], indices[2:3]), noise[2:3])
+    assert not torch.equal(view_noise(8, epochs, indices), noise)

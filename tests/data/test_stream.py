@@ -11,16 +11,18 @@ import torch
 
 from mvar.data.splits import open_loader, open_splits
 from mvar.data.stream import Stream, StreamLoader
+from mvar.data.views import Views
 
 
 @pytest.fixture
 def stream(three_shards):
     """A stream of the three shards, with changes."""
 
-    def make(**changes):
+    def make(resize_factor=1.5, seed=1, augment=(), **changes):
         urls = [f"pipe:cat {Path(three_shards).parent}/train-{i}.tar" for i in range(3)]
-        options = {"classes": list("0123"), "image_shape": (8, 8), "resize_factor": 1.5, "on_bad_image": "skip"}
-        return Stream(**{"urls": urls, "seed": 1, **options, **changes})
+        views = Views(image_shape=(8, 8), resize_factor=resize_factor, augment=augment, seed=seed)
+        options = {"classes": list("0123"), "views": views, "on_bad_image": "skip"}
+        return Stream(**{"urls": urls, "seed": seed, **options, **changes})
 
     return make
 
@@ -65,6 +67,18 @@ def test_every_epoch_has_every_image_once_in_another_order_whatever_the_workers(
         assert all(all(map(torch.equal, *pair)) for pair in zip(batches, again, strict=True))
     other, _ = walk(loader(stream(seed=2), 6), range(8))
     assert not all(torch.equal(a.rows, b.rows) for a, b in zip(batches, other, strict=True))
+
+
+def test_an_image_is_augmented_by_its_place_in_training(stream, loader):
+    plain, augmented = stream(resize_factor=1.0), stream(resize_factor=1.0, augment=("shift", "scale", "flip"))
+    batches, _ = walk(loader(augmented, 6), range(8))
+    images = [image for place in range(6) for image in plain.shard(place)]
+    for batch in batches:
+        own = [images[i].pixels_HW3 for i in batch.positions_B]
+        epochs_B = torch.zeros_like(batch.positions_B)
+        assert torch.equal(batch.rows, augmented.views.batch(own, batch.positions_B, epochs_B))
+        assert not torch.equal(batch.rows, plain.views.batch(own))
+    assert torch.equal(torch.cat(list(augmented.first(10, 4))), torch.cat(list(plain.first(10, 4))))
 
 
 def test_the_ranks_take_whole_shards_by_turns(stream, loader):

@@ -4,6 +4,7 @@ import torch
 from mvar.data.source import PixelSource
 from mvar.data.subset import evenly_spaced
 from mvar.data.tokens import TokenSource
+from mvar.data.views import Views
 
 
 def test_places_are_evenly_spaced_and_none_comes_twice():
@@ -18,7 +19,8 @@ def test_places_are_evenly_spaced_and_none_comes_twice():
 def test_sources_give_at_most_so_many(most, expected):
     shared = {"labels": torch.arange(5), "classes": list("abcde")}
     paths = [f"{i}.png" for i in range(5)]
-    options = {"image_shape": (8, 8), "resize_factor": 1.0, "seed": 0, "bad": [], "marks": list("abcde"), "cache": None}
+    options = {"views": Views(image_shape=(8, 8), resize_factor=1.0, seed=0)}
+    options |= {"bad": [], "marks": list("abcde"), "cache": None}
     pixels = PixelSource(paths=paths, **shared, **options)
     tokens = TokenSource(shards=[torch.arange(10).view(5, 2, 1).numpy()], names=paths, **shared)
     for source in (pixels.at_most(most), tokens.at_most(most)):

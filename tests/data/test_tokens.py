@@ -71,9 +71,15 @@ def shards(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("[!.]*-0*.npy"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_view_is_the_crop_of_its_epoch_and_validation_the_centre(data, tokenizer, dtype, tmp_path):
-    write_cache(str(data), str(tmp_path / "c"), tokenizer, **SETTINGS, dtype=dtype)
+ALL = ("shift", "scale", "flip")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "augment"), [("float32", FACTOR, ()), ("bfloat16", FACTOR, ()), ("float32", 1.0, ALL)]
+)
+def test_a_view_is_that_of_its_epoch_and_validation_the_centre(data, tokenizer, dtype, factor, augment, tmp_path):
+    changes = {"resize_factor": factor, "augment": augment}
+    write_cache(str(data), str(tmp_path / "c"), tokenizer, **{**SETTINGS, **changes}, dtype=dtype)
     sources = TokenCache.open(tmp_path / "c").splits()
 
     def encoded(images, i, epoch):
@@ -81,7 +87,7 @@ def test_a_view_is_the_crop_of_its_epoch_and_validation_the_centre(data, tokeniz
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             return torch.cat(tokenizer.encode(pixels), dim=1)[0]
 
-    folders = open_splits(data, (8, 8), resize_factor=FACTOR, seed=SEED)
+    folders = open_splits(data, (8, 8), **changes, seed=SEED)
     for split, source, images in zip(("train", "val"), sources, folders, strict=True):
         n = len(source)
         assert (n, source.classes) == (len(images), ["bag", "ящик"])  # of the folder "ящик\n"
@@ -232,8 +238,8 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
         (out / ".unfinished").mkdir()
         (out / "manifest.json").rename(out / ".unfinished" / "settings.json")
     before = contents(out / ".unfinished" if state == "begun" else out)
-    assert refused(*command(out, views=2, seed=9)) == [
-        f"mvar: out = '{out}': holds a cache with views = 3 (here 2), seed = 4 (here 9); "
+    assert refused(*command(out, views=2, augment="flip", seed=9)) == [
+        f"mvar: out = '{out}': holds a cache with views = 3 (here 2), augment = [] (here ['flip']), seed = 4 (here 9); "
         "give its settings, or a new folder"
     ]
     assert contents(out / ".unfinished" if state == "begun" else out) == before
@@ -255,7 +261,7 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
         ({"views": 0}, "views = 0: must lie in 1 to 1,000"),
         (
             {"resize_factor": 1},
-            "views = 3: all are the same where nothing is cropped; give 1, or resize_factor above 1",
+            "views = 3: all are the same where nothing is cropped or augmented; give 1, or augment, or",
         ),
         ({"resize_factor": 0.5}, "resize_factor = 0.5: must lie in [1, 4]"),
         ({"seed": -1}, "seed = -1: must lie in 0 to 9,223"),

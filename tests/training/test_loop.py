@@ -26,10 +26,10 @@ def kind(request, tokenizer_run, generator_run):
     return *TASKS[request.param], {"tokenizer": tokenizer_run, "generator": generator_run}[request.param]
 
 
-@pytest.mark.parametrize("resize_factor", [1.0, 1.5])
-def test_an_interrupted_run_equals_the_unbroken_one_bit_for_bit(kind, resize_factor, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("resize_factor", "augment"), [(1.0, ()), (1.5, ()), (1.0, ("shift", "scale", "flip"))])
+def test_an_interrupted_run_equals_the_unbroken_one_bit_for_bit(kind, resize_factor, augment, tmp_path, monkeypatch):
     train, task, config = kind
-    config = config(resize_factor=resize_factor)
+    config = config(resize_factor=resize_factor, augment=augment)
     whole, broken = replace(config, out=str(tmp_path / "whole")), replace(config, out=str(tmp_path / "broken"))
     unbroken = train(whole)
     poison(monkeypatch, task, 3, kill)

@@ -43,15 +43,14 @@ def files(out):
     return checkpoint(out), metrics(out), previews, weights, data
 
 
-@pytest.mark.parametrize("resize_factor", [1.0, 1.5])
-def test_training_from_a_cache_equals_training_from_the_images(
-    generator_run, cache, resize_factor, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize(("resize_factor", "augment"), [(1.0, ()), (1.5, ()), (1.0, ("shift", "scale", "flip"))])
+def test_training_from_a_cache_equals_training_from_the_images(generator_run, cache, resize_factor, augment, tmp_path):
     # 6 steps of 5 are 30 of 21 images: two epochs.
-    made = cache(resize_factor=resize_factor, views=1 if resize_factor == 1 else 2)
-    config = generator_run(resize_factor=resize_factor, val_images=2, validate_every=6, checkpoint_every=6)
+    views = {"resize_factor": resize_factor, "augment": augment}
+    made = cache(**views, views=1 if resize_factor == 1 and not augment else 2)
+    config = generator_run(**views, val_images=2, validate_every=6, checkpoint_every=6)
     images, cached = (replace(config, out=str(tmp_path / name)) for name in ("images", "cached"))
-    cached = replace(cached, data=made, resize_factor=1.0)  # the cache's own counts
+    cached = replace(cached, data=made, resize_factor=1.0, augment=())  # the cache's own count
     model = generator.train(images)
     again = generator.train(cached)
     assert same_bits(files(images.out), files(cached.out))
@@ -65,6 +64,15 @@ def test_a_cache_has_its_own_validation_images(generator_run, cache, photos):
         generator.train(generator_run(data=cache(), val_data=str(photos)))
 
 
+def test_a_cache_has_its_own_views(generator_run, cache):
+    config = generator_run(data=cache(), augment=("shift", "flip"))
+    with pytest.raises(
+        ValueError, match=r"^augment = shift, flip: a token cache holds its views already; leave augment out, or make"
+    ):
+        generator.train(config)
+    assert not Path(config.out).exists()
+
+
 def test_a_run_resumes_from_a_cache(generator_run, cache, tmp_path, monkeypatch):
     whole = generator_run(data=cache(), steps=4, out=str(tmp_path / "whole"))
     generator.train(whole)
@@ -75,6 +83,30 @@ def test_a_run_resumes_from_a_cache(generator_run, cache, tmp_path, monkeypatch)
     monkeypatch.undo()
     generator.train(replace(broken, resume=True))
     assert same_bits(files(broken.out), files(whole.out))
+
+
+def test_training_images_are_encoded_as_they_come_up_and_by_no_start_again(
+    generator_run, tmp_path, monkeypatch, capsys
+):
+    encode, encoded, loss, before = Tokenizer.encode, [0], GeneratorTask.loss, []
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, pixels: encoded.append(encoded.pop() + len(pixels)) or encode(self, pixels)
+    )
+    monkeypatch.setattr(GeneratorTask, "loss", lambda self, *args: before.append(*encoded) or loss(self, *args))
+    config = generator_run(resize_factor=1.0, val_images=2, validate_every=6, out=str(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        poison(patch, GeneratorTask, 3, kill)
+        with pytest.raises(Killed):
+            generator.train(config)
+    assert before == [2, 7, 12, 17], "the validation images first, then a batch with each step"
+    assert f"when they first come up, and their tokens kept in {config.out}/tokens.npy" in capsys.readouterr().err
+    assert encoded == [2 + 20]
+    generator.train(replace(config, resume=True))
+    assert encoded == [2 + 20 + 2 + 1], "21 training images in all"
+    fresh = replace(config, out=str(tmp_path / "fresh"))
+    generator.train(fresh)
+    assert encoded == [2 + 20 + 2 + 1 + 2 + 21]
+    assert same_bits(files(fresh.out), files(config.out))
 
 
 @pytest.mark.parametrize("source", ["images", "cache"])

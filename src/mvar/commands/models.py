@@ -165,7 +165,7 @@ def score(
     if labels is None:
         labels = loaded.label_ids(parse_label(label, loaded)) * len(source)
     if sheet is not None:
-        check_size(len({*labels}), 2 * RANKED, source.image_shape, "sheet")
+        check_size(len({*labels}), 2 * RANKED, source.views.image_shape, "sheet")
     parts = []
     batches = torch.arange(len(source)).split(AT_ONCE)
     for rows_B in track(batches, len(batches), "batches"):

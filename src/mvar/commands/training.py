@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from mvar.data.augment import Augmentation, vary
 from mvar.data.iconify import VERSION
 from mvar.generator.config import GeneratorConfig
 from mvar.text import counted
@@ -69,6 +70,7 @@ def tokenize(
     out: str,
     views: int | None = None,
     resize_factor: float = 1.125,
+    augment: tuple[Augmentation, ...] = (),
     shard_images: int = 10_000,
     batch_size: int = 64,
     on_bad_image: Literal["skip", "error"] = "skip",
@@ -85,13 +87,15 @@ def tokenize(
         data: folder of images, as for training.
         tokenizer: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
         out: new folder for the cache, or one that was begun.
-        views: random crops of each training image, one an epoch in turn; 4 by default, 1 where nothing is cropped.
+        views: of each training image, one an epoch in turn; 4 by default, 1 where nothing is cropped or augmented.
         resize_factor: the shorter side is resized to this times the model's, then cropped at random;
             1 keeps whole (square) images.
+        augment: what else differs from view to view: shift by up to 4 % of the side, scale to 0.84 to 1.06 of the size,
+            flip left to right.
         shard_images: images of one file.
         batch_size: images encoded at once.
         on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
-        seed: of the crops; a training run's own seed then gives the crops that it would draw itself.
+        seed: of the views; a training run's own seed gives the views that it would draw itself.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the encoder's products; bfloat16 is quicker and changes some of the tokens.
     """
@@ -103,8 +107,9 @@ def tokenize(
         data,
         out,
         load_tokenizer(tokenizer, device or own_gpu()),
-        views=views if views is not None else 1 if resize_factor == 1 else 4,
+        views=views if views is not None else 4 if vary(resize_factor, augment) else 1,
         resize_factor=resize_factor,
+        augment=augment,
         shard_images=shard_images,
         dtype=dtype,
         batch_size=batch_size,

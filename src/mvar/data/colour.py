@@ -65,7 +65,10 @@ def _colour_mode(image: Image.Image) -> str:
 
 def _colour(image: Image.Image) -> Image.Image:
     """Colours without alpha, with 8 bits."""
-    return eight_bits(image) if image.mode == "I;16" else image.convert(_colour_mode(image))
+    if image.mode == "I;16":
+        return eight_bits(image)
+    mode = _colour_mode(image)
+    return image if image.mode == mode else image.convert(mode)
 
 
 @lru_cache(maxsize=256)  # the images of a set share their profiles, mostly a few

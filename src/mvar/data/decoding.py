@@ -92,9 +92,10 @@ def read_bytes(file: str | Path | BinaryIO) -> bytes:
     with _one_reason():
         if not os.path.isfile(file):  # reading a pipe would never end
             raise ValueError("broken link" if os.path.islink(file) else "not a file")
-        if os.path.getsize(file) > MOST_BYTES:
-            raise ValueError(f"larger than {MOST_BYTES >> 30} GiB")
-        return Path(file).read_bytes()
+        with open(file, "rb") as opened:
+            if os.fstat(opened.fileno()).st_size > MOST_BYTES:
+                raise ValueError(f"larger than {MOST_BYTES >> 30} GiB")
+            return opened.read()
 
 
 # --- parts ---

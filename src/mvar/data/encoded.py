@@ -54,7 +54,7 @@ class EncodedImages:
 
         Args:
             indices_B: which images.
-            epochs_B: whose crops; None crops the centre, as does a source that is not enlarged before cropping.
+            epochs_B: of the views; None gives the centres.
         """
         pixels_B3HW, labels_B = self.images.batch(indices_B, epochs_B)
         device = self.tokenizer.quantizer.codebook.device

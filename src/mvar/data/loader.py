@@ -30,7 +30,7 @@ class Source(Protocol):
         """How many images there are."""
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows, uint8 pixels (B, 3, h, w) or tokens (B, L), and labels int64 (B,).
+        """Rows and labels int64 (B,); see `Batch`.
 
         Args:
             epochs_B: each image's epoch, from which its augmentation follows; None: without augmentation.
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     """One slice of a step's images.
 
     Attributes:
-        rows: uint8 pixels (B, 3, h, w) or tokens (B, L).
+        rows: uint8 pixels (B, 3, h, w), tokens (B, L), or the images' numbers (B,) where tokens are remembered.
         labels_B: class indices, int64.
         positions_B: each image's place in the endless stream of samples, int64. Noise of training that is keyed by it
             is the same on any number of ranks and parts.

@@ -37,7 +37,10 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> tuple[Tensor
     return torch.from_numpy(indices_B), torch.from_numpy(epochs_B)
 
 
-def crop_noise(seed: int, epochs_B: Tensor, indices_B: Tensor) -> Tensor:
-    """Where to crop: float32 (B, 2) in (0, 1), vertical and horizontal, from (seed, epoch, image index) alone."""
-    rows = [uniform(seed, [i], e, (2,)) for e, i in zip(epochs_B.tolist(), indices_B.tolist(), strict=True)]
+def view_noise(seed: int, epochs_B: Tensor, indices_B: Tensor) -> Tensor:
+    """What decides a view, float32 (B, 6) in (0, 1), from (seed, epoch, image index) alone.
+
+    In their order: place of the crop, vertical and horizontal; shift, vertical and horizontal; size; mirror image.
+    """
+    rows = [uniform(seed, [i], e, (6,)) for e, i in zip(epochs_B.tolist(), indices_B.tolist(), strict=True)]
     return torch.cat(rows)

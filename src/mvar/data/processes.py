@@ -29,13 +29,13 @@ def in_processes(
     Args:
         work: a function of a module, or a `functools.partial` of one, that can be pickled, as can its results.
         items: what it is called with.
-        processes: how many; None takes one for each processor.
+        processes: how many; None takes one for each processor, which the ranks of torchrun on a machine share.
         few: at most so many items are done in threads.
 
     Raises:
         ChildProcessError: a worker ended, such as for want of memory.
     """
-    processes = processes or os.cpu_count() or 1
+    processes = processes or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if len(items) <= few or processes == 1:
         yield from in_threads(work, items)
         return

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from mvar.data.decoding import decode
 from mvar.data.images import OTHERS, SUFFIXES, kinds
 from mvar.data.progress import track
+from mvar.data.reading import mark
 from mvar.data.shard_labels import Classes, Label, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
 from mvar.data.threads import in_threads
@@ -45,7 +46,7 @@ class Member(NamedTuple):
         name: of the tar's member.
         offset, size: where its bytes lie in the shard.
         width, height: in pixels, upright.
-        mark: a hash of its bytes; see `mark`.
+        mark: a hash of its bytes; see `mvar.data.reading.mark`.
         problem: why it cannot be used, or None.
     """
 
@@ -203,11 +204,6 @@ def _own_classes(shards: Sequence[Path], field: str) -> list[str] | None:
         if read_classes(folder, field) != own:
             raise ValueError(f"{field}: {str(first)!r} and {str(folder)!r} do not list the same classes; give one list")
     return own
-
-
-def mark(content: bytes) -> str:
-    """What tells an image's file from others: 128 bits in hexadecimal."""
-    return blake2b(content, digest_size=16).hexdigest()
 
 
 # --- the index of one shard -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from mvar.data.augment import Augmentation
 from mvar.data.images import ImageFolder, contents, files_under, is_image, listing, natural
 from mvar.data.layout import split_rank, splits
 from mvar.data.loader import Loader, Source
@@ -32,6 +33,7 @@ def open_splits(
     *,
     val_data: str | Path | None = None,
     resize_factor: float = 1.125,
+    augment: Sequence[Augmentation] = (),
     seed: int = 0,
     on_bad_image: Literal["skip", "error"] = "skip",
     cache_bytes: int = CACHE_BYTES,
@@ -50,7 +52,7 @@ def open_splits(
         data: an image folder; a folder of .tar shards, or their name with numbers in braces, train-{000..099}.tar; or a
             stream, http(s)://.../train-{000..099}.tar or pipe:COMMAND, which needs val_data.
         val_data: another folder or shards for validation, in place of those that `data` may hold.
-        seed: of the random crops, and of a stream's order.
+        seed: of the views, and of a stream's order.
         Other arguments as in `PixelSource.read`, for each of the two parts.
 
     Raises:
@@ -62,6 +64,7 @@ def open_splits(
         PixelSource.read,
         image_shape=image_shape,
         resize_factor=resize_factor,
+        augment=augment,
         seed=seed,
         on_bad_image=on_bad_image,
         cache_bytes=cache_bytes,
@@ -74,8 +77,7 @@ def open_splits(
         stream = Stream(
             urls=expand(str(data)),
             classes=val_source.classes,
-            image_shape=image_shape,
-            resize_factor=resize_factor,
+            views=val_source.views,
             on_bad_image=on_bad_image,
             seed=seed,
         )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,11 +26,11 @@ from torch import Tensor
 from mvar.data.decoding import decode
 from mvar.data.images import kinds
 from mvar.data.loader import Batch, Share
-from mvar.data.order import crop_noise, epoch_order
+from mvar.data.order import epoch_order
 from mvar.data.shard_labels import Classes
-from mvar.data.source import crop, resized
 from mvar.data.tar import BrokenTar, Sample, samples
 from mvar.data.threads import in_threads
+from mvar.data.views import Views
 
 SCHEMES = ("http://", "https://", "pipe:")
 SHUFFLED = 1000  # samples of one shard among which the next is drawn
@@ -64,16 +64,14 @@ class Stream:
     Attributes:
         urls: of each shard, http(s)://... or pipe:COMMAND.
         classes: class names that the labels refer to; without any, labels are not read.
-        image_shape: (h, w) of what training sees.
-        resize_factor: size before cropping over the size after it.
+        views: what training sees of an image; of one without a number, its place in training stands for that.
         on_bad_image: "skip" passes an unreadable image over with a warning, "error" raises it.
-        seed: of the shards' order, of the samples' order inside each, and of the random crops.
+        seed: of the shards' order, and of the samples' order inside each.
     """
 
     urls: list[str]
     classes: list[str]
-    image_shape: tuple[int, int]
-    resize_factor: float
+    views: Views
     on_bad_image: Literal["skip", "error"]
     seed: int
 
@@ -90,7 +88,7 @@ class Stream:
         """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""
         images = islice(chain.from_iterable(self.shard(place) for place in range(len(self.urls))), n)
         while some := list(islice(images, batch_size)):
-            yield _stack([crop(image.pixels_HW3, self.image_shape, None) for image in some])
+            yield self.views.batch(image.pixels_HW3 for image in some)
 
     def shard(self, place: int, threads: int | None = None) -> Iterator[StreamedImage]:
         """The readable images of the shard at one place of the endless sequence of shards, shuffled.
@@ -131,7 +129,7 @@ class Stream:
         if self.classes and sample.label is None:
             raise ValueError(f"{named} came without its label; write each label beside its image, or read local shards")
         index = self.numbers.index(label, named) if self.classes else 0
-        return StreamedImage(f"{url}/{sample.key}", index, resized(image, self.image_shape, self.resize_factor))
+        return StreamedImage(f"{url}/{sample.key}", index, self.views.resized(image))
 
 
 class StreamLoader:
@@ -166,13 +164,10 @@ class StreamLoader:
             self._step, self._names = step, []
         self._names += [image.name for image in images]
         positions_B = self.share.positions(step, part)
-        places: Sequence[tuple[float, float] | None] = [None] * len(images)
-        if self.stream.resize_factor != 1:
-            places = crop_noise(self.stream.seed, torch.zeros_like(positions_B), positions_B).tolist()
-        crops = [
-            crop(image.pixels_HW3, self.stream.image_shape, place) for image, place in zip(images, places, strict=True)
-        ]
-        return Batch(_stack(crops), torch.tensor([image.label for image in images]), positions_B)
+        pixels_B3hw = self.stream.views.batch(
+            (image.pixels_HW3 for image in images), positions_B, torch.zeros_like(positions_B)
+        )
+        return Batch(pixels_B3hw, torch.tensor([image.label for image in images]), positions_B)
 
     def names(self, step: int) -> list[str]:
         """What this rank's images of the last step that was asked for are called; nothing is known of others."""
@@ -222,10 +217,6 @@ class StreamLoader:
         taken = [self._next or next(self._images), *islice(self._images, self.share.slice_size)]
         self._next = taken.pop()
         return [image for _, image in taken], self._next[0]
-
-
-def _stack(crops: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
 def _samples(url: str) -> Iterator[Sample]:

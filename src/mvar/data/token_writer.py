@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mvar.data.augment import Augmentation, vary, view_problems
 from mvar.data.encoded import EncodedImages
 from mvar.data.progress import track
 from mvar.data.splits import open_splits
@@ -57,6 +58,7 @@ def write_cache(
     *,
     views: int = 1,
     resize_factor: float = 1.0,
+    augment: Sequence[Augmentation] = (),
     shard_images: int = 10_000,
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 64,
@@ -71,13 +73,14 @@ def write_cache(
         data: folder of images, see `open_splits`.
         out: new or empty folder, or one with a cache of the same settings.
         tokenizer: in eval mode; it runs where its weights are.
-        views: crops of each training image; view v is the crop that training gives the image in epoch v.
+        views: of each training image; view v is what training sees of it in epoch v.
         resize_factor: size before cropping over the size after it.
+        augment: what else is changed at random; see `mvar.data.views.Views`.
         shard_images: images of a shard.
         dtype: of the encoder's products; bfloat16 changes some of the tokens.
         batch_size: images encoded at once.
         on_bad_image: "skip" leaves unreadable images out with one warning for all, "error" raises it.
-        seed: of the crops.
+        seed: of the views.
         rank, ranks: which process of how many this is.
 
     Returns:
@@ -94,6 +97,7 @@ def write_cache(
         vocab_size=tokenizer.config.vocab_size,
         views=views,
         resize_factor=resize_factor,
+        augment=list(augment),
         seed=seed,
         dtype=dtype,
         batch_size=batch_size,
@@ -107,7 +111,12 @@ def write_cache(
 
     writable_folder(folder, "out")
     train, val = open_splits(
-        data, tokenizer.config.image_shape, resize_factor=resize_factor, seed=seed, on_bad_image=on_bad_image
+        data,
+        tokenizer.config.image_shape,
+        resize_factor=resize_factor,
+        augment=augment,
+        seed=seed,
+        on_bad_image=on_bad_image,
     )
     if isinstance(train, Stream):
         raise ValueError(f"data = {str(data)!r}: is a stream, whose images have no numbers; copy its shards here")
@@ -194,10 +203,10 @@ def _problems(settings: CacheSettings, data: str, out: str) -> Iterator[str]:
     yield from (found := number_problems(vars(settings)))
     if found:
         return  # what follows compares
-    if not 1 <= settings.resize_factor <= 4:
-        yield f"resize_factor = {settings.resize_factor}: must lie in [1, 4]"
-    if settings.resize_factor == 1 and settings.views > 1:
-        yield f"views = {settings.views}: all are the same where nothing is cropped; give 1, or resize_factor above 1"
+    yield from view_problems(settings)
+    if not vary(settings.resize_factor, settings.augment) and settings.views > 1:
+        fix = "give 1, or augment, or resize_factor above 1"
+        yield f"views = {settings.views}: all are the same where nothing is cropped or augmented; {fix}"
     if Path(out).resolve().is_relative_to(Path(data).resolve()):
         yield f"out = {out!r}: lies inside data; name another"
 

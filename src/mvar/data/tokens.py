@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar.data.augment import Augmentation
 from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
 from mvar.files import file_sha256
 from mvar.scales import ScaleSchedule, Side
 
-FORMAT, VERSION = "mvar-tokens", 1
+FORMAT, VERSION = "mvar-tokens", 2
 MANIFEST, UNFINISHED, SETTINGS = "manifest.json", ".unfinished", "settings.json"
 SPLITS = ("train", "val")
 AGAIN = "run mvar tokenize again with the cache's settings"
@@ -66,9 +67,8 @@ class CacheSettings:
         tokenizer: fingerprint of the tokenizer's weights.
         sides: its token maps.
         vocab_size: its number of codes.
-        views: crops of each training image; validation images have one, their centre.
-        resize_factor: size before cropping over the size after it.
-        seed: of the crops.
+        views: of each training image; validation images have one, their centre.
+        resize_factor, augment, seed: what the views are; see `mvar.data.views.Views`.
         dtype: of the encoder's products.
         batch_size: images encoded at once.
         shard_images: images of a shard.
@@ -83,6 +83,7 @@ class CacheSettings:
     vocab_size: int
     views: int
     resize_factor: float
+    augment: list[Augmentation]
     seed: int
     dtype: Literal["float32", "bfloat16"]
     batch_size: int
@@ -94,7 +95,7 @@ class CacheSettings:
     @property
     def token_dtype(self) -> np.dtype:
         """How a token is stored."""
-        return np.dtype("<u2" if self.vocab_size <= 2**16 else "<i4")
+        return token_dtype(self.vocab_size)
 
     def shape(self, shard: Shard) -> tuple[int, int, int]:
         """(images, views, L) of a shard."""
@@ -114,6 +115,11 @@ class CacheSettings:
         """Where the other's fields of these names differ: "seed = 1 (here 0)"."""
         mine, others = _plain(self), _plain(other)
         return [f"{name} = {others[name]!r} (here {mine[name]!r})" for name in names if mine[name] != others[name]]
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """How the number of a code is stored."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
 
 
 def is_cache(folder: str | Path) -> bool:

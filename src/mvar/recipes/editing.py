@@ -19,8 +19,8 @@ from torch import Tensor
 from mvar.data.decoding import as_image
 from mvar.data.images import ImageFolder
 from mvar.data.progress import track
-from mvar.data.source import fitted
 from mvar.data.subset import evenly_spaced
+from mvar.data.views import fitted
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import Model, load

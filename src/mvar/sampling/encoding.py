@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.data.decoding import as_image
-from mvar.data.source import fitted
+from mvar.data.views import fitted
 from mvar.tokenizer.network import Tokenizer
 
 ImageLike = str | Path | Image.Image

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mvar.data.augment import Augmentation, view_problems
 from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
@@ -38,6 +39,8 @@ class RunConfig:
         ema: decay of the moving average of the weights, which validation, previews and the bundle use; 0 for none.
         resize_factor: the shorter side is resized to this times the model's, then cropped at random;
             1 keeps whole (square) images.
+        augment: what else is changed at random in each epoch: shift by up to 4 % of the side, scale to 0.84 to 1.06 of
+            the size, flip left to right; validation images stay as they are.
         on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
         val_data: folder or shards for validation, where data does not hold them; by default a share is held out.
         val_images: at most so many validation images.
@@ -69,6 +72,7 @@ class RunConfig:
     grad_clip: float = 2.0
     ema: float = 0.9999
     resize_factor: float = 1.125
+    augment: tuple[Augmentation, ...] = ()
     on_bad_image: Literal["skip", "error"] = "skip"
     val_data: str | None = None
     val_images: int = 5000
@@ -107,8 +111,7 @@ class RunConfig:
         found += outside(self, ("lr_end", "warmup"), lambda value: 0 <= value <= 1, "must lie in [0, 1]")
         found += outside(self, ("betas",), lambda betas: all(0 <= b < 1 for b in betas), "both must lie in [0, 1)")
         found += outside(self, ("ema",), lambda value: 0 <= value < 1, "must lie in [0, 1)")
-        found += outside(self, ("resize_factor",), lambda value: 1 <= value <= 4, "must lie in [1, 4]")
-        return found
+        return found + view_problems(self)
 
     def validate(self) -> None:
         """Raise ValueError with every problem, a line each."""

@@ -71,6 +71,7 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
             if ranks.main:
                 print(described(task.model), file=sys.stderr)
             folder.begin(decided)
+            task.data.remember_in(folder.path, ranks, resumed=folder.checkpoint is not None)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
@@ -116,7 +117,7 @@ class GeneratorTask:
         self.config, self.ranks, self.device, self.data = config, ranks, ranks.device, data
         self.classes = data.train.classes
         self.loader = open_loader(
-            data.train,
+            data.train if data.remembered is None else data.remembered,
             config.batch_size,
             config.seed,
             rank=ranks.rank,
@@ -165,7 +166,9 @@ class GeneratorTask:
         return loss, {"accuracy": correct_Bl.float().mean()}
 
     def _maps(self, rows: Tensor) -> list[Tensor]:
-        """Token maps, one (B, P_k) a scale, of what a source gives: tokens (B, L), else pixels."""
+        """Token maps, one (B, P_k) a scale, of what a source gives; see `mvar.data.loader.Batch`."""
+        if self.data.remembered is not None and rows.dim() == 1:
+            rows = self.data.remembered.tokens(rows)
         if rows.dim() == 2:
             return list(rows.to(self.device).long().split(self.model.schedule.areas, dim=1))
         return self.data.tokenizer().encode(rows.to(self.device) / 255)

@@ -6,6 +6,7 @@ curves.png               the same as a picture
 run.json                 the settings, and as "decided" those of the model that its data and tokenizer decide
 data.json                how many training images, their classes, and hashes that tell them from others
 environment.json         for each start: command, versions, machine, git revision
+tokens.npy               tokens of a generator's training images, as far as they have come up
 heartbeats/              for each rank: its last step and when that was
 events.out.tfevents.*    the metrics for TensorBoard
 previews/*.png           sheets of images

@@ -4,13 +4,16 @@ From a cache, training needs the tokenizer's quantiser only: the whole tokenizer
 dropped again.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from mvar.data.encoded import EncodedImages
+from mvar.data.remembered import RememberedTokens
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.data.stream import Stream
@@ -22,6 +25,8 @@ from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.fine_tuning import load_named
 from mvar.training.parallel import Ranks
+
+TOKENS = "tokens.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class TokenData:
         tokenizer_config: the tokenizer's hyperparameters.
         fingerprint: of the tokenizer's weights.
         tokenizer: gives the whole tokenizer; do not keep it.
+        remembered: stands for `train` where the tokens of its pixels are the same in every epoch.
     """
 
     name: str | None
@@ -44,6 +50,7 @@ class TokenData:
     tokenizer_config: TokenizerConfig
     fingerprint: str
     tokenizer: Callable[[], Tokenizer]
+    remembered: RememberedTokens | None = None
 
     @classmethod
     def open(cls, config: GeneratorTraining, ranks: Ranks, tokenizer: Tokenizer) -> "TokenData":
@@ -55,7 +62,8 @@ class TokenData:
             tokenizer: the one that `config.tokenizer` names.
 
         Raises:
-            ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` is given with one.
+            ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` or `augment`
+                is given with one.
         """
         device = ranks.device
         fingerprint = tokenizer.fingerprint()
@@ -68,6 +76,11 @@ class TokenData:
                 raise ValueError(
                     f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
                 )
+            if config.augment:
+                raise ValueError(
+                    f"augment = {', '.join(config.augment)}: a token cache holds its views already; leave augment out, "
+                    "or make the cache with it by mvar tokenize"
+                )
             cache = ranks.on_main(lambda: TokenCache.open(config.data))
             _check_made_by(cache, config, tokenizer.config, fingerprint)
             name, whole = cache.settings.data, partial(_again, config.tokenizer, device, fingerprint)
@@ -79,6 +92,7 @@ class TokenData:
                 tokenizer.config.image_shape,
                 val_data=config.val_data,
                 resize_factor=config.resize_factor,
+                augment=config.augment,
                 seed=config.seed,
                 on_bad_image=config.on_bad_image,
             )
@@ -93,13 +107,28 @@ class TokenData:
         )
 
     def ready(self, val_images: int) -> "TokenData":
-        """The same with all encoded now that is the same in every epoch, and at most so many validation images."""
-        train, val = self.train, self.val.at_most(val_images)
-        if isinstance(train, PixelSource) and train.resize_factor == 1:
-            train = EncodedImages(images=train, tokenizer=self.tokenizer()).in_memory("encoding training images")
+        """The same with at most so many validation images, encoded now, and training images as they are to be read."""
+        train, val, remembered = self.train, self.val.at_most(val_images), None
+        if isinstance(train, PixelSource) and not train.views.vary:
+            remembered = RememberedTokens(EncodedImages(images=train, tokenizer=self.tokenizer()))
         if isinstance(val, PixelSource):
             val = EncodedImages(images=val, tokenizer=self.tokenizer()).in_memory("encoding validation images")
-        return replace(self, train=train, val=val)
+        return replace(self, val=val, remembered=remembered)
+
+    def remember_in(self, folder: Path, ranks: Ranks, resumed: bool) -> None:
+        """Keep the tokens of training images in a run folder, where they are remembered; says so.
+
+        Args:
+            resumed: whether those that are there already count.
+        """
+        remembered, path = self.remembered, folder / TOKENS
+        if remembered is None:
+            return
+        ranks.on_main(lambda: remembered.make_file(path, keep=resumed))
+        remembered.use_file(path)
+        if ranks.main:
+            kept = "training images are encoded when they first come up, and their tokens kept in"
+            print(f"{kept} {path}; mvar tokenize makes a cache for several runs", file=sys.stderr)
 
 
 def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:

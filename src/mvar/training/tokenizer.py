@@ -72,6 +72,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
                 config.model.image_shape,
                 val_data=config.val_data,
                 resize_factor=config.resize_factor,
+                augment=config.augment,
                 seed=config.seed,
                 on_bad_image=config.on_bad_image,
             )

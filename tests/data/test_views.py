@@ -1,0 +1,162 @@
+"""What training sees of an image: its values on small pictures, and that seed, epoch and image alone decide it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar.data.images import ImageFolder
+from mvar.data.loader import Loader
+from mvar.data.order import view_noise
+from mvar.data.source import PixelSource
+from mvar.data.views import Views
+from mvar.ops.noise import uniform
+from mvar.training.config import GeneratorTraining, TokenizerTraining
+
+ALL = ("shift", "scale", "flip")
+MIDDLE = [0.5, 0.5, 0.5, 0.5, (1 - 0.84) / 0.22, 0.9]  # no shift, the same size, no mirror image
+
+
+def rows(tensor_B3hw):
+    return np.asarray(tensor_B3hw.permute(0, 2, 3, 1))
+
+
+@pytest.fixture
+def view(monkeypatch):
+    """One view of an image under given numbers: crop, shift, size, flip."""
+
+    def make(image_HW3, augment, shape=None, resize_factor=1.0, **numbers):
+        noise = dict(zip(("top", "left", "down", "right", "size", "flip"), MIDDLE, strict=True)) | numbers
+        monkeypatch.setattr("mvar.data.views.view_noise", lambda *_: torch.tensor([[*noise.values()]]))
+        views = Views(image_shape=shape or image_HW3.shape[:2], resize_factor=resize_factor, augment=augment, seed=0)
+        return rows(views.batch([image_HW3], torch.tensor([0]), torch.tensor([0])))[0]
+
+    return make
+
+
+def random_image(H, W, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
+
+
+def ink_and_centre(image_hw3):
+    """Sum of the ink, and its centre of mass."""
+    ink_hw = 1 - image_hw3[..., 0] / 255
+    y, x = np.indices(ink_hw.shape)
+    return ink_hw.sum(), np.array([(ink_hw * y).sum(), (ink_hw * x).sum()]) / ink_hw.sum()
+
+
+@pytest.mark.parametrize(("numbers", "moved"), [((1.0, 0.5), (2, 0)), ((0.25, 0.0), (-1, -2)), ((0.6, 0.4), (0, 0))])
+def test_a_shift_moves_by_whole_pixels_and_repeats_the_edge(view, numbers, moved):
+    image = random_image(50, 50)  # 4 % of 50 are two pixels
+    rows_h, columns_w = ((np.arange(50) - by).clip(0, 49) for by in moved)
+    expected = image[rows_h][:, columns_w]
+    got = view(image, ("shift",), down=numbers[0], right=numbers[1])
+    np.testing.assert_array_equal(got, expected)
+    with_size = view(image, ("shift", "scale"), down=numbers[0], right=numbers[1]).astype(int)
+    if (numbers[0] * 2 - 1) * 2 == moved[0] and (numbers[1] * 2 - 1) * 2 == moved[1]:
+        assert abs(with_size - expected).max() <= 1, "resampled, at the same places"
+
+
+def test_a_shift_of_a_small_image_is_at_least_a_pixel(view):
+    image = random_image(8, 8)
+    np.testing.assert_array_equal(view(image, ("shift",), down=1.0)[1:], image[:-1])
+
+
+def test_a_crop_that_moves_shows_what_lies_beside_it(view):
+    image = random_image(75, 75)
+    got = view(image, ("shift",), (50, 50), 1.5, top=0.5, left=0.5, down=1.0, right=0.0)
+    np.testing.assert_array_equal(got, image[13 - 2 : 63 - 2, 13 + 2 : 63 + 2])
+
+
+def test_flip_is_left_to_right_with_an_even_chance(view):
+    image = random_image(8, 12)
+    np.testing.assert_array_equal(view(image, ("flip",), flip=0.49), image[:, ::-1])
+    np.testing.assert_array_equal(view(image, ("flip",), flip=0.51), image)
+    np.testing.assert_array_equal(view(image, ("shift",), flip=0.01), image)
+
+
+@pytest.mark.parametrize(("number", "size"), [(0.0, 0.84), (1.0, 1.06), (0.5, 0.95)])
+def test_scale_keeps_the_ink_as_area_and_the_centre(view, number, size):
+    image = np.full((64, 64, 3), 255, dtype=np.uint8)
+    image[20:40, 24:44] = 0
+    (before, centre), (after, moved) = ink_and_centre(image), ink_and_centre(view(image, ("scale",), size=number))
+    assert after / before == pytest.approx(size**2, rel=0.01)
+    np.testing.assert_allclose(moved - 31.5, (centre - 31.5) * size, atol=0.05)
+
+
+@pytest.mark.parametrize(("shape", "resize_factor", "number"), [((64, 48), 1.0, 0.1), ((32, 24), 2.0, 1.0)])
+def test_shift_and_scale_are_one_resampling_of_the_image_with_its_edges_repeated(view, shape, resize_factor, number):
+    image, (h, w) = random_image(64, 48), shape
+    got = view(image, ALL, shape, resize_factor, down=0.9, right=0.2, size=number, flip=0.3)
+    size, down, right = 0.84 + number * 0.22, 0.8 * max(1, 0.04 * h), -0.6 * max(1, 0.04 * w)
+    padded = np.pad(image, ((20, 20), (20, 20), (0, 0)), mode="edge")
+    y, x = 20 + 32 - (h / 2 + down) / size, 20 + 24 - (w / 2 + right) / size
+    box = (x, y, x + w / size, y + h / size)
+    expected = Image.fromarray(padded).resize((w, h), Image.Resampling.LANCZOS, box=box)
+    assert abs(got.astype(int) - np.asarray(expected)[:, ::-1]).max() <= 1
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Five images larger than the views, with changes."""
+    for i in range(5):
+        Image.fromarray(random_image(20 + i, 24, i)).save(tmp_path / f"{i}.png")
+
+    def make(**changes):
+        return PixelSource.read(ImageFolder.scan(tmp_path), (16, 16), **{"augment": ALL, "seed": 3, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("resize_factor", [1.0, 1.125])
+def test_a_view_depends_on_seed_epoch_and_image_alone(source, resize_factor):
+    one = source(resize_factor=resize_factor)
+    indices, epochs = torch.tensor([0, 1, 2, 3, 4] * 2), torch.tensor([0] * 5 + [7] * 5)
+    views, _ = one.batch(indices, epochs)
+    order = torch.tensor([9, 3, 4, 0, 7, 1, 2, 8, 6, 5])
+    assert torch.equal(one.batch(indices[order], epochs[order])[0], views[order])
+    for i in range(10):
+        assert torch.equal(one.batch(indices[i : i + 1], epochs[i : i + 1])[0][0], views[i])
+    assert torch.equal(source(resize_factor=resize_factor, cache_bytes=0).batch(indices, epochs)[0], views)
+    assert torch.equal(one.select([4, 3, 2, 1, 0]).batch(indices, epochs)[1], one.labels[indices])
+    assert len({view.numpy().tobytes() for view in views}) == 10
+    other = source(resize_factor=resize_factor, seed=4).batch(indices, epochs)[0]
+    assert not any(map(torch.equal, other, views))
+    batches = []
+    for workers in (0, 1, 3):
+        loader = Loader(one, 4, 3, workers=workers)
+        batches.append(torch.cat([loader.batch(step).rows for step in range(4)]))
+        loader.close()
+    assert torch.equal(batches[0], batches[1])
+    assert torch.equal(batches[0], batches[2])
+
+
+@pytest.mark.parametrize("resize_factor", [1.0, 1.125])
+def test_without_augmentation_crops_are_those_of_the_first_two_numbers(source, resize_factor):
+    plain, augmented = source(resize_factor=resize_factor, augment=()), source(resize_factor=resize_factor)
+    assert torch.equal(*(one.batch(range(5))[0] for one in (plain, augmented))), "centres are never changed"
+    assert torch.equal(*(next(one.first(5, 5)) for one in (plain, augmented)))
+    indices, epochs = torch.arange(5), torch.full((5,), 2)
+    assert torch.equal(plain.batch(indices, epochs)[0], plain.batch(indices)[0]) == (resize_factor == 1)
+    for i in range(5):
+        assert torch.equal(view_noise(3, epochs, indices)[i, :2], uniform(3, [i], 2, (2,))[0])
+
+
+@pytest.mark.parametrize("kind", [TokenizerTraining, GeneratorTraining])
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (("shift", "blur"), "augment = 'blur': choose from shift, scale, flip"),
+        ((["flip"],), "augment = ['flip']: choose from shift, scale, flip"),
+        ("flip", "augment = 'flip': give a list of shift, scale, flip"),
+        (None, "augment = None: give a list of shift, scale, flip"),
+    ],
+)
+def test_what_is_no_augmentation_is_refused(kind, augment, message):
+    own = {"tokenizer": "t"} if kind is GeneratorTraining else {}
+    assert kind(data="d", out="o", augment=augment, **own).problems() == [message]
+    with pytest.raises(ValueError) as caught:
+        replace(Views(image_shape=(8, 8), resize_factor=1, seed=0), augment=augment)
+    assert str(caught.value) == message
