@@ -3,17 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 # What the environment was made from; a change to either file installs anew.
 READY := .venv/.ready
+# Of the first picture.
+CONCEPTS := anchor,bell,camera,cloud,heart,house,key,lock,star,umbrella
 
 .PHONY: demo test lint format docs results clean
 
 demo: $(READY)
 	@mkdir -p out
-	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales --out out/demo.png
+	$(BIN)/mvar sample --model icons --labels $(CONCEPTS) --per-class 8 --show-scales --out out/demo.png
 	@echo
 	@echo "Look at out/demo.png. What to try next:"
-	@echo "  $(BIN)/mvar sample --model fashion-mnist --labels Sandal,Bag --per-class 12 --seed 7 --out out/mine.png"
-	@echo "  $(BIN)/mvar vary --model fashion-mnist --label Bag --from-scale 0,2,4 --n 8 --out out/variations.png"
-	@echo "  $(BIN)/mvar info fashion-mnist"
+	@echo "  $(BIN)/mvar sample --model icons --labels tree,fish,coffee --per-class 12 --seed 7 --out out/mine.png"
+	@echo "  $(BIN)/mvar vary --model icons --label house --from-scale 0,2,4 --n 8 --out out/variations.png"
+	@echo "  $(BIN)/mvar info icons                 # all 360 concepts"
 	@echo "  $(BIN)/mvar train tokenizer --help     # your own images: see README.md"
 
 test: $(READY)
@@ -35,8 +37,12 @@ $(READY): pyproject.toml constraints.txt
 
 # The pictures and the tables of the documentation, from the packaged model, Fashion-MNIST and icons.
 docs: $(READY) out/fashion-mnist out/icons
-	$(BIN)/mvar sample --model fashion-mnist --per-class 8 --temperature 1 --show-scales \
-		--out docs/images/demo.png
+	$(BIN)/mvar sample --model icons --labels $(CONCEPTS) --per-class 8 --show-scales --out docs/images/demo.png
+	$(BIN)/mvar sample --model icons --labels house --per-class 1 --out-dir out/house
+	$(BIN)/mvar edit --model icons --image out/house/house-000000.png --box 14,28,50,58 --label house --n 6 --compare \
+		--out docs/images/icons-inpainting.png
+	$(BIN)/mvar vary --model icons --label house --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/icons-variations.png
+	$(BIN)/python -m mvar.recipes.icons page
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
 	$(BIN)/python -m mvar.recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \
 		--page-file docs/editing.md --sheet docs/images/editing.png
@@ -50,7 +56,7 @@ docs: $(READY) out/fashion-mnist out/icons
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
 	$(BIN)/python -m mvar.recipes.icons describe --data out/icons --page-file docs/data.md \
-		--credits docs/icons-licences.md --sheet docs/images/icons-data.png
+		--credits src/mvar/models/icons/LICENCES.md --sheet docs/images/icons-data.png
 	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
 
 # The figures of docs/results.md.

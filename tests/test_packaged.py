@@ -1,17 +1,22 @@
 """The models that ship with the package are there, whole, small, and do what they were trained for."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mvar
 from mvar.checkpoint.hub import packaged_models, packaged_root
 
 MEGABYTE = 1_000_000
 # Most megabytes, and the PSNR in dB that the tokenizer reaches on images it has not seen.
-MODELS = {"fashion-mnist": (12, 25.0)}
+MODELS = {"fashion-mnist": (12, 25.0), "icons": (40, 20.0)}
+# Four icons each, in rows, by designers that were not trained on.
+ICONS = Path(__file__).parent / "data" / "icons-held-out.png"
+CONCEPTS = ("anchor", "bell", "camera", "cloud", "house", "key", "lock", "star", "train", "umbrella")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -25,8 +30,13 @@ def model(name):
 
 
 @pytest.fixture
-def held_out(fashion_arrays):
-    """A few held-out images of each class: pixels in [0, 1], (N, 3, H, W), and labels."""
+def held_out(name, model, fashion_arrays):
+    """A few held-out images of some classes: pixels in [0, 1], (N, 3, H, W), and labels."""
+    if name == "icons":
+        with Image.open(ICONS) as sheet:
+            rows = torch.from_numpy(np.asarray(sheet) / np.float32(255)).unfold(0, 64, 64).unfold(1, 64, 64)
+        labels = torch.tensor(model.label_ids(CONCEPTS)).repeat_interleave(rows.shape[1])
+        return rows.flatten(0, 1)[:, None].expand(-1, 3, -1, -1), labels
     images = np.pad(fashion_arrays["val"][:, :5], ((0, 0), (0, 0), (2, 2), (2, 2)))[..., None].repeat(3, -1)
     C, n = images.shape[:2]
     pixels = torch.from_numpy(images.reshape(C * n, *images.shape[2:])).permute(0, 3, 1, 2) / 255

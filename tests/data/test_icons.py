@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mvar.checkpoint.hub import packaged_root
 from mvar.cli import main
 from mvar.data import icons as module
 from mvar.data.iconify import VERSION, read_sets
@@ -282,7 +283,7 @@ def test_the_command_fetches_the_package(source, tmp_path, monkeypatch, capsys):
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == [f"pack @iconify/json@{VERSION}", "pack @iconify/json@9.8.7"]
     assert f"@iconify/json` {VERSION}, " in (DOCS / "data.md").read_text(encoding="utf-8")
-    assert f"@iconify/json {VERSION}, " in (DOCS / "icons-licences.md").read_text(encoding="utf-8")
+    assert f"@iconify/json {VERSION}, " in (packaged_root() / "icons" / "LICENCES.md").read_text(encoding="utf-8")
     icons(str(tmp_path / "given"), 16, source=source)
     assert tree(tmp_path / "fetched") == tree(tmp_path / "given")
     printed = capsys.readouterr().out

@@ -16,7 +16,7 @@
         --out docs/images/icons
     python -m mvar.recipes.icons page
     python -m mvar.recipes.icons describe --data data/icons --page-file docs/data.md \
-        --credits docs/icons-licences.md --sheet docs/images/icons-data.png
+        --credits src/mvar/models/icons/LICENCES.md --sheet docs/images/icons-data.png
 """
 
 import time
