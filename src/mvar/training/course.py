@@ -1,0 +1,292 @@
+"""How far a run is and how long it goes on: over a number of steps that is given, or as many as fit into its minutes.
+
+With minutes, a run is measured in shares: learning rate, weight decay and phases are functions of the share that is
+done, and a step advances it by what remains over the steps that remain. That number is laid by the speed so far, and
+laid again when it would not end on time: then the shares of the steps to come change, and nothing of what was done.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+
+from mvar.training.checkpoints import Found
+from mvar.training.config import RunConfig
+from mvar.training.parallel import Ranks
+
+Event = Literal["validation", "checkpoint"]
+# Shares of the minutes: what one validation's losses may take, what all validations and all checkpoints may.
+VALIDATION_SHARE, VALIDATIONS_SHARE, CHECKPOINTS_SHARE = 0.01, 0.1, 0.05
+VALIDATIONS = 10  # of a run, if there is time for them
+CHECKPOINT_SECONDS = 300.0  # between two of them in a long run
+RESERVE_SHARE, RESERVE_SECONDS, MOST_RESERVE = 0.01, 3.0, 60.0  # of the minutes, to end with
+LEAST_STEPS = 20  # of a run that is worth its start
+LEAST_IMAGES = 64  # of a validation
+TOLERANCE = 0.05  # error of the steps that remain up to which they are left as they are
+TOLD = 0.1  # change of all steps from which on it is said
+MEMORY = 1 / 20  # of the minutes: the time over which the speed is averaged
+STALL = 10.0  # a step that takes so many times what is usual says nothing about the others, unless two follow
+FINE = 10_000  # steps of an imagined run
+
+
+class Course:
+    """A run of so many steps."""
+
+    def __init__(self, config: RunConfig, planned: float | None = None) -> None:
+        """Args:
+        config: of the run.
+        planned: the steps that it was begun for, of which its phases are shares; the config's by default.
+        """
+        self.config = config
+        self.steps = config.steps or 0  # of the whole run
+        self.planned = planned or self.steps
+
+    def place(self, step: int) -> tuple[float, float]:
+        """Where the next update stands, from 0, and among how many: what learning rate and weight decay depend on."""
+        return step, self.steps
+
+    def phase(self, step: int) -> tuple[float, float]:
+        """The same for a run's phases, which do not come back where a run is given more steps or minutes."""
+        return step, self.planned
+
+    def is_due(self, event: Event, done: int) -> bool:
+        """Whether this follows on so many updates; the last one has everything."""
+        return done == self.steps or done % self._every(event) == 0
+
+    def _every(self, event: Event) -> int:
+        """Steps from one to the next."""
+        return (self.config.validate_every if event == "validation" else self.config.checkpoint_every) or 1
+
+    def lay(self, ranks: Ranks) -> str | None:
+        """Settle the number of steps before an update; every rank calls it. Returns what is to be said about it."""
+
+    def advance(self) -> None:
+        """One update more is done."""
+
+    def timing(self, event: Event) -> AbstractContextManager[None]:
+        """A context around a validation or checkpoint."""
+        return nullcontext()
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint must remember."""
+        return {}
+
+    def ends(self) -> str | None:
+        """The time of day at which it ends, where that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds that the parts of a run take.
+
+    Attributes:
+        stages: from which share of the run on a step takes so long, from the first that is not over yet.
+        image: of a validation.
+        preview: with every validation.
+        checkpoint: with its bundle.
+    """
+
+    stages: list[tuple[float, float]]
+    image: float
+    preview: float
+    checkpoint: float
+
+
+class TimedCourse(Course):
+    """A run of so many minutes.
+
+    Attributes:
+        share: of the run that is done, 0 to 1.
+        val_images: of a validation; None until it is known.
+    """
+
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
+    def __init__(
+        self, config: RunConfig, minutes: float, planned: float, began: float, found: Found | None = None
+    ) -> None:
+        """Args:
+        config: of the run.
+        minutes: that it lasts, over all its processes.
+        planned: those that it was begun for.
+        began: when this process began, by `clock`.
+        found: the checkpoint that it goes on from.
+        """
+        super().__init__(config, planned)
+        before = {} if found is None else found.notes["course"]
+        self.minutes, self.seconds = minutes, 60 * minutes
+        self.end = began + self.seconds - before.get("spent", 0.0)
+        self.done = self.steps = 0 if found is None else found.step
+        self.share = min(before.get("share", 0.0) * before.get("minutes", minutes) / minutes, 1.0)
+        self.val_images: int | None = before.get("val_images", config.val_images)
+        self.costs: dict[Event, float] = {}
+        self.times: dict[Event, int] = {}  # that an event comes in the whole run, where no number of steps is given
+        self.slowness, self._stalled = 1.0, False  # what a step takes over what was measured at the start
+        self._mark, self._passed, self._told = began, self.share, 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.end - self.clock()
+
+    def place(self, step: int) -> tuple[float, float]:
+        pace = (self.steps - self.done) / (1 - self.share)  # steps of a run that is as fast as this one from here on
+        return self.share * pace, pace
+
+    def phase(self, step: int) -> tuple[float, float]:
+        place, pace = self.place(step)
+        return place, pace * self.planned / self.minutes
+
+    @contextmanager
+    def at(self, share: float) -> Iterator[None]:
+        """As if this share of the run were done, for as long as the context lasts."""
+        kept = self.share, self.steps
+        self.share, self.steps = share, self.done + FINE
+        try:
+            yield
+        finally:
+            self.share, self.steps = kept
+
+    def stages(self, phases: list[float]) -> list[tuple[float, float]]:
+        """Start and end of each stage that is not over yet, as shares of the run.
+
+        Args:
+            phases: where each begins, as a share of the minutes that the run was begun for.
+        """
+        edges = [min(phase * self.planned / self.minutes, 1.0) for phase in phases]
+        return [(start, end) for start, end in pairwise([*edges, 1.0]) if end > max(start, self.share)]
+
+    def start(self, costs: Costs) -> None:
+        """Lay the run for the first time in this process.
+
+        Raises:
+            ValueError: too little time is left.
+        """
+        self._stages = costs.stages
+        if self.val_images is None:
+            most = int(VALIDATION_SHARE * self.seconds / max(costs.image, 1e-9))
+            self.val_images = max(most, LEAST_IMAGES)
+        self.costs = {"validation": self.val_images * costs.image + costs.preview, "checkpoint": costs.checkpoint}
+        self._count("validation", VALIDATIONS_SHARE, 1, VALIDATIONS)
+        self._count("checkpoint", CHECKPOINTS_SHARE, 2, max(VALIDATIONS, int(self.seconds / CHECKPOINT_SECONDS)))
+        self.steps = self.done + max(self._fitting(), 1)
+        self._mark, self._told = self.clock(), self.steps
+
+    def _count(self, event: Event, share: float, least: int, most: int) -> None:
+        given = self.config.validate_every if event == "validation" else self.config.checkpoint_every
+        if given is None:
+            self.times[event] = min(max(int(share * self.seconds / max(self.costs[event], 1e-9)), least), most)
+
+    def check(self) -> None:
+        """Refuse a run whose minutes are as good as over.
+
+        Raises:
+            ValueError: one line with what takes how long, and the least number of minutes.
+        """
+        wanted = LEAST_STEPS if self.done == 0 else 1
+        if (fitting := self._fitting()) >= wanted:
+            return
+        gone, step, last = self.seconds - self.left, self._step_seconds(), sum(self.costs.values())
+        least = 1.1 * (gone + RESERVE_SECONDS + last + self.costs["checkpoint"] + wanted * step) / 60
+        shown = math.ceil(10 * least) / 10 if least < 10 else math.ceil(least)
+        raise ValueError(
+            f"minutes = {self.minutes:g}: {gone:.0f} s are over before the first step, one takes {step:.2g} s and what "
+            f"follows on the last {last:.0f} s, so that {max(fitting, 0)} steps fit; give at least {shown:g}"
+        )
+
+    def is_due(self, event: Event, done: int) -> bool:
+        if event not in self.times:
+            return super().is_due(event, done)
+        times = self.times[event]
+        return done == self.steps or int(times * self.share) > int(times * self._passed)
+
+    def lay(self, ranks: Ranks) -> str | None:
+        rest = self.steps - self.done
+        if ranks.main:
+            fitting = max(self._fitting(), 1)
+            late, early = rest - fitting > TOLERANCE * rest, fitting - rest > max(TOLERANCE * rest, 1)
+            rest = fitting if late or early else rest
+        shared = torch.tensor(rest)
+        ranks.share(shared)
+        self.steps, self._mark = self.done + int(shared), self.clock()
+        if abs(self.steps - self._told) <= TOLD * self._told:
+            return None
+        self._told = self.steps
+        return (
+            f"step {self.done}: the speed has changed, so that about {self.steps:,} steps fit, "
+            f"{self._step_seconds():.2g} s each; ends at {self.ends()} as before"
+        )
+
+    def advance(self) -> None:
+        took = self.clock() - self._mark
+        usual = next(seconds for start, seconds in reversed(self._stages) if start <= self.share)
+        ratio = took / max(usual, 1e-9)
+        self._stalled = ratio > STALL * self.slowness and not self._stalled
+        if not self._stalled:
+            self.slowness += (ratio - self.slowness) * (1 - math.exp(-took / (MEMORY * self.seconds)))
+        self._passed = self.share
+        self.share += (1 - self.share) / (self.steps - self.done)
+        self.done += 1
+        if self.done == self.steps:
+            self.share = 1.0
+
+    @contextmanager
+    def timing(self, event: Event) -> Iterator[None]:
+        begun = self.clock()
+        yield
+        self.costs[event] = self.clock() - begun
+
+    def notes(self) -> dict[str, Any]:
+        spent = self.seconds - self.left
+        return {"minutes": self.minutes, "share": self.share, "spent": spent, "val_images": self.val_images}
+
+    def ends(self) -> str | None:
+        return time.strftime("%H:%M" if self.left < 12 * 3600 else "%a %H:%M", time.localtime(time.time() + self.left))
+
+    def described(self) -> str:
+        """What was laid, in one line."""
+        left = "" if self.done == 0 else f", {self.left / 60:.1f} of them left"
+        more = "" if self.done == 0 else " more"
+        every = {event: max(self._between(event), 1) for event in self.costs}
+        return (
+            f"{self.minutes:g} minutes{left}: about {self.steps - self.done:,}{more} steps of {self.config.batch_size} "
+            f"images, {self._step_seconds():.2g} s a step; {self.val_images:,} images validated every "
+            f"{every['validation']:,} steps, a checkpoint every {every['checkpoint']:,}; ends at {self.ends()}"
+        )
+
+    def _between(self, event: Event) -> int:
+        """Steps from one event to the next."""
+        if event not in self.times:
+            return self._every(event)
+        return round((self.steps - self.done) / (1 - self.share) / self.times[event])
+
+    def _fitting(self) -> int:
+        """Steps for which there is time."""
+        reserve = RESERVE_SECONDS + min(RESERVE_SHARE * self.seconds, MOST_RESERVE)
+        events = sum(seconds * self._to_come(event) for event, seconds in self.costs.items())
+        return int((self.left - reserve - events) / self._step_seconds())
+
+    def _to_come(self, event: Event) -> int:
+        """How often an event comes until the end, which has each."""
+        if event in self.times:
+            return self.times[event] - int(self.times[event] * self.share)
+        return max(math.ceil((self.steps - self.done) / self._every(event)), 1)
+
+    def _step_seconds(self) -> float:
+        """The mean of the steps to come."""
+        starts = [max(start, self.share) for start, _ in self._stages]
+        lengths = [max(end - start, 0.0) for start, end in pairwise([*starts, 1.0])]
+        total = sum(length * seconds for length, (_, seconds) in zip(lengths, self._stages, strict=True))
+        return max(self.slowness * total / sum(lengths), 1e-9)
+
+
+def open_course(config: RunConfig, planned: float, began: float, found: Found | None) -> Course:
+    """The course of a run, from its beginning or from a checkpoint; see `TimedCourse`."""
+    if config.minutes is None:
+        return Course(config, planned)
+    return TimedCourse(config, config.minutes, planned, began, found)
