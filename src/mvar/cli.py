@@ -221,9 +221,7 @@ def _set_defaults(command: Command, parser: ArgumentParser, words: Sequence[str]
     before = training.settings_of(out or None) if not preset and RESUMED & {word.lower() for word in words} else {}
     chosen = preset_for(lasts) if not preset and not before and lasts is not None else None
     if before:
-        own = dict(
-            _flat({**before, "preset": next(iter(command.presets))})
-        )  # a preset is asked for, but changes nothing
+        own = dict(_flat(before)) | {"preset": next(iter(command.presets))}  # which is asked for, but changes nothing
         if lasts is not None:
             own["steps"] = None
         known = _options(parser)  # the run may be of the other kind, which the folder's check will say
@@ -232,6 +230,7 @@ def _set_defaults(command: Command, parser: ArgumentParser, words: Sequence[str]
         parser.set_defaults(dict(_flat({"preset": name, **preset_values(command.presets, name, lasts)})))
     if command.config is GeneratorTraining and start not in ("", NULL):
         parser.set_defaults(dict(_flat({"model": training.generator_of(start, out or None)})))
+    return chosen
 
 
 def _number(text: str) -> float | None:

@@ -127,7 +127,10 @@ class TimedCourse(Course):
         self.costs: dict[Event, float] = {}
         self.times: dict[Event, int] = {}  # that an event comes in the whole run, where no number of steps is given
         self.slowness, self._stalled = 1.0, False  # what a step takes over what was measured at the start
-        self._mark, self._passed, self._told = began, self.share, 0
+        self._stepped = 0  # updates of this process
+        self._mark = self._told_at = began
+        self._passed, self._told = self.share, 0
+        self._ends = time.time() + self.left
 
     @property
     def left(self) -> float:
@@ -175,7 +178,8 @@ class TimedCourse(Course):
         self._count("validation", VALIDATIONS_SHARE, 1, VALIDATIONS)
         self._count("checkpoint", CHECKPOINTS_SHARE, 2, max(VALIDATIONS, int(self.seconds / CHECKPOINT_SECONDS)))
         self.steps = self.done + max(self._fitting(), 1)
-        self._mark, self._told = self.clock(), self.steps
+        self._mark = self._told_at = self.clock()
+        self._told = self.steps
 
     def _count(self, event: Event, share: float, least: int, most: int) -> None:
         given = self.config.validate_every if event == "validation" else self.config.checkpoint_every
@@ -214,9 +218,10 @@ class TimedCourse(Course):
         shared = torch.tensor(rest)
         ranks.share(shared)
         self.steps, self._mark = self.done + int(shared), self.clock()
-        if abs(self.steps - self._told) <= TOLD * self._told:
+        lately = self._mark - self._told_at < MEMORY * self.seconds
+        if lately or abs(self.steps - self._told) <= TOLD * self._told:
             return None
-        self._told = self.steps
+        self._told, self._told_at = self.steps, self._mark
         return (
             f"step {self.done}: the speed has changed, so that about {self.steps:,} steps fit, "
             f"{self._step_seconds():.2g} s each; ends at {self.ends()} as before"
@@ -228,10 +233,13 @@ class TimedCourse(Course):
         ratio = took / max(usual, 1e-9)
         self._stalled = ratio > STALL * self.slowness and not self._stalled
         if not self._stalled:
-            self.slowness += (ratio - self.slowness) * (1 - math.exp(-took / (MEMORY * self.seconds)))
+            # The first steps count alike, beside what was measured before them; then the past fades.
+            fading = 1 - math.exp(-usual * self.slowness / (MEMORY * self.seconds))
+            self.slowness += (ratio - self.slowness) * max(fading, 1 / (self._stepped + 2))
         self._passed = self.share
         self.share += (1 - self.share) / (self.steps - self.done)
         self.done += 1
+        self._stepped += 1
         if self.done == self.steps:
             self.share = 1.0
 
@@ -246,16 +254,15 @@ class TimedCourse(Course):
         return {"minutes": self.minutes, "share": self.share, "spent": spent, "val_images": self.val_images}
 
     def ends(self) -> str | None:
-        return time.strftime("%H:%M" if self.left < 12 * 3600 else "%a %H:%M", time.localtime(time.time() + self.left))
+        return time.strftime("%H:%M" if self.left < 12 * 3600 else "%a %H:%M", time.localtime(self._ends))
 
     def described(self) -> str:
         """What was laid, in one line."""
-        left = "" if self.done == 0 else f", {self.left / 60:.1f} of them left"
-        more = "" if self.done == 0 else " more"
+        left, more = ("", "") if self.done == 0 else (f" with {self.left / 60:.1f} left", " more")
+        steps = f"{self.steps - self.done:,}{more} steps of {self.config.batch_size} images"
         every = {event: max(self._between(event), 1) for event in self.costs}
         return (
-            f"{self.minutes:g} minutes{left}: about {self.steps - self.done:,}{more} steps of {self.config.batch_size} "
-            f"images, {self._step_seconds():.2g} s a step; {self.val_images:,} images validated every "
+            f"minutes = {self.minutes:g}{left}: about {steps}, {self._step_seconds():.2g} s a step; {self.val_images:,} images validated every "
             f"{every['validation']:,} steps, a checkpoint every {every['checkpoint']:,}; ends at {self.ends()}"
         )
 
