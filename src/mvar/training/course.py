@@ -123,7 +123,8 @@ class TimedCourse(Course):
         self.end = began + self.seconds - before.get("spent", 0.0)
         self.done = self.steps = 0 if found is None else found.step
         self.share = min(before.get("share", 0.0) * before.get("minutes", minutes) / minutes, 1.0)
-        self.val_images: int | None = before.get("val_images", config.val_images)
+        self.val_images: int | None = config.val_images or before.get("val_images")
+        self._stages: list[tuple[float, float]] = []
         self.costs: dict[Event, float] = {}
         self.times: dict[Event, int] = {}  # that an event comes in the whole run, where no number of steps is given
         self.slowness, self._stalled = 1.0, False  # what a step takes over what was measured at the start
@@ -165,11 +166,7 @@ class TimedCourse(Course):
         return [(start, end) for start, end in pairwise([*edges, 1.0]) if end > max(start, self.share)]
 
     def start(self, costs: Costs) -> None:
-        """Lay the run for the first time in this process.
-
-        Raises:
-            ValueError: too little time is left.
-        """
+        """Lay the run for the first time in this process."""
         self._stages = costs.stages
         if self.val_images is None:
             most = int(VALIDATION_SHARE * self.seconds / max(costs.image, 1e-9))
@@ -199,8 +196,8 @@ class TimedCourse(Course):
         least = 1.1 * (gone + RESERVE_SECONDS + last + self.costs["checkpoint"] + wanted * step) / 60
         shown = math.ceil(10 * least) / 10 if least < 10 else math.ceil(least)
         raise ValueError(
-            f"minutes = {self.minutes:g}: {gone:.0f} s are over before the first step, one takes {step:.2g} s and what "
-            f"follows on the last {last:.0f} s, so that {max(fitting, 0)} steps fit; give at least {shown:g}"
+            f"minutes = {self.minutes:g}: {gone:.0f} s have passed before the first step; a step takes {step:.2g} s, the "
+            f"end {last:.0f} s, so that {max(fitting, 0)} steps fit; give at least {shown:g}"
         )
 
     def is_due(self, event: Event, done: int) -> bool:
@@ -262,8 +259,9 @@ class TimedCourse(Course):
         steps = f"{self.steps - self.done:,}{more} steps of {self.config.batch_size} images"
         every = {event: max(self._between(event), 1) for event in self.costs}
         return (
-            f"minutes = {self.minutes:g}{left}: about {steps}, {self._step_seconds():.2g} s a step; {self.val_images:,} images validated every "
-            f"{every['validation']:,} steps, a checkpoint every {every['checkpoint']:,}; ends at {self.ends()}"
+            f"minutes = {self.minutes:g}{left}: about {steps}, {self._step_seconds():.2g} s a step; validation on "
+            f"{self.val_images:,} images every {every['validation']:,} steps, a checkpoint every "
+            f"{every['checkpoint']:,}; ends at {self.ends()}"
         )
 
     def _between(self, event: Event) -> int:
