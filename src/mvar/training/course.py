@@ -196,8 +196,8 @@ class TimedCourse(Course):
         least = 1.1 * (gone + RESERVE_SECONDS + last + self.costs["checkpoint"] + wanted * step) / 60
         shown = math.ceil(10 * least) / 10 if least < 10 else math.ceil(least)
         raise ValueError(
-            f"minutes = {self.minutes:g}: {gone:.0f} s have passed before the first step; a step takes {step:.2g} s, the "
-            f"end {last:.0f} s, so that {max(fitting, 0)} steps fit; give at least {shown:g}"
+            f"minutes = {self.minutes:g}: {gone:.0f} s have passed before the first step; a step takes {step:.2g} s "
+            f"and the end {last:.0f} s, so that {max(fitting, 0)} steps fit; give at least {shown:g}"
         )
 
     def is_due(self, event: Event, done: int) -> bool:
