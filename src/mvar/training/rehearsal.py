@@ -42,7 +42,9 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
         backward(task, ranks, scaler, config.accumulate, course.done)
         clip(task.networks, math.inf)  # reads the gradients, which a GPU may still be computing
 
-    with _without_traces(task), tempfile.TemporaryDirectory() as scratch:
+    out = Path(config.out).absolute()
+    place = next(path for path in (out, *out.parents) if path.is_dir())  # on the disk that the run will write to
+    with _without_traces(task), tempfile.TemporaryDirectory(dir=place, prefix=".rehearsal-") as scratch:
         seconds = []
         for start, end in stages:
             with course.at((max(start, course.share) + end) / 2):
