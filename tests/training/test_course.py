@@ -84,8 +84,8 @@ class Walk:
 def test_steps_of_constant_speed_are_laid_once(clock):
     walk = Walk(clock, 15, lambda share, now: 1.0)
     assert len(walk.laid) == 1
-    assert 0 < walk.left < 15  # 3 s and 1 % of the minutes are a reserve
-    assert len(walk.rates) == walk.laid[0] == pytest.approx(900 - 20 - 9 * 10 - 12 - 5, abs=2)
+    assert 0 < walk.left < 15  # 4 s and 1 % of the minutes are a reserve
+    assert len(walk.rates) == walk.laid[0] == pytest.approx(900 - 20 - 9 * 10 - 13 - 5, abs=2)
     assert walk.events.count("validation") == 9  # 1 % of the minutes and the preview: 9 are 10 %
     assert walk.events.count("checkpoint") == 10
     assert walk.events[-2:] == ["validation", "checkpoint"]
@@ -120,7 +120,7 @@ def test_a_run_ends_on_time_whatever_the_speed(clock, cost, stages):
 
 def test_dearer_steps_to_come_are_in_the_first_estimate(clock):
     walk = Walk(clock, 15, lambda share, now: 1.0 if share < 0.2 else 1.7, [(0.0, 1.0), (0.2, 1.7)])
-    assert walk.laid == [pytest.approx(773 / (0.2 + 0.8 * 1.7), abs=2)]
+    assert walk.laid == [pytest.approx(772 / (0.2 + 0.8 * 1.7), abs=2)]
 
 
 def test_a_change_of_speed_is_said_and_noise_is_not(clock):
@@ -164,6 +164,17 @@ def test_a_long_run_has_a_checkpoint_every_five_minutes(clock):
     walk = Walk(clock, 120, lambda share, now: 4.0, [(0.0, 4.0)])
     assert walk.events.count("checkpoint") == 24
     assert walk.events.count("validation") == 9
+
+
+def test_what_only_some_validations_do_is_kept_for_the_last(clock):
+    course = Walk(clock, 15, lambda share, now: 1.0, until=100).course
+    with course.timing("validation"):
+        clock.now += 60.0  # it drew the curves
+    before = course._fitting()
+    with course.timing("validation"):
+        pass
+    others = course.times["validation"] - int(course.times["validation"] * course.share) - 1
+    assert course._fitting() == pytest.approx(before + others * 60.0, abs=1)
 
 
 def test_too_few_minutes(clock):

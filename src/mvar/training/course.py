@@ -24,7 +24,7 @@ Event = Literal["validation", "checkpoint"]
 VALIDATION_SHARE, VALIDATIONS_SHARE, CHECKPOINTS_SHARE = 0.01, 0.1, 0.05
 VALIDATIONS = 10  # of a run, if there is time for them
 CHECKPOINT_SECONDS = 300.0  # between two of them in a long run
-RESERVE_SHARE, RESERVE_SECONDS, MOST_RESERVE = 0.01, 3.0, 60.0  # of the minutes, to end with
+RESERVE_SHARE, RESERVE_SECONDS, MOST_RESERVE = 0.01, 4.0, 60.0  # of the minutes, to end with
 LEAST_STEPS = 20  # of a run that is worth its start
 LEAST_IMAGES = 64  # of a validation
 TOLERANCE = 0.05  # error of the steps that remain up to which they are left as they are
@@ -125,7 +125,8 @@ class TimedCourse(Course):
         self.share = min(before.get("share", 0.0) * before.get("minutes", minutes) / minutes, 1.0)
         self.val_images: int | None = config.val_images or before.get("val_images")
         self._stages: list[tuple[float, float]] = []
-        self.costs: dict[Event, float] = {}
+        self.costs: dict[Event, float] = {}  # seconds that an event takes, as it did the last time
+        self.longest: dict[Event, float] = {}  # and at most so far: the last one draws the curves, as few before it
         self.times: dict[Event, int] = {}  # that an event comes in the whole run, where no number of steps is given
         self.slowness, self._stalled = 1.0, False  # what a step takes over what was measured at the start
         self._stepped = 0  # updates of this process
@@ -172,6 +173,7 @@ class TimedCourse(Course):
             most = int(VALIDATION_SHARE * self.seconds / max(costs.image, 1e-9))
             self.val_images = max(most, LEAST_IMAGES)
         self.costs = {"validation": self.val_images * costs.image + costs.preview, "checkpoint": costs.checkpoint}
+        self.longest = dict(self.costs)
         self._count("validation", VALIDATIONS_SHARE, 1, VALIDATIONS)
         self._count("checkpoint", CHECKPOINTS_SHARE, 2, max(VALIDATIONS, int(self.seconds / CHECKPOINT_SECONDS)))
         self.steps = self.done + max(self._fitting(), 1)
@@ -245,6 +247,7 @@ class TimedCourse(Course):
         begun = self.clock()
         yield
         self.costs[event] = self.clock() - begun
+        self.longest[event] = max(self.longest[event], self.costs[event])
 
     def notes(self) -> dict[str, Any]:
         spent = self.seconds - self.left
@@ -273,8 +276,8 @@ class TimedCourse(Course):
     def _fitting(self) -> int:
         """Steps for which there is time."""
         reserve = RESERVE_SECONDS + min(RESERVE_SHARE * self.seconds, MOST_RESERVE)
-        events = sum(seconds * self._to_come(event) for event, seconds in self.costs.items())
-        return int((self.left - reserve - events) / self._step_seconds())
+        between = sum(seconds * (self._to_come(event) - 1) for event, seconds in self.costs.items())
+        return int((self.left - reserve - between - sum(self.longest.values())) / self._step_seconds())
 
     def _to_come(self, event: Event) -> int:
         """How often an event comes until the end, which has each."""
