@@ -231,7 +231,7 @@ def test_a_run_of_minutes_ends_with_everything_written(kind, clock, ticking, cap
     ticking(task, dearer)
     config = config(lr_end=0.25)
     model = train(config)
-    assert 0 < BEGAN + 60 - clock.now < 6
+    assert 0 < BEGAN + 60 - clock.now < 8  # a step, 4 s and 1 %
     out, lines = Path(config.out), metrics(config.out)
     steps = lines[-1]["step"]
     assert steps == model.provenance["steps"] == load(out, device="cpu").provenance["steps"]
@@ -287,7 +287,7 @@ def test_a_killed_run_goes_on_to_the_same_end(kind, clock, ticking, monkeypatch)
     monkeypatch.setattr(TimedCourse, "clock", staticmethod(clock))
     ticking(task, dearer)
     train(replace(config, resume=True))
-    assert 0 < BEGAN + 60 - spent - clock.now < 6
+    assert 0 < BEGAN + 60 - spent - clock.now < 8  # a step, 4 s and 1 %
     rates = {line["step"]: line["lr"] for line in metrics(config.out) if "lr" in line}
     assert list(rates) == list(range(1, max(rates) + 1))
     late = [rate for step, rate in rates.items() if step > 5]
