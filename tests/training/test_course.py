@@ -50,13 +50,16 @@ class Walk:
 
     Attributes:
         left: seconds until its end when all was written.
+        events: in their order; the first validation takes `slow` seconds more.
         laid: numbers of steps, each time they changed.
         shares, rates: of the run and of the learning rate, at each step.
         said: lines.
         notes: of the last checkpoint, with its step.
     """
 
-    def __init__(self, clock, minutes, cost, stages=((0.0, 1.0),), found=None, until=float("inf"), **every) -> None:
+    def __init__(
+        self, clock, minutes, cost, stages=((0.0, 1.0),), found=None, until=float("inf"), slow=0.0, **every
+    ) -> None:
         config = TokenizerTraining(data="d", out="o", minutes=minutes, warmup=0.02, lr_end=0.01, **every)
         course = TimedCourse(config, minutes, 15, clock.now, found)
         clock.now += STARTUP
@@ -75,7 +78,7 @@ class Walk:
                 if course.is_due(event, course.done):
                     self.events.append(event)
                     with course.timing(event):
-                        clock.now += seconds
+                        clock.now += seconds + slow * (event == "validation" and self.events.count(event) == 1)
                     if event == "checkpoint":
                         self.found = Found(Path(), course.done, {"course": course.notes()})
         self.left = course.left
@@ -134,9 +137,9 @@ def test_a_change_of_speed_is_said_and_noise_is_not(clock):
 
 
 def test_a_run_that_goes_on_keeps_its_end(clock):
-    first = Walk(clock, 15, lambda share, now: 1.0, until=540)
+    first = Walk(clock, 15, lambda share, now: 1.0, until=530)
     spent = first.found.notes["course"]["spent"]
-    assert 400 < spent < 540
+    assert 400 < spent < 530
     clock.now = 50_000.0  # later
     second = Walk(clock, 15, lambda share, now: 1.0, found=first.found)
     assert 0 < second.left < 15
@@ -166,15 +169,11 @@ def test_a_long_run_has_a_checkpoint_every_five_minutes(clock):
     assert walk.events.count("validation") == 9
 
 
-def test_what_only_some_validations_do_is_kept_for_the_last(clock):
-    course = Walk(clock, 15, lambda share, now: 1.0, until=100).course
-    with course.timing("validation"):
-        clock.now += 60.0  # it drew the curves
-    before = course._fitting()
-    with course.timing("validation"):
-        pass
-    others = course.times["validation"] - int(course.times["validation"] * course.share) - 1
-    assert course._fitting() == pytest.approx(before + others * 60.0, abs=1)
+def test_a_slow_validation_makes_validations_rarer_and_not_the_run_shorter(clock):
+    walk = Walk(clock, 15, lambda share, now: 1.0, slow=60.0)
+    assert 0 < walk.left < 30
+    assert 3 <= walk.events.count("validation") <= 8
+    assert len(walk.rates) > 0.9 * walk.laid[0]
 
 
 def test_too_few_minutes(clock):

@@ -19,11 +19,13 @@ from mvar.training.checkpoints import Found
 from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
 
-Event = Literal["validation", "checkpoint"]
-# Shares of the minutes: what one validation's losses may take, what all validations and all checkpoints may.
-VALIDATION_SHARE, VALIDATIONS_SHARE, CHECKPOINTS_SHARE = 0.01, 0.1, 0.05
-VALIDATIONS = 10  # of a run, if there is time for them
-CHECKPOINT_SECONDS = 300.0  # between two of them in a long run
+Event = Literal["validation", "checkpoint", "curves"]
+REGULAR: tuple[Event, ...] = ("validation", "checkpoint")
+VALIDATION_SHARE = 0.01  # of the minutes, for the losses of one validation
+EVENTS_SHARE = {"validation": 0.1, "checkpoint": 0.05}  # for all of them: where they take longer, there are fewer
+LEAST_EVENTS = {"validation": 1, "checkpoint": 2}
+MOST_EVENTS = 10  # and a checkpoint every few minutes in a long run
+CHECKPOINT_SECONDS = 300.0
 RESERVE_SHARE, RESERVE_SECONDS, MOST_RESERVE = 0.01, 4.0, 60.0  # of the minutes, to end with
 LEAST_STEPS = 20  # of a run that is worth its start
 LEAST_IMAGES = 64  # of a validation
@@ -32,6 +34,7 @@ TOLD = 0.1  # change of all steps from which on it is said
 MEMORY = 1 / 20  # of the minutes: the time over which the speed is averaged
 STALL = 10.0  # a step that takes so many times what is usual says nothing about the others, unless two follow
 FINE = 10_000  # steps of an imagined run
+SLIGHT = 1e-6  # error of a share
 
 
 class Course:
@@ -69,7 +72,7 @@ class Course:
         """One update more is done."""
 
     def timing(self, event: Event) -> AbstractContextManager[None]:
-        """A context around a validation or checkpoint."""
+        """A context around a validation, a checkpoint or the drawing of curves."""
         return nullcontext()
 
     def notes(self) -> dict[str, Any]:
@@ -125,13 +128,15 @@ class TimedCourse(Course):
         self.share = min(before.get("share", 0.0) * before.get("minutes", minutes) / minutes, 1.0)
         self.val_images: int | None = config.val_images or before.get("val_images")
         self._stages: list[tuple[float, float]] = []
-        self.costs: dict[Event, float] = {}  # seconds that an event takes, as it did the last time
-        self.longest: dict[Event, float] = {}  # and at most so far: the last one draws the curves, as few before it
-        self.times: dict[Event, int] = {}  # that an event comes in the whole run, where no number of steps is given
+        self.costs: dict[Event, float] = {}  # seconds that an event takes
+        # How often the events come in the whole run for which no number of steps is given, and where they came last.
+        every = {"validation": config.validate_every, "checkpoint": config.checkpoint_every}
+        self.times: dict[Event, int] = {event: 1 for event in REGULAR if every[event] is None}
+        self._last = dict.fromkeys(REGULAR, self.share)
         self.slowness, self._stalled = 1.0, False  # what a step takes over what was measured at the start
         self._stepped = 0  # updates of this process
         self._mark = self._told_at = began
-        self._passed, self._told = self.share, 0
+        self._told = 0
         self._ends = time.time() + self.left
 
     @property
@@ -173,17 +178,18 @@ class TimedCourse(Course):
             most = int(VALIDATION_SHARE * self.seconds / max(costs.image, 1e-9))
             self.val_images = max(most, LEAST_IMAGES)
         self.costs = {"validation": self.val_images * costs.image + costs.preview, "checkpoint": costs.checkpoint}
-        self.longest = dict(self.costs)
-        self._count("validation", VALIDATIONS_SHARE, 1, VALIDATIONS)
-        self._count("checkpoint", CHECKPOINTS_SHARE, 2, max(VALIDATIONS, int(self.seconds / CHECKPOINT_SECONDS)))
+        self.costs["curves"] = 0.0
+        self._count()
         self.steps = self.done + max(self._fitting(), 1)
         self._mark = self._told_at = self.clock()
         self._told = self.steps
 
-    def _count(self, event: Event, share: float, least: int, most: int) -> None:
-        given = self.config.validate_every if event == "validation" else self.config.checkpoint_every
-        if given is None:
-            self.times[event] = min(max(int(share * self.seconds / max(self.costs[event], 1e-9)), least), most)
+    def _count(self) -> None:
+        """Settle how often the events come, by what they take."""
+        for event in self.times:
+            fitting = int(EVENTS_SHARE[event] * self.seconds / max(self.costs[event], 1e-9))
+            often = int(self.seconds / CHECKPOINT_SECONDS) if event == "checkpoint" else 0
+            self.times[event] = min(max(fitting, LEAST_EVENTS[event]), max(MOST_EVENTS, often))
 
     def check(self) -> None:
         """Refuse a run whose minutes are as good as over.
@@ -205,18 +211,23 @@ class TimedCourse(Course):
     def is_due(self, event: Event, done: int) -> bool:
         if event not in self.times:
             return super().is_due(event, done)
-        times = self.times[event]
-        return done == self.steps or int(times * self.share) > int(times * self._passed)
+        due = done == self.steps or self.share - self._last[event] > 1 / self.times[event] - SLIGHT
+        if due:
+            self._last[event] = self.share
+        return due
 
     def lay(self, ranks: Ranks) -> str | None:
         rest = self.steps - self.done
         if ranks.main:
+            self._count()
             fitting = max(self._fitting(), 1)
             late, early = rest - fitting > TOLERANCE * rest, fitting - rest > max(TOLERANCE * rest, 1)
             rest = fitting if late or early else rest
-        shared = torch.tensor(rest)
-        ranks.share(shared)
-        self.steps, self._mark = self.done + int(shared), self.clock()
+        shared = torch.tensor([rest, *self.times.values()])
+        ranks.share(shared)  # the ranks' clocks differ
+        rest, *times = shared.tolist()
+        self.times = dict(zip(self.times, times, strict=True))
+        self.steps, self._mark = self.done + rest, self.clock()
         lately = self._mark - self._told_at < MEMORY * self.seconds
         if lately or abs(self.steps - self._told) <= TOLD * self._told:
             return None
@@ -235,7 +246,6 @@ class TimedCourse(Course):
             # The first steps count alike, beside what was measured before them; then the past fades.
             fading = 1 - math.exp(-usual * self.slowness / (MEMORY * self.seconds))
             self.slowness += (ratio - self.slowness) * max(fading, 1 / (self._stepped + 2))
-        self._passed = self.share
         self.share += (1 - self.share) / (self.steps - self.done)
         self.done += 1
         self._stepped += 1
@@ -246,8 +256,9 @@ class TimedCourse(Course):
     def timing(self, event: Event) -> Iterator[None]:
         begun = self.clock()
         yield
-        self.costs[event] = self.clock() - begun
-        self.longest[event] = max(self.longest[event], self.costs[event])
+        took, before = self.clock() - begun, self.costs[event]
+        # Curves are drawn now and then, and at the end; of the others a single slow one says little.
+        self.costs[event] = max(took, before) if event == "curves" else (took + before) / 2
 
     def notes(self) -> dict[str, Any]:
         spent = self.seconds - self.left
@@ -260,7 +271,7 @@ class TimedCourse(Course):
         """What was laid, in one line."""
         left, more = ("", "") if self.done == 0 else (f" with {self.left / 60:.1f} left", " more")
         steps = f"{self.steps - self.done:,}{more} steps of {self.config.batch_size} images"
-        every = {event: max(self._between(event), 1) for event in self.costs}
+        every = {event: max(self._between(event), 1) for event in REGULAR}
         return (
             f"minutes = {self.minutes:g}{left}: about {steps}, {self._step_seconds():.2g} s a step; validation on "
             f"{self.val_images:,} images every {every['validation']:,} steps, a checkpoint every "
@@ -276,13 +287,13 @@ class TimedCourse(Course):
     def _fitting(self) -> int:
         """Steps for which there is time."""
         reserve = RESERVE_SECONDS + min(RESERVE_SHARE * self.seconds, MOST_RESERVE)
-        between = sum(seconds * (self._to_come(event) - 1) for event, seconds in self.costs.items())
-        return int((self.left - reserve - between - sum(self.longest.values())) / self._step_seconds())
+        between = sum(self.costs[event] * (self._to_come(event) - 1) for event in REGULAR)
+        return int((self.left - reserve - between - sum(self.costs.values())) / self._step_seconds())
 
     def _to_come(self, event: Event) -> int:
         """How often an event comes until the end, which has each."""
         if event in self.times:
-            return self.times[event] - int(self.times[event] * self.share)
+            return max(math.ceil((1 - self._last[event]) * self.times[event] - SLIGHT), 1)
         return max(math.ceil((self.steps - self.done) / self._every(event)), 1)
 
     def _step_seconds(self) -> float:

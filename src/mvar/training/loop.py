@@ -174,6 +174,8 @@ class _Loop:
             if course.is_due("validation", self.done):
                 with course.timing("validation"):
                     self._validate(request)
+                with course.timing("curves"):
+                    self.folder.plot(last=last)
             if stop is not None:
                 self.folder.plot(last=True)
                 self.ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are in place
@@ -240,7 +242,6 @@ class _Loop:
         model.train()
         self._log(self.validation, request)
         self.progress.report(self.done, self.validation)
-        self.folder.plot(last=self.done == self.course.steps)
 
     def _save_bundle(self) -> None:
         with self.task.average.applied():
