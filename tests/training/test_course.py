@@ -273,9 +273,9 @@ def test_the_rehearsal_leaves_no_trace(kind, clock, ticking, monkeypatch):
         train(config(progressive=0.5, progressive_from=1) if task is GeneratorTask else config())
 
 
-def test_a_killed_run_goes_on_to_the_same_end(kind, clock, ticking, monkeypatch):
-    train, task, config = kind
-    config = config(**SELDOM)
+def test_a_killed_run_goes_on_to_the_same_end(tokenizer_run, clock, ticking, monkeypatch):
+    train, task = TASKS["tokenizer"]
+    config = tokenizer_run(**{**TIMED, **SELDOM})
     ticking(task, dearer, dies=13)
     with pytest.raises(Killed):
         train(config)
@@ -300,20 +300,6 @@ def test_a_killed_run_goes_on_to_the_same_end(kind, clock, ticking, monkeypatch)
     assert metrics(config.out)[-1]["step"] > 1.5 * steps
     with pytest.raises(ValueError, match=r"^minutes = 1: the run in .* has done 1\.9; give at least as many$"):
         train(replace(config, resume=True))
-
-
-def test_steps_and_minutes_do_not_mix(tokenizer_run, clock, ticking):
-    ticking(TokenizerTask, dearer)
-    timed = tokenizer_run(**{**TIMED, **SELDOM})
-    with pytest.raises(ValueError, match=r"^steps = 6: minutes = 1 decides how many; leave one of them out$"):
-        tokenizer.train(replace(timed, steps=6))
-    tokenizer.train(timed)
-    with pytest.raises(ValueError, match=r"^steps = 900: the run in .* was begun with minutes = 1; resume with"):
-        tokenizer.train(replace(timed, minutes=None, steps=900, resume=True))
-    counted = tokenizer_run(steps=1, out=timed.out + "-2")
-    tokenizer.train(counted)
-    with pytest.raises(ValueError, match=r"^minutes = 1: the run in .* was begun with steps = 1; resume with"):
-        tokenizer.train(replace(counted, minutes=1, steps=None, resume=True))
 
 
 def test_too_few_minutes_leave_no_folder(tokenizer_run, clock, ticking):
@@ -346,10 +332,20 @@ def test_minutes_that_nobody_has(minutes, refused, tmp_path):
     assert "minutes = " in lines[0]
 
 
-def test_the_folder_knows_how_it_goes_on(tokenizer_run, clock, ticking, capsys):
+def test_what_a_run_may_be_resumed_with(tokenizer_run, clock, ticking, capsys):
     ticking(TokenizerTask, dearer)
     config = tokenizer_run(**{**TIMED, **SELDOM})
+    with pytest.raises(ValueError, match=r"^steps = 6: minutes = 1 decides how many; leave one of them out$"):
+        tokenizer.train(replace(config, steps=6))
     tokenizer.train(config)
+    with pytest.raises(ValueError, match=r"^steps = 900: the run in .* was begun with minutes = 1; resume with"):
+        tokenizer.train(replace(config, minutes=None, steps=900, resume=True))
+    counted = tokenizer_run(steps=1, out=config.out + "-2")
+    tokenizer.train(counted)
+    with pytest.raises(ValueError, match=r"^minutes = 1: the run in .* was begun with steps = 1; resume with"):
+        tokenizer.train(replace(counted, minutes=1, steps=None, resume=True))
+
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["train", "tokenizer", "--out", config.out, "--resume", "--print-config"])
     printed = capsys.readouterr().out
