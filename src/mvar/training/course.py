@@ -211,7 +211,8 @@ class TimedCourse(Course):
     def is_due(self, event: Event, done: int) -> bool:
         if event not in self.times:
             return super().is_due(event, done)
-        due = done == self.steps or self.share - self._last[event] > 1 / self.times[event] - SLIGHT
+        apart = 1 / self.times[event]
+        due = self.share - self._last[event] > apart - SLIGHT and 1 - self.share > apart / 2 or done == self.steps
         if due:
             self._last[event] = self.share
         return due
@@ -293,7 +294,7 @@ class TimedCourse(Course):
     def _to_come(self, event: Event) -> int:
         """How often an event comes until the end, which has each."""
         if event in self.times:
-            return max(math.ceil((1 - self._last[event]) * self.times[event] - SLIGHT), 1)
+            return max(math.ceil((1 - self._last[event]) * self.times[event] - 0.5), 1)
         return max(math.ceil((self.steps - self.done) / self._every(event)), 1)
 
     def _step_seconds(self) -> float:
