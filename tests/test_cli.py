@@ -424,7 +424,7 @@ def test_yaml_says_where_a_list_is_needed(configured, content, message):
         ("data: " + "x" * 2**20, "is larger than 1,048,576 bytes; give a file with options"),
         ("data: [a, b]", 'data = ["a", "b"]: give text'),
         ("on_bad_image: {a: b}", 'on_bad_image = {a: "b"}: give one of skip, error'),
-        ("steps: null", "steps = null: give a whole number"),
+        ("batch_size: null", "batch_size = null: give a whole number"),
         ('data: "\\0"', "data = '\\x00': holds a character that no file or class can have in its name"),
         ("? [a, b]\n: 3", '["a", "b"] = 3: no such option'),
         ("1: 3", "1 = 3: no such option"),

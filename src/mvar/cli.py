@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -16,12 +17,23 @@ from mvar.commands import bench, drawing, evaluation, models, study, training
 from mvar.generator.config import GeneratorConfig
 from mvar.options import NULL, Loader, Option, bracketed, close, expected, gathered, told, values_of
 from mvar.output import BAD_PATH, refuse, safe_output
-from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
+from mvar.training.config import (
+    GENERATOR_PRESETS,
+    QUICK_BELOW,
+    TOKENIZER_PRESETS,
+    GeneratorTraining,
+    TokenizerTraining,
+    preset_for,
+    preset_values,
+)
 from mvar.training.stopping import Stopped
 from mvar.validation import given, number_problems, raise_problems
 
 # The loader of typed values; `set_loader` reaches only some of them.
 _loaders_dumpers.yaml_default_loader = Loader  # type: ignore[assignment]
+
+
+RESUMED = {"--resume", "--resume=true", "--resume=yes", "--resume=on"}
 
 
 class Command(NamedTuple):
@@ -80,19 +92,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(name: str, typed: Sequence[str]) -> None:
     """Run a command with what follows its name."""
+    began = time.monotonic()  # importing torch takes seconds, which count among a training's minutes
     command, parser = COMMANDS[name], command_parser(name)
     try:
         words = gathered(_options(parser), typed)
     except ValueError as error:
         parser.refuse(str(error))
     try:
-        _set_defaults(command, parser, words)
+        chosen = _set_defaults(command, parser, words)
         values = parser.parse_words(words)
         del values["config"]  # its options are among the words
         if command.config is not None:
             del values["preset"]  # its values are in the others
             model = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
-            values = {"config": command.config(**{**values, "model": model(**values["model"])})}
+            values = {"config": command.config(**{**values, "model": model(**values["model"])}), "began": began}
+            if chosen is not None and not values["config"].problems():
+                training.tell(f"preset: {chosen}, as none was named; --preset NAME takes another")
         else:
             raise_problems(number_problems(given(values)))
         command.run(**values)
@@ -164,7 +179,8 @@ def command_parser(name: str) -> "_Parser":
             "--preset",
             choices=list(command.presets),
             required=True,
-            help="what the other options start from, by image size or depth; --preset NAME --help shows its values",
+            help="what the other options start from, by image size or depth; --preset NAME --help shows its values. "
+            f"Of --minutes below {QUICK_BELOW} it is quick32 unless named, of --resume what the run began with",
         )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; typed ones win over it")
     if command.config is None:
@@ -188,21 +204,52 @@ def _options(parser: ArgumentParser) -> dict[str, Option]:
     }
 
 
-def _set_defaults(command: Command, parser: ArgumentParser, words: Sequence[str]) -> None:
-    """Let the values of a preset be a training run's defaults, and the shape of the generator that it starts from."""
-    preset, start, out = (["", *values_of(words, name)][-1] for name in ("preset", "init_from", "out"))
-    if command.presets is not None and preset in command.presets:  # the parser refuses an unknown one
-        parser.set_defaults(dict(_flat(command.presets[preset])))
+def _set_defaults(command: Command, parser: ArgumentParser, words: Sequence[str]) -> str | None:
+    """Let the values of a preset be a training run's defaults, and the shape of the generator that it starts from.
+
+    Where no preset is named, a run that goes on has its own values, and another one the preset for its minutes.
+
+    Returns:
+        The preset that was chosen so.
+    """
+    if command.presets is None:
+        return None
+    preset, start, out, minutes = (
+        ["", *values_of(words, name)][-1] for name in ("preset", "init_from", "out", "minutes")
+    )
+    lasts = _number(minutes)
+    before = training.settings_of(out or None) if not preset and RESUMED & {word.lower() for word in words} else {}
+    chosen = preset_for(lasts) if not preset and not before and lasts is not None else None
+    if before:
+        own = dict(_flat(before)) | {"preset": next(iter(command.presets))}  # which is asked for, but changes nothing
+        if lasts is not None:
+            own["steps"] = None
+        known = _options(parser)  # the run may be of the other kind, which the folder's check will say
+        parser.set_defaults({name: value for name, value in own.items() if name in known})
+    elif (name := chosen or preset) in command.presets:  # the parser refuses an unknown one
+        parser.set_defaults(dict(_flat({"preset": name, **preset_values(command.presets, name, lasts)})))
     if command.config is GeneratorTraining and start not in ("", NULL):
         parser.set_defaults(dict(_flat({"model": training.generator_of(start, out or None)})))
+    return chosen
+
+
+def _number(text: str) -> float | None:
+    """A number that was typed; the parser refuses what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """A preset as the parser's defaults: {"model": config} becomes "model.depth", "model.width", ..."""
     for key, value in values.items():
-        if is_dataclass(value) and not isinstance(value, type):
-            written = value.written() if isinstance(value, GeneratorConfig) else asdict(value)
-            yield from _flat(written, f"{prefix}{key}.")
+        if isinstance(value, GeneratorConfig):
+            yield from _flat(value.written(), f"{prefix}{key}.")
+        elif is_dataclass(value) and not isinstance(value, type):
+            yield from _flat(asdict(value), f"{prefix}{key}.")
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -5,8 +5,9 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 import json
 import os
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mvar.data.augment import Augmentation, vary
 from mvar.data.iconify import VERSION
@@ -55,11 +56,11 @@ def data_icons(
     print(f"wrote {out}/LICENCES.md: whose they are")
 
 
-def train_tokenizer(config: TokenizerTraining) -> None:
+def train_tokenizer(config: TokenizerTraining, began: float) -> None:
     """Train a tokenizer on a folder of images."""
     from mvar.training.tokenizer import train
 
-    train(config)
+    train(config, began=began)
     if os.environ.get("RANK", "0") == "0":
         print(f"wrote {config.out}: use it as --tokenizer {config.out}")
 
@@ -125,11 +126,11 @@ def tokenize(
         print(f"try  mvar train generator --data {out} --tokenizer {tokenizer} --preset ... --out ...")
 
 
-def train_generator(config: GeneratorTraining) -> None:
+def train_generator(config: GeneratorTraining, began: float) -> None:
     """Train a generator on a folder of images or a token cache, with a trained tokenizer."""
     from mvar.training.generator import train
 
-    model = train(config)
+    model = train(config, began=began)
     if model is not None:  # the main rank speaks for all
         print(f"wrote {config.out}: try  mvar sample --model {config.out}{' --per-class 8' if model.classes else ''}")
 
@@ -145,14 +146,30 @@ def generator_of(source: str, out: str | None) -> GeneratorConfig | dict[str, ob
     """
     from mvar.checkpoint import hub
     from mvar.checkpoint.bundle import read_generator_config
-    from mvar.training.run_folder import SETTINGS
 
     try:
-        if out is not None and (settings := Path(out, SETTINGS)).is_file():
-            return dict(json.loads(settings.read_text(encoding="utf-8")).get("model", {}))
-        return read_generator_config(hub.find(source)) or {}
+        return settings_of(out).get("model") or read_generator_config(hub.find(source)) or {}
     except ValueError:
         return {}
+
+
+def settings_of(out: str | None) -> dict[str, Any]:
+    """The settings of the run in a folder; nothing where there is none: training says what is wrong with it."""
+    from mvar.training.run_folder import SETTINGS
+
+    if out is None or not (path := Path(out, SETTINGS)).is_file():
+        return {}
+    try:
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        return {}
+    return {name: value for name, value in settings.items() if name != "decided"}
+
+
+def tell(line: str) -> None:
+    """Say something about a command on stderr, once among torchrun's processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def own_gpu() -> str | None:

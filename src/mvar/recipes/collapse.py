@@ -116,7 +116,7 @@ def study(
         "seed": seed,
         "images": len(train_images),
         "validation_images": len(val_images),
-        "validated": min(config.val_images, len(val_images)),
+        "validated": min(config.val_images or len(val_images), len(val_images)),
         "compared": min(IMAGES, len(val_images)),
         "real": distance.of(_pixels(train_images.at_most(IMAGES))),
         "maps": [f"{h}x{w}" for h, w in config.model.schedule.shapes],

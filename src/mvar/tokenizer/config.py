@@ -90,6 +90,9 @@ PRESETS: dict[str, TokenizerConfig] = {
     "tiny32": TokenizerConfig(
         channels=32, multipliers=(1, 2, 3), res_blocks=1, latent_channels=16, vocab_size=1024, sides=[1, 2, 3, 4, 6, 8]
     ),
+    "quick32": TokenizerConfig(
+        channels=32, multipliers=(1, 2, 3), res_blocks=1, latent_channels=16, vocab_size=1024, sides=[1, 2, 3, 4, 6, 8]
+    ),
     "tiny64": TokenizerConfig(
         channels=32,
         multipliers=(1, 2, 4, 4),

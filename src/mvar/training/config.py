@@ -3,6 +3,7 @@
 A preset gives the values for one image size; every field can be overridden by a flag, a YAML file or a keyword.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,9 +13,13 @@ from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
-from mvar.validation import number_problems, outside, raise_problems
+from mvar.validation import given, number_problems, outside, raise_problems
 
-MOST_MINUTES = 1_000_000  # that ranks wait for one another: two years
+MOST_MINUTES = 1_000_000  # that a run lasts, or that ranks wait for one another: two years
+# What `minutes` decides where it is given, and what it is where it is not.
+LAID = {"steps": 10_000, "val_images": 5000, "validate_every": 1000, "checkpoint_every": 1000}
+MOST_TIMED_IMAGES = 2000  # validation images of a run of so many minutes, before its speed is known
+QUICK_BELOW = 60  # minutes up to which the quick presets are the better ones
 FreezablePart = Literal["classes", "embeddings", "attention", "mamba", "mlp", "adaln", "blocks", "head"]
 
 
@@ -26,7 +31,9 @@ class RunConfig:
         data: folder of images, one sub-folder a class or none; may hold train/ and val/. Or webdataset shards: a folder
             of .tar files, train-{000..099}.tar, or a stream (http://, https://, pipe:), which needs val_data.
         out: run folder: checkpoint, metrics.jsonl, TensorBoard events, previews; a loadable bundle.
-        steps: optimizer updates of the whole run.
+        steps: optimizer updates of the whole run; by default 10,000, or as many as fit into `minutes`.
+        minutes: how long the run lasts, in place of `steps`: from the start of the command until all is written. Steps,
+            validations and checkpoints follow from the speed that is measured.
         batch_size: images an update, over all ranks and parts.
         accumulate: parts that each rank's share of a batch is cut into, one after the other, to save memory.
         base_lr: learning rate for 256 images; the peak is base_lr * batch_size / 256.
@@ -43,7 +50,7 @@ class RunConfig:
             the size, flip left to right; validation images stay as they are.
         on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
         val_data: folder or shards for validation, where data does not hold them; by default a share is held out.
-        val_images: at most so many validation images.
+        val_images: at most so many validation images; by default 5,000, or what takes 1 % of `minutes`.
         workers: batches that are read at once ahead of training, 0 for none; results do not depend on it.
         seed: of everything random; step i depends on (seed, i) only.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
@@ -52,15 +59,16 @@ class RunConfig:
         parallel: how torchrun's processes share the work: "ddp" copies the model, "fsdp" spreads it (generators only).
         rank_timeout: minutes without an answer from another rank after which the run fails.
         log_every: steps between lines of metrics.
-        validate_every: steps between validations, each with a preview.
-        checkpoint_every: steps between checkpoints.
+        validate_every: steps between validations, each with a preview; by default 1,000, or a tenth of `minutes`.
+        checkpoint_every: steps between checkpoints; by default 1,000, or a tenth of `minutes` and five at most.
         keep_checkpoints: how many of the last stay on disk, beside the best one.
-        resume: continue the run in `out` from its checkpoint; `steps` may then be more than before.
+        resume: continue the run in `out` from its checkpoint; `steps` or `minutes` may then be more than before.
     """
 
     data: str
     out: str
-    steps: int = 10_000
+    steps: int | None = None
+    minutes: float | None = None
     batch_size: int = 64
     accumulate: int = 1
     base_lr: float = 1e-4
@@ -75,7 +83,7 @@ class RunConfig:
     augment: tuple[Augmentation, ...] = ()
     on_bad_image: Literal["skip", "error"] = "skip"
     val_data: str | None = None
-    val_images: int = 5000
+    val_images: int | None = None
     workers: int = 2
     seed: int = 0
     device: str | None = None
@@ -83,10 +91,16 @@ class RunConfig:
     parallel: Literal["ddp", "fsdp"] | None = None
     rank_timeout: float = 10.0
     log_every: int = 50
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
+    validate_every: int | None = None
+    checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.minutes is None:
+            for name, value in LAID.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
 
     @property
     def peak_lr(self) -> float:
@@ -95,7 +109,9 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, a line each; paths are checked when they are opened."""
-        found = number_problems(vars(self))
+        found = number_problems(given(vars(self)))
+        if self.minutes is not None and self.steps is not None:
+            found.append(f"steps = {self.steps}: minutes = {self.minutes:g} decides how many; leave one of them out")
         for name in ("data", "out"):
             if not getattr(self, name):
                 found.append(f"{name} = '': give a folder")
@@ -104,9 +120,10 @@ class RunConfig:
         cut = f"cannot be cut into accumulate = {self.accumulate} equal parts; give a multiple of {self.accumulate}"
         if not number_problems({"accumulate": self.accumulate}):
             found += outside(self, ("batch_size",), lambda size: size % self.accumulate == 0, cut)
-        found += outside(self, ("base_lr", "grad_clip", "rank_timeout"), lambda value: value > 0, "must be above 0")
+        positive = ("minutes", "base_lr", "grad_clip", "rank_timeout")
+        found += outside(self, positive, lambda value: value > 0, "must be above 0")
         longest = f"must be at most {MOST_MINUTES:,} minutes"
-        found += outside(self, ("rank_timeout",), lambda minutes: minutes <= MOST_MINUTES, longest)
+        found += outside(self, ("minutes", "rank_timeout"), lambda minutes: minutes <= MOST_MINUTES, longest)
         found += outside(self, ("weight_decay", "weight_decay_end"), lambda value: value >= 0, "must be 0 or more")
         found += outside(self, ("lr_end", "warmup"), lambda value: 0 <= value <= 1, "must lie in [0, 1]")
         found += outside(self, ("betas",), lambda betas: all(0 <= b < 1 for b in betas), "both must lie in [0, 1)")
@@ -161,9 +178,17 @@ class TokenizerTraining(RunConfig):
     dead_below: float = 0.03
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> "TokenizerTraining":
-        """A run with a preset's values and these changes, such as data and out; raises ValueError for another name."""
-        return cls(**{**_preset(TOKENIZER_PRESETS, name), **changes})
+    def preset(cls, name: str | None = None, **changes: Any) -> "TokenizerTraining":
+        """A run with a preset's values and these changes, such as data and out.
+
+        Args:
+            name: of the preset; with `minutes` among the changes it may be left out, see `preset_for`.
+            changes: fields of the config.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        return cls(**{**preset_values(TOKENIZER_PRESETS, name, changes.get("minutes")), **changes})
 
     def problems(self) -> list[str]:
         found = super().problems() + self.model.problems("model")
@@ -212,9 +237,9 @@ class GeneratorTraining(RunConfig):
     preview_per_class: int = 4
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> "GeneratorTraining":
-        """A run with a preset's values and these changes, such as data, tokenizer and out; raises as a tokenizer's."""
-        return cls(**{**_preset(GENERATOR_PRESETS, name), **changes})
+    def preset(cls, name: str | None = None, **changes: Any) -> "GeneratorTraining":
+        """A run with a preset's values and these changes, such as data, tokenizer and out; see a tokenizer's."""
+        return cls(**{**preset_values(GENERATOR_PRESETS, name, changes.get("minutes")), **changes})
 
     def problems(self) -> list[str]:
         found = super().problems() + self.model.problems("model")
@@ -231,12 +256,27 @@ class GeneratorTraining(RunConfig):
 
 IMAGENET_TRAIN = 1_281_167
 
+# What a preset changes in the run, beside its model.
+_TINY_TOKENIZER = {
+    "steps": 10_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "weight_decay": 0.0, "weight_decay_end": 0.0,
+    "grad_clip": 1.0, "resize_factor": 1.0, "val_images": 2000, "betas": (0.5, 0.9), "ema": 0.999, "perceptual": 1.0,
+    "discriminator_channels": 32,
+}  # fmt: skip
+_TINY_GENERATOR = {
+    "steps": 15_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "resize_factor": 1.0, "val_images": 2000,
+    "checkpoint_every": 500, "ema": 0.999,
+}  # fmt: skip
+# For runs of minutes, see `preset_for`.
+_QUICK_TOKENIZER = {**_TINY_TOKENIZER}
+_QUICK_GENERATOR = {**_TINY_GENERATOR}
+
 
 def _generator_recipe(name: str, depth: int) -> dict[str, Any]:
     """The official recipe for ImageNet by depth; ours for small images."""
     if name.startswith("tiny"):
-        small = {"steps": 15_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "resize_factor": 1.0}
-        return {**small, "val_images": 2000, "checkpoint_every": 500, "ema": 0.999}
+        return _TINY_GENERATOR
+    if name.startswith("quick"):
+        return _QUICK_GENERATOR
     batch_size = 1024 if depth >= 30 and not name.endswith("-s") else 768
     epochs = next(epochs for limit, epochs in ((16, 200), (20, 250), (99, 350)) if depth <= limit)
     return {
@@ -249,19 +289,13 @@ def _generator_recipe(name: str, depth: int) -> dict[str, Any]:
     }
 
 
-# What a preset changes in the run, beside its model.
-_TINY_TOKENIZER = {
-    "steps": 10_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "weight_decay": 0.0, "weight_decay_end": 0.0,
-    "grad_clip": 1.0, "resize_factor": 1.0, "val_images": 2000, "betas": (0.5, 0.9), "ema": 0.999, "perceptual": 1.0,
-    "discriminator_channels": 32,
-}  # fmt: skip
-
 TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
     "f16-256": {"model": TOKENIZERS["f16-256"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
     "f16-512": {"model": TOKENIZERS["f16-512"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
     "tiny32": {"model": TOKENIZERS["tiny32"], **_TINY_TOKENIZER},
     # In colour, where pixel errors must weigh more: perceptual networks hardly mind a wrong hue.
     "tiny64": {"model": TOKENIZERS["tiny64"], **_TINY_TOKENIZER, "perceptual": 0.3, "l1": 0.5, "l2": 2.0},
+    "quick32": {"model": TOKENIZERS["quick32"], **_QUICK_TOKENIZER},
 }
 
 GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
@@ -269,7 +303,21 @@ GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _preset(presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    if name not in presets:
+def preset_for(minutes: float) -> str:
+    """The preset that so many minutes choose where none is named."""
+    return "quick32" if minutes < QUICK_BELOW else "tiny32"
+
+
+def preset_values(
+    presets: Mapping[str, dict[str, Any]], name: str | None, minutes: float | None = None
+) -> dict[str, Any]:
+    """The values of a preset; with `minutes` those that are left to it are none of them.
+
+    Raises:
+        ValueError: there is no such preset, or neither a name nor minutes.
+    """
+    if name is None and minutes is not None:
+        name = preset_for(minutes)
+    if name is None or name not in presets:
         raise ValueError(f"preset = {name!r}: choose from {', '.join(presets)}")
-    return presets[name]
+    return {key: value for key, value in presets[name].items() if minutes is None or key not in LAID}

@@ -29,12 +29,14 @@ from mvar.sampling.sheet import check_size, class_sheet
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.training.average import WeightAverage
 from mvar.training.compiling import Compiling, check_compiler, compile_blocks
-from mvar.training.config import GeneratorTraining
+from mvar.training.config import MOST_TIMED_IMAGES, GeneratorTraining
+from mvar.training.course import Course, TimedCourse, open_course
 from mvar.training.fine_tuning import Start, freeze, load_start, take_weights
-from mvar.training.generator_loss import GeneratorLoss, scales_in_use
+from mvar.training.generator_loss import GeneratorLoss, scales_in_use, stage_starts
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import autocast, build_optimizer, reduced
 from mvar.training.parallel import Ranks, fill, gathered, joined, replicated, shard
+from mvar.training.rehearsal import rehearse
 from mvar.training.room import check_room, generator_image_bytes
 from mvar.training.run_folder import Metrics, RunFolder, provenance
 from mvar.training.token_data import TokenData, load_tokenizer
@@ -45,12 +47,13 @@ DROPS = 2  # stream of the random numbers that belong to an image's place in the
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
 
-def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Model | None:
+def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: float | None = None) -> Model | None:
     """Train a generator; the run folder `config.out` is a loadable bundle.
 
     Args:
         config: the run.
         callbacks: called with the updates done and each record of metrics; one that returns True stops the run.
+        began: when the run's minutes began, by time.monotonic(); now by default.
 
     Returns:
         The model; None on all ranks but the main one.
@@ -59,6 +62,7 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
         ValueError: bad settings, data, tokenizer or folders, before any training; a line for each problem.
         FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
     """
+    began = TimedCourse.clock() if began is None else began
     config.validate()
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
         if config.compile:
@@ -67,15 +71,18 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = ()) -> Mode
             data, start = _opened(config, ranks)
             decided = decided_by(data.tokenizer_config, len(data.train.classes))
             planned = folder.check(data.train, data.val, data.fingerprint)
-            task = GeneratorTask(config, ranks, data.ready(config.val_images), start, planned)
+            data = data.ready(config.val_images or MOST_TIMED_IMAGES)
+            course = open_course(config, planned, began, folder.checkpoint)
+            task = GeneratorTask(config, ranks, data, start, course)
             if ranks.main:
                 print(described(task.model), file=sys.stderr)
+            rehearse(task, config, ranks)
             folder.begin(decided)
             task.data.remember_in(folder.path, ranks, resumed=folder.checkpoint is not None)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
-        bundle = task.bundle(config.steps)
+        bundle = task.bundle(course.steps)
         return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
 
 
@@ -103,19 +110,18 @@ class GeneratorTask:
         ranks: Ranks,
         data: TokenData,
         start: Start | None = None,
-        planned: int | None = None,
+        course: Course | None = None,
     ) -> None:
         """Args:
         config: of the run.
         ranks: this process among the others.
         data: what to learn from, and what to be judged by.
         start: the weights to begin with; None draws them.
-        planned: the steps that the run was begun for, of which progressive training's stages are a share; the
-            config's by default.
+        course: how long the run is; by default the config's steps.
         """
-        self.planned = planned or config.steps
+        self.course = course or Course(config)
         self.config, self.ranks, self.device, self.data = config, ranks, ranks.device, data
-        self.classes = data.train.classes
+        self.classes, self.val_images = data.train.classes, data.val
         self.loader = open_loader(
             data.train if data.remembered is None else data.remembered,
             config.batch_size,
@@ -153,12 +159,15 @@ class GeneratorTask:
         self.average = WeightAverage(self.model, config.ema)
         self.autocast = autocast(config.dtype, self.device)
 
+    def phases(self) -> list[float]:
+        return stage_starts(self.config.progressive, self.config.progressive_from, self.model.schedule)
+
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         rows, labels_B, positions_B = self.loader.batch(step, part)
-        count, share_l = scales_in_use(
-            step, self.planned, config.progressive, config.progressive_from, self.model.schedule
-        )
+        place, length = self.course.phase(step)
+        stages = config.progressive, config.progressive_from, self.model.schedule
+        count, share_l = scales_in_use(place, length, *stages)
         self.compiling.before_step(count)
         noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
         nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)
@@ -187,11 +196,11 @@ class GeneratorTask:
     @torch.no_grad()
     def validate(self) -> Metrics:
         """Cross-entropy and accuracy over the validation images, in all and for each scale, without class dropout."""
-        schedule, n = self.model.schedule, len(self.data.val)
+        schedule, n = self.model.schedule, len(self.val_images)
         loss_L = torch.zeros(schedule.length, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
         correct_L = torch.zeros_like(loss_L)
         for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
-            rows, labels_B = self.data.val.batch(indices_B)
+            rows, labels_B = self.val_images.batch(indices_B)
             nll_BL, correct_BL = self._token_losses(self._maps(rows), labels_B.to(self.device))
             loss_L += nll_BL.cpu()[real_B].double().sum(0)
             correct_L += correct_BL.cpu()[real_B].double().sum(0)

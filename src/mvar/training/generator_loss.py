@@ -32,7 +32,9 @@ class GeneratorLoss(nn.Module):
         return self.generator.token_losses(labels_B, inputs_BlZ, tokens_Bl, noise_BU, smoothing)
 
 
-def scales_in_use(step: int, steps: int, progressive: float, first: int, schedule: ScaleSchedule) -> tuple[int, Tensor]:
+def scales_in_use(
+    step: float, steps: float, progressive: float, first: int, schedule: ScaleSchedule
+) -> tuple[int, Tensor]:
     """Progressive training: how many scales step `step` (from 0) trains, and each token's share of the loss.
 
     The first n = round(progressive * steps) steps are cut into K - f equal stages, f = min(first, K - 1). Stage j,
@@ -57,8 +59,14 @@ def scales_in_use(step: int, steps: int, progressive: float, first: int, schedul
     count, newest = K, 1.0
     if step < n:
         stage, into = divmod(step * stages, n)
-        count = first + stage + 1
+        count = first + int(stage) + 1
         newest = 1.0 if stage == 0 else NEWEST_WEIGHT + (1 - NEWEST_WEIGHT) * into / n
     weights_l = torch.ones(schedule.offsets[count])
     weights_l[schedule.slice(count - 1)] = newest
     return count, weights_l / weights_l.sum()
+
+
+def stage_starts(progressive: float, first: int, schedule: ScaleSchedule) -> list[float]:
+    """Where the stages of progressive training begin, as shares of the run; see `scales_in_use`."""
+    stages = len(schedule) - min(first, len(schedule) - 1)
+    return [progressive * j / stages for j in range(stages)]

@@ -18,10 +18,11 @@ from mvar.training import checkpoints
 from mvar.training.average import WeightAverage
 from mvar.training.checkpoints import Checkpoints, Found
 from mvar.training.config import RunConfig
+from mvar.training.course import Course
 from mvar.training.optim import set_schedule
 from mvar.training.parallel import Ranks, accumulating, is_silence, whole
 from mvar.training.progress import Progress
-from mvar.training.run_folder import PREVIEWS, Metrics, RunFolder
+from mvar.training.run_folder import PREVIEWS, Metrics, RunFolder, ValidationSet
 from mvar.training.stopping import Request, Stopped, stop_request
 
 # Called on the main rank with each record of metrics and the updates done; what returns True stops the run.
@@ -34,7 +35,15 @@ LEAST_SCALE = 2.0**-14  # of the float16 loss; below it no number is small enoug
 
 
 class Task(Protocol):
-    """What is trained. The loop owns steps, schedules and files; a task owns its model, data and losses."""
+    """What is trained. The loop owns schedules and files; a task owns its model, data and losses.
+
+    Attributes:
+        course: how long the run is, and where it is.
+        val_images: what it is judged by.
+    """
+
+    course: Course
+    val_images: ValidationSet
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -55,6 +64,9 @@ class Task(Protocol):
     @property
     def average(self) -> WeightAverage:
         """The moving average of the model's weights, which the loop updates."""
+
+    def phases(self) -> list[float]:
+        """The shares of the run at which a step becomes dearer, 0 first."""
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of one part of this rank's batch, and scalars to log."""
@@ -77,7 +89,10 @@ class Task(Protocol):
 
 
 def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
-    """Train until `config.steps`, from the folder's last checkpoint where `config.resume`; returns the last validation.
+    """Train to the end of the task's course, from the folder's last checkpoint where `config.resume`.
+
+    Returns:
+        The last validation.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; raised before the update, with the step's number, its
@@ -116,32 +131,36 @@ class _Loop:
         callbacks: Sequence[Callback],
     ) -> None:
         self.task, self.config, self.folder, self.ranks = task, config, folder, ranks
+        self.course = task.course
         self.keeper, self.callbacks = keeper, callbacks
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16")
         self.usual_norm = 0.0  # running mean of the model's gradient norm
         self.validation: Metrics = {}
         self.validated = 0  # updates done at the last validation
         self.done = self._restore(folder.checkpoint) if folder.checkpoint is not None else 0
-        self.progress = Progress(self.done, config.steps, speaks=ranks.main)
+        self.progress = Progress(self.done, self.course.steps, self.course.ends(), speaks=ranks.main)
 
     def run(self, request: Request) -> Metrics:
-        task, config, folder = self.task, self.config, self.folder
-        for step in range(self.done, config.steps):
+        task, config, folder, course = self.task, self.config, self.folder, self.course
+        while (step := self.done) < course.steps:
             folder.heartbeat(step)
-            lr = set_schedule(task.optimizer, step, config)
+            if news := course.lay(self.ranks):
+                self.progress.say(news)
+            lr = set_schedule(task.optimizer, *course.place(step), config)
             task.optimizer.zero_grad(set_to_none=True)
             loss, metrics = backward(task, self.ranks, self.scaler, config.accumulate, step)
             self.scaler.unscale_(task.optimizer)
-            norms = _clip(task.networks, config.grad_clip)
+            norms = clip(task.networks, config.grad_clip)
             stop = self._agree(step, loss, norms, request)
             self.scaler.step(task.optimizer)
             self.scaler.update()
             task.after_update(step)
             task.average.update(step)
-            self.progress.advance(config.batch_size, loss)
+            course.advance()
+            self.progress.advance(config.batch_size, loss, course.steps)
             self.keeper.poll()
 
-            self.done, last = step + 1, step + 1 == config.steps
+            self.done, last = step + 1, step + 1 == course.steps
             self._watch(norms["grad_norm"])
             if self.done % config.log_every == 0 or last:
                 rates = {"lr": lr, "images_per_second": self.progress.rate}
@@ -152,15 +171,21 @@ class _Loop:
                 self._save_checkpoint()
                 self.keeper.wait()
                 self._save_bundle()
-            if self.done % config.validate_every == 0 or last:
-                self._validate(request)
+            if course.is_due("validation", self.done):
+                with course.timing("validation"):
+                    self._validate(request)
+                with course.timing("curves"):
+                    self.folder.plot(last=last)
             if stop is not None:
                 self.folder.plot(last=True)
                 self.ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are in place
                 raise Stopped(f"stopped after step {self.done} with a checkpoint; --resume goes on", stop)
-            if self.done % config.checkpoint_every == 0 or last:
-                self._save_bundle()
-                self._save_checkpoint()  # last, since a run with all its steps in it has nothing left to do
+            if course.is_due("checkpoint", self.done):
+                with course.timing("checkpoint"):
+                    self._save_bundle()
+                    self._save_checkpoint()  # last, since a run with all its steps in it has nothing left to do
+                    if config.minutes is not None:
+                        self.keeper.wait()  # so that its time is known
         self.keeper.wait()
         return self.validation
 
@@ -217,7 +242,6 @@ class _Loop:
         model.train()
         self._log(self.validation, request)
         self.progress.report(self.done, self.validation)
-        self.folder.plot(last=self.done == self.config.steps)
 
     def _save_bundle(self) -> None:
         with self.task.average.applied():
@@ -229,6 +253,7 @@ class _Loop:
             "score": self.validation["val_loss"] if self.validated == self.done else None,
             "usual_norm": self.usual_norm,
             "scaler": self.scaler.state_dict(),
+            "course": self.course.notes(),
             "loader": min(places, key=lambda place: place.get("shards", 0)),  # streams: no rank skips anything
         }
         self.keeper.save(self.done, _tensors(self.task), notes)
@@ -265,7 +290,7 @@ def backward(
     return means.pop("loss"), means
 
 
-def _clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:
+def clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:
     """Clip each network's gradients; returns their norms before."""
     norms = {}
     for name, network in networks.items():

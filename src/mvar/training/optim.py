@@ -16,7 +16,7 @@ from mvar.checkpoint.placement import find_dtype
 from mvar.training.config import RunConfig
 
 
-def lr_factor(step: int, steps: int, warmup: float, end: float) -> float:
+def lr_factor(step: float, steps: float, warmup: float, end: float) -> float:
     """The learning rate of update `step` (from 0) as a share of the peak.
 
     Linear warm-up from 0.005 over the first `warmup` share of the steps, flat for 5 % of the rest,
@@ -29,7 +29,7 @@ def lr_factor(step: int, steps: int, warmup: float, end: float) -> float:
     return 1.0 if u < 0.05 else end + (1 - end) * (1 - u) / 0.95
 
 
-def weight_decay_at(step: int, steps: int, start: float, end: float) -> float:
+def weight_decay_at(step: float, steps: float, start: float, end: float) -> float:
     """Weight decay of update `step`: a cosine from start to end."""
     return end + (start - end) * (1 + math.cos(math.pi * step / max(steps - 1, 1))) / 2
 
@@ -65,13 +65,13 @@ def build_optimizer(
     )
 
 
-def set_schedule(optimizer: torch.optim.Optimizer, step: int, config: RunConfig) -> float:
-    """Set learning rate and weight decay of update `step`; returns the learning rate.
+def set_schedule(optimizer: torch.optim.Optimizer, step: float, steps: float, config: RunConfig) -> float:
+    """Set learning rate and weight decay of update `step` of so many; returns the learning rate.
 
     A group's "lr_share" is its rate as a share of the others'.
     """
-    lr = config.peak_lr * lr_factor(step, config.steps, config.warmup, config.lr_end)
-    decay = weight_decay_at(step, config.steps, config.weight_decay, config.weight_decay_end)
+    lr = config.peak_lr * lr_factor(step, steps, config.warmup, config.lr_end)
+    decay = weight_decay_at(step, steps, config.weight_decay, config.weight_decay_end)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_share", 1.0)
         group["weight_decay"] = decay if group["decay"] else 0.0

@@ -8,28 +8,35 @@ from tqdm import tqdm
 
 from mvar.training.run_folder import Metrics
 
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, ends at ENDS, {rate_fmt}{postfix}]"
+
 
 class Progress:
     """The rate of a run and how far it is."""
 
-    def __init__(self, done: int, steps: int, speaks: bool = True) -> None:
+    def __init__(self, done: int, steps: int, ends: str | None = None, speaks: bool = True) -> None:
         """Args:
         done: steps of before.
         steps: of the whole run.
+        ends: the time of day at which it ends, where that is settled.
         speaks: False on all ranks but the main one.
         """
         self.steps, self.images, self.start, self.speaks = steps, 0, time.perf_counter(), speaks
-        self.bar = tqdm(initial=done, total=steps, unit="step") if speaks and sys.stderr.isatty() else None
+        shape = None if ends is None else BAR.replace("ENDS", ends)
+        visible = speaks and sys.stderr.isatty()
+        self.bar = tqdm(initial=done, total=steps, unit="step", bar_format=shape) if visible else None
 
     @property
     def rate(self) -> float:
         """Images a second over all ranks since the start of this process, validation included."""
         return self.images / max(time.perf_counter() - self.start, 1e-9)
 
-    def advance(self, images: int, loss: Tensor) -> None:
-        """One more update."""
+    def advance(self, images: int, loss: Tensor, steps: int) -> None:
+        """One more update, of so many by now."""
         self.images += images
+        self.steps = steps
         if self.bar is not None:
+            self.bar.total = steps
             self.bar.update()
             if self.bar.n % 10 == 0:
                 self.bar.set_postfix_str(f"loss {float(loss):.4f}, {self.rate:.0f} images/s")

@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 METRICS, SETTINGS, DATA, PREVIEWS = "metrics.jsonl", "run.json", "data.json", "previews"
 ENVIRONMENT, HEARTBEATS, CURVES = "environment.json", "heartbeats", "curves.png"
-# What may differ between a run and its continuation; ADJUSTABLE with a warning: more steps, which the schedules of
-# learning rate and weight decay then stretch over, and the remedies for a loss that is not finite.
+# What may differ between a run and its continuation; ADJUSTABLE with a warning: more steps or minutes, over which the
+# schedules of learning rate and weight decay then stretch, and the remedies for a loss that is not finite.
 FREE = {
     "out", "data", "tokenizer", "init_from", "device", "resume", "accumulate", "workers", "parallel", "rank_timeout",
     "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "val_images", "val_data", "compile",
     "activation_checkpointing",
 }  # fmt: skip
-ADJUSTABLE = {"steps", "base_lr", "grad_clip"}
+ADJUSTABLE = {"steps", "minutes", "base_lr", "grad_clip"}
 BEAT = 10.0  # seconds between heartbeats
 LAST_WORDS = 2.0  # seconds in which the ranks that live say so before one is named as dead
 PLOT_EVERY = 300.0  # seconds between drawings of the curves, which take a second or two
@@ -87,6 +87,7 @@ class RunFolder:
         self._plotted = 0.0
         self._lock: IO[str] | None = None
         self._settings = json.loads(json.dumps(asdict(config)))
+        self._unit = "steps" if config.minutes is None else "minutes"  # of the run's length
         try:
             self.checkpoint = ranks.on_main(self._open)
         except BaseException:
@@ -111,17 +112,31 @@ class RunFolder:
         if not begun:
             return None
         found = checkpoints.latest(self.path)
-        if config.steps < found.step:
-            done = f"the run in {str(self.path)!r} has done {found.step}"
-            raise ValueError(f"steps = {config.steps}: {done}; give at least as many")
+        self._check_length(found)
         self._check_same(self._settings)
         return found
+
+    def _check_length(self, found: checkpoints.Found) -> None:
+        """Refuse what is over already, and steps in place of minutes."""
+        config, before = self._config, _read_json(self.path / SETTINGS)
+        name, other = ("minutes", "steps") if config.steps is None else ("steps", "minutes")
+        wanted, run = getattr(config, name), f"the run in {str(self.path)!r}"
+        if before.get(name) is None and before.get(other) is not None:
+            begun = f"{other} = {before[other]}"
+            raise ValueError(
+                f"{name} = {wanted}: {run} was begun with {begun}; resume with {other}, or start a new run"
+            )
+        done: float = found.step
+        if name == "minutes":  # the last checkpoint of a whole run comes shortly before its end, or after it
+            done = min(round(found.notes["course"]["spent"] / 60, 1), before["minutes"])
+        if wanted < done:
+            raise ValueError(f"{name} = {wanted}: {run} has done {done}; give at least as many")
 
     def _had_checkpoints(self) -> bool:
         """Whether a run's metrics go past its first checkpoint."""
         settings = _read_json(self.path / SETTINGS)
         steps = [record["step"] for record in self._records()]
-        first = settings.get("checkpoint_every", 0)
+        first = settings.get("checkpoint_every") or 0
         return bool(steps) and (steps[-1] > first or steps[-1] == settings.get("steps"))
 
     def _records(self) -> list[dict[str, Any]]:
@@ -143,7 +158,7 @@ class RunFolder:
                 problems.append(f"{text}; resume with its settings, or start a new run")
         raise_problems(problems)
 
-    def check(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None = None) -> int:
+    def check(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None = None) -> float:
         """Say what the run trains on; when it is resumed, check that this is still so. Nothing is written yet.
 
         Args:
@@ -152,13 +167,14 @@ class RunFolder:
             tokenizer: fingerprint of the tokenizer whose token maps are trained on.
 
         Returns:
-            The steps that the run was begun for, of which its phases are shares: more steps do not bring them back.
+            The steps or minutes that the run was begun for, of which its phases are shares: more do not bring them
+            back.
 
         Raises:
             ValueError: the classes or the tokenizer have changed.
         """
         self._data = self._ranks.on_main(lambda: self._checked(images, held_out, tokenizer))
-        return int(self._data["steps"])
+        return self._data[self._unit]
 
     def _checked(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None) -> dict[str, Any]:
         """What data.json is to hold."""
@@ -185,7 +201,7 @@ class RunFolder:
         if _others(before.get("val_content"), now["val_content"]):
             text = "data: has other validation images than the run had"
             warnings.warn(f"{text}; losses before and after cannot be compared", stacklevel=4)
-        return now | {"steps": before.get("steps", self._settings["steps"])}
+        return now | {self._unit: before.get(self._unit, self._settings[self._unit])}
 
     def begin(self, decided: Mapping[str, Any] | None = None) -> None:
         """Note what the run trains on and its settings, after `check`.

@@ -26,14 +26,16 @@ from mvar.tokenizer.network import Tokenizer
 from mvar.training.adversarial import AUGMENT_NUMBERS, PatchDiscriminator
 from mvar.training.average import WeightAverage
 from mvar.training.codebook import count_tokens, revive, start_from_data, usage
-from mvar.training.config import TokenizerTraining
+from mvar.training.config import MOST_TIMED_IMAGES, TokenizerTraining
+from mvar.training.course import Course, TimedCourse, open_course
 from mvar.training.fine_tuning import load_named
 from mvar.training.image_loss import ImageLoss
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import autocast, build_optimizer
 from mvar.training.parallel import Ranks, joined, replicated
+from mvar.training.rehearsal import rehearse
 from mvar.training.room import check_room, tokenizer_image_bytes
-from mvar.training.run_folder import Metrics, RunFolder, provenance
+from mvar.training.run_folder import Metrics, RunFolder, ValidationSet, provenance
 
 VIEWED_AT_ONCE = 64  # images of a pass without gradients
 START_IMAGES = 1024  # whose latents fill the codebook
@@ -42,17 +44,19 @@ JOINING = 0.05  # share of the run in which the adversarial loss grows to its fu
 TRAINING_STREAM = 1  # of the random numbers that belong to an image's place in the order of training
 
 
-def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Model:
+def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: float | None = None) -> Model:
     """Train a tokenizer and return it; the run folder `config.out` is a loadable bundle.
 
     Args:
         config: the run.
         callbacks: called with the updates done and each record of metrics; one that returns True stops the run.
+        began: when the run's minutes began, by time.monotonic(); now by default.
 
     Raises:
         ValueError: bad settings, data or folders, before any training; a line for each problem.
         FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
     """
+    began = TimedCourse.clock() if began is None else began
     config.validate()
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
         network = find_network(config.perceptual_network).to(ranks.device) if config.perceptual else None
@@ -77,15 +81,17 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = ()) -> Mode
                 on_bad_image=config.on_bad_image,
             )
             planned = folder.check(train_images, val_images)
-            held_out = val_images.at_most(config.val_images)
-            task = TokenizerTask(config, ranks, network, train_images, held_out, planned)
+            held_out = val_images.at_most(config.val_images or MOST_TIMED_IMAGES)
+            course = open_course(config, planned, began, folder.checkpoint)
+            task = TokenizerTask(config, ranks, network, train_images, held_out, course)
             if folder.checkpoint is None:
                 task.start(start)
+            rehearse(task, config, ranks)
             folder.begin()
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
-        return from_bundle(task.bundle(config.steps), ranks.device, "float32")
+        return from_bundle(task.bundle(course.steps), ranks.device, "float32")
 
 
 class TokenizerTask:
@@ -98,7 +104,7 @@ class TokenizerTask:
         network: FeatureNetwork | None,
         train_images: PixelSource | Stream,
         val_images: PixelSource,
-        planned: int,
+        course: Course,
     ) -> None:
         """Args:
         config: of the run.
@@ -106,11 +112,12 @@ class TokenizerTask:
         network: of the perceptual loss.
         train_images: what to learn from.
         val_images: what to be judged by.
-        planned: the steps that the run was begun for, of which its phases are shares.
+        course: how long the run is.
         """
-        self.planned = planned
+        self.course = course
         self.config, self.ranks, self.device = config, ranks, ranks.device
-        self.train_images, self.val_images = train_images, val_images
+        self.train_images = train_images
+        self.val_images: ValidationSet = val_images
         self.loader = open_loader(
             train_images,
             config.batch_size,
@@ -157,6 +164,9 @@ class TokenizerTask:
             self.ranks.share(self.model.quantizer.codebook.data)  # encoders of different machines may round otherwise
         self.average = WeightAverage(self.model, self.config.ema)
 
+    def phases(self) -> list[float]:
+        return [0.0, self.config.adversarial_start] if self.config.adversarial else [0.0]
+
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         rows, _, positions_B = self.loader.batch(step, part)
@@ -167,7 +177,8 @@ class TokenizerTask:
         with self.autocast():
             output_B3HW, quantized = self.replica(target_B3HW, kept_B)
         # How far the discriminator has joined in: a random one would do harm, so its word gains weight slowly.
-        joined = (step / self.planned - config.adversarial_start) / JOINING
+        place, length = self.course.phase(step)
+        joined = (place / length - config.adversarial_start) / JOINING
         if joined >= 0 and config.adversarial:
             last_layer, weight = self.model.decoder.conv_out.weight, config.adversarial * min(joined, 1)
             loss, parts = self.image_loss.adversarial(output_B3HW, target_B3HW, weight, last_layer, noise_BU[:, 2:])
@@ -191,7 +202,8 @@ class TokenizerTask:
         config, done = self.config, step + 1
         if done % config.revive_every:
             return
-        if done <= config.revive_until * self.planned and not config.decoder_only:
+        place, length = self.course.phase(step)
+        if place + 1 <= config.revive_until * length and not config.decoder_only:
             rng = torch.Generator().manual_seed(config.seed + done)
             residuals = [self.ranks.joined_rows(residual) for residual in self.residuals]  # the same on every rank
             if self.kept_B is not None:  # what a dropped scale would have met is not its business
