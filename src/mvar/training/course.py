@@ -212,7 +212,7 @@ class TimedCourse(Course):
         if event not in self.times:
             return super().is_due(event, done)
         apart = 1 / self.times[event]
-        due = self.share - self._last[event] > apart - SLIGHT and 1 - self.share > apart / 2 or done == self.steps
+        due = (self.share - self._last[event] > apart - SLIGHT and 1 - self.share > apart / 2) or done == self.steps
         if due:
             self._last[event] = self.share
         return due
