@@ -146,7 +146,7 @@ class Icons(Recipe):
         return report
 
     def page(self, report: str | None = None, out: str | None = None) -> None:
-        """Put the results of report.json into the documentation page; arguments as of the other recipes."""
+        """Put the results of report.json into the documentation page; its arguments are those of the other recipes."""
         report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
         page.fill(out, concepts.results(page.read_json(report, "report")))
         print(f"wrote {out}")
