@@ -9,13 +9,14 @@ import pytest
 
 from mvar.evaluation.report import number, read
 from mvar.model import load
-from mvar.recipes import collapse, editing, likelihood, page, rejection, results, token_cache
+from mvar.recipes import collapse, concepts, editing, likelihood, page, rejection, results, token_cache
 from mvar.sampling.config import SamplingSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Page and name of the markers: the report's folder, and what makes Markdown of it.
 BLOCKS = {
     ("models/fashion-mnist.md", "results"): ("fashion-mnist", page.results),
+    ("models/icons.md", "results"): ("icons", concepts.results),
     ("likelihood.md", "results"): ("likelihood", likelihood.table),
     ("editing.md", "results"): ("editing", editing.table),
     ("tokens.md", "results"): ("tokens", token_cache.table),
@@ -32,7 +33,7 @@ DRAWN = {
     folder.format(model): model
     for model in results.MODELS
     for folder in ("{}", "rejection/{}", "results/{}/samples", "results/{}/" + HALVED)
-} | {TIMED[0]: "fashion-mnist"}
+} | {TIMED[0]: "fashion-mnist", "icons": "icons"}
 SETTINGS = {field.name for field in fields(SamplingSettings)}
 
 
