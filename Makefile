@@ -42,6 +42,8 @@ docs: $(READY) out/fashion-mnist out/icons
 	$(BIN)/mvar edit --model icons --image out/house/house-000000.png --box 14,28,50,58 --label house --n 6 --compare \
 		--out docs/images/icons-inpainting.png
 	$(BIN)/mvar vary --model icons --label house --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/icons-variations.png
+	$(BIN)/mvar sample --model icons --labels 15,45,75,105,135,165,195,225,255,285,315,345 --per-class 8 \
+		--out docs/images/icons/random.png
 	$(BIN)/python -m mvar.recipes.icons page
 	$(BIN)/python -m mvar.recipes.fashion_mnist page
 	$(BIN)/python -m mvar.recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \

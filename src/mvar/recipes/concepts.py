@@ -7,7 +7,7 @@ is found, whatever its class.
 Shapes: N M images, C classes; P pixels of a picture's shape; h w pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mvar.recipes.measuring import Labelled
 from mvar.recipes.sweep import TRIED
 from mvar.sampling.engine import to_images
 from mvar.sampling.sheet import class_sheet
+from mvar.text import counted
 
 PAIRS = 12  # of the sheet
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -105,7 +106,7 @@ def draw_novelty(samples: np.ndarray, held_out: np.ndarray, path: Path) -> None:
     save(figure, path)
 
 
-def results(report: dict[str, Any]) -> str:
+def results(report: Mapping[str, Any]) -> str:
     """Tables of what was measured: in short, and concept by concept, best first."""
     samples, held_out = (report["recognised"][name] for name in ("samples", "held_out"))
     ours, others = (report["novelty"][name] for name in ("samples", "held out"))
@@ -126,8 +127,8 @@ def results(report: dict[str, Any]) -> str:
     ]
     machine = report["machine"]
     note = (
-        f"Samples with {settings}, seed {report['seed']}; {report['seconds_per_image']:.2f} s an image on "
-        f"{machine['cores']} cores ({machine['processor']}, torch {machine['torch']})."
+        f"Samples with {settings}, seed {report['seed']}; {report['seconds_per_image']:.2f} s an image "
+        f"({counted(machine['threads'], 'thread')}, {machine['processor']}, torch {machine['torch']})."
     )
     head = ["Concept", "Samples, first guess", "first five", "Held-out icons, first five"]
     return "\n\n".join(

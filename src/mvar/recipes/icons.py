@@ -1,20 +1,5 @@
-"""Icons: what the data set holds, and the packaged model of them.
+"""Icons: what the data set holds, and the packaged model of them (docs/models/icons.md has its commands).
 
-    mvar data icons --out data/icons
-    mvar train tokenizer --preset tiny64 --data data/icons --batch-size 128 --base-lr 2.4e-3 --perceptual 0.5 --l1 0.5 \
-        --l2 1.0 --adversarial 0.4 --model.multipliers "[1,2,4]" --model.sides "[1,2,3,5,8,12,16]" \
-        --augment shift,scale --steps 1620 --out runs/icons-tokenizer
-    mvar train generator --preset tiny64 --data data/icons --tokenizer runs/icons-tokenizer --batch-size 256 \
-        --base-lr 1.2e-3 --model.depth 8 --model.width 256 --model.heads 4 --model.stochastic_depth 0.1 \
-        --augment shift,scale --steps 1761 --out runs/icons
-    python -m mvar.recipes.icons judge --data data/icons --out runs/icons-judge.safetensors
-    mvar study run sweep --recipe icons --model runs/icons --data data/icons --judge runs/icons-judge.safetensors \
-        --samples-per-class 2 --out docs/images/icons
-    python -m mvar.recipes.icons package --model runs/icons --tokenizer-run runs/icons-tokenizer \
-        --sweep docs/images/icons/sweep.json --out src/mvar/models/icons
-    python -m mvar.recipes.icons measure --model icons --data data/icons --judge runs/icons-judge.safetensors \
-        --out docs/images/icons
-    python -m mvar.recipes.icons page
     python -m mvar.recipes.icons describe --data data/icons --page-file docs/data.md \
         --credits src/mvar/models/icons/LICENCES.md --sheet docs/images/icons-data.png
 """
@@ -33,7 +18,7 @@ from mvar.machine import machine
 from mvar.recipes import concepts, measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.measuring import Form
-from mvar.recipes.packaged import Recipe, commands
+from mvar.recipes.packaged import Recipe
 from mvar.recipes.sweep import Grid
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
@@ -58,6 +43,7 @@ class Icons(Recipe):
         top_p=(0.99, 0.97, 0.94),
     )
     judge_epochs = 20
+    _results = staticmethod(concepts.results)
 
     def describe(self, data: str, page_file: str, credits: str, sheet: str) -> None:
         """Count concepts and images, draw the first images of some concepts, and copy the credits.
@@ -128,7 +114,6 @@ class Icons(Recipe):
         nearest_N, distances = concepts.novelty(drawn.images.images_Nchw, shapes)
         others = concepts.novelty(held_out.images_Nchw, shapes)[1]
         report = {
-            "commands": commands(type(self)),
             "machine": machine(),
             "model": measuring.facts(loaded),
             "settings": measuring.settings_of(loaded),
@@ -142,14 +127,8 @@ class Icons(Recipe):
         page.write_json(folder / "report.json", report)
         concepts.draw_novelty(distances, others, folder / "novelty.png")
         save_image(concepts.nearest_pairs(drawn.images, train, nearest_N, distances), folder / "nearest.png")
-        print(concepts.results(report))
+        print(self._results(report))
         return report
-
-    def page(self, report: str | None = None, out: str | None = None) -> None:
-        """Put the results of report.json into the documentation page; its arguments are those of the other recipes."""
-        report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
-        page.fill(out, concepts.results(page.read_json(report, "report")))
-        print(f"wrote {out}")
 
 
 if __name__ == "__main__":

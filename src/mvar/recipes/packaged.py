@@ -195,8 +195,10 @@ class Recipe:
             draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], scales)
         report["minutes"] = (time.perf_counter() - start) / 60
         page.write_json(folder / "report.json", report)
-        print(page.results(report))
+        print(self._results(report))
         return report
+
+    _results = staticmethod(page.results)  # a report as Markdown
 
     def page(self, report: str | None = None, out: str | None = None) -> None:
         """Put the results of report.json between the markers of the documentation page.
@@ -206,7 +208,7 @@ class Recipe:
             out: Markdown file with the two markers; the model's page in docs/models by default.
         """
         report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
-        page.fill(out, page.results(page.read_json(report, "report")))
+        page.fill(out, self._results(page.read_json(report, "report")))
         print(f"wrote {out}")
 
 
