@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mvar import __version__
 from mvar.bench.parts import Ledger, WorkCounter
 from mvar.bench.roofline import Peaks, quickest
-from mvar.data.progress import track
 from mvar.features.effnet import EffNetLite0
 from mvar.features.extractors import DTYPES, LARGE, SMALL, EffNetExtractor
 from mvar.features.inception import SIDE, InceptionV3, published_shapes
 from mvar.files import atomic_write, write_text
 from mvar.machine import check_memory, machine
+from mvar.progress import track
 from mvar.validation import number_problems, raise_problems
 
 SEED = 0

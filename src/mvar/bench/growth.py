@@ -16,12 +16,12 @@ import torch
 from mvar import __version__
 from mvar.bench.cases import SEED
 from mvar.checkpoint.placement import Dtype, place
-from mvar.data.progress import track
 from mvar.files import atomic_write, write_text
 from mvar.generator.config import PRESETS, Attention, GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.machine import machine
+from mvar.progress import track
 from mvar.scales import SIDES_256, SIDES_512
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.network import Tokenizer

@@ -18,10 +18,10 @@ from mvar.bench.parts import PARTS, Ledger, Place, Stopwatch, Work
 from mvar.bench.report import Batch, Result, Rival, Split
 from mvar.bench.roofline import HEADROOM, Peaks
 from mvar.checkpoint.placement import Dtype
-from mvar.data.progress import track
 from mvar.generator.config import PRESETS
 from mvar.machine import check_memory, machine, peak_bytes
 from mvar.model import Model
+from mvar.progress import track
 from mvar.validation import number_problems, raise_problems
 
 PREFIX = "prefix"

@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from mvar import __version__
 from mvar.bench.roofline import Peaks
 from mvar.bench.training_worker import Settings, Step
-from mvar.data.progress import track
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory, free_bytes, machine
+from mvar.progress import track
 from mvar.training.room import STATE_BYTES
 from mvar.validation import number_problems, raise_problems
 

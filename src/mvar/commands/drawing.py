@@ -103,9 +103,9 @@ def sample(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.data.progress import track
     from mvar.files import writable_folder
     from mvar.model import load
+    from mvar.progress import track
     from mvar.sampling.cost import check_images
     from mvar.sampling.engine import to_uint8
     from mvar.sampling.export import IMAGE_SUFFIXES, NPZ_SUFFIXES, check_count, save_image, target

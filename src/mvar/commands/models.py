@@ -149,8 +149,8 @@ def score(
     """
     import torch
 
-    from mvar.data.progress import track
     from mvar.model import load
+    from mvar.progress import track
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
     from mvar.sampling.likelihood import Score
     from mvar.sampling.sheet import check_size
@@ -204,8 +204,8 @@ def classify(
     """
     import torch
 
-    from mvar.data.progress import track
     from mvar.model import load
+    from mvar.progress import track
 
     _check_csv(out)
     loaded = load(model, device, dtype)

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mvar.data.progress import track
 from mvar.data.source import PixelSource
 from mvar.data.tokens import TokenSource
+from mvar.progress import track
 from mvar.tokenizer.network import Tokenizer
 
 ENCODED_AT_ONCE = 64  # images

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mvar.data.progress import track
 from mvar.files import atomic_folder
+from mvar.progress import track
 
 # In the order of the official labels 0 to 9; an image folder numbers its classes by name instead.
 FASHION_MNIST_CLASSES = (

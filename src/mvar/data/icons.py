@@ -20,9 +20,9 @@ from mvar.data.icon_drawing import draw, is_black_on_white, near, resvg, shape_o
 from mvar.data.icon_rules import CONCEPTS, LEFT_OUT, concept_of, designer_of, is_wrong, picture_of, split_of
 from mvar.data.iconify import NPM_PACKAGE, VERSION, Icon, IconSet, read_sets
 from mvar.data.processes import in_processes
-from mvar.data.progress import track
 from mvar.files import atomic_folder
 from mvar.options import close
+from mvar.progress import track
 from mvar.text import Names, some, split_names
 from mvar.validation import number_problems, raise_problems
 

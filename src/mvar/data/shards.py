@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 from mvar.data.decoding import decode
 from mvar.data.images import OTHERS, SUFFIXES, kinds
-from mvar.data.progress import track
 from mvar.data.reading import mark
 from mvar.data.shard_labels import Classes, Label, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
 from mvar.data.threads import in_threads
 from mvar.files import read_bounded, write_text
+from mvar.progress import track
 from mvar.text import counted, some
 
 INDEX_VERSION = 3

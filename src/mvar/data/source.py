@@ -21,12 +21,12 @@ from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder, report
 from mvar.data.order import batch_indices
 from mvar.data.processes import in_processes
-from mvar.data.progress import track
 from mvar.data.reading import Loaded, contents, is_small, load
 from mvar.data.shards import Member, ShardSet
 from mvar.data.subset import evenly_spaced
 from mvar.data.threads import in_threads
 from mvar.data.views import Views
+from mvar.progress import track
 
 CACHE_BYTES = 2 * 2**30
 BATCH_THREADS = 4  # that decode one batch; loaders read several at once, on every rank of a machine

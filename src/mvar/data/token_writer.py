@@ -25,7 +25,6 @@ import torch
 
 from mvar.data.augment import Augmentation, vary, view_problems
 from mvar.data.encoded import EncodedImages
-from mvar.data.progress import track
 from mvar.data.splits import open_splits
 from mvar.data.stream import Stream
 from mvar.data.tokens import (
@@ -43,6 +42,7 @@ from mvar.data.tokens import (
 )
 from mvar.files import atomic_write, writable_folder, write_text
 from mvar.machine import check_memory
+from mvar.progress import track
 from mvar.tokenizer.network import Tokenizer
 from mvar.validation import number_problems, raise_problems
 

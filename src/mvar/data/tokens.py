@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from mvar.data.augment import Augmentation
-from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
 from mvar.files import file_sha256
+from mvar.progress import track
 from mvar.scales import ScaleSchedule, Side
 
 FORMAT, VERSION = "mvar-tokens", 2

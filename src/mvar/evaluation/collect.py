@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from mvar.data.progress import track
 from mvar.evaluation.sets import ImageSet
 from mvar.features.extractors import VERSION, Extracted, Extractor
 from mvar.files import atomic_write
 from mvar.machine import check_memory
+from mvar.progress import track
 from mvar.tensor_files import read_tensors, write_tensors
 
 IMAGE_BYTES = 36  # of a pixel in a network, at least: it and the first maps in float32

@@ -15,8 +15,8 @@ import numpy as np
 from mvar.data.containers import take_apart
 from mvar.data.decoding import decode, read_bytes
 from mvar.data.images import ImageFolder
-from mvar.data.progress import track
 from mvar.data.threads import in_threads
+from mvar.progress import track
 
 
 class ImageFiles:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mvar.files import atomic_write
 from mvar.ops.finite import damage
 from mvar.ops.precision import has_fast_bfloat16
+from mvar.progress import track
 from mvar.tensor_files import write_tensors
 
 SIDE = 32  # pixels that it sees at most
@@ -128,17 +129,19 @@ def train_judge(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps_per_epoch, pct_start=0.2)
     judge.train()
     fast = has_fast_bfloat16(pixels_NChw.device)
-    for _ in range(epochs):
-        # tensor_split, unlike split, leaves no batch of a single image, which batch normalisation cannot take.
-        for rows_B in torch.randperm(N, generator=generator).tensor_split(steps_per_epoch):
-            shifted_BChw = _shift(pixels_NChw[rows_B], generator).expand(-1, 3, -1, -1)
-            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                logits_BK = judge(shifted_BChw.float() / 255)
-            loss = F.cross_entropy(logits_BK.float(), labels_N[rows_B])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    # tensor_split, unlike split, leaves no batch of a single image, which batch normalisation cannot take.
+    batches = (
+        rows_B for _ in range(epochs) for rows_B in torch.randperm(N, generator=generator).tensor_split(steps_per_epoch)
+    )
+    for rows_B in track(batches, epochs * steps_per_epoch, "training the classifier"):
+        shifted_BChw = _shift(pixels_NChw[rows_B], generator).expand(-1, 3, -1, -1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            logits_BK = judge(shifted_BChw.float() / 255)
+        loss = F.cross_entropy(logits_BK.float(), labels_N[rows_B])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return judge.eval()
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from mvar.charts import BLUE, finish, new_figure, save
-from mvar.data.progress import track
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import Model, load
+from mvar.progress import track
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.distance import IMAGES, NAME, Distance

@@ -20,8 +20,8 @@ from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 from mvar.data.icon_drawing import nearest, shape_of_ink
 from mvar.data.icons import SAME
 from mvar.data.processes import in_processes
-from mvar.data.progress import track
 from mvar.evaluation.images import Classifier
+from mvar.progress import track
 from mvar.recipes import page
 from mvar.recipes.measuring import Labelled
 from mvar.recipes.sweep import TRIED

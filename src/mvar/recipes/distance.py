@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvar.data.progress import track
 from mvar.evaluation.frechet import bootstrap, fit, frechet_distance
 from mvar.evaluation.report import Value
 from mvar.features.extractors import find_extractor
+from mvar.progress import track
 
 NAME = "FD-EffNetLite0"
 IMAGES = 2000  # that are compared with all real images of the other split

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from mvar.data.decoding import as_image
 from mvar.data.images import ImageFolder
-from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
 from mvar.data.views import fitted
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import Model, load
+from mvar.progress import track
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.sampling.config import EditMode

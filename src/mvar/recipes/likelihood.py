@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from mvar.data.images import ImageFolder
-from mvar.data.progress import track
 from mvar.data.source import PixelSource
 from mvar.data.subset import evenly_spaced
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import load
+from mvar.progress import track
 from mvar.recipes import measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.sampling.likelihood import class_log_probs

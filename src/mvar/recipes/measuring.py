@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mvar.data.images import ImageFolder
-from mvar.data.progress import track
 from mvar.data.source import PixelSource
 from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import Classifier, confusion, mean_distance, psnr
 from mvar.evaluation.tokens import bits_per_token, usage
 from mvar.model import Model, load
+from mvar.progress import track
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import to_images
 from mvar.sampling.sheet import class_sheet, strip

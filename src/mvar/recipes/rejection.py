@@ -24,7 +24,6 @@ from torch import Tensor
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 from mvar.checkpoint.hub import find
-from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
 from mvar.evaluation.frechet import too_few
 from mvar.evaluation.intervals import share
@@ -34,6 +33,7 @@ from mvar.features.judge import Judge, accuracy
 from mvar.files import file_sha256, writable_folder
 from mvar.machine import machine
 from mvar.model import Model, load
+from mvar.progress import track
 from mvar.recipes import measuring, page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.distance import NAME, Distance

@@ -15,11 +15,11 @@ from torch import nn
 
 from mvar.checkpoint.placement import find_device
 from mvar.data.images import ImageFolder
-from mvar.data.progress import track
 from mvar.data.subset import evenly_spaced
 from mvar.data.token_writer import write_cache
 from mvar.files import writable_folder
 from mvar.machine import machine
+from mvar.progress import track
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.training.config import GeneratorTraining

@@ -23,9 +23,9 @@ from mvar import __version__
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
 from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder
-from mvar.data.progress import track
 from mvar.data.threads import in_threads
 from mvar.files import file_sha256
+from mvar.progress import track
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.export import (

@@ -36,6 +36,7 @@ from mvar.data.stream import Stream
 from mvar.data.tokens import TokenSource
 from mvar.files import writable_folder, write_text
 from mvar.machine import processor
+from mvar.text import counted
 from mvar.training import checkpoints
 from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
@@ -178,10 +179,11 @@ class RunFolder:
 
     def _checked(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None) -> dict[str, Any]:
         """What data.json is to hold."""
-        classes = f"{len(images.classes)} classes" if images.classes else "no classes"
+        classes = counted(len(images.classes), "class", "classes") if images.classes else "no classes"
         n = None if isinstance(images, Stream) else len(images)
-        what = f"a stream of {len(images.urls)} shards" if isinstance(images, Stream) else f"{n} training images"
-        print(f"{what} of {classes}, {len(held_out)} images for validation", file=sys.stderr)
+        shards = f"a stream of {counted(len(images.urls), 'shard')}" if isinstance(images, Stream) else None
+        what = shards or counted(n or 0, "training image")
+        print(f"{what} of {classes}, {counted(len(held_out), 'image')} for validation", file=sys.stderr)
         path = self.path / DATA
         now: dict[str, Any] = {"images": n, "classes": images.classes, "tokenizer": tokenizer}
         now |= {"content": images.fingerprint(), "val_content": held_out.fingerprint()}

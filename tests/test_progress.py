@@ -1,7 +1,7 @@
 import pytest
 
-from mvar.data import progress
-from mvar.data.progress import track
+from mvar import progress
+from mvar.progress import track
 
 
 @pytest.fixture
