@@ -60,6 +60,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "channels": (1, 4096),
     "multipliers": (1, 64),
     "res_blocks": (1, 64),
+    "norm_groups": (1, 4096),
     "phis": (0, 63),  # 0 is one for each scale
     "discriminator_channels": (1, 1024),
 }

@@ -110,6 +110,12 @@ def test_phis_of_every_kind(phis, key):
     assert all(torch.equal(state[name], tensor) for name, tensor in tokenizer.state_dict().items())
 
 
+def test_other_groups_are_refused():
+    config = TokenizerConfig(channels=16, multipliers=(1, 3), norm_groups=8, sides=[1, 2])
+    with pytest.raises(ValueError, match=r"^tokenizer\.norm_groups = 8: the official code has 32 groups only; train "):
+        official.tokenizer_to_official(Tokenizer(config))
+
+
 def test_all_misfits_come_in_one_error(load_parity):
     state = dict(load_parity("mvar").generator)
     del state["blocks.1.mamba.D"], state["head.bias"]

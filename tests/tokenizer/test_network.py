@@ -119,8 +119,27 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once():
         Tokenizer(config)
 
 
+def test_groups_of_several_channels_keep_their_brightness():
+    """Alone in its group, a channel is normalised to the same mean in every image."""
+    image = torch.rand(1, 3, 8, 8)
+    for groups, same in ((32, True), (8, False)):
+        config = TokenizerConfig(channels=32, multipliers=(1, 1), norm_groups=groups, sides=[1, 4])
+        norms = [m for m in Tokenizer(config).modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert {norm.num_groups for norm in norms} == {groups}
+        brighter = torch.arange(32).view(1, 32, 1, 1) * image.mean(1, keepdim=True)
+        means = norms[0](image[:, :1] + brighter).mean((0, 2, 3))
+        assert (means.abs().max() < 1e-4) == same
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"), [("f16-256", (256, 256)), ("f16-512", (512, 512)), ("tiny32", (32, 32)), ("tiny64", (64, 64))]
+    ("name", "shape"),
+    [
+        ("f16-256", (256, 256)),
+        ("f16-512", (512, 512)),
+        ("tiny32", (32, 32)),
+        ("quick32", (32, 32)),
+        ("tiny64", (64, 64)),
+    ],
 )
 def test_presets_are_sound_and_of_the_size_they_name(name, shape):
     PRESETS[name].validate()

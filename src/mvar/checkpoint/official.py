@@ -185,7 +185,7 @@ def export(tokenizer: Tokenizer, generator: Generator | None, out: str | Path) -
         The paths.
 
     Raises:
-        ValueError: as of `generator_to_official`, or the folder cannot be written.
+        ValueError: see `tokenizer_to_official` and `generator_to_official`, or the folder cannot be written.
     """
     new_folder(out, "out")
     states = {"tokenizer.pth": tokenizer_to_official(tokenizer)}
@@ -221,8 +221,14 @@ def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The official state dict of a tokenizer: float32 on the CPU, memory shared where nothing had to change.
 
     The counts of code use (`quantize.ema_vocab_hit_SV`) are not ours to know and are written as zeros.
+
+    Raises:
+        ValueError: its normalisation has other groups than the official code's.
     """
     config = tokenizer.config
+    if config.norm_groups != TokenizerConfig.norm_groups:
+        only = f"the official code has {TokenizerConfig.norm_groups} groups only; train one with that many"
+        raise ValueError(f"tokenizer.norm_groups = {config.norm_groups}: {only}")
     usage_KV = torch.zeros(len(config.schedule), config.vocab_size)
     return {official: tensor for official, (_, tensor) in _named(tokenizer).items()} | {USAGE: usage_KV}
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from mvar.tokenizer.config import TokenizerConfig
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -23,11 +23,11 @@ def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a skip; the skip is a 1x1 convolution where the width changes."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = _norm(channels_in)
+        self.norm1 = _norm(channels_in, groups)
         self.conv1 = _conv3(channels_in, channels_out)
-        self.norm2 = _norm(channels_out)
+        self.norm2 = _norm(channels_out, groups)
         self.conv2 = _conv3(channels_out, channels_out)
         same = channels_in == channels_out
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
@@ -41,9 +41,9 @@ class ResidualBlock(nn.Module):
 class PixelAttention(nn.Module):
     """One-head self-attention over all pixels of the lowest resolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
@@ -80,11 +80,11 @@ class Upsample(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels)
-        self.attn_1 = PixelAttention(channels)
-        self.block_2 = ResidualBlock(channels, channels)
+        self.block_1 = ResidualBlock(channels, channels, groups)
+        self.attn_1 = PixelAttention(channels, groups)
+        self.block_2 = ResidualBlock(channels, channels, groups)
 
     def forward(self, x_BcHW: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x_BcHW)))
@@ -93,11 +93,11 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution, each followed by attention where `attends`; then a resampling."""
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int, attends: bool) -> None:
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, groups: int, attends: bool) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
-        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(PixelAttention(channels_out) for _ in range(blocks if attends else 0))
+        self.block = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(PixelAttention(channels_out, groups) for _ in range(blocks if attends else 0))
 
     def forward(self, x_BcHW: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
@@ -120,12 +120,13 @@ class Encoder(nn.Module):
         self.conv_in = _conv3(3, config.channels)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
-            level = Level(widths[i - 1] if i else config.channels, width, config.res_blocks, attends=i == lowest)
+            width_in = widths[i - 1] if i else config.channels
+            level = Level(width_in, width, config.res_blocks, config.norm_groups, attends=i == lowest)
             if i < lowest:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.mid = Middle(widths[-1], config.norm_groups)
+        self.norm_out = _norm(widths[-1], config.norm_groups)
         self.conv_out = _conv3(widths[-1], config.latent_channels)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
@@ -143,15 +144,15 @@ class Decoder(nn.Module):
         widths = [config.channels * m for m in config.multipliers]
         lowest = len(widths) - 1
         self.conv_in = _conv3(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], config.norm_groups)
         self.up = nn.ModuleList()  # up[0] is the highest resolution and runs last
         for i, width in enumerate(widths):
             width_in = widths[min(i + 1, lowest)]
-            level = Level(width_in, width, config.res_blocks + 1, attends=i == lowest)
+            level = Level(width_in, width, config.res_blocks + 1, config.norm_groups, attends=i == lowest)
             if i > 0:
                 level.upsample = Upsample(width)
             self.up.append(level)
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], config.norm_groups)
         self.conv_out = _conv3(widths[0], 3)
 
     def forward(self, z_BZhw: Tensor) -> Tensor:

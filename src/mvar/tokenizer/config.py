@@ -17,6 +17,8 @@ class TokenizerConfig:
         channels: width of the highest-resolution level of encoder and decoder.
         multipliers: width of each level as a multiple of `channels`; one 2x downsampling between levels.
         res_blocks: residual blocks of an encoder level; a decoder level has one more.
+        norm_groups: groups of every group normalisation. A group of one channel loses how bright that channel is:
+            narrow networks learn faster with a few channels a group.
         latent_channels: Z, channels of the latent and of a code vector.
         vocab_size: V, number of codes.
         phis: residual convolutions phi after upsampling; n of them shared over the scales, 0 for one a scale.
@@ -28,6 +30,7 @@ class TokenizerConfig:
     channels: int = 160
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = 2
+    norm_groups: int = 32
     latent_channels: int = 32
     vocab_size: int = 4096
     phis: int = 4
@@ -60,11 +63,13 @@ class TokenizerConfig:
         found = number_problems(vars(self), f"{section}.")
         if not 1 <= len(self.multipliers) <= MOST_LEVELS:
             found.append(f"{section}.multipliers = {self.multipliers}: give 1 to {MOST_LEVELS}, one for each level")
-        widths_known = not number_problems({"channels": self.channels, "multipliers": self.multipliers})
-        if widths_known and (bad := [m for m in self.multipliers if m * self.channels % 32]):
+        widths = {name: getattr(self, name) for name in ("channels", "multipliers", "norm_groups")}
+        if not number_problems(widths) and (
+            bad := [m for m in self.multipliers if m * self.channels % self.norm_groups]
+        ):
             found.append(
-                f"{section}.channels = {self.channels}: channels * {bad[0]} must be a multiple of 32 "
-                "(group normalisation has 32 groups)"
+                f"{section}.channels = {self.channels}: channels * {bad[0]} must be a multiple of "
+                f"norm_groups = {self.norm_groups}"
             )
         found += outside(self, ("phi_ratio",), lambda ratio: 0 <= ratio <= 1, "must lie in [0, 1]", f"{section}.")
         found += outside(self, ("commitment",), lambda weight: weight >= 0, "must be 0 or more", f"{section}.")
