@@ -14,7 +14,7 @@ from mvar.recipes import measuring
 from mvar.recipes.fashion_mnist import FashionMnist
 from mvar.recipes.measuring import Form
 from mvar.recipes.sweep import Grid, best, set_aside, sweep
-from mvar.recipes.sweep_figure import front
+from mvar.recipes.sweep_figure import draw, front
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
@@ -195,6 +195,16 @@ def test_the_front_is_what_nothing_surpasses():
             assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
 
 
+def test_the_finest_maps_go_without_guidance(swept, tmp_path):
+    grid = replace(GRID, unguided=(0, 2), temperature=(1.0,))
+    tried = grid.unfiltered(4)
+    assert [trial["guidance"] for trial in tried] == [0.0, 2.0, [0.0, 0.6667, 0.0, 0.0]]
+    report = report_of(swept[0])
+    trials = [{**report["trials"][0], **trial} for trial in tried]
+    draw({**report, "trials": trials, "chosen": trials[-1]}, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -206,6 +216,7 @@ def test_the_front_is_what_nothing_surpasses():
         ({"grid": replace(GRID, guidance=())}, r"^guidance = \[\]: give at least one$"),
         ({"grid": replace(GRID, guidance=(-1.0,), top_k=(-2,))}, r"(?s)^guidance = -1.0: .*\ntop_k = -2: "),
         ({"grid": replace(GRID, temperature=(1.0, 0.0))}, r"^temperature = 0.0: must be above 0"),
+        ({"grid": replace(GRID, unguided=(1, 4))}, r"^unguided = 4: give 0 to 3, the model's maps$"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_drawn(changes, message, arguments, tmp_path, monkeypatch):

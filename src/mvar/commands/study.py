@@ -19,6 +19,7 @@ def study_run_sweep(
     out: str,
     recipe: Literal["fashion-mnist", "icons"] | None = None,
     guidance: float | list[float] | None = None,
+    unguided: int | list[int] | None = None,
     temperature: float | list[float] | None = None,
     last_temperature: float | None = None,
     top_k: int | list[int] | None = None,
@@ -39,6 +40,7 @@ def study_run_sweep(
         out: folder to write into.
         recipe: of a packaged model: in which form images are compared, and what is tried; by default that of --model.
         guidance: strengths to try, each with every temperature.
+        unguided: how many of the finest maps go without guidance, to try; each saves half of its map's work.
         temperature: of the first map, to try; it falls by a parabola to that of the last.
         last_temperature: of the last map.
         top_k: to try at the best setting without filters.
@@ -56,7 +58,13 @@ def study_run_sweep(
 
     recipes = {known.name: known for known in (FashionMnist, Icons)}
     own = recipes.get(recipe or model)
-    lists = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    lists = {
+        "guidance": guidance,
+        "unguided": unguided,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
     given: dict[str, object] = {
         name: value if isinstance(value, list) else [value] for name, value in lists.items() if value is not None
     }

@@ -36,11 +36,11 @@ class Icons(Recipe):
     data = "icons of the sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
     most_bytes = 40_000_000
     grid = Grid(
-        guidance=(1.0, 1.5, 2.0, 3.0),
-        temperature=(0.9, 1.0, 1.1),
-        last_temperature=0.8,
-        top_k=(900, 600, 300),
-        top_p=(0.99, 0.97, 0.94),
+        guidance=(1.5, 2.5),
+        unguided=(0, 2),  # the two finest maps hold 400 of 447 tokens
+        temperature=(1.0,),
+        top_k=(900, 300),
+        top_p=(0.96, 0.9),
     )
     judge_epochs = 20
     _results = staticmethod(concepts.results)

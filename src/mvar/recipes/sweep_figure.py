@@ -51,17 +51,32 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     finish(shares, f"Precision; real images: {real['precision']:.2f}, recall {real['recall']:.2f}", "recall")
 
     plain = [trial for trial in report["trials"] if not _is_filtered(trial)]
-    firsts = sorted({trial["temperature"][0] for trial in plain})
-    for first, shade in zip(firsts, shades(len(firsts)), strict=True):
-        line = sorted((t for t in plain if t["temperature"][0] == first), key=lambda trial: trial["guidance"])
+    lines: dict[tuple[float, int], list[Trial]] = {}
+    for trial in plain:
+        lines.setdefault((trial["temperature"][0], _unguided(trial)), []).append(trial)
+    for ((first, without), line), shade in zip(sorted(lines.items()), shades(len(lines)), strict=True):
+        line.sort(key=_strength)
         label = f"temperature {first:g} to {line[0]['temperature'][-1]:g}"
+        label += f", without guidance at the {without} finest maps" if without else ""
         values = [trial["distance"] for trial in line]
-        strengths.plot([trial["guidance"] for trial in line], values, color=shade, marker="o", label=label)
+        strengths.plot([_strength(trial) for trial in line], values, color=shade, marker="o", label=label)
     strengths.legend(fontsize=8, frameon=False)
     finish(strengths, f"{NAME} without filters", "guidance")
 
     _changes(filters, report)
     save(figure, path)
+
+
+def _strength(trial: Trial) -> float:
+    """The strongest guidance of a trial."""
+    weights = trial["guidance"]
+    return max(weights) if isinstance(weights, list) else weights
+
+
+def _unguided(trial: Trial) -> int:
+    """How many of the finest maps have no guidance though others have."""
+    weights = trial["guidance"]
+    return len(weights) - max(k + 1 for k, weight in enumerate(weights) if weight) if isinstance(weights, list) else 0
 
 
 def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
