@@ -154,5 +154,5 @@ PRESETS: dict[str, GeneratorConfig] = {
     "m-var-d": _preset(12, width=1024, heads=16),
     "tiny32": _preset(4, width=192, shared_adaln=True, **_TINY32),
     "tiny64": _preset(4, width=192, shared_adaln=True, **_TINY32),
-    "quick32": _preset(4, width=192, shared_adaln=True, **_TINY32),
+    "quick32": _preset(4, width=128, shared_adaln=True, **{**_TINY32, "sides": [1, 2, 3, 5, 8]}),
 }

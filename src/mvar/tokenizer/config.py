@@ -96,7 +96,13 @@ PRESETS: dict[str, TokenizerConfig] = {
         channels=32, multipliers=(1, 2, 3), res_blocks=1, latent_channels=16, vocab_size=1024, sides=[1, 2, 3, 4, 6, 8]
     ),
     "quick32": TokenizerConfig(
-        channels=32, multipliers=(1, 2, 3), res_blocks=1, latent_channels=16, vocab_size=1024, sides=[1, 2, 3, 4, 6, 8]
+        channels=32,
+        multipliers=(1, 1, 2),
+        res_blocks=1,
+        norm_groups=8,
+        latent_channels=16,
+        vocab_size=1024,
+        sides=[1, 2, 3, 5, 8],
     ),
     "tiny64": TokenizerConfig(
         channels=32,
