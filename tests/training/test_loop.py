@@ -26,10 +26,10 @@ def kind(request, tokenizer_run, generator_run):
     return *TASKS[request.param], {"tokenizer": tokenizer_run, "generator": generator_run}[request.param]
 
 
-@pytest.mark.parametrize(("resize_factor", "augment"), [(1.0, ()), (1.5, ()), (1.0, ("shift", "scale", "flip"))])
+@pytest.mark.parametrize(("resize_factor", "augment"), [(1.0, ()), (1.5, ("shift", "scale", "flip"))])
 def test_an_interrupted_run_equals_the_unbroken_one_bit_for_bit(kind, resize_factor, augment, tmp_path, monkeypatch):
     train, task, config = kind
-    config = config(resize_factor=resize_factor, augment=augment)
+    config = config(steps=4, resize_factor=resize_factor, augment=augment)
     whole, broken = replace(config, out=str(tmp_path / "whole")), replace(config, out=str(tmp_path / "broken"))
     unbroken = train(whole)
     poison(monkeypatch, task, 3, kill)
@@ -116,10 +116,10 @@ def test_folders_without_classes_train_without_classes(layout, photos, tokenizer
     assert model.sample(None).pixels.shape == (1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("what", ["loss", "grad_norm"])
+@pytest.mark.parametrize(("kind", "what"), [("tokenizer", "grad_norm"), ("generator", "loss")], indirect=["kind"])
 def test_a_loss_that_is_not_finite_stops_before_the_update(kind, what, monkeypatch):
     train, task, config = kind
-    config, seen = config(), []
+    config, seen = config(steps=3), []
 
     def spoil(loss):
         # The square root's slope at zero: a finite loss with gradients that are not.
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(kind, what, monkeypat
     monkeypatch.undo()
     with pytest.warns(UserWarning, match=r"base_lr = 0.01: the run in .* has 0.1; it goes on with the new value"):
         train(replace(config, resume=True, base_lr=0.01))
-    assert checkpoint(config.out)["step"] == 6
+    assert checkpoint(config.out)["step"] == 3
 
 
 def test_the_first_step_has_no_checkpoint_to_resume_from(tokenizer_run, monkeypatch):
