@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, out of disk space or left with damaged files."""
 
+import json
 import os
 import random
 import shutil
@@ -19,20 +20,20 @@ from mvar.training.parallel import Ranks
 from mvar.training.run_folder import RunFolder
 from mvar.training.stopping import Stopped
 
-from .processes import alone
-from .runs import checkpoint, metrics, same_bits
+from .runs import WORK, checkpoint, metrics, same_bits
 
 ALONE = Ranks(device=torch.device("cpu"))
 DRAW = curves.draw_curves  # before other tests replace it
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(processes, tmp_path):
     """Start a tokenizer's run in a process of its own."""
 
     def start(config, **options):
         job = {"kind": "tokenizer", "config": asdict(config), **options}
-        return alone([job], tmp_path / "jobs.json")
+        (tmp_path / "jobs.json").write_text(json.dumps([job]))
+        return processes.Processes(WORK, [tmp_path / "jobs.json"], tmp_path)
 
     return start
 
@@ -83,7 +84,8 @@ def test_sigterm_stops_after_a_step_with_a_checkpoint(tokenizer_run, start, tmp_
     process = start(stopped, slow_steps=True)
     process.wait_for(lambda: logged(stopped.out) >= 4)
     process.send(signal.SIGTERM)
-    assert "Stopped: stopped after step" in process.wait()
+    assert process.wait() == [1]
+    assert "Stopped: stopped after step" in process.errors()
     assert 4 <= checkpoints.latest(Path(stopped.out)).step < 18
     tokenizer.train(whole)
     tokenizer.train(replace(stopped, resume=True))
@@ -275,7 +277,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tokenizer_run, monkeypatch, tm
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode == 0
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], capture_output=True).returncode == 0
     )
     if not mounted:
         sync = os.fsync

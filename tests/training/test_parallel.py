@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from mvar.model import load
-from mvar.training import checkpoints, generator, parallel, tokenizer
+from mvar.training import checkpoints, generator, tokenizer
 from mvar.training.config import GeneratorTraining
+from mvar.training.parallel import Ranks
 
-from .processes import WORKER, Ranks
-from .runs import checkpoint, metrics
+from .runs import WORK, WORKER, checkpoint, metrics
 from .worker import first_gradients
 
 KINDS = ("ddp", "fsdp")
@@ -30,7 +30,18 @@ def job(config, **options):
 
 
 @pytest.fixture(scope="module")
-def runs(photos, trained_tokenizer, tmp_path_factory):
+def launch(processes):
+    """Run jobs on so many ranks."""
+
+    def launch(ranks, jobs, scratch):
+        (scratch / "jobs.json").write_text(json.dumps(jobs))
+        return processes.Ranks(ranks, WORK, [scratch / "jobs.json"], scratch)
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def runs(launch, photos, trained_tokenizer, tmp_path_factory):
     """What two ranks gave, by DDP and by FSDP: gradients of the first step, and runs of six steps."""
     from .conftest import GENERATOR, RUN, TOKENIZER, TOKENIZER_RUN, GeneratorTraining, TokenizerTraining
 
@@ -47,7 +58,7 @@ def runs(photos, trained_tokenizer, tmp_path_factory):
     jobs.append(job(replace(coded, parallel="ddp", out=str(root / "tokenizer-ddp"))))
     half = replace(drawn, dtype="bfloat16", steps=3, validate_every=1, activation_checkpointing=True)
     jobs += [job(replace(half, parallel=kind, out=str(root / f"{kind}-bfloat16"))) for kind in KINDS]
-    launched = Ranks(2, jobs, root / "jobs.json")
+    launched = launch(2, jobs, root)
     generator.train(drawn)
     tokenizer.train(coded)
     launched.finish()
@@ -94,7 +105,7 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(runs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(runs, kind, tmp_path):
+def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(runs, launch, kind, tmp_path):
     root, drawn, _ = runs
     for ranks in (1, 3):
         out = tmp_path / str(ranks)
@@ -106,7 +117,7 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(runs, kind, tmp_p
         if ranks == 1:
             generator.train(config)
         else:
-            Ranks(ranks, [job(replace(config, parallel=kind))], tmp_path / "jobs.json").finish()
+            launch(ranks, [job(replace(config, parallel=kind))], tmp_path).finish()
         before, after = checkpoint_whole(root / kind), checkpoint_whole(out)
         assert before.keys() == after.keys()
         for name, value in before.items():
@@ -118,13 +129,13 @@ def checkpoint_whole(out):
     """The last checkpoint's tensors, all ranks' shares together."""
     found = checkpoints.latest(Path(out))
     tensors = {name: torch.zeros(shape) for name, shape in checkpoints.stored(found).items()}
-    checkpoints.read(found, tensors, parallel.Ranks(device=torch.device("cpu")))
+    checkpoints.read(found, tensors, Ranks(device=torch.device("cpu")))
     return tensors
 
 
 @pytest.mark.parametrize(("n", "size", "ranks"), [(1, 4, 3), (4, 64, 3), (7, 2, 3), (12, 2, 2), (5, 2, 1)])
 def test_validation_is_shared_in_as_many_batches_on_each_rank(n, size, ranks):
-    shares = [list(parallel.Ranks(rank=rank, size=ranks, device=torch.device("cpu")).batches(n, size)) for rank in range(ranks)]
+    shares = [list(Ranks(rank=rank, size=ranks, device=torch.device("cpu")).batches(n, size)) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     seen = torch.cat([indices[real] for share in shares for indices, real in share])
     assert sorted(seen.tolist()) == list(range(n))
@@ -173,16 +184,16 @@ def test_a_rank_that_dies_is_named_and_torchrun_ends_the_others(runs, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("ddp", 0), ("fsdp", 1)])
-def test_one_rank_that_is_asked_stops_all_with_a_checkpoint(runs, tmp_path, kind, rank):
+def test_one_rank_that_is_asked_stops_all_with_a_checkpoint(runs, launch, tmp_path, kind, rank):
     config = replace(runs[1], parallel=kind, steps=100_000, out=str(tmp_path / "run"), **EVERY)
-    launched = Ranks(2, [job(config)], tmp_path / "jobs.json")
+    launched = launch(2, [job(config)], tmp_path)
     try:
         launched.wait_for(lambda: begun(config))
         launched.send(signal.SIGTERM, rank)
-        errors = launched.wait()
+        launched.wait()
     finally:
         launched.kill()
-    step = int(re.search(r"stopped after step (\d+) with a checkpoint", errors)[1])
+    step = int(re.search(r"stopped after step (\d+) with a checkpoint", launched.errors())[1])
     assert checkpoint(config.out)["step"] == step
     assert load(config.out, device="cpu").provenance["steps"] == step
     assert Path(config.out, "curves.png").is_file()

@@ -1,6 +1,6 @@
 """A training run in a process of its own: `python worker.py JOBS.json`, each job a kind and its config's values.
 
-Under torch.distributed.run each rank runs this; processes.py forks it. "gradients" saves those of the first step
+Under torch.distributed.run each rank runs this. "gradients" saves those of the first step
 instead of training; with "slow_steps" a test has time to interrupt the run.
 """
 
@@ -44,7 +44,7 @@ def pause(step, record):
 
 
 def main(path: str) -> None:
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(1)
     curves.draw_curves = lambda records, path: path.touch()  # as in the tests of one process
     with open(path, encoding="utf-8") as file:
         jobs = json.load(file)
@@ -63,15 +63,5 @@ def main(path: str) -> None:
             train(config, [pause] if job.get("slow_steps") else [])
 
 
-def apart(path: str, errors: str, environment: dict[str, str]) -> None:
-    """As in an interpreter of its own, whose stderr is a file."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY, 0o600), 2)
-    main(path)
-
-
 if __name__ == "__main__":
     main(sys.argv[1])
-elif __name__ == "forked":
-    apart(*globals()["REQUEST"])
