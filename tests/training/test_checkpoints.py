@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tokenizer_run, monkeypatch, tm
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode == 0
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode == 0
     )
     if not mounted:
         sync = os.fsync
