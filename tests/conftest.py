@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from mvar.generator.network import Generator
 from mvar.model import Model
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
+
+from . import processes as apart
 
 EXCERPT = Path(__file__).parent / "data" / "fashion-excerpt"
 CLASSES = (
@@ -78,6 +81,12 @@ def no_drawing(monkeypatch):
 
 
 # --- the command ---
+
+
+@pytest.fixture(scope="session")
+def processes() -> ModuleType:
+    """Code in processes of its own: see processes.py."""
+    return apart
 
 
 @pytest.fixture(scope="session")

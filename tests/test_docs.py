@@ -1,4 +1,4 @@
-"""The commands and the Python of README and documentation run as they stand; training ones with a handful of steps."""
+"""The commands and the Python of README and documentation run as they stand, with a handful of steps and images."""
 
 import re
 import shlex
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 MODELS = [f"docs/models/{path.name}" for path in sorted((ROOT / "docs" / "models").glob("*.md"))]
 FEW_STEPS = ["--steps", "2", "--batch-size", "4"]
+MOST = {"--per-class": 2, "--n": 2, "--of": 4}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -66,6 +67,9 @@ def test_commands(workplace, page):
         if "--minutes" in arguments:  # a test has none to spare
             place = arguments.index("--minutes")
             arguments[place : place + 2] = ["--preset", "quick32"]
+        for option in MOST.keys() & set(arguments):
+            place = arguments.index(option) + 1
+            arguments[place] = str(min(int(arguments[place]), MOST[option]))
         main([*arguments[1:], *(FEW_STEPS if arguments[1] == "train" else [])])
         for option in ("--out", "--out-dir", "--npz", "--sheet"):
             if option in arguments:

@@ -11,6 +11,7 @@ from mvar.cli import main
 from mvar.features.inception import SIDE, InceptionV3, published_shapes
 
 
+@pytest.mark.usefixtures("small_machine")
 def test_the_command_reports_every_network_in_the_dtypes_that_pay(tmp_path, capsys):
     dtypes = list(dict.fromkeys(("float32", find_dtype(None, torch.device("cpu")))))
     main(["bench", "features", "--batch-size", "2", "--rounds", "1", "--out", str(tmp_path / "out")])

@@ -1,20 +1,25 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from mvar.bench import roofline
+from mvar.bench import cases
 from mvar.bench.cases import SEED, Subject, rerunning
 from mvar.bench.parts import Place, Stopwatch
 from mvar.bench.sampling import bench
 from mvar.cli import main
+from mvar.generator.config import PRESETS
 
 
-@pytest.fixture
-def small_machine(monkeypatch):
-    monkeypatch.setattr(roofline, "SIDES", (64,))
-    monkeypatch.setattr(roofline, "READ_BYTES", 2**20)
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    """Two blocks, and nothing known of deeper ones."""
+    monkeypatch.setitem(PRESETS, "tiny32", replace(PRESETS["tiny32"], depth=2))
+    cases._work.cache_clear()
+    yield
+    cases._work.cache_clear()
 
 
 def test_the_command_reports_parts_scales_and_rivals(small_machine, tmp_path, capsys):

@@ -5,17 +5,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from mvar.bench import roofline, training, training_worker
+from mvar.bench import training, training_worker
 from mvar.cli import main
 from mvar.generator.config import PRESETS, GeneratorConfig
 
 TINY = GeneratorConfig(depth=1, width=64, num_classes=2, vocab_size=32, latent_channels=8, sides=[1, 2, 3])
 
 
-@pytest.fixture(autouse=True)
-def _small_products(monkeypatch):
-    monkeypatch.setattr(roofline, "SIDES", (64,))
-    monkeypatch.setattr(roofline, "READ_BYTES", 2**20)
+pytestmark = pytest.mark.usefixtures("small_machine")
 
 
 def test_the_command_measures_cases_in_turn(monkeypatch, tmp_path, capsys):

@@ -3,8 +3,6 @@
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,22 +142,20 @@ main(sys.argv[1:])
 """
 
 
-def test_killed_and_finished_by_two_processes_it_is_the_same_bytes(finished, command, tmp_path):
+def test_killed_and_finished_by_two_processes_it_is_the_same_bytes(finished, command, processes, tmp_path):
     out = tmp_path / "cache"
-    run = {"capture_output": True, "text": True, "timeout": 300, "check": False}
     words = command(out)
-    killed = subprocess.run([sys.executable, "-c", KILLED, *words], **run)
-    assert killed.returncode == -9, killed.stderr
+    killed = processes.Processes(KILLED, words, tmp_path)
+    assert killed.wait() == [-9], killed.errors()
     assert shards(out) == ["train-00000.npy"]
     assert len(list(out.glob(".train-00001.*"))) == 1  # what was being written
     kept = (out / "train-00000.npy").stat().st_mtime_ns
     with pytest.raises(ValueError, match=r"^data = '.*cache': is not finished; run mvar tokenize again .*$"):
         TokenCache.open(out)
 
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mvar"]
-    done = subprocess.run([*launcher, *words], **run)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == f"wrote {out}"
+    both = processes.Ranks(2, processes.COMMAND, words, tmp_path)
+    both.finish()
+    assert both.output().splitlines()[0] == f"wrote {out}"
     assert (out / "train-00000.npy").stat().st_mtime_ns == kept
     assert contents(out) == contents(finished), "nothing else, and the same bytes"
 

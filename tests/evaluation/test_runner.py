@@ -1,7 +1,5 @@
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -333,28 +331,26 @@ def test_limits_take_some_images_always_the_same(pixels, tmp_path):
         (["--samples", "missing"], "samples = 'missing': does not exist"),
     ],
 )
-def test_bad_input_is_one_line_before_the_work(tmp_path, arguments, message):
+def test_bad_input_is_one_line_before_the_work(tmp_path, arguments, message, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.npz", images(8, 0))
     save(tmp_path / "b.npz", images(8, 0, side=32))
-    command = [sys.executable, "-m", "mvar", "evaluate", "--reference", "b.npz", *arguments]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert len(run.stderr.splitlines()) == 1
-    assert message in run.stderr
+    (line,) = refused("evaluate", "--reference", "b.npz", *arguments)
+    assert message in line
 
 
-def test_from_the_shell_in_two_processes_as_in_one(tmp_path):
+def test_in_two_processes_as_in_one(processes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for name, seed in (("fake", 0), ("real", 1)):
         folder(tmp_path / name, images(24, seed, side=32))
-    options = ["--samples", "fake", "--reference", "real", "--batch-size", "5"]
-    alone = [sys.executable, "-m", "mvar", "evaluate", *options, "--out", "one"]
-    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *alone[1:-1], "two"]
-    for command in (alone, both):
-        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    asked = ["evaluate", "--samples", "fake", "--reference", "real", "--batch-size", "5", "--out"]
+    main([*asked, "one"])
+    processes.Ranks(2, processes.COMMAND, [*asked, "two"], tmp_path).finish()
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert (one["metrics"], one["classes"], one["protocol"]) == (two["metrics"], two["classes"], two["protocol"])
-    compared = [sys.executable, "-m", "mvar", "compare", "--reports", "one,two"]
-    shown = subprocess.run(compared, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    capsys.readouterr()
+    main(["compare", "--reports", "one,two"])
+    shown = capsys.readouterr().out
     assert shown.splitlines()[2].startswith("| one | ")
     assert shown.splitlines()[2].replace("one", "two") == shown.splitlines()[3]
     assert "Protocol: network effnet-lite0, " in shown

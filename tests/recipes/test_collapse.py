@@ -62,9 +62,8 @@ def test_every_variant_is_trained_once_and_compared(arguments, begun, tmp_path, 
     written = json.loads((Path(arguments["out"]) / "report.json").read_text())
     assert (written["validated"], written["compared"]) == (20, 15)
 
-    shutil.rmtree(runs / "none-of-them")
-    assert collapse.study(**arguments, runs=str(runs))["variants"] == report["variants"]
-    goes_on = shutil.copytree(begun, tmp_path / "begun")
+    goes_on = shutil.copytree(begun, tmp_path / "begun")  # one half done, one done, one not begun
+    shutil.copytree(runs / "no-start-from-data", goes_on / "no-start-from-data")
     assert collapse.study(**arguments, runs=str(goes_on))["variants"] == report["variants"]
     starts = json.loads((goes_on / "all-measures" / "environment.json").read_text())["starts"]
     assert [start["from_step"] for start in starts] == [0, 2]

@@ -34,10 +34,28 @@ def write_run(folder, records):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory, fashion_excerpt):
+def data(tmp_path_factory, fashion_excerpt):
+    """Ten images of each class and split."""
+    root = tmp_path_factory.mktemp("few")
+    for folder in fashion_excerpt.glob("*/*"):
+        few = root / folder.relative_to(fashion_excerpt)
+        few.mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:10]:
+            shutil.copy(image, few)
+    return root
+
+
+@pytest.fixture(scope="module")
+def originals(fashion_arrays):
+    """The validation images of `data`, uint8 (10 classes, 10 images, 28, 28)."""
+    return fashion_arrays["val"][:, :10]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, data):
     """A tiny random model, an untrained judge and two runs' metrics."""
     root = tmp_path_factory.mktemp("recipe")
-    classes = sorted(path.name for path in (fashion_excerpt / "val").iterdir())
+    classes = sorted(path.name for path in (data / "val").iterdir())
     torch.manual_seed(0)
     shared = {"vocab_size": 48, "latent_channels": 8, "sides": [1, 2, 3, 4]}
     tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared)).eval()
@@ -61,12 +79,12 @@ def work(tmp_path_factory, fashion_excerpt):
 
 
 @pytest.fixture(scope="module")
-def measured(work, fashion_excerpt):
+def measured(work, data):
     """Where the report and the figures are, and what `measure` returned."""
     out = work / "images" / "fashion-mnist"
     report = RECIPE.measure(
         str(work / "model"),
-        str(fashion_excerpt),
+        str(data),
         str(out),
         str(work / "judge.safetensors"),
         samples_per_class=2,
@@ -77,7 +95,7 @@ def measured(work, fashion_excerpt):
     return out, report
 
 
-def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arrays):
+def test_report_holds_what_each_part_says_by_itself(work, measured, originals):
     out, report = measured
     written = json.loads((out / "report.json").read_text())
     assert written.keys() == report.keys()
@@ -86,16 +104,16 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arra
 
     # PSNR along another path: plain arrays and Pillow, no code of the recipe.
     model = load(work / "model")
-    originals = fashion_arrays["val"].reshape(-1, 28, 28)
-    framed = [Image.fromarray(np.pad(image, 2)).convert("RGB") for image in originals]
+    flat = originals.reshape(-1, 28, 28)
+    framed = [Image.fromarray(np.pad(image, 2)).convert("RGB") for image in flat]
     small = [np.asarray(image.resize((8, 8), Image.Resampling.LANCZOS)) for image in framed]
     pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 255
     values = []
-    for image, restored in zip(originals, model.tokenizer.reconstruct(pixels).mean(1).numpy(), strict=True):
+    for image, restored in zip(flat, model.tokenizer.reconstruct(pixels).mean(1).numpy(), strict=True):
         large = np.asarray(Image.fromarray(restored).resize((32, 32), Image.Resampling.BICUBIC))
         error = (255 * large[2:-2, 2:-2]).clip(0, 255).round() - image
         values.append(10 * np.log10(255**2 / np.square(error).mean()))
-    assert report["tokenizer"]["images"] == len(values) == 500
+    assert report["tokenizer"]["images"] == len(values) == 100
     assert report["tokenizer"]["psnr"] == pytest.approx(np.mean(values), abs=0.002)
 
     samples = report["samples"]
@@ -105,7 +123,7 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, fashion_arra
         seen = Judge.load(work / "judge.safetensors")(grey.expand(-1, 3, -1, -1) / 255).argmax(1).tolist()
     assert samples["accuracy"] == pytest.approx(np.mean([c == i // 2 for i, c in enumerate(seen)]))
     pairs = [(a, b) for a, b in grey.flatten(1).double().div(255).split(2)]
-    real = fashion_arrays["val"].reshape(10, 50, -1) / 255
+    real = originals.reshape(10, 10, -1) / 255
     real = [np.mean([np.linalg.norm(a - b) for i, a in enumerate(row) for b in row[:i]]) for row in real]
     ratio = np.mean([float((a - b).norm()) for a, b in pairs]) / np.mean(real)
     assert samples["spread_ratio"] == pytest.approx(ratio, rel=1e-5)
@@ -143,8 +161,8 @@ def test_the_page_lists_the_commands_of_the_recipe():
     assert [" ".join(line.split()) for line in lines] == commands(FashionMnist)
 
 
-def test_a_tokenizer_alone_is_measured_as_far_as_it_goes(work, fashion_excerpt, tmp_path):
-    options = ["--model", str(work / "tokenizer-alone"), "--data", str(fashion_excerpt), "--out", str(tmp_path)]
+def test_a_tokenizer_alone_is_measured_as_far_as_it_goes(work, data, tmp_path):
+    options = ["--model", str(work / "tokenizer-alone"), "--data", str(data), "--out", str(tmp_path)]
     run_cli(FashionMnist, "recipe", ["measure", *options, "--samples-per-class", "2"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert "samples" not in report
@@ -189,8 +207,8 @@ def test_the_defaults_that_ship_are_those_that_the_sweep_chose(recipe):
 
 
 @pytest.mark.parametrize("recipe", [likelihood.measure, editing.compare])
-def test_no_image_counts_twice_where_there_are_fewer_than_asked(recipe, work, fashion_excerpt, tmp_path):
-    for folder in (fashion_excerpt / "val").iterdir():
+def test_no_image_counts_twice_where_there_are_fewer_than_asked(recipe, work, data, tmp_path):
+    for folder in (data / "val").iterdir():
         (tmp_path / "val" / folder.name).mkdir(parents=True)
         (tmp_path / "val" / folder.name / "0.png").symlink_to(sorted(folder.iterdir())[0])
     report = recipe(str(work / "model"), str(tmp_path), str(tmp_path / "out"), images=15)
@@ -198,13 +216,13 @@ def test_no_image_counts_twice_where_there_are_fewer_than_asked(recipe, work, fa
     assert json.loads((tmp_path / "out" / "report.json").read_text())["images"] == 10
 
 
-def test_originals_are_the_files_own_pixels_with_the_folders_labels(fashion_excerpt, fashion_arrays):
-    images, labels, classes = measuring.originals(str(fashion_excerpt), "val", RECIPE.form)
-    assert np.array_equal(images[:, 0].numpy().reshape(10, 50, 28, 28), fashion_arrays["val"])
-    assert labels.tolist() == [c for c in range(10) for _ in range(50)]
+def test_originals_are_the_files_own_pixels_with_the_folders_labels(data, originals):
+    images, labels, classes = measuring.originals(str(data), "val", RECIPE.form)
+    assert np.array_equal(images[:, 0].numpy().reshape(10, 10, 28, 28), originals)
+    assert labels.tolist() == [c for c in range(10) for _ in range(10)]
     assert classes == sorted(classes)
-    fewer = measuring.originals(str(fashion_excerpt), "val", RECIPE.form, classes, per_class=5)
-    assert torch.equal(fewer.images_Nchw, images[::10])
+    fewer = measuring.originals(str(data), "val", RECIPE.form, classes, per_class=5)
+    assert torch.equal(fewer.images_Nchw, images[::2])
 
 
 def test_images_in_the_originals_form_are_averaged_and_rounded():
@@ -214,7 +232,7 @@ def test_images_in_the_originals_form_are_averaged_and_rounded():
 
 
 @pytest.mark.parametrize("network", ["tokenizer", "generator"])
-def test_runs_of_other_weights_are_refused(network, work, fashion_excerpt, tmp_path):
+def test_runs_of_other_weights_are_refused(network, work, data, tmp_path):
     run = shutil.copytree(work / "g", tmp_path / "run")
     other = load(run)
     with torch.no_grad():
@@ -222,7 +240,7 @@ def test_runs_of_other_weights_are_refused(network, work, fashion_excerpt, tmp_p
     other.save(run)
     refused = rf"^{network}_run = '.*run': its {network} is not the model's"
     with pytest.raises(ValueError, match=refused):
-        RECIPE.measure(str(work / "model"), str(fashion_excerpt), str(tmp_path), **{f"{network}_run": str(run)})
+        RECIPE.measure(str(work / "model"), str(data), str(tmp_path), **{f"{network}_run": str(run)})
     if network == "tokenizer":
         chosen = {"guidance": 1, "temperature": 1, "top_k": 0, "top_p": 1}
         (tmp_path / "sweep.json").write_text(json.dumps({"chosen": chosen}))
@@ -231,13 +249,13 @@ def test_runs_of_other_weights_are_refused(network, work, fashion_excerpt, tmp_p
         assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizers_run_is_no_generators(work, fashion_excerpt, tmp_path):
+def test_a_tokenizers_run_is_no_generators(work, data, tmp_path):
     with pytest.raises(ValueError, match=r"^generator_run = '.*t': its generator is not the model's"):
-        RECIPE.measure(str(work / "model"), str(fashion_excerpt), str(tmp_path), generator_run=str(work / "t"))
+        RECIPE.measure(str(work / "model"), str(data), str(tmp_path), generator_run=str(work / "t"))
 
 
-def test_mistakes_are_named(work, fashion_excerpt, tmp_path, capsys):
-    model, data, judge = str(work / "model"), str(fashion_excerpt), str(work / "judge.safetensors")
+def test_mistakes_are_named(work, data, tmp_path, capsys):
+    model, data, judge = str(work / "model"), str(data), str(work / "judge.safetensors")
     with pytest.raises(ValueError, match="samples_per_class = 1: must lie in 2 to"):
         RECIPE.measure(model, data, str(tmp_path), judge, samples_per_class=1)
     with pytest.raises(ValueError, match=r"tokenizer_run = '.*': cannot be read"):

@@ -17,7 +17,7 @@ from mvar.training.generator_loss import GeneratorLoss
 from mvar.training.parallel import shard
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
-SMALL = GeneratorConfig(depth=4, width=128, num_classes=10, vocab_size=256, latent_channels=8)
+SMALL = GeneratorConfig(depth=3, width=128, num_classes=10, vocab_size=256, latent_channels=8)
 
 
 def test_the_page_shows_what_the_networks_take_today():

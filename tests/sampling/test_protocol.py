@@ -1,11 +1,8 @@
 """Samples for an evaluation: the same files however often the run is killed and however many processes share it."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,10 +34,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # products round the same way
-
-
 @pytest.fixture(scope="module")
 def packaged(tmp_path_factory):
     """What an uninterrupted run of one process writes: a folder and an .npz."""
@@ -69,10 +62,10 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_images(packaged, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_images(packaged, processes, tmp_path):
     out = tmp_path / "drawn"
-    command = [sys.executable, "-c", KILLED_IN_THE_EIGHTH_IMAGE, *PACKAGED, "--out-dir", str(out)]
-    assert subprocess.run(command, env=environment()).returncode == -signal.SIGKILL
+    killed = processes.Processes(KILLED_IN_THE_EIGHTH_IMAGE, [*PACKAGED, "--out-dir", out], tmp_path)
+    assert killed.wait() == [-signal.SIGKILL]
     kept = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*.png")}
     assert len(kept) == 7  # two batches, and one image of the third
     assert [path.read_bytes() for path in out.glob(".*.png")] == [b"half"]
@@ -81,12 +74,11 @@ def test_a_killed_run_goes_on_to_the_same_images(packaged, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_two_processes_draw_what_one_does(packaged, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mvar"]
-    shared = [*PACKAGED, "--out-dir", str(tmp_path / "drawn"), "--npz", str(tmp_path / "drawn.npz")]
-    done = subprocess.run([*command, *shared], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "20 images, 11 of them drawn now by this process" in done.stdout
+def test_two_processes_draw_what_one_does(packaged, processes, tmp_path):
+    shared = [*PACKAGED, "--out-dir", tmp_path / "drawn", "--npz", tmp_path / "drawn.npz"]
+    both = processes.Ranks(2, processes.COMMAND, shared, tmp_path)
+    both.finish()
+    assert "20 images, 11 of them drawn now by this process" in both.output()
     assert contents(tmp_path / "drawn") == contents(packaged / "drawn")
     assert (tmp_path / "drawn.npz").read_bytes() == (packaged / "drawn.npz").read_bytes()
 

@@ -9,6 +9,9 @@ from safetensors.torch import load_file
 
 from mvar.training import checkpoints
 
+WORKER = Path(__file__).with_name("worker.py")
+WORK = f"import runpy; runpy.run_path({str(WORKER)!r}, run_name='__main__')"
+
 
 class Killed(Exception):
     pass

@@ -6,8 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,48 +20,27 @@ from mvar.training.parallel import Ranks
 from mvar.training.run_folder import RunFolder
 from mvar.training.stopping import Stopped
 
-from .runs import checkpoint, metrics, same_bits
+from .runs import WORK, checkpoint, metrics, same_bits
 
-WORKER = Path(__file__).with_name("worker.py")
 ALONE = Ranks(device=torch.device("cpu"))
 DRAW = curves.draw_curves  # before other tests replace it
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start a run in a process of its own."""
+def start(processes, tmp_path):
+    """Start a tokenizer's run in a process of its own."""
 
-    def start(kind, config, threads=1, **options):
-        jobs = tmp_path / "jobs.json"
-        jobs.write_text(json.dumps([{"kind": kind, "config": asdict(config), **options}]))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        return subprocess.Popen([sys.executable, WORKER, jobs], stderr=subprocess.PIPE, text=True, env=environment)
+    def start(config, **options):
+        job = {"kind": "tokenizer", "config": asdict(config), **options}
+        (tmp_path / "jobs.json").write_text(json.dumps([job]))
+        return processes.Processes(WORK, [tmp_path / "jobs.json"], tmp_path)
 
     return start
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def logged(out):
     path = Path(out, "metrics.jsonl")
     return path.read_text().count("\n") if path.is_file() else 0
-
-
-def kill(process):
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-
-
-def finish(process):
-    errors = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, errors
 
 
 def assert_equal_runs(a, b):
@@ -74,73 +51,75 @@ def assert_equal_runs(a, b):
     assert same_bits(one.tokenizer.state_dict(), other.tokenizer.state_dict())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, tmp_path, threads):
+def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, tmp_path):
     """Killed at a random step, then in the middle of writing a checkpoint."""
-    run = tokenizer_run(steps=40, checkpoint_every=3, validate_every=10)
+    run = tokenizer_run(steps=15, checkpoint_every=3, validate_every=5)
     whole, broken = replace(run, out=str(tmp_path / "whole")), replace(run, out=str(tmp_path / "broken"))
-    finish(start("tokenizer", whole, threads))
+    tokenizer.train(whole)
 
-    lines = random.Random().randint(5, 15)
-    first = start("tokenizer", broken, threads)
-    wait_for(lambda: logged(broken.out) >= lines and checkpoints.whole(Path(broken.out)), first)
-    kill(first)
-    assert 3 <= checkpoints.latest(Path(broken.out)).step < 40
+    lines = random.Random().randint(4, 9)
+    first = start(broken, slow_steps=True)
+    first.wait_for(lambda: logged(broken.out) >= lines and checkpoints.whole(Path(broken.out)))
+    first.kill()
+    assert 3 <= checkpoints.latest(Path(broken.out)).step < 15
 
     again = replace(broken, resume=True)
-    second = start("tokenizer", again, threads, slow_checkpoints=True)
+    second = start(again, slow_checkpoints=True)
     folder = Path(broken.out, "checkpoints")
     done = checkpoints.latest(Path(broken.out)).step
-    wait_for(lambda: any(int(p.name.split(".")[1]) > done and any(p.iterdir()) for p in folder.glob(".*")), second)
-    kill(second)
+    second.wait_for(lambda: any(int(p.name.split(".")[1]) > done and any(p.iterdir()) for p in folder.glob(".*")))
+    second.kill()
     assert list(folder.glob(".*.partial"))
     (folder / ".0000007.partial").mkdir()  # as a run leaves that was stopped at any step
     assert checkpoints.latest(Path(broken.out)).step == done
 
-    finish(start("tokenizer", again, threads))
+    tokenizer.train(again)
     assert_equal_runs(whole.out, broken.out)
     assert not list(folder.glob(".*")), "what the kills left behind is cleared"
 
 
 def test_sigterm_stops_after_a_step_with_a_checkpoint(tokenizer_run, start, tmp_path):
-    run = tokenizer_run(steps=60, checkpoint_every=50, validate_every=60)
+    run = tokenizer_run(steps=20, checkpoint_every=18, validate_every=20)
     whole, stopped = replace(run, out=str(tmp_path / "whole")), replace(run, out=str(tmp_path / "stopped"))
-    process = start("tokenizer", stopped)
-    wait_for(lambda: logged(stopped.out) >= 7, process)
-    process.terminate()
-    assert "Stopped: stopped after step" in process.communicate()[1]
-    assert 7 <= checkpoints.latest(Path(stopped.out)).step < 50
-    torch.set_num_threads(1)
+    process = start(stopped, slow_steps=True)
+    process.wait_for(lambda: logged(stopped.out) >= 4)
+    process.send(signal.SIGTERM)
+    assert process.wait() == [1]
+    assert "Stopped: stopped after step" in process.errors()
+    assert 4 <= checkpoints.latest(Path(stopped.out)).step < 18
     tokenizer.train(whole)
     tokenizer.train(replace(stopped, resume=True))
     assert_equal_runs(whole.out, stopped.out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_first_line_of_metrics(tokenizer_run, tmp_path, monkeypatch, number):
+def test_a_signal_before_the_first_line_of_metrics(tokenizer_run, tmp_path, monkeypatch):
     """The run stops as at any other time: there is nothing to draw yet."""
     loss, steps = tokenizer.TokenizerTask.loss, []
-
-    def interrupted(self, step, part):
-        steps.append(step)
-        if steps == [0, 1]:
-            os.kill(os.getpid(), number)
-        return loss(self, step, part)
-
-    monkeypatch.setattr(tokenizer.TokenizerTask, "loss", interrupted)
-    monkeypatch.setattr(curves, "draw_curves", DRAW)
-    stopped = tokenizer_run(log_every=100, validate_every=100, checkpoint_every=100)
-    with pytest.raises(Stopped, match="stopped after step 2 with a checkpoint; --resume goes on") as caught:
-        tokenizer.train(stopped)
-    assert caught.value.code == 128 + number
-    assert checkpoint(stopped.out)["step"] == 2
-    assert not (Path(stopped.out) / "curves.png").exists()
-    whole = replace(stopped, out=str(tmp_path / "whole"))
-    tokenizer.train(replace(stopped, resume=True))
+    seldom = tokenizer_run(steps=4, log_every=100, validate_every=100, checkpoint_every=100)
+    whole = replace(seldom, out=str(tmp_path / "whole"))
     tokenizer.train(whole)
-    assert_equal_runs(whole.out, stopped.out)
-    assert [record["step"] for record in metrics(stopped.out)] == [6, 6]
-    assert (Path(stopped.out) / "curves.png").is_file()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        steps.clear()
+
+        def interrupted(self, step, part, number=number):
+            steps.append(step)
+            if steps == [0, 1]:
+                os.kill(os.getpid(), number)
+            return loss(self, step, part)
+
+        stopped = replace(seldom, out=str(tmp_path / number.name))
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer.TokenizerTask, "loss", interrupted)
+            patch.setattr(curves, "draw_curves", DRAW)
+            with pytest.raises(Stopped, match="stopped after step 2 with a checkpoint; --resume goes on") as caught:
+                tokenizer.train(stopped)
+        assert caught.value.code == 128 + number
+        assert checkpoint(stopped.out)["step"] == 2
+        assert not (Path(stopped.out) / "curves.png").exists()
+        tokenizer.train(replace(stopped, resume=True))
+        assert_equal_runs(whole.out, stopped.out)
+        assert [record["step"] for record in metrics(stopped.out)] == [4, 4]
+        assert (Path(stopped.out) / "curves.png").is_file()
 
 
 def test_a_callback_sees_the_records_and_may_stop_the_run(tokenizer_run):
@@ -160,28 +139,29 @@ def test_a_callback_sees_the_records_and_may_stop_the_run(tokenizer_run):
     assert checkpoint(config.out)["step"] == 4
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "cut", "missing", "manifest"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(generator_run, damage):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(generator_run, tmp_path):
     config = generator_run()
     generator.train(config)
     whole, logged = checkpoint(config.out), metrics(config.out)
-    folder = checkpoints.latest(Path(config.out)).path
-    assert folder.name == "0000006"
-    shard = next(folder.glob("*.safetensors"))
-    content = shard.read_bytes()
-    if damage == "flipped bit":
-        shard.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
-    elif damage == "cut":
-        shard.write_bytes(content[: len(content) // 2])
-    elif damage == "missing":
-        shard.unlink()
-    else:
-        (folder / "manifest.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"checkpoint '.*0000006' is damaged \(.*\); going back to step 4"):
-        generator.train(replace(config, resume=True))
-    assert same_bits(checkpoint(config.out)["tensors"], whole["tensors"])
-    assert metrics(config.out) == logged
-    assert folder.with_name(".0000006.damaged").is_dir(), "it is put aside, not deleted"
+    assert whole["step"] == 6
+    for damage in ("flipped bit", "cut", "missing", "manifest"):
+        damaged = replace(config, out=str(shutil.copytree(config.out, tmp_path / damage)), resume=True)
+        folder = checkpoints.latest(Path(damaged.out)).path
+        shard = next(folder.glob("*.safetensors"))
+        content = shard.read_bytes()
+        if damage == "flipped bit":
+            shard.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+        elif damage == "cut":
+            shard.write_bytes(content[: len(content) // 2])
+        elif damage == "missing":
+            shard.unlink()
+        else:
+            (folder / "manifest.json").write_text("{")
+        with pytest.warns(UserWarning, match=r"checkpoint '.*0000006' is damaged \(.*\); going back to step 4"):
+            generator.train(damaged)
+        assert same_bits(checkpoint(damaged.out)["tensors"], whole["tensors"])
+        assert metrics(damaged.out) == logged
+        assert folder.with_name(".0000006.damaged").is_dir(), "it is put aside, not deleted"
 
 
 def test_a_damaged_checkpoint_does_not_count_among_those_kept(generator_run):
@@ -223,11 +203,11 @@ def test_a_run_without_its_checkpoints_is_not_overwritten(tokenizer_run, steps):
 
 def test_two_processes_do_not_train_in_one_folder(tokenizer_run, start):
     config = tokenizer_run(steps=100_000, validate_every=50_000, checkpoint_every=2)
-    process = start("tokenizer", config)
-    wait_for(lambda: checkpoints.exist(Path(config.out)), process)
+    process = start(config)
+    process.wait_for(lambda: checkpoints.exist(Path(config.out)))
     with pytest.raises(ValueError, match=r"another process trains in this folder; wait for it, or stop it"):
         tokenizer.train(replace(config, resume=True))
-    kill(process)
+    process.kill()
     done = checkpoint(config.out)["step"]
     with pytest.warns(UserWarning, match="steps = "):
         tokenizer.train(replace(config, steps=done + 1, resume=True))

@@ -1,4 +1,4 @@
-"""Several ranks, started by torch.distributed.run as a user does: the same numbers as one process, and resume."""
+"""Several ranks, with and without torchrun around them: the same numbers as one process, and resume."""
 
 import json
 import os
@@ -18,10 +18,9 @@ from mvar.training import checkpoints, generator, tokenizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.parallel import Ranks
 
-from .runs import checkpoint, metrics
+from .runs import WORK, WORKER, checkpoint, metrics
 from .worker import first_gradients
 
-WORKER = Path(__file__).with_name("worker.py")
 KINDS = ("ddp", "fsdp")
 
 
@@ -30,30 +29,24 @@ def job(config, **options):
     return {"kind": kind, "config": asdict(config), **options}
 
 
-def launch(ranks, jobs, path):
+@pytest.fixture(scope="module")
+def launch(processes):
     """Run jobs on so many ranks."""
-    path.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.Popen(
-        [*command, str(WORKER), str(path)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
+    def launch(ranks, jobs, scratch):
+        (scratch / "jobs.json").write_text(json.dumps(jobs))
+        return processes.Ranks(ranks, WORK, [scratch / "jobs.json"], scratch)
 
-def finished(process):
-    errors = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, errors
+    return launch
 
 
 @pytest.fixture(scope="module")
-def runs(photos, trained_tokenizer, tmp_path_factory):
-    """What two ranks gave, by DDP and by FSDP: gradients of the first step, and runs of ten steps."""
+def runs(launch, photos, trained_tokenizer, tmp_path_factory):
+    """What two ranks gave, by DDP and by FSDP: gradients of the first step, and runs of six steps."""
     from .conftest import GENERATOR, RUN, TOKENIZER, TOKENIZER_RUN, GeneratorTraining, TokenizerTraining
 
     root = tmp_path_factory.mktemp("parallel")
-    run = {**RUN, "batch_size": 12, "steps": 10, "base_lr": 1e-2, "checkpoint_every": 5, "data": str(photos)}
+    run = {**RUN, "batch_size": 12, "steps": 6, "base_lr": 1e-2, "checkpoint_every": 3, "data": str(photos)}
     drawn = GeneratorTraining(
         **run, tokenizer=str(trained_tokenizer), out=str(root / "one"), model=GENERATOR, preview_per_class=1
     )
@@ -63,12 +56,12 @@ def runs(photos, trained_tokenizer, tmp_path_factory):
         config = replace(drawn, parallel=kind, out=str(root / kind))
         jobs += [job(config, gradients=str(root / f"{kind}.pt")), job(config)]
     jobs.append(job(replace(coded, parallel="ddp", out=str(root / "tokenizer-ddp"))))
-    half = replace(drawn, dtype="bfloat16", steps=4, validate_every=1, activation_checkpointing=True)
+    half = replace(drawn, dtype="bfloat16", steps=3, validate_every=1, activation_checkpointing=True)
     jobs += [job(replace(half, parallel=kind, out=str(root / f"{kind}-bfloat16"))) for kind in KINDS]
-    finished(launch(2, jobs, root / "jobs.json"))
-    torch.set_num_threads(1)
+    launched = launch(2, jobs, root)
     generator.train(drawn)
     tokenizer.train(coded)
+    launched.finish()
     return root, drawn, coded
 
 
@@ -88,7 +81,7 @@ def test_two_ranks_have_the_losses_of_one_process(runs, kind):
     root = runs[0]
     one = metrics(root / ("tokenizer-one" if "tokenizer" in kind else "one"))
     two = metrics(root / kind)
-    assert len(one) == len(two) == 15  # ten steps, five validations
+    assert len(one) == len(two) == 9  # six steps, three validations
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {"used", "perplexity"}:  # these jump with a single token
@@ -100,7 +93,7 @@ def test_fsdp_keeps_in_float32_what_ddp_does(runs):
     """Decay, time step and biases are no bfloat16, so that losses are those of DDP but for the order of sums."""
     a, b = (metrics(runs[0] / f"{kind}-bfloat16") for kind in KINDS)
     losses = [[record["val_loss"] for record in records if "val_loss" in record] for records in (a, b)]
-    assert len(losses[0]) == 4
+    assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
 
 
@@ -112,19 +105,19 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(runs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(runs, kind, tmp_path):
+def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(runs, launch, kind, tmp_path):
     root, drawn, _ = runs
     for ranks in (1, 3):
         out = tmp_path / str(ranks)
         subprocess.run(["cp", "-r", root / kind, out], check=True)
         last = checkpoints.latest(out)
-        assert last.step == 10
+        assert last.step == 6
         subprocess.run(["rm", "-r", last.path], check=True)
         config = replace(drawn, out=str(out), resume=True)
         if ranks == 1:
             generator.train(config)
         else:
-            finished(launch(ranks, [job(replace(config, parallel=kind))], tmp_path / "jobs.json"))
+            launch(ranks, [job(replace(config, parallel=kind))], tmp_path).finish()
         before, after = checkpoint_whole(root / kind), checkpoint_whole(out)
         assert before.keys() == after.keys()
         for name, value in before.items():
@@ -157,38 +150,50 @@ def test_parallelism_without_torchrun_is_explained(generator_run, tokenizer_run)
         tokenizer.train(tokenizer_run(parallel="fsdp"))
 
 
-@pytest.fixture
-def endless(runs, tmp_path, request):
-    """Two ranks in the middle of a run: the run, its torchrun, and the processes of rank 0 and 1."""
-    kind, every = getattr(request, "param", "ddp"), {"validate_every": 50_000, "checkpoint_every": 20}
-    config = replace(runs[1], parallel=kind, steps=100_000, out=str(tmp_path / "run"), **every)
-    process = launch(2, [job(config)], tmp_path / "jobs.json")
+EVERY = {"validate_every": 50_000, "checkpoint_every": 5}
+
+
+def begun(config):
+    """Whether a run is past its first checkpoint."""
     log = Path(config.out, "metrics.jsonl")
-    end = time.monotonic() + 100
-    while not (log.is_file() and log.read_text().count("\n") > 30):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
-    yield config, process, [int(child) for child in children.split()]
-    process.kill()
+    return log.is_file() and log.read_text().count("\n") > 7
 
 
-def test_a_rank_that_dies_is_named_and_the_others_end(endless):
-    config, process, children = endless
-    os.kill(children[1], signal.SIGKILL)
-    errors = process.communicate(timeout=60)[1]
+def test_a_rank_that_dies_is_named_and_torchrun_ends_the_others(runs, tmp_path):
+    config = replace(runs[1], parallel="ddp", steps=100_000, out=str(tmp_path / "run"), **EVERY)
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(json.dumps([job(config)]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", WORKER, jobs]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        end = time.monotonic() + 100
+        while not begun(config):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        children = ["pgrep", "-P", str(process.pid)]
+        of_rank_1 = subprocess.run(children, capture_output=True, text=True, check=True).stdout.split()[1]
+        os.kill(int(of_rank_1), signal.SIGKILL)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert "another rank does not answer: rank 1 was last heard of" in errors
-    assert checkpoint(config.out)["step"] >= 20
+    assert checkpoint(config.out)["step"] >= 5
 
 
-@pytest.mark.parametrize(("endless", "rank"), [("ddp", 0), ("fsdp", 1)], indirect=["endless"])
-def test_one_rank_that_is_asked_stops_all_with_a_checkpoint(endless, rank):
-    config, process, children = endless
-    os.kill(children[rank], signal.SIGTERM)
-    errors = process.communicate(timeout=60)[1]
-    step = int(re.search(r"stopped after step (\d+) with a checkpoint", errors)[1])
+@pytest.mark.parametrize(("kind", "rank"), [("ddp", 0), ("fsdp", 1)])
+def test_one_rank_that_is_asked_stops_all_with_a_checkpoint(runs, launch, tmp_path, kind, rank):
+    config = replace(runs[1], parallel=kind, steps=100_000, out=str(tmp_path / "run"), **EVERY)
+    launched = launch(2, [job(config)], tmp_path)
+    try:
+        launched.wait_for(lambda: begun(config))
+        launched.send(signal.SIGTERM, rank)
+        launched.wait()
+    finally:
+        launched.kill()
+    step = int(re.search(r"stopped after step (\d+) with a checkpoint", launched.errors())[1])
     assert checkpoint(config.out)["step"] == step
     assert load(config.out, device="cpu").provenance["steps"] == step
     assert Path(config.out, "curves.png").is_file()

@@ -1,6 +1,7 @@
 """A training run in a process of its own: `python worker.py JOBS.json`, each job a kind and its config's values.
 
-Under torch.distributed.run each rank runs this. "gradients" saves those of the first step instead of training.
+Under torch.distributed.run each rank runs this. "gradients" saves those of the first step
+instead of training; with "slow_steps" a test has time to interrupt the run.
 """
 
 import json
@@ -38,6 +39,10 @@ def slowly(function):
     return lambda *args: (time.sleep(0.5), function(*args))[1]
 
 
+def pause(step, record):
+    time.sleep(0.05)
+
+
 def main(path: str) -> None:
     torch.set_num_threads(1)
     curves.draw_curves = lambda records, path: path.touch()  # as in the tests of one process
@@ -55,7 +60,7 @@ def main(path: str) -> None:
             if os.environ.get("RANK", "0") == "0":
                 torch.save(found, job["gradients"])
         else:
-            train(config)
+            train(config, [pause] if job.get("slow_steps") else [])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -49,12 +50,7 @@ class Subject:
 
     def work(self, batch: int, guidance: float) -> list[Work]:
         """The matrix products and convolutions with weights of one batch, counted on torch's meta device."""
-        model = Model(*_networks(*self._configs(), self.dtype))
-        case = Case(model.sampler(SEED, guidance=guidance, top_k=0, top_p=1.0))  # filters need numbers, not shapes
-        ledger = Ledger()
-        with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
-            case.draw(batch, ledger)
-        return counter.work
+        return _work(self, batch, guidance)
 
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
@@ -72,6 +68,16 @@ class Subject:
         if bundle.generator is None:
             raise ValueError(f"model = {self.name!r}: is a tokenizer without a generator")
         return bundle.tokenizer.config, bundle.generator.config
+
+
+@cache  # it takes seconds, and is asked for more than once
+def _work(subject: Subject, batch: int, guidance: float) -> list[Work]:
+    model = Model(*_networks(*subject._configs(), subject.dtype))
+    case = Case(model.sampler(SEED, guidance=guidance, top_k=0, top_p=1.0))  # filters need numbers, not shapes
+    ledger = Ledger()
+    with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
+        case.draw(batch, ledger)
+    return counter.work
 
 
 def tokenizer_for(preset: str) -> TokenizerConfig:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -223,7 +224,13 @@ def _flop(settings: Settings) -> int:
     2 for a multiplication with its addition, in all products: with weights, of tokens with tokens in attention and in
     the scan's chunks, and of the short convolution; counted by running the network on torch's meta device.
     """
-    generator, B = _meta(settings).eval(), settings.batch_size
+    return _counted(json.dumps(settings.model), settings.batch_size)
+
+
+@cache  # seconds for each, and some cases are of the same network
+def _counted(model: str, B: int) -> int:
+    with torch.device("meta"):
+        generator = Generator(GeneratorConfig(**json.loads(model))).eval()
     schedule = generator.schedule
     with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
         inputs_BlZ = torch.empty(B, schedule.length - schedule.areas[0], generator.config.latent_channels)

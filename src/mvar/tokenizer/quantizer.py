@@ -42,7 +42,9 @@ class MultiScaleQuantizer(nn.Module):
         self.commitment = config.commitment
         K = len(self.schedule)
         self.phi_ratio = config.phi_ratio
-        self.codebook = nn.Parameter(torch.empty(config.vocab_size, config.latent_channels).normal_())
+        self.codebook = nn.Parameter(torch.empty(config.vocab_size, config.latent_channels))
+        if not self.codebook.is_meta:  # where torch would load its compiler to draw no numbers, for seconds
+            nn.init.normal_(self.codebook)
         Z = config.latent_channels
         self.phi = nn.ModuleList(nn.Conv2d(Z, Z, 3, padding=1) for _ in range(config.phis or K))
         self.phi_of_scale = phi_of_scale(K, config.phis or K)

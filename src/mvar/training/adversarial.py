@@ -29,8 +29,8 @@ class PatchDiscriminator(nn.Module):
         """
         super().__init__()
         widths = [3, *(channels * min(2**i, 8) for i in range(levels))]
-        self.down = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in pairwise(widths))
-        self.mix = spectral_norm(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
+        self.down = nn.ModuleList(_normed(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in pairwise(widths))
+        self.mix = _normed(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
@@ -39,6 +39,11 @@ class PatchDiscriminator(nn.Module):
         for convolution in self.down:
             x_BChw = F.leaky_relu(convolution(x_BChw), 0.2)
         return self.head(F.leaky_relu(self.mix(x_BChw), 0.2)).float()
+
+
+def _normed(convolution: nn.Conv2d) -> nn.Module:
+    """With spectral normalisation; left as it is on torch's meta device, where estimating norms takes seconds."""
+    return convolution if convolution.weight.is_meta else spectral_norm(convolution)
 
 
 def hinge(real_B1hw: Tensor, fake_B1hw: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ A checkpoint is written under a hidden name, flushed, and renamed when complete.
 """
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -26,6 +27,7 @@ from mvar.files import file_sha256
 from mvar.training.parallel import Ranks, is_silence
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.ERROR)  # torch's two records a tensor go nowhere
 PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of hidden names
 
 
