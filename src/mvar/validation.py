@@ -36,6 +36,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "views": (1, 1000),
     "shard_images": (1, MANY),
     "top_k": (0, MANY),
+    "unguided": (0, 63),
     "fork_at": (0, 63),
     "from_scale": (0, 63),
     "progressive_from": (1, 63),
