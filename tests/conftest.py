@@ -74,10 +74,12 @@ def fashion_excerpt(fashion_arrays, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def no_drawing():
     """A run's curves take a second or more to draw; that they are drawn is seen, the picture has a test of its own."""
-    monkeypatch.setattr("mvar.training.curves.draw_curves", lambda records, path: path.touch())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mvar.training.curves.draw_curves", lambda records, path: path.touch())
+        yield
 
 
 # --- the command ---
