@@ -216,7 +216,7 @@ def test_the_finest_maps_go_without_guidance(swept, tmp_path):
         ({"grid": replace(GRID, guidance=())}, r"^guidance = \[\]: give at least one$"),
         ({"grid": replace(GRID, guidance=(-1.0,), top_k=(-2,))}, r"(?s)^guidance = -1.0: .*\ntop_k = -2: "),
         ({"grid": replace(GRID, temperature=(1.0, 0.0))}, r"^temperature = 0.0: must be above 0"),
-        ({"grid": replace(GRID, unguided=(1, 4))}, r"^unguided = 4: give 0 to 3, the model's maps$"),
+        ({"grid": replace(GRID, unguided=(1, 2))}, r"^unguided = 2: give 0 to 1$"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_drawn(changes, message, arguments, tmp_path, monkeypatch):

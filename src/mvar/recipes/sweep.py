@@ -80,10 +80,8 @@ class Grid:
         """Raise ValueError with every problem, a line each, before anything is drawn."""
         some = ("guidance", "unguided", "temperature")
         raise_problems([f"{name} = []: give at least one" for name in some if not getattr(self, name)])
-        beyond = [
-            f"unguided = {n}: give 0 to {scales}, the model's maps" for n in self.unguided if not 0 <= n <= scales
-        ]
-        raise_problems(beyond)
+        most = max(scales - 2, 0)  # the first map has no guidance in any case, and one map must be left with it
+        raise_problems(f"unguided = {n}: give 0 to {most}" for n in self.unguided if not 0 <= n <= most)
         first = self.unfiltered(scales)
         problems = [SamplingSettings(**tried).problems(scales) for tried in first + self.filtered(first[0])]
         raise_problems(dict.fromkeys(problem for of_one in problems for problem in of_one))

@@ -1,6 +1,7 @@
 """The figure of a guidance and filter sweep."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _strength(trial: Trial) -> float:
 def _unguided(trial: Trial) -> int:
     """How many of the finest maps have no guidance though others have."""
     weights = trial["guidance"]
-    return len(weights) - max(k + 1 for k, weight in enumerate(weights) if weight) if isinstance(weights, list) else 0
+    return len(list(takewhile(lambda weight: not weight, reversed(weights)))) if isinstance(weights, list) else 0
 
 
 def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:

@@ -266,7 +266,7 @@ _TINY_GENERATOR = {
     "steps": 15_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "resize_factor": 1.0, "val_images": 2000,
     "checkpoint_every": 500, "ema": 0.999,
 }  # fmt: skip
-# For runs of minutes, see `preset_for`: what gains most from some ten thousand images (docs/training.md has the table).
+# For runs of minutes, see `preset_for`: what gains most from some ten thousand images (figures in docs/log.md).
 _QUICK = {"batch_size": 16, "ema": 0.99}
 _QUICK_TOKENIZER = {**_TINY_TOKENIZER, **_QUICK, "base_lr": 3.2e-2, "adversarial": 0.0}
 _QUICK_GENERATOR = {**_TINY_GENERATOR, **_QUICK, "base_lr": 8e-2}
