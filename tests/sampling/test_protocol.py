@@ -170,6 +170,14 @@ def test_classes_are_those_of_folders_whose_names_differ_in_form_only(tmp_path):
         for i in range(count):
             Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
     assert counts_like(str(tmp_path), ["T-shirt/top", "Caf\u00e9", "c++", "c"], "counts_of") == [4, 3, 2, 1]
+    with pytest.warns(UserWarning, match="^counts_of = '.*': has none of dog, so that none is drawn$"):
+        assert counts_like(str(tmp_path), ["T-shirt/top", "Caf\u00e9", "dog", "c++", "c"], "counts_of") == [
+            4,
+            3,
+            0,
+            2,
+            1,
+        ]
     with pytest.raises(
         ValueError, match="holds C, c\\+\\+, café, T-shirt_top, the model draws c, d; give a folder with"
     ):

@@ -21,7 +21,7 @@ from mvar.evaluation.frechet import too_few
 from mvar.evaluation.images import WINDOW, psnr, ssim
 from mvar.evaluation.intervals import mean
 from mvar.evaluation.report import Report, Value, write
-from mvar.evaluation.sets import ImageSet, Statistics, aligned, check_pair, open_set
+from mvar.evaluation.sets import ImageSet, Statistics, aligned, check_pair, of_classes, open_set, some_of
 from mvar.features.extractors import PUBLIC_FILE, PUBLIC_SHA256, Extractor, find_extractor
 from mvar.features.inception import Pipeline
 from mvar.files import writable_folder
@@ -180,7 +180,7 @@ def _open(
     check_pair(drawn, real)
     other = None
     if chosen.floor is not None:
-        found = _at_most(open_set(chosen.floor, "floor", allow_jpeg=True), drawn.count)
+        found = _at_most(of_classes(open_set(chosen.floor, "floor", allow_jpeg=True), drawn), drawn.count)
         if isinstance(found, Statistics):
             raise ValueError(f"floor = {chosen.floor!r}: holds statistics alone; give real images")
         check_pair(drawn, found, "floor")
@@ -195,18 +195,7 @@ def _at_most(images: ImageSet | Statistics, most: int | None) -> ImageSet | Stat
     """At most so many of the images, in the same order: of each class its share, else by chance, always the same."""
     if isinstance(images, Statistics) or most is None or images.count <= most:
         return images
-    places = _order(images)[evenly_spaced(images.count, most)].sort().values.tolist()
-    sha256 = hashlib.sha256(f"{images.sha256} {places}".encode()).hexdigest()
-    return replace(
-        images,
-        count=most,
-        labels_N=None if images.labels_N is None else images.labels_N[places],
-        sha256=sha256,
-        notes=images.notes
-        + (["its statistics are of all images, and not used with a limit"] if images.statistics else []),
-        read=lambda rows: images.read([places[row] for row in rows]),
-        statistics=None,
-    )
+    return some_of(images, _order(images)[evenly_spaced(images.count, most)].sort().values.tolist())
 
 
 def _order(images: ImageSet) -> Tensor:

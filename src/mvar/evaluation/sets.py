@@ -5,6 +5,7 @@ Layout of the .npz: Dhariwal & Nichol 2021 (ADM): arr_0 uint8 (N, H, W, 3), arr_
 (pool features) with mu_s, sigma_s (spatial features).
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -165,6 +166,32 @@ def aligned(images: ImageSet, samples: ImageSet) -> ImageSet:
     if sorted(order) != list(range(len(samples.classes))):
         return images
     return replace(images, classes=samples.classes, labels_N=torch.tensor(order)[images.labels_N])
+
+
+def of_classes(images: ImageSet | Statistics, samples: ImageSet) -> ImageSet | Statistics:
+    """Without the images of classes that the samples have none of, where both know classes by name."""
+    if isinstance(images, Statistics) or images.labels_N is None or not samples.classes or _numbered(images.classes):
+        return images
+    place = torch.tensor(places(images.classes, samples.classes))
+    if sorted(place[place >= 0].tolist()) != list(range(len(samples.classes))) or bool((place >= 0).all()):
+        return images
+    rows = (place >= 0)[images.labels_N].nonzero()[:, 0].tolist()
+    fewer = some_of(images, rows)
+    return replace(fewer, classes=samples.classes, labels_N=place[images.labels_N[rows]])
+
+
+def some_of(images: ImageSet, rows: Sequence[int]) -> ImageSet:
+    """These images of a set, in this order."""
+    return replace(
+        images,
+        count=len(rows),
+        labels_N=None if images.labels_N is None else images.labels_N[rows],
+        sha256=hashlib.sha256(f"{images.sha256} {list(rows)}".encode()).hexdigest(),
+        notes=images.notes
+        + (["its statistics are of all images, and not used with a limit"] if images.statistics else []),
+        read=lambda chosen: images.read([rows[row] for row in chosen]),
+        statistics=None,
+    )
 
 
 # --- folders ---

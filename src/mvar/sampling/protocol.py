@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -106,10 +107,10 @@ def labels_of(counts: Sequence[int]) -> list[int]:
 
 
 def counts_like(folder: str, classes: Sequence[str], field: str) -> list[int]:
-    """How many images of each class a folder holds.
+    """How many images of each class a folder holds; none of a class that it lacks, which a warning names.
 
     Args:
-        classes: that it must hold, by the names of its folders (see `places`).
+        classes: that it may hold, by the names of its folders (see `places`).
         field: the option that named the folder, for messages.
 
     Raises:
@@ -117,11 +118,14 @@ def counts_like(folder: str, classes: Sequence[str], field: str) -> list[int]:
     """
     found = ImageFolder.scan(folder, field)
     held = places(classes, found.classes)
-    if sorted(held) != list(range(len(found.classes))):
+    lacks = [name for name, place in zip(classes, held, strict=True) if place < 0]
+    if not found.classes or sorted(place for place in held if place >= 0) != list(range(len(found.classes))):
         raise ValueError(
             f"{field} = {folder!r}: holds {some(found.classes) or 'no classes'}, the model draws {some(classes)}; "
             "give a folder with the model's classes"
         )
+    if lacks:
+        warnings.warn(f"{field} = {folder!r}: has none of {some(lacks)}, so that none is drawn", stacklevel=2)
     count = Counter(found.labels)
     return [count[place] for place in held]
 
@@ -146,8 +150,8 @@ def _is_protocol(found: Any) -> bool:
     classes, counts = found.get("classes"), found.get("counts")
     if not (isinstance(classes, list) and isinstance(counts, list) and len(classes) == len(counts)):
         return False
-    known = all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 1 for n in counts)
-    return known and sum(counts) <= LARGEST_SET
+    known = all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 0 for n in counts)
+    return known and 1 <= sum(counts) <= LARGEST_SET
 
 
 def begin(protocol: Protocol, out_dir: str | None, npz: str | None) -> Path | None:
