@@ -78,7 +78,8 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
                 print(described(task.model), file=sys.stderr)
             rehearse(task, config, ranks)
             folder.begin(decided)
-            task.data.remember_in(folder.path, ranks, resumed=folder.checkpoint is not None)
+            resumed, seen = folder.checkpoint is not None, course.steps * config.batch_size
+            task.data.remember_in(folder.path, ranks, resumed, seen)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
