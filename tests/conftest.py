@@ -74,6 +74,11 @@ def fashion_excerpt(fashion_arrays, tmp_path_factory) -> Path:
     return root
 
 
+def pytest_collection_modifyitems(items):
+    """Ranks come first: what their tests share takes half a minute, which a worker that steals some would repeat."""
+    items.sort(key=lambda item: item.path.name != "test_parallel.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_drawing():
     """A run's curves take a second or more to draw; that they are drawn is seen, the picture has a test of its own."""

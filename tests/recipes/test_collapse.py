@@ -30,7 +30,7 @@ def arguments(fashion_arrays, tmp_path_factory):
             (root / "data" / split / name).mkdir(parents=True)
             for i, image in enumerate(row):
                 Image.fromarray(image).save(root / "data" / split / name / f"{i}.png")
-    return {"data": str(root / "data"), "out": str(root / "out"), "steps": 3, "batch_size": 4}
+    return {"data": str(root / "data"), "out": str(root / "out"), "preset": "quick32", "steps": 3, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_every_variant_is_trained_once_and_compared(arguments, begun, tmp_path, 
     runs = tmp_path / "runs"
     report = collapse.study(**arguments, runs=str(runs), page_file=str(page))
     assert list(report["variants"]) == list(CHOSEN)
-    assert all(result["step"] == 3 and len(result["used"]) == 6 for result in report["variants"].values())
+    assert all(result["step"] == 3 and len(result["used"]) == 5 for result in report["variants"].values())
     assert len({result["psnr"] for result in report["variants"].values()}) == 3
     assert 0 < report["real"] < min(result["distance"] for result in report["variants"].values())
     assert "| none of them |" in page.read_text()
@@ -92,8 +92,8 @@ def test_runs_of_other_settings_are_refused(asked, message, arguments, begun, mo
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("run.json", {"scale_dropout": 0.2}, r"scale_dropout = 0.1 of preset = 'tiny32': the run in '.*' has 0.2"),
-        ("run.json", {"val_images": 10}, r"val_images = 2000 of preset = 'tiny32': the run in '.*' has 10"),
+        ("run.json", {"scale_dropout": 0.2}, r"scale_dropout = 0.1 of preset = 'quick32': the run in '.*' has 0.2"),
+        ("run.json", {"val_images": 10}, r"val_images = 2000 of preset = 'quick32': the run in '.*' has 10"),
         ("data.json", {"steps": 2}, r"steps = 3: the run in '.*' has 2"),  # prolonged: its phases are shares of 2
     ],
 )
