@@ -10,7 +10,7 @@ CONCEPTS := anchor,bell,camera,cloud,heart,house,key,lock,star,umbrella
 
 demo: $(READY)
 	@mkdir -p out
-	$(BIN)/mvar sample --model icons --labels $(CONCEPTS) --per-class 8 --show-scales --out out/demo.png
+	$(BIN)/mvar sample --model icons --labels $(CONCEPTS) --per-class 6 --show-scales --out out/demo.png
 	@echo
 	@echo "Look at out/demo.png. What to try next:"
 	@echo "  $(BIN)/mvar sample --model icons --labels tree,fish,coffee --per-class 12 --seed 7 --out out/mine.png"
@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The pictures and the tables of the documentation, from the packaged model, Fashion-MNIST and icons.
 docs: $(READY) out/fashion-mnist out/icons
-	$(BIN)/mvar sample --model icons --labels $(CONCEPTS) --per-class 8 --show-scales --out docs/images/demo.png
+	$(BIN)/mvar sample --model icons --labels $(CONCEPTS) --per-class 6 --show-scales --out docs/images/demo.png
 	$(BIN)/mvar sample --model icons --labels house --per-class 1 --out-dir out/house
 	$(BIN)/mvar edit --model icons --image out/house/house-000000.png --box 14,28,50,58 --label house --n 6 --compare \
 		--out docs/images/icons-inpainting.png

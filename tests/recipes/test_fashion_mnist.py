@@ -16,6 +16,7 @@ from mvar.model import Model, load
 from mvar.recipes import editing, likelihood, measuring, page, sweep_figure
 from mvar.recipes.cli import run_cli
 from mvar.recipes.fashion_mnist import FashionMnist
+from mvar.recipes.icons import Icons
 from mvar.recipes.packaged import commands
 from mvar.recipes.sweep import TRIED, best
 from mvar.tokenizer.config import TokenizerConfig
@@ -196,7 +197,7 @@ def test_chosen_settings_become_the_packages_defaults(work, tmp_path):
         recipe.package(str(work / "model"), str(sweep), str(out), str(work / "t"))
 
 
-@pytest.mark.parametrize("recipe", [FashionMnist])
+@pytest.mark.parametrize("recipe", [FashionMnist, Icons])
 def test_the_defaults_that_ship_are_those_that_the_sweep_chose(recipe):
     report = json.loads((DOCS / "images" / recipe.name / "sweep.json").read_text())
     wanted, settings = json.loads(json.dumps(asdict(recipe.grid))), report["settings"]

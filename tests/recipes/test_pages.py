@@ -24,16 +24,16 @@ BLOCKS = {
     ("collapse.md", "emoji"): ("collapse/emoji", collapse.table),
     ("rejection.md", "fashion-mnist"): ("rejection/fashion-mnist", rejection.table),
 }
-HALVED = "samples-bfloat16"
+HALVED = "results/fashion-mnist/samples-bfloat16"
 TIMED = ("performance/evaluate-10000", "performance/evaluate-50000")
 # Without a report of their own: counts of a data set, what test_memory.py has, and the results of all models.
 OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
 # Reports of samples that were drawn with the settings of a packaged model, and of which.
-DRAWN = {
-    folder.format(model): model
-    for model in results.MODELS
-    for folder in ("{}", "rejection/{}", "results/{}/samples", "results/{}/" + HALVED)
-} | {TIMED[0]: "fashion-mnist", "icons": "icons"}
+DRAWN = (
+    {folder.format(model): model for model in results.MODELS for folder in ("{}", "results/{}/samples")}
+    | dict.fromkeys(("rejection/fashion-mnist", HALVED, TIMED[0]), "fashion-mnist")
+    | {"icons": "icons"}
+)
 SETTINGS = {field.name for field in fields(SamplingSettings)}
 
 
@@ -53,8 +53,8 @@ def test_no_generated_block_and_no_report_is_forgotten():
             found.add((path.relative_to(DOCS).as_posix(), marker))
     assert found == BLOCKS.keys() | OTHERS
     reports = {path.parent.relative_to(DOCS / "images").as_posix() for path in DOCS.rglob("report.json")}
-    kinds = (results.SAMPLES, results.RECONSTRUCTIONS, HALVED)
-    evaluated = {f"results/{model}/{kind}" for model in results.MODELS for kind in kinds} | {*TIMED}
+    kinds = (results.SAMPLES, results.RECONSTRUCTIONS)
+    evaluated = {f"results/{model}/{kind}" for model in results.MODELS for kind in kinds} | {HALVED, *TIMED}
     assert reports == {folder for folder, _ in BLOCKS.values()} | evaluated
 
 
@@ -109,10 +109,8 @@ def test_the_evaluation_page_quotes_its_reports():
         report = read(DOCS / "images" / timed)
         told = f"{report.speed['seconds']:.0f} s and {report.speed['peak_bytes'] / 1e9:.1f} GB"
         assert told in text
-    for model in results.MODELS:
-        exact, halved = (read(DOCS / "images" / "results" / model / kind) for kind in (results.SAMPLES, HALVED))
-        (name, value), other = next(iter(exact.metrics.items())), next(iter(halved.metrics.values()))
-        assert exact.samples["sha256"] == halved.samples["sha256"]
-        half = (value.high - value.low) / 2
-        told = f"{number(value.value)} and {number(other.value)}, half the interval of {name} being {half:.1f}"
-        assert told in text
+    exact, halved = (read(DOCS / "images" / name) for name in ("results/fashion-mnist/samples", HALVED))
+    (name, value), other = next(iter(exact.metrics.items())), next(iter(halved.metrics.values()))
+    assert exact.samples["sha256"] == halved.samples["sha256"]
+    half = (value.high - value.low) / 2
+    assert f"{number(value.value)} and {number(other.value)}, half the interval of {name} being {half:.1f}" in text

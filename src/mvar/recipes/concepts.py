@@ -20,6 +20,7 @@ from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 from mvar.data.icon_drawing import nearest, shape_of_ink
 from mvar.data.icons import SAME
 from mvar.data.processes import in_processes
+from mvar.evaluation import intervals
 from mvar.evaluation.images import Classifier
 from mvar.progress import track
 from mvar.recipes import page
@@ -114,7 +115,7 @@ def results(report: Mapping[str, Any]) -> str:
     rows = [
         ["Images", f"{samples['images']:,}", f"{held_out['images']:,}"],
         *(
-            [f"Recognised: {text}", *(_percent(part[key]) for part in (samples, held_out))]
+            [f"Recognised: {text}", *(_interval(part[key], part["images"]) for part in (samples, held_out))]
             for key, text in (("top1", "first guess"), ("top5", "among the first five"))
         ),
         [
@@ -128,7 +129,8 @@ def results(report: Mapping[str, Any]) -> str:
     machine = report["machine"]
     note = (
         f"Samples with {settings}, seed {report['seed']}; {report['seconds_per_image']:.2f} s an image "
-        f"({counted(machine['threads'], 'thread')}, {machine['processor']}, torch {machine['torch']})."
+        f"({counted(machine['threads'], 'thread')}, {machine['processor']}, torch {machine['torch']}). "
+        "In brackets 90 % intervals."
     )
     head = ["Concept", "Samples, first guess", "first five", "Held-out icons, first five"]
     return "\n\n".join(
@@ -142,6 +144,11 @@ def results(report: Mapping[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.0f} %"
+
+
+def _interval(value: float, images: int) -> str:
+    around = intervals.share(value, images)
+    return f"{_percent(value)} ({_percent(around.low)} to {_percent(around.high)})"
 
 
 def by_concept(classes: Sequence[str], samples: dict[str, Any], held_out: dict[str, Any]) -> list[list[str]]:

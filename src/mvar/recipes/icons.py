@@ -36,7 +36,7 @@ class Icons(Recipe):
     data = "icons of the sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
     most_bytes = 40_000_000
     grid = Grid(
-        guidance=(1.5, 2.5),
+        guidance=(1.5, 2.5, 4.0),
         unguided=(0, 2),  # the two finest maps hold 400 of 447 tokens
         temperature=(1.0,),
         top_k=(900, 300),
