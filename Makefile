@@ -62,8 +62,9 @@ docs: $(READY) out/fashion-mnist out/icons
 	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
 
 # The figures of docs/results.md.
-results: $(READY) out/fashion-mnist
+results: $(READY) out/fashion-mnist out/icons
 	$(call measured,fashion-mnist)
+	$(call measured,icons)
 	$(BIN)/python -m mvar.recipes.results
 
 # Of a model: as many samples, and reconstructions, as there are held-out images, against these.

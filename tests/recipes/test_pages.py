@@ -29,11 +29,9 @@ TIMED = ("performance/evaluate-10000", "performance/evaluate-50000")
 # Without a report of their own: counts of a data set, what test_memory.py has, and the results of all models.
 OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
 # Reports of samples that were drawn with the settings of a packaged model, and of which.
-DRAWN = (
-    {folder.format(model): model for model in results.MODELS for folder in ("{}", "results/{}/samples")}
-    | dict.fromkeys(("rejection/fashion-mnist", HALVED, TIMED[0]), "fashion-mnist")
-    | {"icons": "icons"}
-)
+DRAWN = {
+    folder.format(model): model for model in results.MODELS for folder in ("{}", "results/{}/samples")
+} | dict.fromkeys(("rejection/fashion-mnist", HALVED, TIMED[0]), "fashion-mnist")
 SETTINGS = {field.name for field in fields(SamplingSettings)}
 
 
@@ -91,6 +89,17 @@ def test_no_report_of_samples_is_forgotten():
         if settings_in(page.read_json(path, "report"))
     }
     assert found == DRAWN.keys()
+
+
+def test_the_icons_page_quotes_its_reports():
+    text = (DOCS / "models" / "icons.md").read_text(encoding="utf-8")
+    samples, restored = (
+        read(DOCS / "images" / "results" / "icons" / kind) for kind in (results.SAMPLES, results.RECONSTRUCTIONS)
+    )
+    for row, report in (("1,607 samples, settings of the bundle", samples), ("reconstructions", restored)):
+        distance, precision, recall = (report.metrics[name] for name in ("FD-EffNetLite0", "precision", "recall"))
+        interval = f"{distance.value:.1f} ({distance.low:.1f} to {distance.high:.1f})"
+        assert f"| {row} | {interval} | {precision.value:.3f} | {recall.value:.3f} |" in text
 
 
 def test_the_evaluation_page_quotes_its_reports():

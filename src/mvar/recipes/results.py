@@ -9,7 +9,7 @@ from mvar.evaluation.report import Report, Value, check_comparable, number, read
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 
-MODELS = ("fashion-mnist",)
+MODELS = ("fashion-mnist", "icons")
 SAMPLES, RECONSTRUCTIONS = "samples", "reconstructions"
 SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "seed", "dtype")
 
