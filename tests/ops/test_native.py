@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -14,10 +15,11 @@ needs_compiler = pytest.mark.skipif(native.choose().library is None, reason=nati
 
 
 @pytest.fixture
-def fresh():
-    """`choose` as in a new process, before and after."""
+def fresh(monkeypatch, tmp_path):
+    """`choose` as in the first process of a new user, and as usual afterwards; gives the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     native.choose.cache_clear()
-    yield
+    yield tmp_path / "cache" / "mvar"
     native.choose.cache_clear()
 
 
@@ -61,6 +63,44 @@ def test_without_a_folder_to_write_into_there_are_none(monkeypatch):
     assert native.choose().reason.startswith("its passes cannot be compiled: ")
     with torch.no_grad():
         assert not native.takes(torch.zeros(1))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The names of the files that were compiled."""
+    run, names = subprocess.run, []
+
+    def watched(command, **options):
+        names.append(command[command.index("-o") + 1])
+        return run(command, **options)
+
+    monkeypatch.setattr(native.subprocess, "run", watched)
+    return names
+
+
+@needs_compiler
+def test_they_are_compiled_once_for_all_processes(fresh, compiled, monkeypatch):
+    def again():
+        native.choose.cache_clear()
+        assert native.choose().library is not None
+        return len(compiled)
+
+    fresh.mkdir(parents=True, mode=0o700)
+    kept = fresh / f"native-{native._key(shutil.which('gcc'))}.so"
+    kept.write_bytes(b"cut short")
+    assert [again(), again()] == [1, 1], "a damaged file is compiled again"
+    assert kept.stat().st_size > 10_000
+    monkeypatch.setattr(native, "_processor", lambda: "another")
+    assert [again(), again()] == [2, 2]
+    fresh.chmod(0o770)
+    assert [again(), again()] == [3, 4], "what others may write is not loaded"
+
+
+@needs_compiler
+def test_without_a_cache_they_are_compiled_in_each_process(fresh, compiled):
+    fresh.parent.write_text("not a folder")
+    assert native.choose().library is not None
+    assert len(compiled) == 1
 
 
 @needs_compiler

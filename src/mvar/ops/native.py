@@ -2,7 +2,8 @@
 many small operations would take longer than the products.
 
 They need gcc and PyTorch's own OpenMP runtime, whose threads they share; without either `choose` says why, and layers
-take the same steps with PyTorch. There is no gradient.
+take the same steps with PyTorch. What was compiled stays in the user's cache (`$XDG_CACHE_HOME/mvar`, by default
+`~/.cache/mvar`), so that gcc runs once on a machine. There is no gradient.
 
 Shapes: B batch, L tokens, h heads of P channels, E = h P, N state size, D = E + 2N channels of the short convolution of
 width W, V = W - 1 tokens of its tail.
@@ -10,16 +11,22 @@ width W, V = W - 1 tokens of its tail.
 
 import ctypes
 import functools
+import hashlib
 import os
+import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mvar.files import atomic_write
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -41,7 +48,7 @@ class Choice(NamedTuple):
 
 @functools.cache
 def choose() -> Choice:
-    """Compile and load the passes, once in a process."""
+    """Load the passes, once in a process; compile them where the cache does not have them."""
     compiler = shutil.which("gcc")
     if compiler is None:
         return Choice(None, "there is no gcc to compile its passes")
@@ -50,16 +57,65 @@ def choose() -> Choice:
     except (OSError, AttributeError):
         return Choice(None, "PyTorch here has other threads than gcc's")
     try:
-        with tempfile.TemporaryDirectory(prefix="mvar-") as folder:  # once loaded the file is not needed
-            target = Path(folder, "native.so")
-            command = [compiler, *FLAGS, "-o", str(target), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
-            return Choice(ctypes.CDLL(str(target)), "with gcc, for this processor")
+        return Choice(_loaded(compiler), "with gcc, for this processor")
     except subprocess.CalledProcessError as error:
         said = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
         return Choice(None, f"gcc does not compile its passes: {said}")
     except (OSError, subprocess.SubprocessError) as error:  # no folder to write into, or to load from
         return Choice(None, f"its passes cannot be compiled: {error}")
+
+
+def _loaded(compiler: str) -> ctypes.CDLL:
+    kept = _cache_folder()
+    if kept is not None:
+        kept /= f"native-{_key(compiler)}.so"
+        with suppress(OSError):  # it is not there, or damaged
+            return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory(prefix="mvar-") as folder:  # once loaded the file is not needed
+        target = Path(folder, "native.so")
+        command = [compiler, *FLAGS, "-o", str(target), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+        if kept is not None:
+            with suppress(OSError):  # a full disk
+                atomic_write(kept, lambda partial: shutil.copyfile(target, partial))
+        return ctypes.CDLL(str(target))
+
+
+def _cache_folder() -> Path | None:
+    """Where compiled code is kept; None where another user could put code of theirs."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mvar")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except (OSError, RuntimeError):  # there is no home
+        return None
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if own else None
+
+
+def _key(compiler: str) -> str:
+    """Of all that the compiled code depends on: source, flags, compiler and processor."""
+    binary = Path(compiler).resolve()
+    found = binary.stat()
+    parts = [
+        SOURCE.read_bytes(),
+        FLAGS,
+        str(binary),
+        found.st_size,
+        found.st_mtime_ns,
+        platform.machine(),
+        _processor(),
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What `-march=native` looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features", "CPU part")))
 
 
 def takes(x: Tensor) -> bool:
