@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 MODELS = [f"docs/models/{path.name}" for path in sorted((ROOT / "docs" / "models").glob("*.md"))]
 FEW_STEPS = ["--steps", "2", "--batch-size", "4"]
-MOST = {"--per-class": 2, "--n": 2, "--of": 4}
+MOST = {"--per-class": 2, "--n": 1, "--of": 4}
 
 
 def blocks(page: str, language: str) -> list[str]:

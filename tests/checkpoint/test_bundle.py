@@ -253,7 +253,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_loading_takes_no_second_copy(tmp_path, stored):
     shared = {"vocab_size": 32, "latent_channels": 8, "sides": [1, 2, 3]}
-    config = GeneratorConfig(depth=6, width=768, num_classes=2, **shared)
+    config = GeneratorConfig(depth=5, width=768, num_classes=2, **shared)
     tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared))
     with torch.device("meta"):
         generator = Generator(config)
@@ -263,7 +263,7 @@ def test_loading_takes_no_second_copy(tmp_path, stored):
     folder = write_bundle(tmp_path, Bundle(tokenizer=tokenizer, generator=generator, classes=["a", "b"]), stored)
     done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
     weights = 2 * sum(p.numel() for p in generator.parameters())
-    assert weights > 100e6
+    assert weights > 90e6
     assert int(done.stdout) < weights + 60e6
 
 

@@ -37,6 +37,7 @@ from mvar.tokenizer.network import Tokenizer
 FORMAT, VERSION = "mvar-bundle", 1
 CONFIG, TOKENIZER, GENERATOR = "config.json", "tokenizer.safetensors", "generator.safetensors"
 CLASSES, CARD = "classes.json", "README.md"
+REOPENED = 16 << 20  # bytes
 
 StoredDtype = Literal["float32", "bfloat16"]
 Config = TypeVar("Config", TokenizerConfig, GeneratorConfig)
@@ -274,7 +275,7 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
         if wrong:
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise ValueError(f"{path}: does not fit {CONFIG}: {wrong[0]}{more}")
-        state = {name: _read(path, name, like.dtype) for name, like in expected.items()}
+        state = _read(path, {name: like.dtype for name, like in expected.items()})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or not complete") from error
     if problem := damage(state):
@@ -283,10 +284,20 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
     network.eval()
 
 
-def _read(path: Path, name: str, dtype: torch.dtype) -> Tensor:
-    # The file is opened for each tensor: what an open one has read counts as this process's memory.
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name).to(dtype, copy=True)
+def _read(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """Tensors of a file by name. It is opened again every few megabytes: what an open file has read counts as memory of
+    this process."""
+    state: dict[str, Tensor] = {}
+    names = iter(dtypes)
+    while len(state) < len(dtypes):
+        with safe_open(path, framework="pt") as file:
+            read = 0
+            for name in names:
+                state[name] = file.get_tensor(name).to(dtypes[name], copy=True)
+                read += state[name].nbytes
+                if read > REOPENED:
+                    break
+    return state
 
 
 def _shape(tensor: Tensor | None) -> str:
