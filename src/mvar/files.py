@@ -39,6 +39,18 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def cache_folder(name: str) -> Path:
+    """Where this package keeps what it can make again: `$XDG_CACHE_HOME/mvar`, by default `~/.cache/mvar`.
+
+    Args:
+        name: of the folder inside, which may be missing.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mvar", name)
+
+
 def read_bounded(path: str | Path, most: int) -> bytes:
     """The content of a regular file that has at most so many bytes.
 

@@ -261,7 +261,7 @@ def test_mistakes_are_named(work, data, tmp_path, capsys):
         RECIPE.measure(model, data, str(tmp_path), judge, samples_per_class=1)
     with pytest.raises(ValueError, match=r"tokenizer_run = '.*': cannot be read"):
         RECIPE.measure(model, data, str(tmp_path), judge, tokenizer_run=str(tmp_path))
-    with pytest.raises(ValueError, match=r"data = '.*': holds .*, the training images are of Boot, Hat; give folders"):
+    with pytest.raises(ValueError, match=r"data = '.*': val/ has classes Ankle-boot, .*, expected Boot, Hat"):
         measuring.originals(data, "val", RECIPE.form, ["Boot", "Hat"])
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ValueError, match="has no chosen guidance"):

@@ -302,6 +302,37 @@ def test_a_killed_run_goes_on_to_the_same_end(tokenizer_run, clock, ticking, mon
         train(replace(config, resume=True))
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tokenizer_run, clock, ticking):
+    ticking(TokenizerTask, dearer)
+
+    def dies(step, _):
+        if step == 2:
+            raise Killed
+
+    config = tokenizer_run(**TIMED)
+    with pytest.raises(Killed):
+        tokenizer.train(config, [dies])
+    assert metrics(config.out)[-1]["step"] == 2
+    assert not checkpoints.exist(Path(config.out))
+    clock.now = BEGAN
+    tokenizer.train(config)
+    assert 0 < BEGAN + 60 - clock.now < 8
+
+
+def test_minutes_that_the_steps_have_used_up_are_refused(tokenizer_run, clock, ticking):
+    """Steps may be ahead of time: a share of 0.6 after 10 seconds would be all of 36 seconds."""
+    config = tokenizer_run(**{**TIMED, **SELDOM})
+    ticking(TokenizerTask, dearer, dies=9)
+    with pytest.raises(Killed):
+        tokenizer.train(config)
+    manifest = checkpoints.latest(Path(config.out)).path / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["notes"]["course"] |= {"share": 0.6, "spent": 10.0}
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"^minutes = 0.6: the run in .* has done 0\.[67].*; give at least as many$"):
+        tokenizer.train(replace(config, resume=True, minutes=0.6))
+
+
 def test_too_few_minutes_leave_no_folder(tokenizer_run, clock, ticking):
     ticking(TokenizerTask, dearer)
     with pytest.raises(ValueError, match=r"^minutes = 0.2: 7 s have passed before the first step; .*; give at least"):

@@ -193,6 +193,19 @@ def test_resuming_with_other_settings_names_them_all(tokenizer_run):
     assert Path(config.out, "run.json").read_bytes() == settings
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tokenizer_run):
+    config = tokenizer_run(steps=1)
+    tokenizer.train(config)
+    path = Path(config.out, "run.json")
+    settings = json.loads(path.read_text())
+    assert settings.pop("augment") == []
+    assert settings["model"].pop("norm_groups") == config.model.norm_groups
+    path.write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match="steps = 2"):
+        tokenizer.train(replace(config, steps=2, resume=True))
+    assert metrics(config.out)[-1]["step"] == 2
+
+
 def test_a_run_is_prolonged_with_its_schedule_stretched(kind):
     train, _, config = kind
     config = config(steps=2, log_every=1)

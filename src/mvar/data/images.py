@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvar.data.layout import check_classes, hidden, splits
-from mvar.data.tokens import is_cache
 from mvar.text import Names, clean, counted, some
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
@@ -73,6 +72,8 @@ class ImageFolder:
         empty = [entry.name for entry, paths in folders.items() if not paths]
         folders = {entry: paths for entry, paths in folders.items() if paths}
         if not loose and not folders:
+            from mvar.data.tokens import is_cache  # which imports torch: workers that read shards do without
+
             if is_cache(root):
                 raise ValueError(
                     f"{named}: is a token cache, which only train generator takes, as --data; "

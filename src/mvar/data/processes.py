@@ -29,13 +29,14 @@ def in_processes(
     Args:
         work: a function of a module, or a `functools.partial` of one, that can be pickled, as can its results.
         items: what it is called with.
-        processes: how many; None takes one for each processor, which the ranks of torchrun on a machine share.
+        processes: how many; None takes one for each processor that this process may use, which torchrun's ranks on a
+            machine share.
         few: at most so many items are done in threads.
 
     Raises:
         ChildProcessError: a worker ended, such as for want of memory.
     """
-    processes = processes or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    processes = processes or max(1, _processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if len(items) <= few or processes == 1:
         yield from in_threads(work, items)
         return
@@ -63,6 +64,11 @@ def in_processes(
         stack.callback(results.close)  # before the pipes close: no thread shall wait for a worker that is gone
         for done in results:
             yield from done
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _worker() -> "subprocess.Popen[bytes]":

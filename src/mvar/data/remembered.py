@@ -3,7 +3,8 @@
 They are kept in a file, so that a run that is resumed sees the tokens that it saw before, encoded in the same batches:
 in another batch a near-tie between two codes may end otherwise. Each row carries a checksum of its tokens together with
 the image and the tokenizer that they belong to. What does not fit, be it torn, damaged or of other images, counts as
-not yet encoded. So may several ranks use one file.
+not yet encoded. So may several ranks use one file. (Where an image comes twice in one optimizer step, at the turn of an
+epoch, two ranks may each encode it, in different batches: the one exception to what is said above.)
 
 Shapes: B batch, L tokens of all scales.
 """

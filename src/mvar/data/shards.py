@@ -28,7 +28,7 @@ from mvar.data.reading import mark
 from mvar.data.shard_labels import Classes, Label, class_name, names_found, parse_json, read_classes, warn_of_empty
 from mvar.data.tar import MOST_IMAGE, BrokenTar, samples
 from mvar.data.threads import in_threads
-from mvar.files import read_bounded, write_text
+from mvar.files import cache_folder, read_bounded, write_text
 from mvar.progress import track
 from mvar.text import counted, some
 
@@ -269,8 +269,7 @@ def _stored_others(others: dict[str, int]) -> dict[str, int]:
 
 
 def _cached_index(shard: Path) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "mvar" / "shards" / f"{blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()}.json"
+    return cache_folder("shards") / f"{blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()}.json"
 
 
 def _samples(shard: Path, field: str, others: Counter[str]) -> Iterator[tuple[Member, Label]]:

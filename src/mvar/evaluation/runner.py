@@ -195,7 +195,7 @@ def _at_most(images: ImageSet | Statistics, most: int | None) -> ImageSet | Stat
     """At most so many of the images, in the same order: of each class its share, else by chance, always the same."""
     if isinstance(images, Statistics) or most is None or images.count <= most:
         return images
-    return some_of(images, _order(images)[evenly_spaced(images.count, most)].sort().values.tolist())
+    return some_of(images, _order(images)[evenly_spaced(images.count, most)].sort().values.tolist(), "with a limit")
 
 
 def _order(images: ImageSet) -> Tensor:

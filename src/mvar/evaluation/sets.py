@@ -176,19 +176,18 @@ def of_classes(images: ImageSet | Statistics, samples: ImageSet) -> ImageSet | S
     if sorted(place[place >= 0].tolist()) != list(range(len(samples.classes))) or bool((place >= 0).all()):
         return images
     rows = (place >= 0)[images.labels_N].nonzero()[:, 0].tolist()
-    fewer = some_of(images, rows)
+    fewer = some_of(images, rows, "for some of its classes")
     return replace(fewer, classes=samples.classes, labels_N=place[images.labels_N[rows]])
 
 
-def some_of(images: ImageSet, rows: Sequence[int]) -> ImageSet:
-    """These images of a set, in this order."""
+def some_of(images: ImageSet, rows: Sequence[int], why: str) -> ImageSet:
+    """These images of a set, in this order; `why` says for what reason, where the set brings statistics of all."""
     return replace(
         images,
         count=len(rows),
         labels_N=None if images.labels_N is None else images.labels_N[rows],
         sha256=hashlib.sha256(f"{images.sha256} {list(rows)}".encode()).hexdigest(),
-        notes=images.notes
-        + (["its statistics are of all images, and not used with a limit"] if images.statistics else []),
+        notes=images.notes + ([f"its statistics are of all images, and not used {why}"] if images.statistics else []),
         read=lambda chosen: images.read([rows[row] for row in chosen]),
         statistics=None,
     )

@@ -2,8 +2,8 @@
 many small operations would take longer than the products.
 
 They need gcc and PyTorch's own OpenMP runtime, whose threads they share; without either `choose` says why, and layers
-take the same steps with PyTorch. What was compiled stays in the user's cache (`$XDG_CACHE_HOME/mvar`, by default
-`~/.cache/mvar`), so that gcc runs once on a machine. There is no gradient.
+take the same steps with PyTorch. What was compiled stays in the user's cache, so that gcc runs once on a machine. There
+is no gradient.
 
 Shapes: B batch, L tokens, h heads of P channels, E = h P, N state size, D = E + 2N channels of the short convolution of
 width W, V = W - 1 tokens of its tail.
@@ -26,14 +26,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvar.files import atomic_write
+from mvar.files import atomic_write, cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 HEAD_DIM, CONV_WIDTH, TILE = 64, 4, 32  # as in the source
 LANES = 16  # numbers of its widest vector, a multiple of the others
 TOKENS = (torch.float32, torch.bfloat16)
-SECONDS = 60  # for the compiler, which takes less than one
+SECONDS = 60  # for the compiler, which takes about one
+DIGEST = hashlib.sha256().digest_size  # bytes, at the end of what is kept
 
 
 class Choice(NamedTuple):
@@ -69,22 +70,25 @@ def _loaded(compiler: str) -> ctypes.CDLL:
     kept = _cache_folder()
     if kept is not None:
         kept /= f"native-{_key(compiler)}.so"
-        with suppress(OSError):  # it is not there, or damaged
-            return ctypes.CDLL(str(kept))
+        with suppress(OSError):  # it is not there
+            content = kept.read_bytes()
+            if hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]:  # damaged code would end the process
+                return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory(prefix="mvar-") as folder:  # once loaded the file is not needed
         target = Path(folder, "native.so")
         command = [compiler, *FLAGS, "-o", str(target), str(SOURCE), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
         if kept is not None:
             with suppress(OSError):  # a full disk
-                atomic_write(kept, lambda partial: shutil.copyfile(target, partial))
+                code = target.read_bytes()  # a loader ignores what follows it
+                atomic_write(kept, lambda partial: partial.write_bytes(code + hashlib.sha256(code).digest()))
         return ctypes.CDLL(str(target))
 
 
 def _cache_folder() -> Path | None:
     """Where compiled code is kept; None where another user could put code of theirs."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mvar")
+        folder = cache_folder("native")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except (OSError, RuntimeError):  # there is no home

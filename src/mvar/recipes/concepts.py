@@ -124,7 +124,7 @@ def results(report: Mapping[str, Any]) -> str:
         ],
         ["Distance to the nearest training icon, median", *(f"{p['quantiles']['0.5']:.3f}" for p in (ours, others))],
         ["The same, nearest twentieth", *(f"{p['quantiles']['0.05']:.3f}" for p in (ours, others))],
-        ["Copies of a training icon (distance below 0.16)", *(_percent(p["copies"]) for p in (ours, others))],
+        [f"Copies of a training icon (distance below {SAME:g})", *(_percent(p["copies"]) for p in (ours, others))],
     ]
     machine = report["machine"]
     note = (

@@ -22,11 +22,13 @@ from mvar.data.source import PixelSource
 from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import Classifier, confusion, mean_distance, psnr
 from mvar.evaluation.tokens import bits_per_token, usage
+from mvar.features.judge import Judge
 from mvar.model import Model, load
 from mvar.progress import track
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import to_images
 from mvar.sampling.sheet import class_sheet, strip
+from mvar.text import some
 
 BATCH = 100
 SHEET_COLUMNS = 8
@@ -86,22 +88,39 @@ def load_whole(model: str, device: str | None) -> Model:
     return loaded
 
 
-def originals(data: str, split: str, form: Form, classes: Sequence[str] = (), per_class: int | None = None) -> Labelled:
+def load_judge(judge: str, classes: Sequence[str]) -> Judge:
+    """The judge of these classes; raises ValueError for one of another number of classes."""
+    critic = Judge.load(judge)
+    if (known := critic.head.out_features) != len(classes):
+        raise ValueError(f"judge = {judge!r}: knows {known} classes, the model {len(classes)}; give another")
+    return critic
+
+
+def originals(
+    data: str,
+    split: str,
+    form: Form,
+    classes: Sequence[str] = (),
+    per_class: int | None = None,
+    lacking: bool = False,
+) -> Labelled:
     """Real images in their original form.
 
     Args:
         data: folder with `split` inside.
         split: "train" or "val".
         form: theirs.
-        classes: what labels refer to; some may have no images. By default what the folders are.
+        classes: what the class folders must be, and labels refer to; empty for anything.
         per_class: at most about so many of each class, evenly spaced.
+        lacking: whether some of the classes may have no images.
 
     Raises:
-        ValueError: the folder is no set of classes, or has none of these.
+        ValueError: the folder is no set of classes, or not of these.
     """
-    index = ImageFolder.scan(Path(data) / split, classes=list(classes) or None)
-    if not index.classes:
-        raise ValueError(f"data = {data!r}: {split}/ has no classes; give a folder for each of several classes")
+    index = ImageFolder.scan(Path(data) / split, classes=list(classes) if lacking else None)
+    if not index.classes or (classes and list(classes) != index.classes):
+        expected = some(classes) if classes else "a folder for each of several classes"
+        raise ValueError(f"data = {data!r}: {split}/ has classes {some(index.classes)}, expected {expected}")
     if per_class is not None:
         chosen = evenly_spaced(len(index.paths), per_class * len(index.classes))
         index = replace(index, paths=[index.paths[i] for i in chosen], labels=[index.labels[i] for i in chosen])

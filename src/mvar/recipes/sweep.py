@@ -130,9 +130,7 @@ def sweep(
     scales = len(loaded.tokenizer.config.sides)
     grid.check(scales)
     form = form or _form_of(loaded.tokenizer.config.image_shape, model)
-    critic = Judge.load(judge)
-    if (known := critic.head.out_features) != len(loaded.classes):
-        raise ValueError(f"judge = {judge!r}: knows {known} classes, the model {len(loaded.classes)}; give another")
+    critic = measuring.load_judge(judge, loaded.classes)
     real = measuring.originals(data, "train", form, loaded.classes, REAL_PER_CLASS + samples_per_class)
     reference, aside = set_aside(real, samples_per_class)
     settings = {

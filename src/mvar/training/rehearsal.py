@@ -4,6 +4,7 @@ Each is done as in the run, and nothing of it stays: no weights change, no file 
 again. (Those of a stream do not: the first few are seen by the measurement alone.)
 """
 
+import itertools
 import math
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from mvar.training.config import RunConfig
 from mvar.training.course import LEAST_IMAGES, Costs, TimedCourse
 from mvar.training.loop import Task, backward, clip
 from mvar.training.parallel import Ranks
+from mvar.training.stopping import exit_on_sigterm
 
 PASSES = 2  # of which the quicker one counts: the first allocates memory and compiles
 CHECKPOINT_BUNDLES = 4  # weights, average and two moments, beside a bundle's weights
@@ -37,14 +39,17 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
     model, held_out = task.networks["model"], task.val_images
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16")
 
+    numbers = itertools.count(course.done)  # each has images of its own: none must be remembered from the one before
+
     def step() -> None:
         task.optimizer.zero_grad(set_to_none=True)
-        backward(task, ranks, scaler, config.accumulate, course.done)
+        backward(task, ranks, scaler, config.accumulate, next(numbers))
         clip(task.networks, math.inf)  # reads the gradients, which a GPU may still be computing
 
     out = Path(config.out).absolute()
     place = next(path for path in (out, *out.parents) if path.is_dir())  # on the disk that the run will write to
-    with _without_traces(task), tempfile.TemporaryDirectory(dir=place, prefix=".rehearsal-") as scratch:
+    scratch_folder = tempfile.TemporaryDirectory(dir=place, prefix=".rehearsal-")
+    with exit_on_sigterm(), _without_traces(task), scratch_folder as scratch:
         seconds = []
         for start, end in stages:
             with course.at((max(start, course.share) + end) / 2):

@@ -14,6 +14,7 @@ config.json, ...         the model as a bundle
 """
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -129,13 +130,20 @@ class RunFolder:
             )
         done: float = found.step
         if name == "minutes":  # the last checkpoint of a whole run comes shortly before its end, or after it
-            done = min(round(found.notes["course"]["spent"] / 60, 1), before["minutes"])
+            course = found.notes["course"]
+            done = round(course["spent"] / 60, 1)
+            if course["share"] < 1:  # steps may be ahead of time: their share of fewer minutes must not be all of them
+                done = max(done, math.floor(10 * course["share"] * course["minutes"]) / 10 + 0.1)
+            done = min(done, before["minutes"])
         if wanted < done:
             raise ValueError(f"{name} = {wanted}: {run} has done {done}; give at least as many")
 
     def _had_checkpoints(self) -> bool:
-        """Whether a run's metrics go past its first checkpoint."""
+        """Whether a run's metrics go past its first checkpoint; of one of minutes, whether it has a bundle, which is
+        written just before."""
         settings = _read_json(self.path / SETTINGS)
+        if settings.get("minutes") is not None and settings.get("checkpoint_every") is None:
+            return is_bundle(self.path)
         steps = [record["step"] for record in self._records()]
         first = settings.get("checkpoint_every") or 0
         return bool(steps) and (steps[-1] > first or steps[-1] == settings.get("steps"))
@@ -147,7 +155,7 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
-        before = _read_json(self.path / SETTINGS)
+        before = _with_defaults(_read_json(self.path / SETTINGS), self._config)
         problems = []
         for name in sorted(settings.keys() - FREE):
             if before.get(name) == settings[name]:
@@ -317,6 +325,14 @@ class RunFolder:
         ago = time.time() - others[rank]
         step = beats[rank]["step"]
         return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {step}"
+
+
+def _with_defaults(before: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """The settings of a run; those that its version did not have yet are what means "as before", the defaults."""
+    plain = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    model = asdict(type(config.model)())  # type: ignore[attr-defined]
+    defaults = json.loads(json.dumps({**plain, "model": model}))
+    return {**defaults, **before, "model": {**defaults["model"], **before.get("model", {})}}
 
 
 def _others(before: str | None, now: str) -> bool:
