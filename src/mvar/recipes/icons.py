@@ -12,7 +12,6 @@ from typing import Any
 from mvar.data.decoding import decode
 from mvar.data.images import ImageFolder
 from mvar.data.subset import evenly_spaced
-from mvar.features.judge import Judge
 from mvar.files import writable_folder, write_text
 from mvar.machine import machine
 from mvar.recipes import concepts, measuring, page
@@ -36,11 +35,11 @@ class Icons(Recipe):
     data = "icons of the sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
     most_bytes = 40_000_000
     grid = Grid(
-        guidance=(1.5, 2.5, 4.0),
+        guidance=(1.5, 2.5, 4.0, 6.0),
         unguided=(0, 2),  # the two finest maps hold 400 of 447 tokens
         temperature=(1.0,),
         top_k=(900, 300),
-        top_p=(0.96, 0.9),
+        top_p=(0.96, 0.9, 0.8, 0.7),
     )
     judge_epochs = 20
     _results = staticmethod(concepts.results)
@@ -102,9 +101,10 @@ class Icons(Recipe):
         raise_problems(number_problems({"samples_per_class": samples_per_class}))
         start = time.perf_counter()
         folder = writable_folder(out, "out")
-        loaded, critic = measuring.load_whole(model, None), Judge.load(judge)
+        loaded = measuring.load_whole(model, None)
+        critic = measuring.load_judge(judge, loaded.classes)
         train = measuring.originals(data, "train", self.form, loaded.classes)
-        held_out = measuring.originals(data, "val", self.form, loaded.classes)
+        held_out = measuring.originals(data, "val", self.form, loaded.classes, lacking=True)
         drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
         seen = {
             name: concepts.recognised(critic, part)
