@@ -84,7 +84,8 @@ def test_unknown_options_and_settings(refused, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("preset: tiny32\nmodel:\n  chanels: 64\n")
     assert refused("train", "tokenizer", "--data", "x", "--out", "y") == [
-        "mvar train tokenizer: the following arguments are required: --preset; see mvar train tokenizer --help"
+        "mvar train tokenizer: the following arguments are required: --preset (or --minutes); "
+        "see mvar train tokenizer --help"
     ]
     assert refused("train", "tokenizer", "--preset", "tiny32") == [
         "mvar train tokenizer: the following arguments are required: --data, --out; see mvar train tokenizer --help"

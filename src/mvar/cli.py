@@ -121,7 +121,7 @@ def _run(name: str, typed: Sequence[str]) -> None:
         print(f"mvar: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
     except KeyboardInterrupt:
-        again = "a training run goes on with --resume, tokenize and studies when called again"
+        again = "a training run that has a checkpoint goes on with --resume, tokenize and studies if you run them again"
         print(f"mvar: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
 
@@ -222,8 +222,9 @@ def _set_defaults(command: Command, parser: ArgumentParser, words: Sequence[str]
     chosen = preset_for(lasts) if not preset and not before and lasts is not None else None
     if before:
         own = dict(_flat(before)) | {"preset": next(iter(command.presets))}  # which is asked for, but changes nothing
-        if lasts is not None:
-            own["steps"] = None
+        for given, other in (("minutes", "steps"), ("steps", "minutes")):
+            if values_of(words, given):
+                own[other] = None
         known = _options(parser)  # the run may be of the other kind, which the folder's check will say
         parser.set_defaults({name: value for name, value in own.items() if name in known})
     elif (name := chosen or preset) in command.presets:  # the parser refuses an unknown one
@@ -273,6 +274,7 @@ class _Parser(ArgumentParser):
             message += close(re.findall(r"--([\w.+]+)", names), _options(self), "--")
         elif what == "the following arguments are required":
             named = [f"--{name}" if name in _options(self) else name for name in names.split(", ")]
+            named = ["--preset (or --minutes)" if name == "--preset" else name for name in named]
             message = f"{what}: {', '.join(named)}"
         self.refuse(_dashed(" ".join(message.split())))
 

@@ -130,7 +130,7 @@ def test_a_change_of_speed_is_said_and_noise_is_not(clock):
     walk = Walk(clock, 15, lambda share, now: 1.0 if now < 450 else 2.0)
     assert 1 <= len(walk.said) <= 3
     assert walk.said[0].startswith("step 4")
-    assert ": the speed has changed, so that about " in walk.said[0]
+    assert ": steps and validations take longer than expected, so about " in walk.said[0]
     clock.now = BEGAN
     walk = Walk(clock, 15, lambda share, now: (0.9, 1.1, 1.0, 0.8, 1.2)[int(now) % 5])
     assert not walk.said
@@ -335,7 +335,7 @@ def test_minutes_that_the_steps_have_used_up_are_refused(tokenizer_run, clock, t
 
 def test_too_few_minutes_leave_no_folder(tokenizer_run, clock, ticking):
     ticking(TokenizerTask, dearer)
-    with pytest.raises(ValueError, match=r"^minutes = 0.2: 7 s have passed before the first step; .*; give at least"):
+    with pytest.raises(ValueError, match=r"^minutes = 0.2: 2 s have passed before the first step; .*; give at least"):
         tokenizer.train(tokenizer_run(**{**TIMED, "minutes": 0.2}))
     assert not Path(tokenizer_run().out).exists()
 

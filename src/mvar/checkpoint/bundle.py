@@ -210,6 +210,8 @@ def _section(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, An
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_dir() and not (folder / CONFIG).exists():
+        raise ValueError(f"{folder}: has no {CONFIG}; give a bundle or run folder")
     config: dict[str, Any] = _read_json(folder / CONFIG, dict)
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG}: format = {config.get('format')!r}: expected {FORMAT!r}; not a bundle")

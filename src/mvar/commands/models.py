@@ -5,6 +5,7 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 import csv
 import io
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -212,7 +213,11 @@ def classify(
     source, labels = _images(images, limit, loaded)
     ids: list[int] = []
     sure: list[float] = []
-    batches = torch.arange(len(source)).split(AT_ONCE)
+    # Each image is scored under every class: of many classes a step is one image, so that progress is seen.
+    batches = torch.arange(len(source)).split(max(1, AT_ONCE * FEW_CLASSES // max(len(loaded.classes), FEW_CLASSES)))
+    if len(loaded.classes) > FEW_CLASSES:
+        each = f"each image is scored under each of {len(loaded.classes)} classes, which takes a while"
+        print(each, file=sys.stderr)
     for rows_B in track(batches, len(batches), "batches"):
         found = loaded.classify(source.batch(rows_B)[0] / 255)
         ids += found.ids
@@ -231,7 +236,7 @@ def classify(
 
 # --- parts ---
 
-AT_ONCE = 64  # images
+AT_ONCE, FEW_CLASSES = 64, 10  # images, of a model with so many classes
 RANKED = 5  # images at either end of a sheet's rows
 
 

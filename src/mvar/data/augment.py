@@ -13,6 +13,12 @@ SIZES = (0.84, 1.06)  # least and largest
 FLIPPED = 0.5  # the chance of a mirror image, left to right
 
 
+def ordered(augment: Sequence[Augmentation]) -> tuple[Augmentation, ...]:
+    """Each once, in one order: which was given makes no difference. What is unknown comes last."""
+    known: tuple[Augmentation, ...] = get_args(Augmentation)
+    return (*(part for part in known if part in augment), *(part for part in augment if part not in known))
+
+
 def vary(resize_factor: float, augment: Sequence[Augmentation]) -> bool:
     """Whether training sees another view of an image in each epoch."""
     return resize_factor != 1 or len(augment) > 0

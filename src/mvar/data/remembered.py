@@ -64,6 +64,10 @@ class RememberedTokens:
                 self._rows[i] = np.frombuffer(self._check(i, tokens_L), np.uint8), tokens_L
         return torch.from_numpy(rows_B["tokens"].astype(np.int64))
 
+    def known(self) -> int:
+        """How many images have tokens that are whole and theirs."""
+        return sum(row["check"].tobytes() == self._check(i, row["tokens"]) for i, row in enumerate(self._rows))
+
     def make_file(self, path: Path, keep: bool) -> None:
         """Make the file, unless there is one of these images' size and it is to be kept.
 

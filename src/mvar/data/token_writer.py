@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mvar.data.augment import Augmentation, vary, view_problems
+from mvar.data.augment import Augmentation, ordered, vary, view_problems
 from mvar.data.encoded import EncodedImages
 from mvar.data.splits import open_splits
 from mvar.data.stream import Stream
@@ -97,7 +97,7 @@ def write_cache(
         vocab_size=tokenizer.config.vocab_size,
         views=views,
         resize_factor=resize_factor,
-        augment=list(augment),
+        augment=list(ordered(augment)),
         seed=seed,
         dtype=dtype,
         batch_size=batch_size,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mvar.data.augment import Augmentation, view_problems
+from mvar.data.augment import Augmentation, ordered, view_problems
 from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
@@ -101,6 +101,8 @@ class RunConfig:
             for name, value in LAID.items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, value)
+        if not view_problems(self):
+            object.__setattr__(self, "augment", ordered(self.augment))
 
     @property
     def peak_lr(self) -> float:

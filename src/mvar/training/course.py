@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
@@ -28,9 +28,11 @@ MOST_EVENTS = 10  # and a checkpoint every few minutes in a long run
 CHECKPOINT_SECONDS = 300.0
 RESERVE_SHARE, RESERVE_SECONDS, MOST_RESERVE = 0.01, 4.0, 60.0  # of the minutes, to end with
 LEAST_STEPS = 20  # of a run that is worth its start
+MARGIN = 1.2  # of the minutes that are said to be enough, as a machine is not always as fast
 LEAST_IMAGES = 64  # of a validation
 TOLERANCE = 0.05  # error of the steps that remain up to which they are left as they are
 TOLD = 0.1  # change of all steps from which on it is said
+SILENCE = 30.0  # seconds between two such lines, at least
 MEMORY = 1 / 20  # of the minutes: the time over which the speed is averaged
 STALL = 10.0  # a step that takes so many times what is usual says nothing about the others, unless two follow
 FINE = 10_000  # steps of an imagined run
@@ -129,6 +131,7 @@ class TimedCourse(Course):
         self.val_images: int | None = config.val_images or before.get("val_images")
         self._stages: list[tuple[float, float]] = []
         self.costs: dict[Event, float] = {}  # seconds that an event takes
+        self._before: dict[str, float] = before.get("costs", {})  # the same, as an earlier process found it
         # How often the events come in the whole run for which no number of steps is given, and where they came last.
         every = {"validation": config.validate_every, "checkpoint": config.checkpoint_every}
         self.times: dict[Event, int] = {event: 1 for event in REGULAR if every[event] is None}
@@ -178,6 +181,7 @@ class TimedCourse(Course):
             most = int(VALIDATION_SHARE * self.seconds / max(costs.image, 1e-9))
             self.val_images = max(most, LEAST_IMAGES)
         self.costs = {"validation": self.val_images * costs.image + costs.preview, "checkpoint": costs.checkpoint}
+        self.costs |= {event: max(seconds, self._before.get(event, 0.0)) for event, seconds in self.costs.items()}
         self.costs["curves"] = 0.0
         self._count()
         self.steps = self.done + max(self._fitting(), 1)
@@ -197,15 +201,30 @@ class TimedCourse(Course):
         Raises:
             ValueError: one line with what takes how long, and the least number of minutes.
         """
-        wanted = LEAST_STEPS if self.done == 0 else 1
-        if (fitting := self._fitting()) >= wanted:
-            return
-        gone, step, last = self.seconds - self.left, self._step_seconds(), sum(self.costs.values())
-        least = 1.1 * (gone + RESERVE_SECONDS + last + self.costs["checkpoint"] + wanted * step) / 60
+        if (fitting := self._fitting()) < self.least_steps:
+            self._refuse(self._step_seconds(), sum(self.costs.values()), fitting)
+
+    @property
+    def least_steps(self) -> int:
+        """Without which a run is not worth its start, or does not go on."""
+        return LEAST_STEPS if self.done == 0 else 1
+
+    def check_step(self, seconds: float) -> None:
+        """Refuse a run as soon as a step's time is known, where too few would fit even if nothing else took any.
+
+        Raises:
+            ValueError: one line, as of `check`.
+        """
+        if self.left < self.least_steps * seconds:
+            self._refuse(seconds, 0.0, int(self.left / seconds))
+
+    def _refuse(self, step: float, last: float, fitting: int) -> NoReturn:
+        gone, checkpoint = self.seconds - self.left, self.costs.get("checkpoint", 0.0)
+        least = MARGIN * (gone + RESERVE_SECONDS + last + checkpoint + self.least_steps * step) / 60
         shown = math.ceil(10 * least) / 10 if least < 10 else math.ceil(least)
         raise ValueError(
             f"minutes = {self.minutes:g}: {gone:.0f} s have passed before the first step; a step takes {step:.2g} s "
-            f"and the end {last:.0f} s, so that {max(fitting, 0)} steps fit; give at least {shown:g}"
+            f"and the end {last:.0f} s, so {max(fitting, 0)} steps fit; give at least {shown:g}"
         )
 
     def is_due(self, event: Event, done: int) -> bool:
@@ -229,12 +248,13 @@ class TimedCourse(Course):
         rest, *times = shared.tolist()
         self.times = dict(zip(self.times, times, strict=True))
         self.steps, self._mark = self.done + rest, self.clock()
-        lately = self._mark - self._told_at < MEMORY * self.seconds
+        lately = self._mark - self._told_at < max(MEMORY * self.seconds, SILENCE)
         if lately or abs(self.steps - self._told) <= TOLD * self._told:
             return None
+        change = "take longer" if self.steps < self._told else "take less time"
         self._told, self._told_at = self.steps, self._mark
         return (
-            f"step {self.done}: the speed has changed, so that about {self.steps:,} steps fit, "
+            f"step {self.done}: steps and validations {change} than expected, so about {self.steps:,} steps fit, "
             f"{self._step_seconds():.2g} s each; ends at {self.ends()} as before"
         )
 
@@ -263,7 +283,9 @@ class TimedCourse(Course):
 
     def notes(self) -> dict[str, Any]:
         spent = self.seconds - self.left
-        return {"minutes": self.minutes, "share": self.share, "spent": spent, "val_images": self.val_images}
+        costs = {event: self.costs[event] for event in REGULAR}
+        facts = {"minutes": self.minutes, "share": self.share, "spent": spent, "val_images": self.val_images}
+        return {**facts, "costs": costs}
 
     def ends(self) -> str | None:
         return time.strftime("%H:%M" if self.left < 12 * 3600 else "%a %H:%M", time.localtime(self._ends))

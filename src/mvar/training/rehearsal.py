@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,6 +47,8 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
         backward(task, ranks, scaler, config.accumulate, next(numbers))
         clip(task.networks, math.inf)  # reads the gradients, which a GPU may still be computing
 
+    if ranks.main:
+        print("measuring what steps, validations and checkpoints take", file=sys.stderr, flush=True)
     out = Path(config.out).absolute()
     place = next(path for path in (out, *out.parents) if path.is_dir())  # on the disk that the run will write to
     scratch_folder = tempfile.TemporaryDirectory(dir=place, prefix=".rehearsal-")
@@ -53,7 +56,9 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
         seconds = []
         for start, end in stages:
             with course.at((max(start, course.share) + end) / 2):
-                seconds.append(_seconds(course, step))
+                took = _seconds(course, step)
+            ranks.on_main(partial(course.check_step, took))
+            seconds.append(took)
         task.optimizer.zero_grad(set_to_none=True)
         model.eval()
         few = min(LEAST_IMAGES * ranks.size, len(held_out))
@@ -76,12 +81,14 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
 
 
 def _seconds(course: TimedCourse, work: Callable[[], object]) -> float:
-    """The time that something takes the second time."""
+    """The time that something takes the second time; the first, where there is no time for a second."""
     best = math.inf
     for _ in range(PASSES):
         begun = course.clock()
         work()
         best = min(best, course.clock() - begun)
+        if course.left < course.least_steps * best:
+            break
     return best
 
 

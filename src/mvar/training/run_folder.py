@@ -156,16 +156,15 @@ class RunFolder:
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before = _with_defaults(_read_json(self.path / SETTINGS), self._config)
-        problems = []
-        for name in sorted(settings.keys() - FREE):
-            if before.get(name) == settings[name]:
-                continue
-            text = f"{name} = {settings[name]!r}: the run in {str(self.path)!r} has {before.get(name)!r}"
-            if name in ADJUSTABLE:
-                warnings.warn(f"{text}; it goes on with the new value", stacklevel=3)
-            else:
-                problems.append(f"{text}; resume with its settings, or start a new run")
-        raise_problems(problems)
+        changed = {
+            name: f"{name} = {settings[name]!r}: the run in {str(self.path)!r} has {before.get(name)!r}"
+            for name in sorted(settings.keys() - FREE)
+            if before.get(name) != settings[name]
+        }
+        fix = "resume with its settings, or start a new run"
+        raise_problems(f"{text}; {fix}" for name, text in changed.items() if name not in ADJUSTABLE)
+        for text in changed.values():
+            warnings.warn(f"{text}; it goes on with the new value", stacklevel=3)
 
     def check(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None = None) -> float:
         """Say what the run trains on; when it is resumed, check that this is still so. Nothing is written yet.

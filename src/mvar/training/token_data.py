@@ -132,8 +132,14 @@ class TokenData:
         ranks.on_main(lambda: remembered.make_file(path, keep=resumed))
         remembered.use_file(path)
         if ranks.main:
-            kept = "training images are encoded when they first come up, and their tokens kept in"
-            print(f"{kept} {path}; mvar tokenize makes a cache for several runs", file=sys.stderr)
+            n, known = len(remembered), remembered.known()
+            first = (
+                f"the tokens of {known:,} of {n:,} training images are known, others are"
+                if known
+                else "training images are"
+            )
+            kept = f"{first} encoded when they first come up, and their tokens kept in {path}"
+            print(f"{kept}; mvar tokenize makes a cache for several runs", file=sys.stderr)
             if (epochs := seen / len(remembered)) > MOST_EPOCHS:
                 why = "a generator soon knows so few images by heart; --augment shift,scale changes them each time"
                 warnings.warn(f"each image is seen {epochs:.0f} times, always the same: {why}", stacklevel=2)
