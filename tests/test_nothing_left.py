@@ -78,7 +78,7 @@ def listing(root: Path) -> dict[str, int]:
         (f"{SAMPLE} --protocol imagenet-50k --npz {NEW}/a.npz --counts-of birds", "holds cat, owl, the model draws"),
         (f"{SAMPLE} --protocol imagenet-50k --npz {NEW}/a.npz --top-k 1,2", "top_k has 2 values"),
         (f"{SAMPLE} --judge text.pth --npz {NEW}/a.npz", "text.pth"),
-        (f"{SAMPLE} --model single --out-dir {NEW}/a", "a bundle needs this file"),
+        (f"{SAMPLE} --model single --out-dir {NEW}/a", "give a bundle or run folder"),
         (f"{EDIT} --label owl", "no class of this name"),
         (f"{EDIT} --mode own --feather 2", "feather = 2: blends"),
         (f"{VARY} --from-scale 3", "from_scale = 3"),
