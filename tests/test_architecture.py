@@ -26,7 +26,8 @@ LAYERS = [
     {"generator", "tokenizer", "features"},
     {"nn"},
     {"ops", "charts", "output", "options"},
-    {"scales", "validation", "files", "tensor_files", "machine", "text", "progress"},
+    {"scales"},
+    {"settings", "files", "tensor_files", "machine", "text", "progress"},
 ]
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}
 # What anyone may take from the package itself, whose __init__ names public parts of all layers.

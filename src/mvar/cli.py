@@ -17,6 +17,7 @@ from mvar.commands import bench, drawing, evaluation, models, study, training
 from mvar.generator.config import GeneratorConfig
 from mvar.options import NULL, Loader, Option, bracketed, close, expected, gathered, told, values_of
 from mvar.output import BAD_PATH, refuse, safe_output
+from mvar.settings import checked
 from mvar.training.config import (
     GENERATOR_PRESETS,
     QUICK_BELOW,
@@ -27,7 +28,6 @@ from mvar.training.config import (
     preset_values,
 )
 from mvar.training.stopping import Stopped
-from mvar.validation import given, number_problems, raise_problems
 
 # The loader of typed values; `set_loader` reaches only some of them.
 _loaders_dumpers.yaml_default_loader = Loader  # type: ignore[assignment]
@@ -104,13 +104,10 @@ def _run(name: str, typed: Sequence[str]) -> None:
         del values["config"]  # its options are among the words
         if command.config is not None:
             del values["preset"]  # its values are in the others
-            model = type(command.config.__dataclass_fields__["model"].default_factory())  # type: ignore[attr-defined]
-            values = {"config": command.config(**{**values, "model": model(**values["model"])}), "began": began}
-            if chosen is not None and not values["config"].problems():
+            values = {"config": command.config(**values), "began": began}
+            if chosen is not None:
                 training.tell(f"preset: {chosen}, as none was named; --preset NAME takes another")
-        else:
-            raise_problems(number_problems(given(values)))
-        command.run(**values)
+        checked(command.run)(**values)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # Path.resolve() hides a loop of links
         if isinstance(cause, OSError) and cause.errno in BAD_PATH:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
 from PIL import Image
@@ -34,8 +33,8 @@ from mvar.sampling.engine import OnScale, SampleOutput, Sampler
 from mvar.sampling.labels import Label, label_ids
 from mvar.sampling.masks import FEATHER, MaskLike, pasted, read_hole, resized
 from mvar.scales import Side
+from mvar.settings import Count, Feather, check, given
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import given, number_problems, raise_problems
 
 
 @dataclass
@@ -148,8 +147,8 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         sampler = self.sampler(seed, **settings)
         labels_G, index = self._numbered(labels, index)
         scorer = rejection.find_scorer(judge, sampler, labels_G)
-        choice = rejection.Choice(keep, of, fork_at)
-        raise_problems(choice.problems(sampler.scales))
+        choice = rejection.Choice(keep=keep, of=of, fork_at=fork_at)
+        choice.check(sampler.scales)
         check_images(of + keep * len(index), self.tokenizer.config.image_shape, "of, keep, labels")
         size = self.fitting_batch_size(batch_size, of * len(index))
         return rejection.best(sampler, scorer, labels_G, index, choice, size)
@@ -183,7 +182,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if asked is None:
             size = wanted = fitting_batch(*configs, self.device)
         else:
-            _check(batch_size=asked)
+            check("batch_size", asked, Count)
             size, wanted = asked, asked if images is None else min(asked, images)
             if wanted > self._fits:  # a run of many batches is not refused half-way
                 check_batch(*configs, wanted, self.device)
@@ -230,7 +229,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """
         sampler = self.sampler(seed, **settings)
         index = self._index(n, index)
-        _check(feather=feather)
+        check("feather", feather, Feather)
         if feather is not None and not paste:
             raise ValueError(f"feather = {feather}: blends what paste puts back; give --paste (paste=True) too")
         original = as_stored(image)
@@ -466,7 +465,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         return labels_B, numbers
 
     def _index(self, n: int, index: Sequence[int] | None) -> Sequence[int]:
-        _check(n=n)
+        check("n", n, Count)
         if index is not None and len(index) != n:
             raise ValueError(f"index has {len(index)} numbers for n = {n}: give one for each image")
         return range(n) if index is None else list(index)
@@ -477,12 +476,6 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if len(ids) != 1:
             raise ValueError(f"label has {len(ids)} classes: give one")
         return torch.tensor(ids)
-
-
-def _check(**numbers: int | None) -> None:
-    """Raise ValueError where a whole number is none, or out of bounds; numpy's are welcome."""
-    plain = {name: n.item() if isinstance(n, np.integer) else n for name, n in given(numbers).items()}
-    raise_problems(number_problems(plain))
 
 
 def load(source: str | Path, device: str | torch.device | None = None, dtype: Dtype | None = None) -> Model:
@@ -531,6 +524,6 @@ def from_bundle(bundle: Bundle, device: str | torch.device | None = None, dtype:
     if unknown := sorted(set(bundle.defaults) - {f.name for f in fields(SamplingSettings)}):
         raise ValueError(f"defaults.{unknown[0]}: no sampling setting of this name; remove it from config.json")
     defaults = SamplingSettings(**bundle.defaults)
-    defaults.validate(len(bundle.tokenizer.config.sides))
+    defaults.check(len(bundle.tokenizer.config.sides))
     place(bundle.tokenizer, bundle.generator, device, dtype)
     return Model(bundle.tokenizer, bundle.generator, bundle.classes, defaults, bundle.provenance)

@@ -11,13 +11,13 @@ import stat
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from mvar.settings import raise_problems
 from mvar.text import join_names
-from mvar.validation import raise_problems
 
 MOST_BYTES, MOST_VALUES, MOST_DEPTH = 2**20, 10_000, 16  # of a YAML file
 NAMES = ("labels", "reports", "against")  # text that holds names with commas between them: a YAML list joins them
@@ -113,8 +113,11 @@ def _joined(typed: Sequence[str], options: Collection[str]) -> list[str]:
 
 def kinds_of(hint: Any) -> list[Any]:
     """The types that a declared type allows, None apart."""
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [member for member in members if member is not type(None)]
+    if get_origin(hint) is Annotated:
+        return kinds_of(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return [kind for member in get_args(hint) for kind in kinds_of(member)]
+    return [] if hint is type(None) else [hint]
 
 
 def expected(hint: Any) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Union
+from typing import Annotated, Union
+
+from mvar.settings import Whole
 
 # The schedules of the public 256 px and 512 px models.
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -18,6 +20,11 @@ MOST_SCALES = 64
 
 # One scale's side as users write it: 8 for an 8x8 map, or (h, w).
 Side = Union[int, Sequence[int]]  # noqa: UP007 - jsonargparse shows this alias in --help
+
+# Of both networks.
+Sides = Annotated[list[Side], Whole(1, 512)]
+VocabSize = Annotated[int, Whole(1, 2**20)]
+LatentChannels = Annotated[int, Whole(1, 4096)]
 
 
 @dataclass(frozen=True, init=False)
@@ -82,6 +89,15 @@ class ScaleSchedule:
     def sides(self) -> list[Side]:
         """The schedule as users write it: ints for square maps, [h, w] for others."""
         return [h if h == w else [h, w] for h, w in self.shapes]
+
+
+def side_problems(sides: Sequence[Side]) -> list[str]:
+    """What is wrong with the sides of a config, in a line."""
+    try:
+        ScaleSchedule(sides)
+    except ValueError as error:
+        return [f"sides = {sides}: {error}"]
+    return []
 
 
 def _shape(side: Side) -> tuple[int, int]:

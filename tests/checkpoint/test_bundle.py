@@ -153,7 +153,7 @@ DAMAGE = {
     "version": (lambda f: edit_config(f, lambda c: c.update(version=2)), "version = 2: this mvar reads version 1"),
     "unknown key": (
         lambda f: edit_config(f, lambda c: c["generator"].update(deepness=3)),
-        "generator.deepness: unknown setting",
+        "generator.deepness: no such setting",
     ),
     "unsound": (lambda f: edit_config(f, lambda c: c["generator"].update(heads=7)), "generator.heads = 7: must divide"),
     "wrong type": (
@@ -166,7 +166,7 @@ DAMAGE = {
     ),
     "wrong type of a list": (
         lambda f: edit_config(f, lambda c: c["tokenizer"].update(multipliers=4)),
-        "tokenizer has a value of the wrong type",
+        "tokenizer.multipliers = 4: give a list",
     ),
     "parts differ": (
         lambda f: edit_config(f, lambda c: c["generator"].update(vocab_size=9)),

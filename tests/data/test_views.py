@@ -1,7 +1,5 @@
 """What training sees of an image: its values on small pictures, and that seed, epoch and image alone decide it."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -147,19 +145,19 @@ def test_without_augmentation_crops_are_those_of_the_first_two_numbers(source, r
         assert torch.equal(view_noise(3, epochs, indices)[i, :2], uniform(3, [i], 2, (2,))[0])
 
 
-@pytest.mark.parametrize("kind", [TokenizerTraining, GeneratorTraining])
+@pytest.mark.parametrize("kind", [TokenizerTraining, GeneratorTraining, Views])
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        (("shift", "blur"), "augment = 'blur': choose from shift, scale, flip"),
-        ((["flip"],), "augment = ['flip']: choose from shift, scale, flip"),
-        ("flip", "augment = 'flip': give a list of shift, scale, flip"),
-        (None, "augment = None: give a list of shift, scale, flip"),
+        (("shift", "blur"), "augment = 'blur': choose from shift, scale or flip"),
+        ((["flip"],), "augment = ['flip']: choose from shift, scale or flip"),
+        ("flip", "augment = 'flip': give a list"),
+        (None, "augment = None: give a list"),
     ],
 )
 def test_what_is_no_augmentation_is_refused(kind, augment, message):
-    own = {"tokenizer": "t"} if kind is GeneratorTraining else {}
-    assert kind(data="d", out="o", augment=augment, **own).problems() == [message]
+    own = {TokenizerTraining: {"data": "d", "out": "o"}, GeneratorTraining: {"data": "d", "out": "o", "tokenizer": "t"}}
+    views = {"image_shape": (8, 8), "resize_factor": 1, "seed": 0}
     with pytest.raises(ValueError) as caught:
-        replace(Views(image_shape=(8, 8), resize_factor=1, seed=0), augment=augment)
+        kind(**own.get(kind, views), augment=augment)
     assert str(caught.value) == message

@@ -157,7 +157,7 @@ def test_the_unconditional_branch_ends_with_the_last_weight(build, monkeypatch):
         ({"guidance": [1.0, 2.0]}, "guidance has 2 values: give one number, or one for each of the 4 scales"),
         ({"top_k": [1, 2, 3, -4]}, "top_k = -4: must lie in 0 to 1,000,000,000"),
         ({"top_p": [0.5, 0, 1, 1]}, r"top_p = 0: must lie in \(0, 1\]"),
-        ({"guidance_schedule": "cosine"}, "guidance_schedule = 'cosine': choose linear or constant"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule = 'cosine': choose from linear or constant"),
         ({"temperature": [1.0, 1.0, 1.0, 0.0]}, "temperature = 0.0: must be above 0"),
         ({"temperature": "hot"}, "temperature = 'hot': must be a number"),
     ],

@@ -208,9 +208,8 @@ def test_images_round_to_nearest():
 
 
 def test_settings_report_every_problem_at_once():
-    settings = SamplingSettings(guidance=-1, top_k=-2, top_p=0, temperature=0)
     with pytest.raises(ValueError, match="guidance = -1: must be 0") as error:
-        settings.validate()
+        SamplingSettings(guidance=-1, top_k=-2, top_p=0, temperature=0)
     lines = str(error.value).splitlines()
     assert [line.split(" = ")[0] for line in lines] == ["guidance", "top_k", "top_p", "temperature"]
 
@@ -220,7 +219,7 @@ def test_settings_report_every_problem_at_once():
     [
         ({"top_p": 1.01}, r"top_p = 1.01: must lie in \(0, 1\]"),
         ({"top_k": 3.5}, "top_k = 3.5: must be an integer"),
-        ({"guidance": float("nan")}, "guidance = nan: must be 0"),
+        ({"guidance": float("nan")}, "guidance = nan: must be a finite number"),
         ({"temperature": -1}, "temperature = -1: must be above 0; for greedy sampling set top_k = 1"),
         ({"temperature": "hot"}, "temperature = 'hot': must be a number"),
         ({"smooth": 1}, "smooth = 1: must be true or false"),
@@ -228,7 +227,7 @@ def test_settings_report_every_problem_at_once():
 )
 def test_settings_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        SamplingSettings(**settings).validate()
+        SamplingSettings(**settings)
 
 
 def test_top_k_above_the_codebook_keeps_all(build):

@@ -6,7 +6,8 @@ from mvar.tokenizer.config import TokenizerConfig
 @pytest.mark.parametrize("value", [32.0, "32", True, None])
 @pytest.mark.parametrize("name", ["channels", "res_blocks", "latent_channels", "vocab_size", "phis"])
 def test_what_is_no_integer_is_named(name, value):
-    assert TokenizerConfig(**{name: value}).problems() == [f"tokenizer.{name} = {value!r}: must be an integer"]
+    with pytest.raises(ValueError, match=f"^{name} = {value!r}: must be an integer$"):
+        TokenizerConfig(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -21,19 +22,21 @@ def test_what_is_no_integer_is_named(name, value):
     ],
 )
 def test_multipliers_are_integers(multipliers, problem):
-    assert TokenizerConfig(multipliers=multipliers).problems() == [f"tokenizer.multipliers = {problem}"]
+    with pytest.raises(ValueError) as caught:
+        TokenizerConfig(multipliers=multipliers)
+    assert str(caught.value) == f"multipliers = {problem}"
 
 
 @pytest.mark.parametrize(
     ("sides", "wrong"), [([1, 2.0], "2.0"), (["1", 2], "'1'"), ([True, 2], "True"), ([1, [2, 3.5]], "3.5")]
 )
 def test_sides_are_integers(sides, wrong):
-    assert TokenizerConfig(sides=sides).problems() == [f"tokenizer.sides = {wrong}: must be an integer"]
+    with pytest.raises(ValueError, match=f"^sides = {wrong}: must be an integer$"):
+        TokenizerConfig(sides=sides)
 
 
 def test_images_beyond_all_sense_are_refused():
-    config = TokenizerConfig(multipliers=(1,) * 6, sides=[1, [257, 8]])
-    assert config.problems() == [
-        "tokenizer.sides, tokenizer.multipliers: are for images of 256x8224 pixels, more than 8192 along a side; "
-        "give fewer"
-    ]
+    with pytest.raises(ValueError) as caught:
+        TokenizerConfig(multipliers=(1,) * 6, sides=[1, [257, 8]])
+    expected = "sides, multipliers: are for images of 256x8224 pixels, more than 8192 along a side; give fewer"
+    assert str(caught.value) == expected

@@ -104,19 +104,12 @@ def test_pixels_of_another_range_are_refused(pixels, message):
 
 
 def test_all_that_is_wrong_with_a_config_is_said_at_once():
-    config = TokenizerConfig(channels=48, multipliers=(1, 2), vocab_size=0, phi_ratio=1.5, sides=[4, 2])
     with pytest.raises(ValueError) as caught:
-        config.validate()
-    lines = str(caught.value).splitlines()
-    starts = [
-        "tokenizer.vocab_size = 0: ",
-        "tokenizer.channels = 48: ",
-        "tokenizer.phi_ratio = 1.5: ",
-        "tokenizer.sides",
-    ]
-    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 4
-    with pytest.raises(ValueError, match=r"vocab_size = 0"):
-        Tokenizer(config)
+        TokenizerConfig(vocab_size=0, phi_ratio=1.5)
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["vocab_size = 0", "phi_ratio = 1.5"]
+    with pytest.raises(ValueError) as caught:
+        TokenizerConfig(channels=48, multipliers=(1, 2), sides=[4, 2])
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["channels = 48", "sides = [4, 2]"]
 
 
 def test_groups_of_several_channels_keep_their_brightness():
@@ -141,6 +134,5 @@ def test_groups_of_several_channels_keep_their_brightness():
         ("tiny64", (64, 64)),
     ],
 )
-def test_presets_are_sound_and_of_the_size_they_name(name, shape):
-    PRESETS[name].validate()
+def test_presets_are_of_the_size_they_name(name, shape):
     assert PRESETS[name].image_shape == shape

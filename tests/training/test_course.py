@@ -380,7 +380,7 @@ def test_what_a_run_may_be_resumed_with(tokenizer_run, clock, ticking, capsys):
     with pytest.raises(SystemExit):
         main(["train", "tokenizer", "--out", config.out, "--resume", "--print-config"])
     printed = capsys.readouterr().out
-    assert "minutes: 1\n" in printed
+    assert "minutes: 1.0\n" in printed
     assert "  vocab_size: 32\n" in printed
     before = json.loads(Path(config.out, "run.json").read_text())
     main(["train", "tokenizer", "--out", config.out, "--resume"])  # nothing is left to do

@@ -50,7 +50,7 @@ def test_a_generators_images(kind, checkpointing):
 
 @pytest.mark.parametrize("decoder_only", [False, True])
 def test_a_tokenizers_images(decoder_only):
-    run = TokenizerTraining(data="d", out="o", model=PRESETS["tiny32"], decoder_only=decoder_only)
+    run = TokenizerTraining(data="d", out="o", model=PRESETS["tiny32"], decoder_only=decoder_only, init_from="t")
     tokenizer = Tokenizer(run.model)
     for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantizer):
         part.requires_grad_(not decoder_only)
@@ -66,7 +66,7 @@ def test_a_tokenizers_images(decoder_only):
         ({"accumulate": 4}, {}, 1000 * 20 + 16 * 10),
         ({"accumulate": 4}, {"size": 2, "kind": "ddp"}, 1000 * 20 + 8 * 10),
         ({}, {"size": 2, "kind": "fsdp"}, 500 * 20 + 32 * 10),
-        ({"freeze": ("head",)}, {}, 1000 * 8 + 64 * 10),
+        ({"freeze": ("head",), "init_from": "g"}, {}, 1000 * 8 + 64 * 10),
     ],
 )
 def test_what_a_run_holds(monkeypatch, changes, ranks, needed):

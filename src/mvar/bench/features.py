@@ -23,7 +23,7 @@ from mvar.features.inception import SIDE, InceptionV3, published_shapes
 from mvar.files import atomic_write, write_text
 from mvar.machine import check_memory, machine
 from mvar.progress import track
-from mvar.validation import number_problems, raise_problems
+from mvar.settings import Count, check
 
 SEED = 0
 RESULTS, CHART = "features.json", "features.png"
@@ -73,7 +73,8 @@ def bench(batch_size: int, rounds: int) -> tuple[list[Speed], dict[str, float]]:
     Raises:
         ValueError: numbers below 1, or EfficientNet's package is missing.
     """
-    raise_problems(number_problems({"batch_size": batch_size, "rounds": rounds}))
+    check("batch_size", batch_size, Count)
+    check("rounds", rounds, Count)
     seen = NUMBER_BYTES * 3 * batch_size * max(PIXELS) ** 2
     check_memory(seen, f"batch_size = {batch_size}: the images as networks see them", "give fewer")
     cases = [_effnet(SMALL), _effnet(LARGE), _inception()]

@@ -23,9 +23,9 @@ from mvar.generator.network import Generator
 from mvar.machine import machine
 from mvar.progress import track
 from mvar.scales import SIDES_256, SIDES_512
+from mvar.settings import Count, check
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import number_problems, raise_problems
 
 # Sides for 256, 512 and 1024 pixels; the last are twice those of 512.
 SCHEDULES = (SIDES_256, SIDES_512, tuple(2 * side for side in SIDES_512))
@@ -55,7 +55,7 @@ def bench(preset: str, dtype: Dtype, rounds: int) -> list[Growth]:
     """
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
-    raise_problems(number_problems({"rounds": rounds}))
+    check("rounds", rounds, Count)
     cases = {}
     for sides in SCHEDULES:
         for kind, (attention, mamba) in KINDS.items():

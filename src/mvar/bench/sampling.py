@@ -22,7 +22,7 @@ from mvar.generator.config import PRESETS
 from mvar.machine import check_memory, machine, peak_bytes
 from mvar.model import Model
 from mvar.progress import track
-from mvar.validation import number_problems, raise_problems
+from mvar.settings import Count, Counts, check
 
 PREFIX = "prefix"
 DTYPES: dict[str, Dtype] = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -122,7 +122,8 @@ def bench(
 
 def _subjects(name: str, dtype: str, batches: Sequence[int], rounds: int, against: Sequence[str]) -> list[Subject]:
     """The case and its rivals, everything checked."""
-    raise_problems(number_problems({"batch": batches, "rounds": rounds}))
+    check("batch", batches, Counts)
+    check("rounds", rounds, Count)
     if not batches:
         raise ValueError("batch = []: give at least one")
     if dtype not in DTYPES:

@@ -27,8 +27,8 @@ from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory, free_bytes, machine
 from mvar.progress import track
+from mvar.settings import Count, Many, check
 from mvar.training.room import STATE_BYTES
-from mvar.validation import number_problems, raise_problems
 
 ACTIVATION_BYTES = 128  # of a token in a block, times the width: what the backward pass needs, at most
 PROCESS_BYTES = 2**29  # of a process that has imported torch
@@ -87,7 +87,8 @@ def bench(preset: str, batch_size: int, dtype: str, steps: int, out: str | None 
     """
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
-    raise_problems(number_problems({"batch_size": batch_size, "steps": steps}))
+    check("batch_size", batch_size, Count)
+    check("steps", steps, Many)
     folder = None if out is None else _results_folder(out)
     cases = _cases(preset, batch_size, dtype)
     sizes = {name: _parameters(settings) for name, settings in cases.items()}

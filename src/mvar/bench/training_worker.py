@@ -63,7 +63,7 @@ class Worker:
         initialise(self.generator, seed=0)
         self.generator.train().activation_checkpointing = settings.activation_checkpointing
         self.losses = GeneratorLoss(self.generator)
-        run = GeneratorTraining(data="-", out="-", tokenizer="-", batch_size=settings.batch_size)
+        run = GeneratorTraining(data="none", out="no-run", tokenizer="none", batch_size=settings.batch_size)
         self.optimizer = build_optimizer(self.generator, run, decays)
         self.grad_clip = run.grad_clip
         self.autocast = autocast(settings.dtype, torch.device("cpu"))

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -225,21 +225,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _config(kind: type[Config], name: str, config: Mapping[str, Any], folder: Path) -> Config:
     """One network's config out of config.json."""
-    values = dict(_section(config, name, folder))
-    if unknown := sorted(set(values) - {f.name for f in fields(kind)}):
-        raise ValueError(
-            f"{folder / CONFIG}: {name}.{unknown[0]}: unknown setting; remove it or install the mvar that wrote it"
-        )
     try:
-        if "multipliers" in values:
-            values["multipliers"] = tuple(values["multipliers"])  # JSON has no tuples
-        result = kind(**values)
-        problems = result.problems()
-    except TypeError as error:
-        problems = [f"{name} has a value of the wrong type ({error})"]
-    if problems:
-        raise ValueError(f"{folder / CONFIG}: {'; '.join(problems)}")
-    return result
+        return kind(**_section(config, name, folder))
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / CONFIG}: {'; '.join(f'{name}.{line}' for line in str(error).splitlines())}"
+        ) from error
 
 
 def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig | None, classes: list[str]) -> str | None:

@@ -26,9 +26,9 @@ from mvar.generator.network import Generator
 from mvar.machine import check_memory
 from mvar.ops.finite import damage
 from mvar.scales import SIDES_256, ScaleSchedule, Side
+from mvar.settings import raise_problems
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import raise_problems
 
 Network = TypeVar("Network", Tokenizer, Generator)
 
@@ -80,7 +80,10 @@ def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple
         for i in range(file.count("encoder.down."))
     ]
     phis = file.count("quantize.quant_resi.qresi_ls.") or int(any(".quant_resi.qresi." in name for name in file.state))
-    config = TokenizerConfig(
+    config: TokenizerConfig = _described(
+        file,
+        Tokenizer,
+        TokenizerConfig,
         channels=channels,
         multipliers=tuple(width // channels for width in widths) or (1,),
         res_blocks=file.count("encoder.down.0.block.") or 1,
@@ -118,7 +121,10 @@ def read_generator(source: Source, sides: Sequence[Side] | None = None) -> tuple
     kind = _attention(file)
     attention: list[Attention] = [kind if file.has(f"blocks.{i}.attn.*") else "none" for i in range(depth)]
     mamba = [file.has(f"blocks.{i}.mamba.*") for i in range(depth)]
-    config = GeneratorConfig(
+    config: GeneratorConfig = _described(
+        file,
+        Generator,
+        GeneratorConfig,
         depth=depth,
         width=C,
         heads=file.size(0, (1, "blocks.*.attn.scale_mul_1H11")),
@@ -317,6 +323,18 @@ def _named(network: Tokenizer | Generator) -> dict[str, tuple[str, Tensor]]:
     return named
 
 
+def _described(file: OfficialFile, network: type[Tokenizer] | type[Generator], kind: type, **values: Any) -> Any:
+    """The config of what the file's tensors describe."""
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{_misfit(file, network)}\n{error}") from error
+
+
+def _misfit(file: OfficialFile, network: type[Tokenizer] | type[Generator]) -> str:
+    return f"{file.name} does not fit the official {network.__name__.lower()} that its tensors describe:"
+
+
 def _checked(
     file: OfficialFile,
     network: type[Tokenizer] | type[Generator],
@@ -328,13 +346,10 @@ def _checked(
 
     `buffers` may be in the file and must then be equal (None: anything goes); so must the trainer's `claims`.
     """
-    kind = network.__name__.lower()
-    problems = [f"{file.name} does not fit the official {kind} that its tensors describe:", *config.problems()]
+    problems = [_misfit(file, network)]
     for where, name, value in claims:
         if (actual := getattr(config, name)) != value:
             problems.append(f"{where} = {value}: the tensors say {name} = {actual}")
-    if config.problems():
-        raise_problems(problems)
     with torch.device("meta"):
         expected = _named(network(config))
     for name, value in file.state.items():

@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mvar.generator.config import SIDES_256, SIDES_512
+from mvar.generator.config import MOST_BLOCKS, SIDES_256, SIDES_512
 from mvar.tensor_files import read_tensors
-from mvar.validation import BOUNDS
 
 Source = str | Path | Mapping[str, Any]  # a file, or what it holds: a flat state dict or a trainer's dict
-MOST_MODULES = BOUNDS["depth"][1]
 PATCH_NUMS = {"256": SIDES_256, "512": SIDES_512}  # abbreviations of the official --pn
 TRAINER_KEYS = {"tokenizer": ("vae_local",), "generator": ("mvar_wo_ddp", "var_wo_ddp")}
 OWN_PREFIX = {"tokenizer": "quantize.", "generator": "blocks."}
@@ -47,7 +45,7 @@ class OfficialFile:
         """How many numbered modules there are: one more than the greatest number after the prefix."""
         numbers = (re.match(r"\d+(?=\.)", name.removeprefix(prefix)) for name in self.state if name.startswith(prefix))
         count = max((int(number[0]) + 1 for number in numbers if number), default=0)
-        if count > MOST_MODULES:
+        if count > MOST_BLOCKS:
             raise ValueError(f"{self.name} has {prefix}{count - 1}: no network of this kind is so deep; it is damaged")
         return count
 

@@ -5,12 +5,14 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 from typing import Literal
 
+from mvar.settings import Count, Counts, Many
+
 
 def bench_train(
     preset: str = "d16",
-    batch_size: int = 2,
+    batch_size: Count = 2,
     dtype: Literal["float32", "bfloat16"] | None = None,
-    steps: int = 5,
+    steps: Many = 5,
     out: str | None = None,
 ) -> None:
     """Measure a generator's training step on the CPU: tokens a second, share of the machine's best, memory; and VAR's.
@@ -32,9 +34,9 @@ def bench_sample(
     preset: str = "d16",
     model: str | None = None,
     dtype: Literal["float32", "bfloat16", "fp32", "bf16"] | None = None,
-    batch: int | list[int] = 1,
+    batch: Counts = 1,
     guidance: float = 1.5,
-    rounds: int = 5,
+    rounds: Count = 5,
     against: str | None = None,
     json: bool = False,
     out: str | None = None,
@@ -74,7 +76,7 @@ def bench_sample(
 def bench_growth(
     preset: str = "d16",
     dtype: Literal["float32", "bfloat16"] | None = None,
-    rounds: int = 5,
+    rounds: Count = 5,
     out: str | None = None,
 ) -> None:
     """Measure how the time of a token grows with their number, of M-VAR and of VAR, on the CPU.
@@ -99,7 +101,7 @@ def bench_growth(
     print(table(results))
 
 
-def bench_features(batch_size: int = 64, rounds: int = 5, out: str | None = None) -> None:
+def bench_features(batch_size: Count = 64, rounds: Count = 5, out: str | None = None) -> None:
     """Measure how many images a second the networks of mvar evaluate take in, on the CPU, and of what peak that is.
 
     Args:

@@ -5,7 +5,7 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +15,9 @@ from mvar.commands.labels import parse_label, parse_labels
 from mvar.commands.protocol import draw_protocol, unsuitable
 from mvar.commands.rejection import BestOf, choice_problems
 from mvar.commands.sheets import class_rows, with_growth
-from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings
+from mvar.sampling.config import EDIT_MODE, EditMode, GuidanceSchedule, SamplingSettings, TopK
+from mvar.settings import Candidates, Count, Feather, Pixels, Place, Places, Seed, raise_problems
 from mvar.text import counted
-from mvar.validation import raise_problems
 
 ORIGINAL = 2**63  # the number of the sample that is varied: none of its variations'
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def settings_of(
     guidance: float | list[float] | None = None,
     guidance_schedule: GuidanceSchedule | None = None,
-    top_k: int | list[int] | None = None,
+    top_k: TopK | None = None,
     top_p: float | list[float] | None = None,
     temperature: float | list[float] | None = None,
     smooth: bool | None = None,
@@ -59,19 +59,19 @@ def settings_of(
 def sample(
     model: str,
     labels: str | None = None,
-    per_class: int | None = None,
+    per_class: Count | None = None,
     protocol: Literal["imagenet-50k"] | None = None,
     counts_of: str | None = None,
     out: str | None = None,
     out_dir: str | None = None,
     npz: str | None = None,
     show_scales: bool = False,
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     judge: str | None = None,
-    keep: int | None = None,
-    of: int | None = None,
-    fork_at: int | None = None,
+    keep: Candidates | None = None,
+    of: Candidates | None = None,
+    fork_at: Place | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     **options: Any,
@@ -113,15 +113,15 @@ def sample(
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
-    problems = replace(SamplingSettings(), **settings).problems()
+    SamplingSettings(**settings)
     if protocol is not None:
-        unfit = unsuitable(labels, per_class, counts_of, out, out_dir, npz, show_scales, judge)
-        raise_problems([*problems, *unfit])
+        raise_problems(unsuitable(labels, per_class, counts_of, out, out_dir, npz, show_scales, judge))
         draw_protocol(protocol, model, per_class, counts_of, out_dir, npz, seed, batch_size, device, dtype, settings)
         return
     if out is None and out_dir is None and npz is None:
         out = "samples.png"
     per_class = per_class or 1
+    problems = []
     if counts_of is not None:
         problems.append(f"counts_of = {counts_of!r}: belongs to --protocol; give it too, or --per-class instead")
     if show_scales and out is None:
@@ -185,16 +185,16 @@ def edit(
     out: str | None = None,
     out_dir: str | None = None,
     mask: str | None = None,
-    box: list[int] | None = None,
-    keep_box: list[int] | None = None,
+    box: Pixels | None = None,
+    keep_box: Pixels | None = None,
     label: str | None = None,
-    n: int = 1,
+    n: Count = 1,
     mode: EditMode = EDIT_MODE,
     paste: bool = False,
-    feather: int | None = None,
+    feather: Feather | None = None,
     compare: bool = False,
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     **options: Any,
@@ -234,7 +234,8 @@ def edit(
     if out is None and out_dir is None:
         out = "edited.png"
     settings = settings_of(**options)
-    raise_problems([*replace(SamplingSettings(), **settings).problems(), *target_problems(out, out_dir, None)])
+    SamplingSettings(**settings)
+    raise_problems(target_problems(out, out_dir, None))
     original = as_stored(image)
     hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
     facts: dict[str, Any] = {"image": image, "image_sha256": file_sha256(image)}
@@ -284,12 +285,12 @@ def edit(
 def vary(
     model: str,
     out: str,
-    from_scale: int | list[int],
+    from_scale: Places,
     image: str | None = None,
     label: str | None = None,
-    n: int = 8,
-    seed: int = 0,
-    batch_size: int | None = None,
+    n: Count = 8,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     **options: Any,
@@ -316,7 +317,7 @@ def vary(
     from mvar.sampling.sheet import check_size
 
     settings = settings_of(**options)
-    replace(SamplingSettings(), **settings).validate()
+    SamplingSettings(**settings)
     target(out, IMAGE_SUFFIXES, "out")
     source: Any = None if image is None else as_image(image)
     loaded = load(model, device, dtype)

@@ -5,6 +5,8 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 from typing import Literal
 
+from mvar.settings import Count, Many, Seed
+
 PATIENCE = 600.0  # minutes that a process waits for the others, whose features may take hours
 
 
@@ -16,12 +18,12 @@ def evaluate_images(
     weights: str | None = None,
     pipeline: Literal["adm", "pytorch-fid"] = "adm",
     floor: str | None = None,
-    limit: int | None = None,
+    limit: Many | None = None,
     out: str | None = None,
     cache: str | None = None,
-    batch_size: int = 64,
+    batch_size: Count = 64,
     allow_jpeg: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mvar.commands.labels import parse_label
-from mvar.scales import Side
+from mvar.scales import Sides
+from mvar.settings import Many
 from mvar.text import Names, counted
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def convert(
     print(f"wrote {out}")
 
 
-def reschedule(model: str, sides: list[Side], out: str) -> None:
+def reschedule(model: str, sides: Sides, out: str) -> None:
     """Write a model at another schedule of scales, and so for another image size, to be fine-tuned.
 
     Weights stay; the embeddings of positions and levels are interpolated.
@@ -130,7 +131,7 @@ def score(
     model: str,
     images: str,
     label: str | None = None,
-    limit: int | None = None,
+    limit: Many | None = None,
     out: str | None = None,
     sheet: str | None = None,
     device: str | None = None,
@@ -188,7 +189,7 @@ def score(
 def classify(
     model: str,
     images: str,
-    limit: int | None = None,
+    limit: Many | None = None,
     out: str | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from mvar.validation import given
+from mvar.settings import given
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +32,8 @@ def choice_problems(judge: str | None, numbers: dict[str, int | None], per_class
     asked = given(numbers)
     if judge is None:
         return [f"{name} = {n}: candidates are chosen by a judge; give --judge too" for name, n in asked.items()]
-    choice = Choice(**asked)
-    found = choice.problems()
-    if not found and per_class % choice.keep:
+    choice, found = Choice(**asked), []
+    if per_class % choice.keep:
         found.append(
             f"per_class = {per_class}: a group gives keep = {choice.keep} images; give a multiple of {choice.keep}"
         )

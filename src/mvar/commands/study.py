@@ -5,6 +5,9 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 from typing import Literal
 
+from mvar.sampling.config import TopK
+from mvar.settings import Places, Seed, Several
+
 
 def study_list() -> None:
     """List the studies: what each measures."""
@@ -19,14 +22,14 @@ def study_run_sweep(
     out: str,
     recipe: Literal["fashion-mnist", "icons"] | None = None,
     guidance: float | list[float] | None = None,
-    unguided: int | list[int] | None = None,
+    unguided: Places | None = None,
     temperature: float | list[float] | None = None,
     last_temperature: float | None = None,
-    top_k: int | list[int] | None = None,
+    top_k: TopK | None = None,
     top_p: float | list[float] | None = None,
     least_accuracy: float | None = None,
-    samples_per_class: int = 100,
-    seed: int = 1,
+    samples_per_class: Several = 100,
+    seed: Seed = 1,
     device: str | None = None,
 ) -> None:
     """Sweep guidance, temperature and filters: distance, accuracy, precision and recall; choose a setting.

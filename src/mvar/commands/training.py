@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mvar.data.augment import Augmentation, vary
 from mvar.data.iconify import VERSION
 from mvar.generator.config import GeneratorConfig
+from mvar.settings import Count, Many, Seed, Size, Whole
 from mvar.text import counted
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 
@@ -32,7 +33,7 @@ def data_fashion_mnist(out: str, source: str | None = None) -> None:
 
 def data_icons(
     out: str,
-    size: int = 64,
+    size: Size = 64,
     concepts: str | None = None,
     source: str | None = None,
     package_version: str = VERSION,
@@ -69,13 +70,13 @@ def tokenize(
     data: str,
     tokenizer: str,
     out: str,
-    views: int | None = None,
+    views: Annotated[int, Whole(1, 1000)] | None = None,
     resize_factor: float = 1.125,
     augment: tuple[Augmentation, ...] = (),
-    shard_images: int = 10_000,
-    batch_size: int = 64,
+    shard_images: Many = 10_000,
+    batch_size: Count = 64,
     on_bad_image: Literal["skip", "error"] = "skip",
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:

@@ -23,8 +23,8 @@ from mvar.data.processes import in_processes
 from mvar.files import atomic_folder
 from mvar.options import close
 from mvar.progress import track
+from mvar.settings import Size, check
 from mvar.text import Names, some, split_names
-from mvar.validation import number_problems, raise_problems
 
 # SPDX identifiers; with none of them must a changed picture be shared under the same licence.
 PERMISSIVE = {"MIT", "Apache-2.0", "OFL-1.1", "CC0-1.0", "ISC", "BSD-3-Clause", "Unlicense"}
@@ -77,7 +77,7 @@ def icons(
         ValueError: resvg-py is not installed, a concept is unknown or has too few icons, the package cannot be fetched
             or is damaged, an icon cannot be drawn, or `out` is in use or cannot be written.
     """
-    raise_problems(number_problems({"size": size}))
+    check("size", size, Size)
     wanted = set(CONCEPTS) if concepts is None else _asked(concepts)
     resvg()
     counts: Counts = Counter()

@@ -78,7 +78,7 @@ class PixelSource:
         Raises:
             ValueError: an option is out of range, no image is readable, or one is not and on_bad_image is "error".
         """
-        views = Views(image_shape=image_shape, resize_factor=resize_factor, augment=augment, seed=seed)
+        views = Views(image_shape=image_shape, resize_factor=resize_factor, augment=tuple(augment), seed=seed)
         if on_bad_image not in ("skip", "error"):
             raise ValueError(f"on_bad_image = {on_bad_image!r}: choose skip or error")
         h, w = image_shape

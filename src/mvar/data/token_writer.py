@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mvar.data.augment import Augmentation, ordered, vary, view_problems
+from mvar.data.augment import Augmentation, vary
 from mvar.data.encoded import EncodedImages
 from mvar.data.splits import open_splits
 from mvar.data.stream import Stream
@@ -44,7 +44,6 @@ from mvar.files import atomic_write, writable_folder, write_text
 from mvar.machine import check_memory
 from mvar.progress import track
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import number_problems, raise_problems
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30 * 60  # how long rank 0 waits while nobody writes anything
@@ -97,13 +96,13 @@ def write_cache(
         vocab_size=tokenizer.config.vocab_size,
         views=views,
         resize_factor=resize_factor,
-        augment=list(ordered(augment)),
+        augment=list(augment),
         seed=seed,
         dtype=dtype,
         batch_size=batch_size,
         shard_images=shard_images,
     )
-    raise_problems(_problems(settings, data, out))
+    _check(settings, data, out)
     folder = Path(out)
     before, files = _what_is_there(folder, settings)
     if before and files and not (folder / UNFINISHED).exists() and not TokenCache(folder, before, files).damage():
@@ -198,17 +197,12 @@ class _Found:
         return self.folder / UNFINISHED / f"{shard.name}.json"
 
 
-def _problems(settings: CacheSettings, data: str, out: str) -> Iterator[str]:
-    """What is wrong with the settings, a line each."""
-    yield from (found := number_problems(vars(settings)))
-    if found:
-        return  # what follows compares
-    yield from view_problems(settings)
+def _check(settings: CacheSettings, data: str, out: str) -> None:
     if not vary(settings.resize_factor, settings.augment) and settings.views > 1:
         fix = "give 1, or augment, or resize_factor above 1"
-        yield f"views = {settings.views}: all are the same where nothing is cropped or augmented; {fix}"
+        raise ValueError(f"views = {settings.views}: all are the same where nothing is cropped or augmented; {fix}")
     if Path(out).resolve().is_relative_to(Path(data).resolve()):
-        yield f"out = {out!r}: lies inside data; name another"
+        raise ValueError(f"out = {out!r}: lies inside data; name another")
 
 
 def _what_is_there(folder: Path, settings: CacheSettings) -> tuple[CacheSettings | None, dict[str, Checksum]]:

@@ -14,17 +14,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.augment import Augmentation
+from mvar.data.augment import Augmentation, ResizeFactor, ordered
 from mvar.data.subset import evenly_spaced
 from mvar.files import file_sha256
 from mvar.progress import track
-from mvar.scales import ScaleSchedule, Side
+from mvar.scales import ScaleSchedule, Sides, VocabSize
+from mvar.settings import Count, Many, Seed, Whole, settings
 
 FORMAT, VERSION = "mvar-tokens", 2
 MANIFEST, UNFINISHED, SETTINGS = "manifest.json", ".unfinished", "settings.json"
@@ -58,7 +59,7 @@ class Shard(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class CacheSettings:
     """What decides every byte of a cache.
 
@@ -79,18 +80,21 @@ class CacheSettings:
 
     data: str
     tokenizer: str
-    sides: list[Side]
-    vocab_size: int
-    views: int
-    resize_factor: float
+    sides: Sides
+    vocab_size: VocabSize
+    views: Annotated[int, Whole(1, 1000)]
+    resize_factor: ResizeFactor
     augment: list[Augmentation]
-    seed: int
+    seed: Seed
     dtype: Literal["float32", "bfloat16"]
-    batch_size: int
-    shard_images: int
+    batch_size: Count
+    shard_images: Many
     classes: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     listing: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "augment", list(ordered(self.augment)))
 
     @property
     def token_dtype(self) -> np.dtype:

@@ -6,7 +6,6 @@ no flips. Augmentation, where it is asked for, moves the crop's box and resample
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import ceil, floor
 
 import numpy as np
@@ -14,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.data.augment import FLIPPED, MOST_SHIFT, SIZES, Augmentation, vary, view_problems
+from mvar.data.augment import FLIPPED, MOST_SHIFT, SIZES, Augmentation, ResizeFactor, vary
 from mvar.data.order import view_noise
 from mvar.data.reading import resized
-from mvar.validation import raise_problems
+from mvar.settings import Seed, settings
 
 REACH = 4  # pixels beside a box that Lanczos looks at: 3, in an image that shrinks to the least size 3 / 0.84
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Views:
     """A view is a pure function of (seed, epoch, image index).
 
@@ -31,18 +30,12 @@ class Views:
         resize_factor: size before cropping over the size after it; 1 crops the centre.
         augment: what else is changed; whole images keep their place and size without it.
         seed: of all that is random.
-
-    Raises:
-        ValueError: resize_factor or augment cannot be used.
     """
 
     image_shape: tuple[int, int]
-    resize_factor: float
-    augment: Sequence[Augmentation] = ()
-    seed: int
-
-    def __post_init__(self) -> None:
-        raise_problems(view_problems(self))
+    resize_factor: ResizeFactor
+    augment: tuple[Augmentation, ...] = ()
+    seed: Seed
 
     @property
     def vary(self) -> bool:

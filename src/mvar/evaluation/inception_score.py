@@ -7,7 +7,7 @@ Source: Salimans et al. 2016, section 4.
 import torch
 from torch import Tensor
 
-from mvar.validation import is_integer
+from mvar.settings import is_integer
 
 
 def inception_score(probabilities_NK: Tensor, splits: int = 10) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mvar.evaluation.checks import check_two_sets
-from mvar.validation import is_integer
+from mvar.settings import is_integer
 
 
 class KID(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mvar.evaluation.checks import check_two_sets
-from mvar.validation import is_integer
+from mvar.settings import is_integer
 
 BLOCK = 2**22  # distances at once: 32 MB
 SLACK = 1e-11  # of squared lengths; float64 products of 2048 features are right to 5e-13

@@ -3,10 +3,10 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ from mvar.files import writable_folder
 from mvar.machine import machine, peak_bytes
 from mvar.model import Model
 from mvar.sampling.engine import to_uint8
-from mvar.validation import given, number_problems, raise_problems
+from mvar.settings import MANY, Count, Seed, Switch, Whole, settings
 
 BATCH = 64
 UNEVEN = 0.01  # difference of a class's shares from which it is told
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Options:
     """How samples are compared with real images.
 
@@ -57,13 +57,17 @@ class Options:
     weights: str | None = None
     pipeline: Pipeline = "adm"
     floor: str | None = None
-    limit: int | None = None
+    limit: Annotated[int | None, Whole(2, MANY)] = None
     cache: str | None = None
-    batch_size: int = BATCH
-    allow_jpeg: bool = False
-    seed: int = 0
+    batch_size: Count = BATCH
+    allow_jpeg: Switch = False
+    seed: Seed = 0
     device: str | None = None
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.features != "inception" and self.pipeline != "adm":
+            raise ValueError(f"pipeline = {self.pipeline!r}: is Inception's; leave it out")
 
 
 class Sides(NamedTuple):
@@ -108,7 +112,6 @@ def evaluate(
     """
     begun = time.perf_counter()
     chosen = Options(**options)
-    _check(chosen)
     device = find_device(chosen.device)
     extractor = find_extractor(chosen.features, chosen.weights, device, chosen.dtype, pipeline=chosen.pipeline)
     folder = None if out is None else writable_folder(out, "out")
@@ -150,15 +153,6 @@ def evaluate(
         return report
 
     return processes.on_main(measured)
-
-
-def _check(chosen: Options) -> None:
-    problems = number_problems(given(vars(chosen)))
-    if chosen.limit == 1:
-        problems.append("limit = 1: a covariance needs at least 2 images")
-    if chosen.features != "inception" and chosen.pipeline != "adm":
-        problems.append(f"pipeline = {chosen.pipeline!r}: is Inception's; leave it out")
-    raise_problems(problems)
 
 
 # --- what is compared ---

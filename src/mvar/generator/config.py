@@ -1,14 +1,16 @@
-"""The generator's hyperparameters and presets; standard library only, so that `--help` stays quick."""
+"""The generator's hyperparameters and presets; without torch, so that `--help` stays quick."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Iterator
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal, NamedTuple
 
-from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import number_problems, outside, raise_problems
+from mvar.scales import SIDES_256, SIDES_512, LatentChannels, ScaleSchedule, Sides, VocabSize, side_problems
+from mvar.settings import PartialShare, Real, Switch, TrueOrFalse, Whole, raise_problems, settings
 
 Attention = Literal["intra", "global", "none"]
 
 HEAD_DIM = 64  # of attention, and of Mamba-2
+MOST_BLOCKS = 200
 
 
 class Mixer(NamedTuple):
@@ -23,7 +25,7 @@ class Mixer(NamedTuple):
         return (self.attention != "none") + self.mamba + 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class GeneratorConfig:
     """A scale-wise autoregressive transformer: M-VAR, the VAR baseline, and what lies between.
 
@@ -46,31 +48,44 @@ class GeneratorConfig:
         sides: token maps from coarse to fine, as in the tokenizer.
     """
 
-    depth: int = 16
-    width: int = 0
-    heads: int = 0
+    depth: Annotated[int, Whole(1, MOST_BLOCKS)] = 16
+    width: Annotated[int, Whole(0, 65_536)] = 0
+    heads: Annotated[int, Whole(0, 65_536)] = 0
     attention: Attention | list[Attention] = "intra"
-    mamba: bool | list[bool] = True
-    shared_adaln: bool = False
-    qk_norm: bool = True
-    mlp_ratio: int = 4
-    state_size: int = 64
-    stochastic_depth: float | None = None
-    class_dropout: float = 0.1
-    num_classes: int = 1000
-    vocab_size: int = 4096
-    latent_channels: int = 32
-    sides: list[Side] = field(default_factory=lambda: list(SIDES_256))
+    mamba: Annotated[bool | list[bool], TrueOrFalse()] = True
+    shared_adaln: Switch = False
+    qk_norm: Switch = True
+    mlp_ratio: Annotated[int, Whole(1, 64)] = 4
+    state_size: Annotated[int, Whole(1, 4096)] = 64
+    stochastic_depth: Annotated[float | None, Real(0, 1, open=")")] = None
+    class_dropout: PartialShare = 0.1
+    num_classes: Annotated[int, Whole(0, 1_000_000)] = 1000
+    vocab_size: VocabSize = 4096
+    latent_channels: LatentChannels = 32
+    sides: Sides = field(default_factory=lambda: list(SIDES_256))
 
     def __post_init__(self) -> None:
-        if number_problems({"depth": self.depth, "width": self.width}):
-            return  # nothing derives from these; problems() names them
         if self.width == 0:
             object.__setattr__(self, "width", HEAD_DIM * self.depth)
         if self.heads == 0:
             object.__setattr__(self, "heads", max(self.width // HEAD_DIM, 1))
         if self.stochastic_depth is None:
             object.__setattr__(self, "stochastic_depth", 0.1 * self.depth / 24)
+        raise_problems(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        if self.width % self.heads:
+            yield f"heads = {self.heads}: must divide the width {self.width}"
+        lists = {name: value for name in ("attention", "mamba") if isinstance(value := getattr(self, name), list)}
+        wrong = {name: len(value) for name, value in lists.items() if len(value) != self.depth}
+        for name, length in wrong.items():
+            yield f"{name} has {length} entries: give one value, or one a block ({self.depth})"
+        if not wrong and self.shared_adaln and len({mixer.branches for mixer in self.mixers}) > 1:
+            yield "shared_adaln = True: needs blocks with equal numbers of mixers; set it to False"
+        any_mamba = any(self.mamba) if isinstance(self.mamba, list) else self.mamba
+        if any_mamba and (2 * self.width) % HEAD_DIM:
+            yield f"width = {self.width}: Mamba-2 needs a multiple of {HEAD_DIM // 2}"
+        yield from side_problems(self.sides)
 
     def written(self) -> dict[str, Any]:
         """The fields as a user would write them: values that depth and width decide are left to be derived."""
@@ -98,43 +113,6 @@ class GeneratorConfig:
         """Stochastic depth's drop rate of each block, 0 at the first to `stochastic_depth` at the last."""
         last = self.stochastic_depth or 0.0
         return tuple(last * i / max(self.depth - 1, 1) for i in range(self.depth))
-
-    def problems(self, section: str = "generator") -> list[str]:
-        """What is wrong with this config, a line each; empty when it is sound.
-
-        Args:
-            section: what the fields are called after.
-        """
-        found = number_problems(vars(self), f"{section}.")
-        shares = ("stochastic_depth", "class_dropout")
-        found += outside(self, shares, lambda share: 0 <= share < 1, "must lie in [0, 1)", f"{section}.")
-        sound = {name for name, value in vars(self).items() if not number_problems({name: value})}  # to go on with
-        if {"width", "heads"} <= sound and self.heads and self.width % self.heads:
-            found.append(f"{section}.heads = {self.heads}: must divide the width {self.width}")
-        for name, choices in (("attention", get_args(Attention)), ("mamba", (True, False))):
-            value = getattr(self, name)
-            values = value if isinstance(value, list) else [value]
-            if isinstance(value, list) and "depth" in sound and len(values) != self.depth:
-                found.append(
-                    f"{section}.{name} has {len(values)} entries: give one value, or one a block ({self.depth})"
-                )
-            if bad := [v for v in values if v not in choices]:
-                found.append(f"{section}.{name} = {bad[0]!r}: choose from {', '.join(map(str, choices))}")
-        if not found and self.shared_adaln and len({mixer.branches for mixer in self.mixers}) > 1:
-            found.append(f"{section}.shared_adaln = True: needs blocks with equal numbers of mixers; set it to False")
-        any_mamba = self.mamba if isinstance(self.mamba, bool) else any(self.mamba)
-        if any_mamba and "width" in sound and (2 * self.width) % HEAD_DIM:
-            found.append(f"{section}.width = {self.width}: Mamba-2 needs a multiple of {HEAD_DIM // 2}")
-        if "sides" in sound:
-            try:
-                ScaleSchedule(self.sides)
-            except ValueError as error:
-                found.append(f"{section}.sides = {self.sides}: {error}")
-        return found
-
-    def validate(self) -> None:
-        """Raise ValueError with every problem, a line each."""
-        raise_problems(self.problems())
 
 
 def _preset(depth: int, **changes: object) -> GeneratorConfig:

@@ -38,7 +38,6 @@ class Generator(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         """Raises ValueError naming everything that is wrong with the config."""
-        config.validate()
         super().__init__()
         self.config, self.schedule, self.activation_checkpointing = config, config.schedule, False
         self.differentiated: Callable[..., tuple[Tensor, BlockState]] = called

@@ -27,11 +27,11 @@ from mvar.progress import track
 from mvar.recipes import page
 from mvar.recipes.cli import run_cli
 from mvar.recipes.distance import IMAGES, NAME, Distance
+from mvar.settings import raise_problems
 from mvar.training import checkpoints
 from mvar.training.config import TokenizerTraining
 from mvar.training.run_folder import DATA, METRICS, SETTINGS
 from mvar.training.tokenizer import train
-from mvar.validation import raise_problems
 
 BATCH = 100
 # Settings of a run that change nothing in its results.

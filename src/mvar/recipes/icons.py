@@ -21,7 +21,7 @@ from mvar.recipes.packaged import Recipe
 from mvar.recipes.sweep import Grid
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
-from mvar.validation import number_problems, raise_problems
+from mvar.settings import Several, check
 
 TIERS = {"25 or more": 25, "15 to 24": 15, "fewer": 0}  # sets that draw a concept, and the least of them
 SHOWN = 12  # concepts of the sheet, and images of each
@@ -98,7 +98,7 @@ class Icons(Recipe):
         Raises:
             ValueError: too few samples, or a file or folder that cannot be used.
         """
-        raise_problems(number_problems({"samples_per_class": samples_per_class}))
+        check("samples_per_class", samples_per_class, Several)
         start = time.perf_counter()
         folder = writable_folder(out, "out")
         loaded = measuring.load_whole(model, None)

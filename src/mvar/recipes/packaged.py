@@ -28,9 +28,9 @@ from mvar.recipes.sweep import TRIED, Grid
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
+from mvar.settings import Count, Several, check
 from mvar.training.curves import draw_curves
 from mvar.training.run_folder import METRICS, SETTINGS
-from mvar.validation import number_problems, raise_problems
 
 LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # of the provenance: folders of whoever trained
 
@@ -152,7 +152,7 @@ class Recipe:
         Raises:
             ValueError: too few samples, a file or folder that cannot be used, or a run of other weights.
         """
-        raise_problems(number_problems({"samples_per_class": samples_per_class}))
+        check("samples_per_class", samples_per_class, Several)
         start = time.perf_counter()
         folder = writable_folder(out, "out")
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
@@ -222,7 +222,7 @@ def write_classifier(form: Form, data: str, out: str, epochs: int, seed: int) ->
         epochs: passes over the training images.
         seed: of its start and order.
     """
-    raise_problems(number_problems({"epochs": epochs}))
+    check("epochs", epochs, Count)
     path = target(out, (".safetensors",), "out")
     train = measuring.originals(data, "train", form)
     test = measuring.originals(data, "val", form, train.classes)

@@ -199,7 +199,9 @@ def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, see
     batches = torch.arange(len(labels_N)).split(max(1, size // n))
     for groups_g in track(batches, len(batches), "drawing candidates"):
         # Nobody chooses yet: all are kept, and equal scores leave them in order.
-        drawn = best(sampler, _equal, labels_N[groups_g], groups_g.tolist(), Choice(n, n, fork_at), size)
+        drawn = best(
+            sampler, _equal, labels_N[groups_g], groups_g.tolist(), Choice(keep=n, of=n, fork_at=fork_at), size
+        )
         seconds["draw"] += drawn.seconds
         images.append(form.of(drawn.pixels))
         labels_B = labels_N[groups_g].repeat_interleave(n)

@@ -26,7 +26,7 @@ from mvar.recipes import measuring, page, sweep_figure
 from mvar.recipes.distance import NAME, SIDE, Distance
 from mvar.recipes.measuring import Form, Labelled
 from mvar.sampling.config import SamplingSettings, scale_ratio
-from mvar.validation import number_problems, raise_problems
+from mvar.settings import Several, check, raise_problems
 
 FILE, FIGURE = "sweep.json", "sweep.png"
 REAL_PER_CLASS = 1000  # training images that samples are compared with, about
@@ -83,8 +83,13 @@ class Grid:
         most = max(scales - 2, 0)  # the first map has no guidance in any case, and one map must be left with it
         raise_problems(f"unguided = {n}: give 0 to {most}" for n in self.unguided if not 0 <= n <= most)
         first = self.unfiltered(scales)
-        problems = [SamplingSettings(**tried).problems(scales) for tried in first + self.filtered(first[0])]
-        raise_problems(dict.fromkeys(problem for of_one in problems for problem in of_one))
+        problems: dict[str, None] = {}
+        for tried in first + self.filtered(first[0]):
+            try:
+                SamplingSettings(**tried).check(scales)
+            except ValueError as error:
+                problems |= dict.fromkeys(str(error).splitlines())
+        raise_problems(problems)
 
     def _temperatures(self, first: float, scales: int) -> list[float]:
         last = self.last_temperature
@@ -124,7 +129,7 @@ def sweep(
         ValueError: a setting that cannot be, too few samples or real images, a judge of other classes, or a sweep.json
             of other settings, weights or images.
     """
-    raise_problems(number_problems({"samples_per_class": samples_per_class}))
+    check("samples_per_class", samples_per_class, Several)
     path = writable_folder(out, "out") / FILE
     loaded = measuring.load_whole(model, device)
     scales = len(loaded.tokenizer.config.sides)

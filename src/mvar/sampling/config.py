@@ -1,18 +1,16 @@
-"""How images are sampled; standard library only, so that `--help` stays quick."""
+"""How images are sampled; without torch, so that `--help` stays quick."""
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
-from mvar.validation import is_integer, number_problems, raise_problems
+from mvar.settings import MANY, Real, Switch, Whole, raise_problems, settings
 
 GuidanceSchedule = Literal["linear", "constant"]
 EditMode = Literal["reencode", "own"]
+TopK = Annotated[int | list[int], Whole(0, MANY)]
 EDIT_MODE: EditMode = "reencode"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SamplingSettings:
     """What shapes a sample, besides its label, seed and index.
 
@@ -27,17 +25,14 @@ class SamplingSettings:
         smooth: mix code vectors instead of choosing one; for looks, never for metrics.
     """
 
-    guidance: float | list[float] = 1.5
+    guidance: Annotated[float | list[float], Real(0, text="must be 0 (no guidance) or more")] = 1.5
     guidance_schedule: GuidanceSchedule = "linear"
-    top_k: int | list[int] = 900
-    top_p: float | list[float] = 0.96
-    temperature: float | list[float] = 1.0
-    smooth: bool = False
-
-    def __post_init__(self) -> None:
-        for name in PER_SCALE:
-            if isinstance(value := getattr(self, name), tuple):
-                object.__setattr__(self, name, list(value))
+    top_k: TopK = 900
+    top_p: Annotated[float | list[float], Real(0, 1, open="(", text="must lie in (0, 1]; 1 keeps all codes")] = 0.96
+    temperature: Annotated[
+        float | list[float], Real(0, open="(", text="must be above 0; for greedy sampling set top_k = 1")
+    ] = 1.0
+    smooth: Switch = False
 
     def guidance_weights(self, scales: int) -> tuple[float, ...]:
         """The weight t of each of K scales: logits are (1 + t) cond - t uncond."""
@@ -53,36 +48,14 @@ class SamplingSettings:
         by_scale = (value if isinstance(value, list) else [value] * scales for value in values)
         return tuple(zip(*by_scale, strict=True))
 
-    def problems(self, scales: int | None = None) -> list[str]:
-        """What is wrong with these settings, a line each; empty when they are sound.
-
-        Args:
-            scales: K of the model, to check the lengths of lists; None where it is not known yet.
-        """
-        found = []
-        for name in PER_SCALE:
-            value = getattr(self, name)
-            values = value if isinstance(value, list) else [value]
-            if isinstance(value, list) and scales is not None and len(value) != scales:
-                found.append(f"{name} has {len(value)} values: give one number, or one for each of the {scales} scales")
-            if name not in _FLOATS:
-                found += number_problems({name: value})
-                continue
-            is_sound, fix = _FLOATS[name]
-            for number in values:
-                if not isinstance(number, float) and not is_integer(number):
-                    found.append(f"{name} = {number!r}: must be a number")
-                elif not is_sound(number):
-                    found.append(f"{name} = {number}: {fix}")
-        if self.guidance_schedule not in get_args(GuidanceSchedule):
-            found.append(f"guidance_schedule = {self.guidance_schedule!r}: choose linear or constant")
-        if not isinstance(self.smooth, bool):
-            found.append(f"smooth = {self.smooth!r}: must be true or false")
-        return found
-
-    def validate(self, scales: int | None = None) -> None:
-        """Raise ValueError with every problem, a line each; see `problems`."""
-        raise_problems(self.problems(scales))
+    def check(self, scales: int) -> None:
+        """Raise ValueError where a list has not one value for each of K scales, a line for each list."""
+        values = ((name, getattr(self, name)) for name in PER_SCALE)
+        raise_problems(
+            f"{name} has {len(value)} values: give one number, or one for each of the {scales} scales"
+            for name, value in values
+            if isinstance(value, list) and len(value) != scales
+        )
 
 
 def scale_ratio(k: int, scales: int) -> float:
@@ -91,10 +64,3 @@ def scale_ratio(k: int, scales: int) -> float:
 
 
 PER_SCALE = ("guidance", "top_k", "top_p", "temperature")
-MOST = sys.float_info.max
-# Range (with comparisons that a NaN, an infinity or an integer beyond all floats fails too), and how to fix the rest.
-_FLOATS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "guidance": (lambda g: 0 <= g <= MOST, "must be 0 (no guidance) or more"),
-    "top_p": (lambda p: 0 < p <= 1, "must lie in (0, 1]; 1 keeps all codes"),
-    "temperature": (lambda t: 0 < t <= MOST, "must be above 0; for greedy sampling set top_k = 1"),
-}

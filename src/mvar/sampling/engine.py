@@ -134,7 +134,7 @@ class Sampler:
         """
         self.tokenizer, self.generator, self.seed = tokenizer, generator, seed
         self.scales = len(tokenizer.quantizer.schedule)
-        settings.validate(self.scales)
+        settings.check(self.scales)
         self.settings = settings
         self.guidance, self.filters = settings.guidance_weights(self.scales), settings.filters(self.scales)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from mvar.sampling.export import file_name
+from mvar.settings import raise_problems
 from mvar.text import Names, clean
-from mvar.validation import raise_problems
 
 Label = int | str | None
 

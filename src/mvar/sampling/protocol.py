@@ -39,8 +39,8 @@ from mvar.sampling.export import (
     write_beside,
 )
 from mvar.sampling.labels import places
+from mvar.settings import is_integer
 from mvar.text import some
-from mvar.validation import is_integer
 
 PER_CLASS = {"imagenet-50k": 50}  # of each protocol, unless another number is asked for
 SETTINGS = "protocol.json"

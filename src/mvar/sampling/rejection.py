@@ -23,8 +23,8 @@ from mvar.features.judge import Judge
 from mvar.generator.network import Generator
 from mvar.sampling.engine import SampleOutput, Sampler, joined
 from mvar.sampling.likelihood import score
+from mvar.settings import Candidates, Place, raise_problems, settings
 from mvar.tokenizer.network import Tokenizer
-from mvar.validation import number_problems, raise_problems
 
 SELF = "self"  # the judge's name that stands for the model's own likelihood
 
@@ -42,7 +42,7 @@ JudgeLike = PixelJudge | Judge | str | Path
 Scorer = Callable[[SampleOutput, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@settings
 class Choice:
     """How many candidates a group has, and how many of them stay.
 
@@ -52,23 +52,18 @@ class Choice:
         fork_at: maps that the candidates of a group share, coarse ones first; 0 shares none.
     """
 
-    keep: int = 1
-    of: int = 8
-    fork_at: int = 0
+    keep: Candidates = 1
+    of: Candidates = 8
+    fork_at: Place = 0
 
-    def problems(self, scales: int | None = None) -> list[str]:
-        """What is wrong, a line each.
-
-        Args:
-            scales: K of the model; None where it is not known yet.
-        """
-        if found := number_problems(vars(self)):
-            return found
+    def __post_init__(self) -> None:
         if self.keep > self.of:
-            found.append(f"keep = {self.keep}: of {self.of} candidates give 1 to {self.of} to keep")
-        if scales is not None and self.fork_at >= scales:
-            found.append(f"fork_at = {self.fork_at}: give 0 (no map is shared) to {scales - 1}")
-        return found
+            raise ValueError(f"keep = {self.keep}: of {self.of} candidates give 1 to {self.of} to keep")
+
+    def check(self, scales: int) -> None:
+        """Raise ValueError where the candidates would share all K maps of a model."""
+        if self.fork_at >= scales:
+            raise ValueError(f"fork_at = {self.fork_at}: give 0 (no map is shared) to {scales - 1}")
 
 
 @dataclass(frozen=True)

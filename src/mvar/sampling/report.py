@@ -19,8 +19,8 @@ from mvar.files import writable_folder
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.export import beside, image_file, read_beside, save_npz, save_pngs, write_beside
 from mvar.sampling.protocol import SETTINGS, labels_of, read_protocol
+from mvar.settings import is_integer
 from mvar.text import counted
-from mvar.validation import is_integer
 
 REPORT = "samples.json"
 

@@ -1,15 +1,17 @@
-"""The tokenizer's hyperparameters and presets; standard library only, so that `--help` stays quick."""
+"""The tokenizer's hyperparameters and presets; without torch, so that `--help` stays quick."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Annotated
 
-from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
-from mvar.validation import number_problems, outside, raise_problems
+from mvar.scales import SIDES_256, SIDES_512, LatentChannels, ScaleSchedule, Sides, VocabSize, side_problems
+from mvar.settings import Place, Share, Weight, Whole, raise_problems, settings
 
 MOST_LEVELS = 8  # each halves the sides of the one before
 MOST_PIXELS = 8192  # along a side of an image
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TokenizerConfig:
     """A multi-scale VQ-VAE (VAR, section 3.2, on the f16 autoencoder of latent diffusion).
 
@@ -27,16 +29,16 @@ class TokenizerConfig:
         sides: token maps from coarse to fine, p for p x p or [h, w].
     """
 
-    channels: int = 160
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
-    norm_groups: int = 32
-    latent_channels: int = 32
-    vocab_size: int = 4096
-    phis: int = 4
-    phi_ratio: float = 0.5
-    commitment: float = 0.25
-    sides: list[Side] = field(default_factory=lambda: list(SIDES_256))
+    channels: Annotated[int, Whole(1, 4096)] = 160
+    multipliers: Annotated[tuple[int, ...], Whole(1, 64)] = (1, 1, 2, 2, 4)
+    res_blocks: Annotated[int, Whole(1, 64)] = 2
+    norm_groups: Annotated[int, Whole(1, 4096)] = 32
+    latent_channels: LatentChannels = 32
+    vocab_size: VocabSize = 4096
+    phis: Place = 4
+    phi_ratio: Share = 0.5
+    commitment: Weight = 0.25
+    sides: Sides = field(default_factory=lambda: list(SIDES_256))
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -54,39 +56,21 @@ class TokenizerConfig:
         h, w = self.schedule.shapes[-1]
         return h * self.downsampling, w * self.downsampling
 
-    def problems(self, section: str = "tokenizer") -> list[str]:
-        """What is wrong with this config, a line each; empty when it is sound.
+    def __post_init__(self) -> None:
+        raise_problems(self._problems())
 
-        Args:
-            section: what the fields are called after.
-        """
-        found = number_problems(vars(self), f"{section}.")
+    def _problems(self) -> Iterator[str]:
         if not 1 <= len(self.multipliers) <= MOST_LEVELS:
-            found.append(f"{section}.multipliers = {self.multipliers}: give 1 to {MOST_LEVELS}, one for each level")
-        widths = {name: getattr(self, name) for name in ("channels", "multipliers", "norm_groups")}
-        if not number_problems(widths) and (
-            bad := [m for m in self.multipliers if m * self.channels % self.norm_groups]
-        ):
-            found.append(
-                f"{section}.channels = {self.channels}: channels * {bad[0]} must be a multiple of "
-                f"norm_groups = {self.norm_groups}"
-            )
-        found += outside(self, ("phi_ratio",), lambda ratio: 0 <= ratio <= 1, "must lie in [0, 1]", f"{section}.")
-        found += outside(self, ("commitment",), lambda weight: weight >= 0, "must be 0 or more", f"{section}.")
-        if number_problems({"sides": self.sides}):
-            return found
-        try:
+            yield f"multipliers = {self.multipliers}: give 1 to {MOST_LEVELS}, one for each level"
+        if bad := [m for m in self.multipliers if m * self.channels % self.norm_groups]:
+            groups = f"norm_groups = {self.norm_groups}"
+            yield f"channels = {self.channels}: channels * {bad[0]} must be a multiple of {groups}"
+        if wrong := side_problems(self.sides):
+            yield from wrong
+        elif max(self.image_shape) > MOST_PIXELS:
             height, width = self.image_shape
-            if not found and max(height, width) > MOST_PIXELS:
-                size = f"{width}x{height} pixels, more than {MOST_PIXELS} along a side"
-                found.append(f"{section}.sides, {section}.multipliers: are for images of {size}; give fewer")
-        except ValueError as error:
-            found.append(f"{section}.sides = {self.sides}: {error}")
-        return found
-
-    def validate(self) -> None:
-        """Raise ValueError with every problem, a line each."""
-        raise_problems(self.problems())
+            size = f"{width}x{height} pixels, more than {MOST_PIXELS} along a side"
+            yield f"sides, multipliers: are for images of {size}; give fewer"
 
 
 PRESETS: dict[str, TokenizerConfig] = {

@@ -25,7 +25,6 @@ class Tokenizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        config.validate()
         self.config = config
         Z = config.latent_channels
         self.encoder = Encoder(config)

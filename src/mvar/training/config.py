@@ -1,21 +1,35 @@
-"""What a training run is told: the run itself, the model, and presets; standard library only.
+"""The settings of a training run: the run itself, the model, and presets; without torch.
 
 A preset gives the values for one image size; every field can be overridden by a flag, a YAML file or a keyword.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from mvar.data.augment import Augmentation, ordered, view_problems
+from mvar.data.augment import Augmentation, ResizeFactor, ordered
 from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
+from mvar.settings import (
+    Count,
+    Many,
+    PartialShare,
+    Positive,
+    Real,
+    Seed,
+    Share,
+    Switch,
+    Weight,
+    Whole,
+    raise_problems,
+    settings,
+)
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
-from mvar.validation import given, number_problems, outside, raise_problems
 
-MOST_MINUTES = 1_000_000  # that a run lasts, or that ranks wait for one another: two years
+# That a run lasts, or that ranks wait for one another: two years at most.
+Minutes = Annotated[float, Real(0, 1_000_000, open="(", text="must be above 0 and at most 1,000,000 minutes")]
 # What `minutes` decides where it is given, and what it is where it is not.
 LAID = {"steps": 10_000, "val_images": 5000, "validate_every": 1000, "checkpoint_every": 1000}
 MOST_TIMED_IMAGES = 2000  # validation images of a run of so many minutes, before its speed is known
@@ -23,7 +37,7 @@ QUICK_BELOW = 60  # minutes up to which the quick presets are the better ones
 FreezablePart = Literal["classes", "embeddings", "attention", "mamba", "mlp", "adaln", "blocks", "head"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class RunConfig:
     """What every training run has.
 
@@ -67,77 +81,62 @@ class RunConfig:
 
     data: str
     out: str
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int = 64
-    accumulate: int = 1
-    base_lr: float = 1e-4
-    lr_end: float = 0.1
-    warmup: float = 0.02
-    weight_decay: float = 0.05
-    weight_decay_end: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 2.0
-    ema: float = 0.9999
-    resize_factor: float = 1.125
+    steps: Many | None = None
+    minutes: Minutes | None = None
+    batch_size: Count = 64
+    accumulate: Count = 1
+    base_lr: Positive = 1e-4
+    lr_end: Share = 0.1
+    warmup: Share = 0.02
+    weight_decay: Weight = 0.05
+    weight_decay_end: Weight = 0.05
+    betas: tuple[PartialShare, PartialShare] = (0.9, 0.95)
+    grad_clip: Positive = 2.0
+    ema: PartialShare = 0.9999
+    resize_factor: ResizeFactor = 1.125
     augment: tuple[Augmentation, ...] = ()
     on_bad_image: Literal["skip", "error"] = "skip"
     val_data: str | None = None
-    val_images: int | None = None
-    workers: int = 2
-    seed: int = 0
+    val_images: Many | None = None
+    workers: Annotated[int, Whole(0, 256)] = 2
+    seed: Seed = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     parallel: Literal["ddp", "fsdp"] | None = None
-    rank_timeout: float = 10.0
-    log_every: int = 50
-    validate_every: int | None = None
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
-    resume: bool = False
+    rank_timeout: Minutes = 10.0
+    log_every: Many = 50
+    validate_every: Many | None = None
+    checkpoint_every: Many | None = None
+    keep_checkpoints: Count = 2
+    resume: Switch = False
 
     def __post_init__(self) -> None:
         if self.minutes is None:
             for name, value in LAID.items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, value)
-        if not view_problems(self):
-            object.__setattr__(self, "augment", ordered(self.augment))
+        object.__setattr__(self, "augment", ordered(self.augment))
+        raise_problems(self._problems())
 
     @property
     def peak_lr(self) -> float:
         """Learning rate after warm-up."""
         return self.base_lr * self.batch_size / 256
 
-    def problems(self) -> list[str]:
-        """What is wrong with these values, a line each; paths are checked when they are opened."""
-        found = number_problems(given(vars(self)))
+    def _problems(self) -> Iterator[str]:
         if self.minutes is not None and self.steps is not None:
-            found.append(f"steps = {self.steps}: minutes = {self.minutes:g} decides how many; leave one of them out")
+            yield f"steps = {self.steps}: minutes = {self.minutes:g} decides how many; leave one of them out"
         for name in ("data", "out"):
             if not getattr(self, name):
-                found.append(f"{name} = '': give a folder")
+                yield f"{name} = '': give a folder"
         if self.data and self.out and Path(self.out).resolve().is_relative_to(Path(self.data).resolve()):
-            found.append(f"out = {self.out!r}: lies inside data, whose images its previews would join; name another")
-        cut = f"cannot be cut into accumulate = {self.accumulate} equal parts; give a multiple of {self.accumulate}"
-        if not number_problems({"accumulate": self.accumulate}):
-            found += outside(self, ("batch_size",), lambda size: size % self.accumulate == 0, cut)
-        positive = ("minutes", "base_lr", "grad_clip", "rank_timeout")
-        found += outside(self, positive, lambda value: value > 0, "must be above 0")
-        longest = f"must be at most {MOST_MINUTES:,} minutes"
-        found += outside(self, ("minutes", "rank_timeout"), lambda minutes: minutes <= MOST_MINUTES, longest)
-        found += outside(self, ("weight_decay", "weight_decay_end"), lambda value: value >= 0, "must be 0 or more")
-        found += outside(self, ("lr_end", "warmup"), lambda value: 0 <= value <= 1, "must lie in [0, 1]")
-        found += outside(self, ("betas",), lambda betas: all(0 <= b < 1 for b in betas), "both must lie in [0, 1)")
-        found += outside(self, ("ema",), lambda value: 0 <= value < 1, "must lie in [0, 1)")
-        return found + view_problems(self)
-
-    def validate(self) -> None:
-        """Raise ValueError with every problem, a line each."""
-        raise_problems(self.problems())
+            yield f"out = {self.out!r}: lies inside data, whose images its previews would join; name another"
+        if self.batch_size % (parts := self.accumulate):
+            fix = f"cannot be cut into accumulate = {parts} equal parts; give a multiple of {parts}"
+            yield f"batch_size = {self.batch_size}: {fix}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TokenizerTraining(RunConfig):
     """A tokenizer's training run.
 
@@ -163,21 +162,21 @@ class TokenizerTraining(RunConfig):
     """
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
-    l1: float = 0.2
-    l2: float = 1.0
-    perceptual: float = 0.5
+    l1: Weight = 0.2
+    l2: Weight = 1.0
+    perceptual: Weight = 0.5
     perceptual_network: str = "effnet-lite0"
-    adversarial: float = 0.4
-    adversarial_start: float = 0.2
-    discriminator_channels: int = 64
-    discriminator_lr: float = 1.0
-    scale_dropout: float = 0.1
-    start_from_data: bool = True
+    adversarial: Weight = 0.4
+    adversarial_start: Share = 0.2
+    discriminator_channels: Annotated[int, Whole(1, 1024)] = 64
+    discriminator_lr: Weight = 1.0
+    scale_dropout: Share = 0.1
+    start_from_data: Switch = True
     init_from: str | None = None
-    decoder_only: bool = False
-    revive_every: int = 100
-    revive_until: float = 0.7
-    dead_below: float = 0.03
+    decoder_only: Switch = False
+    revive_every: Many = 100
+    revive_until: Share = 0.7
+    dead_below: Weight = 0.03
 
     @classmethod
     def preset(cls, name: str | None = None, **changes: Any) -> "TokenizerTraining":
@@ -192,20 +191,15 @@ class TokenizerTraining(RunConfig):
         """
         return cls(**{**preset_values(TOKENIZER_PRESETS, name, changes.get("minutes")), **changes})
 
-    def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems("model")
-        weights = ("l1", "l2", "perceptual", "adversarial", "discriminator_lr", "dead_below")
-        found += outside(self, weights, lambda value: value >= 0, "must be 0 or more")
-        shares = ("revive_until", "adversarial_start", "scale_dropout")
-        found += outside(self, shares, lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.parallel == "fsdp":
-            found.append("parallel = 'fsdp': a tokenizer fits every rank; give ddp")
+            yield "parallel = 'fsdp': a tokenizer fits every rank; give ddp"
         if self.decoder_only and self.init_from is None:
-            found.append("decoder_only = True: needs a trained encoder; give --init-from")
-        return found
+            yield "decoder_only = True: needs a trained encoder; give --init-from"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class GeneratorTraining(RunConfig):
     """A generator's training run.
 
@@ -229,31 +223,26 @@ class GeneratorTraining(RunConfig):
 
     tokenizer: str
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
-    label_smoothing: float = 0.0
-    progressive: float = 0.0
-    progressive_from: int = 4
+    label_smoothing: PartialShare = 0.0
+    progressive: Share = 0.0
+    progressive_from: Annotated[int, Whole(1, 63)] = 4
     init_from: str | None = None
     freeze: tuple[FreezablePart, ...] = ()
-    activation_checkpointing: bool = False
-    compile: bool = False
-    preview_per_class: int = 4
+    activation_checkpointing: Switch = False
+    compile: Switch = False
+    preview_per_class: Annotated[int, Whole(1, 100)] = 4
 
     @classmethod
     def preset(cls, name: str | None = None, **changes: Any) -> "GeneratorTraining":
         """A run with a preset's values and these changes, such as data, tokenizer and out; see a tokenizer's."""
         return cls(**{**preset_values(GENERATOR_PRESETS, name, changes.get("minutes")), **changes})
 
-    def problems(self) -> list[str]:
-        found = super().problems() + self.model.problems("model")
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if not self.tokenizer:
-            found.append("tokenizer = '': give a bundle or run folder")
-        found += outside(self, ("label_smoothing",), lambda value: 0 <= value < 1, "must lie in [0, 1)")
-        found += outside(self, ("progressive",), lambda value: 0 <= value <= 1, "must lie in [0, 1]")
-        if unknown := sorted(set(self.freeze) - set(get_args(FreezablePart))):
-            found.append(f"freeze = {unknown[0]!r}: choose from {', '.join(get_args(FreezablePart))}")
+            yield "tokenizer = '': give a bundle or run folder"
         if self.freeze and self.init_from is None:
-            found.append(f"freeze = {', '.join(self.freeze)}: weights that stay need init_from; give a model")
-        return found
+            yield f"freeze = {', '.join(self.freeze)}: weights that stay need init_from; give a model"
 
 
 IMAGENET_TRAIN = 1_281_167
@@ -312,7 +301,7 @@ def preset_for(minutes: float) -> str:
 
 
 def preset_values(
-    presets: Mapping[str, dict[str, Any]], name: str | None, minutes: float | None = None
+    presets: Mapping[str, dict[str, Any]], name: str | None, minutes: Minutes | None = None
 ) -> dict[str, Any]:
     """The values of a preset; with `minutes` those that are left to it are none of them.
 

@@ -15,9 +15,9 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
 from mvar.model import Model, load
+from mvar.settings import raise_problems
 from mvar.text import Names
 from mvar.training.config import FreezablePart
-from mvar.validation import raise_problems
 
 # What the data and the tokenizer decide, and what matters in training only.
 MAY_DIFFER = {"num_classes", "vocab_size", "latent_channels", "sides", "stochastic_depth", "class_dropout"}

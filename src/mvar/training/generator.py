@@ -63,7 +63,6 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
         FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
     """
     began = TimedCourse.clock() if began is None else began
-    config.validate()
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
         if config.compile:
             check_compiler(ranks.device)

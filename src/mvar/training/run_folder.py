@@ -37,11 +37,11 @@ from mvar.data.stream import Stream
 from mvar.data.tokens import TokenSource
 from mvar.files import writable_folder, write_text
 from mvar.machine import processor
+from mvar.settings import raise_problems
 from mvar.text import counted
 from mvar.training import checkpoints
 from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
-from mvar.validation import raise_problems
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -124,9 +124,9 @@ class RunFolder:
         name, other = ("minutes", "steps") if config.steps is None else ("steps", "minutes")
         wanted, run = getattr(config, name), f"the run in {str(self.path)!r}"
         if before.get(name) is None and before.get(other) is not None:
-            begun = f"{other} = {before[other]}"
+            begun = f"{other} = {_shown(before[other])}"
             raise ValueError(
-                f"{name} = {wanted}: {run} was begun with {begun}; resume with {other}, or start a new run"
+                f"{name} = {_shown(wanted)}: {run} was begun with {begun}; resume with {other}, or start a new run"
             )
         done: float = found.step
         if name == "minutes":  # the last checkpoint of a whole run comes shortly before its end, or after it
@@ -136,7 +136,7 @@ class RunFolder:
                 done = max(done, math.floor(10 * course["share"] * course["minutes"]) / 10 + 0.1)
             done = min(done, before["minutes"])
         if wanted < done:
-            raise ValueError(f"{name} = {wanted}: {run} has done {done}; give at least as many")
+            raise ValueError(f"{name} = {_shown(wanted)}: {run} has done {_shown(done)}; give at least as many")
 
     def _had_checkpoints(self) -> bool:
         """Whether a run's metrics go past its first checkpoint; of one of minutes, whether it has a bundle, which is
@@ -157,7 +157,7 @@ class RunFolder:
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         before = _with_defaults(_read_json(self.path / SETTINGS), self._config)
         changed = {
-            name: f"{name} = {settings[name]!r}: the run in {str(self.path)!r} has {before.get(name)!r}"
+            name: f"{name} = {_shown(settings[name])}: the run in {str(self.path)!r} has {_shown(before.get(name))}"
             for name in sorted(settings.keys() - FREE)
             if before.get(name) != settings[name]
         }
@@ -324,6 +324,11 @@ class RunFolder:
         ago = time.time() - others[rank]
         step = beats[rank]["step"]
         return f"another rank does not answer: rank {rank} was last heard of {ago:.0f} s ago, near step {step}"
+
+
+def _shown(value: Any) -> str:
+    """A setting in a message: 15 minutes, though the number is 15.0."""
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _with_defaults(before: dict[str, Any], config: RunConfig) -> dict[str, Any]:

@@ -57,7 +57,6 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
     """
     began = TimedCourse.clock() if began is None else began
-    config.validate()
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
         network = find_network(config.perceptual_network).to(ranks.device) if config.perceptual else None
         start = None
