@@ -35,14 +35,22 @@ class Wrong(ValueError):
         self.value = value
 
 
-class Whole:
+class Rule:
+    """What a type says of the values of a setting, before pydantic converts them."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.checked, handler(source))
+
+    def checked(self, value: Any) -> Any:
+        """The value, or `Wrong`."""
+        raise NotImplementedError
+
+
+class Whole(Rule):
     """Takes whole numbers in [least, most], and lists of them; True, 32.0 and "32" are none."""
 
     def __init__(self, least: int, most: int) -> None:
         self.least, self.most = least, most
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.checked, handler(source))
 
     def checked(self, value: Any) -> Any:
         for number in _each(value):
@@ -53,7 +61,7 @@ class Whole:
         return int(value) if is_integer(value) else value
 
 
-class Real:
+class Real(Rule):
     """Takes finite numbers in an interval, and lists of them; `text` says which in a message."""
 
     def __init__(
@@ -61,7 +69,7 @@ class Real:
     ) -> None:
         """Args:
         least, most: bounds.
-        open: "(" where the least is outside, ")" where the most is, "()" for both.
+        open: "(" where the least is outside, ")" where the most is.
         text: in place of the one that follows from the bounds.
         """
         self.least, self.most, self.open = least, most, open
@@ -71,9 +79,6 @@ class Real:
             self.text = f"must be above {least:g}" if "(" in open else f"must be {least:g} or more"
         else:
             self.text = f"must lie in {'(' if '(' in open else '['}{least:g}, {most:g}{')' if ')' in open else ']'}"
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.checked, handler(source))
 
     def checked(self, value: Any) -> Any:
         for number in _each(value):
@@ -88,11 +93,8 @@ class Real:
         return value
 
 
-class TrueOrFalse:
+class TrueOrFalse(Rule):
     """Takes booleans alone, and lists of them."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.checked, handler(source))
 
     def checked(self, value: Any) -> Any:
         for one in _each(value):

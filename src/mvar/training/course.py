@@ -213,7 +213,7 @@ class TimedCourse(Course):
         """Refuse a run as soon as a step's time is known, where too few would fit even if nothing else took any.
 
         Raises:
-            ValueError: one line, as of `check`.
+            ValueError: one line, see `check`.
         """
         if self.left < self.least_steps * seconds:
             self._refuse(seconds, 0.0, int(self.left / seconds))
