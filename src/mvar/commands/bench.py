@@ -5,7 +5,7 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 from typing import Literal
 
-from mvar.settings import Count, Counts, Many
+from mvar.settings import Count, Counts, Many, Weight
 
 
 def bench_train(
@@ -35,7 +35,7 @@ def bench_sample(
     model: str | None = None,
     dtype: Literal["float32", "bfloat16", "fp32", "bf16"] | None = None,
     batch: Counts = 1,
-    guidance: float = 1.5,
+    guidance: Weight = 1.5,
     rounds: Count = 5,
     against: str | None = None,
     json: bool = False,

@@ -6,7 +6,7 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 from typing import Literal
 
 from mvar.sampling.config import TopK
-from mvar.settings import Places, Seed, Several
+from mvar.settings import Places, Positive, Seed, Several, Share
 
 
 def study_list() -> None:
@@ -24,10 +24,10 @@ def study_run_sweep(
     guidance: float | list[float] | None = None,
     unguided: Places | None = None,
     temperature: float | list[float] | None = None,
-    last_temperature: float | None = None,
+    last_temperature: Positive | None = None,
     top_k: TopK | None = None,
     top_p: float | list[float] | None = None,
-    least_accuracy: float | None = None,
+    least_accuracy: Share | None = None,
     samples_per_class: Several = 100,
     seed: Seed = 1,
     device: str | None = None,

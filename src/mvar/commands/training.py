@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mvar.data.augment import Augmentation, vary
+from mvar.data.augment import Augmentation, ResizeFactor, vary
 from mvar.data.iconify import VERSION
 from mvar.generator.config import GeneratorConfig
 from mvar.settings import Count, Many, Seed, Size, Whole
@@ -71,7 +71,7 @@ def tokenize(
     tokenizer: str,
     out: str,
     views: Annotated[int, Whole(1, 1000)] | None = None,
-    resize_factor: float = 1.125,
+    resize_factor: ResizeFactor = 1.125,
     augment: tuple[Augmentation, ...] = (),
     shard_images: Many = 10_000,
     batch_size: Count = 64,
