@@ -27,6 +27,8 @@ IMPORTED = [
     "mvar.training.curves",
     "mvar.training.generator",
     "mvar.training.tokenizer",
+    "torch._dynamo.aot_compile",
+    "torch.distributed.fsdp",
 ]
 
 

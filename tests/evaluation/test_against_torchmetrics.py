@@ -1,12 +1,11 @@
-"""The same numbers as torchmetrics on the same features, real images through a small network."""
+"""The same numbers as torchmetrics on the same features, real images through a small network.
+
+Each test imports what it needs: torchmetrics takes two seconds, which workers that run none of these are spared.
+"""
 
 import pytest
 import torch
 from torch import nn
-from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from mvar.evaluation.frechet import fit, frechet_distance
 from mvar.evaluation.images import ssim
@@ -37,6 +36,8 @@ def sets(fashion_arrays):
 
 @pytest.mark.parametrize("n", [300, 10])
 def test_frechet_distance(sets, n):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     real, fake = (x[torch.randperm(300, generator=torch.Generator().manual_seed(0))[:n]] for x in sets)
     theirs, ours = FrechetInceptionDistance(feature=Features()), (Features()(real), Features()(fake))
     for i, images in enumerate((real, fake)):
@@ -49,6 +50,8 @@ def test_frechet_distance(sets, n):
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
 def test_kid(sets):
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     real, fake = sets
     theirs = KernelInceptionDistance(feature=Features(), subsets=1, subset_size=300)
     theirs.update(real, real=True)
@@ -60,6 +63,8 @@ def test_kid(sets):
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save")
 def test_inception_score(sets):
+    from torchmetrics.image.inception import InceptionScore
+
     logits = 20 * Features()(sets[0])
     theirs = InceptionScore(feature=nn.Identity(), splits=1)  # more parts would be of a random order
     theirs.update(logits)
@@ -72,10 +77,12 @@ def test_inception_score(sets):
 @pytest.mark.parametrize(("C", "h", "w"), [(3, 28, 25), (1, 11, 14)])
 def test_ssim(sets, C, h, w):
     """Theirs also has windows that lie over the border, in a mirrored image; the map without them is comparable."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim_map
+
     a = sets[0][: 4 * C].reshape(4, C, 28, 28)[..., :h, :w]
     noise = torch.randint(-40, 40, a.shape, generator=torch.Generator().manual_seed(1))
     b = (a + noise).clamp(0, 255).byte()
-    _, map_NChw = structural_similarity_index_measure(
+    _, map_NChw = ssim_map(
         a.double(), b.double(), sigma=1.5, data_range=255.0, reduction="none", return_full_image=True
     )
     expected = map_NChw[..., 5:-5, 5:-5].mean((1, 2, 3))

@@ -3,12 +3,14 @@
 Shapes: R rows of the generator's batch, l tokens of the largest scale.
 """
 
+from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvar.generator.config import GeneratorConfig
+from mvar.generator.config import GeneratorConfig, Mixer
 from mvar.generator.network import Generator
 from mvar.machine import check_memory, free_bytes
 from mvar.sampling.config import SamplingSettings
@@ -30,20 +32,37 @@ class Cost(NamedTuple):
 
 
 def cost(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> Cost:
-    """Counted by running both networks on torch's meta device, which takes no memory and no arithmetic."""
+    """Counted by running both networks on torch's meta device, which takes no memory and no arithmetic.
+
+    Blocks with the same mixers cost the same, so only one or two blocks of each kind are run.
+    """
     with torch.device("meta"):
-        networks = Tokenizer(tokenizer).eval(), Generator(generator).eval()
-    sampler = Sampler(*networks, seed=0, settings=SamplingSettings(guidance=1.0, top_k=0, top_p=1.0))
+        decoder = Tokenizer(tokenizer).eval()
+    with FlopCounterMode(display=False) as decoding:
+        decoder.decode_latent(decoder.quantizer.zeros(1))
+    repeats = Counter(generator.mixers)
+    flop, state_bytes = once = _draw(decoder, generator, list(repeats))
+    for mixer, blocks in repeats.items():
+        if blocks > 1:
+            twice = _draw(decoder, generator, [*repeats, mixer])
+            flop += (blocks - 1) * (twice[0] - once[0])
+            state_bytes += (blocks - 1) * (twice[1] - once[1])
+    return Cost(flop, decoding.get_total_flops(), state_bytes)
+
+
+def _draw(decoder: Tokenizer, config: GeneratorConfig, mixers: list[Mixer]) -> tuple[int, int]:
+    """FLOP of an image's token maps and bytes of a branch's state, with these blocks in place of the config's."""
+    attention, mamba = [mixer.attention for mixer in mixers], [mixer.mamba for mixer in mixers]
+    with torch.device("meta"):
+        generator = Generator(replace(config, depth=len(mixers), attention=attention, mamba=mamba)).eval()
+    sampler = Sampler(decoder, generator, seed=0, settings=SamplingSettings(guidance=1.0, top_k=0, top_p=1.0))
     with FlopCounterMode(display=False) as drawing:
         canvas = sampler.start(torch.tensor([0]), [0])  # no null class, but in a model without classes
         for _ in range(sampler.scales):
             canvas = sampler.draw(canvas)
-    with FlopCounterMode(display=False) as decoding:
-        networks[0].decode_latent(canvas.f_hat_BZHW)
     branches = 2 if canvas.guided else 1
     carried = [t for block in canvas.state.blocks for part in block if part is not None for t in part]
-    state_bytes = sum(t.numel() * t.element_size() for t in carried) // branches
-    return Cost(drawing.get_total_flops(), decoding.get_total_flops(), state_bytes)
+    return drawing.get_total_flops(), sum(t.numel() * t.element_size() for t in carried) // branches
 
 
 def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device: torch.device) -> int:
