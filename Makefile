@@ -44,28 +44,28 @@ docs: $(READY) out/fashion-mnist out/icons
 	$(BIN)/mvar vary --model icons --label house --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/icons-variations.png
 	$(BIN)/mvar sample --model icons --labels 15,45,75,105,135,165,195,225,255,285,315,345 --per-class 8 \
 		--out docs/images/icons/random.png
-	$(BIN)/python -m mvar.recipes.icons page
-	$(BIN)/python -m mvar.recipes.fashion_mnist page
-	$(BIN)/python -m mvar.recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \
+	$(BIN)/python -m recipes.icons page
+	$(BIN)/python -m recipes.fashion_mnist page
+	$(BIN)/python -m recipes.editing --model fashion-mnist --data out/fashion-mnist --out docs/images/editing \
 		--page-file docs/editing.md --sheet docs/images/editing.png
 	$(BIN)/mvar vary --model fashion-mnist --label Sneaker --from-scale 0,1,2,3,4,5 --n 6 --out docs/images/variation.png
-	$(BIN)/python -m mvar.recipes.likelihood --model fashion-mnist --data out/fashion-mnist \
+	$(BIN)/python -m recipes.likelihood --model fashion-mnist --data out/fashion-mnist \
 		--out docs/images/likelihood --page-file docs/likelihood.md
-	$(BIN)/python -m mvar.recipes.token_cache --data out/fashion-mnist/val --out docs/images/tokens \
+	$(BIN)/python -m recipes.token_cache --data out/fashion-mnist/val --out docs/images/tokens \
 		--page-file docs/tokens.md
 	$(BIN)/mvar score --model fashion-mnist --images out/fashion-mnist/val --limit 1000 --sheet docs/images/likelihood.png
 	rm -rf out/wide
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png
-	$(BIN)/python -m mvar.recipes.icons describe --data out/icons --page-file docs/data.md \
+	$(BIN)/python -m recipes.icons describe --data out/icons --page-file docs/data.md \
 		--credits src/mvar/models/icons/LICENCES.md --sheet docs/images/icons-data.png
-	$(BIN)/python -m mvar.recipes.memory --page-file docs/cluster.md
+	$(BIN)/python -m recipes.memory --page-file docs/cluster.md
 
 # The figures of docs/results.md.
 results: $(READY) out/fashion-mnist out/icons
 	$(call measured,fashion-mnist)
 	$(call measured,icons)
-	$(BIN)/python -m mvar.recipes.results
+	$(BIN)/python -m recipes.results
 
 # Of a model: as many samples, and reconstructions, as there are held-out images, against these.
 define measured

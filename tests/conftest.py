@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvar.cli import main
-from mvar.data.fashion_mnist import FRAME
+from mvar.data.sets.fashion_mnist import FRAME
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
@@ -91,7 +91,7 @@ def pytest_collection_finish():
 def no_drawing():
     """A run's curves take a second or more to draw; that they are drawn is seen, the picture has a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mvar.training.curves.draw_curves", lambda records, path: path.touch())
+        patch.setattr("mvar.training.run.curves.draw_curves", lambda records, path: path.touch())
         yield
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mvar.cli import main
-from mvar.data import fashion_mnist
+from mvar.data.sets import fashion_mnist
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]

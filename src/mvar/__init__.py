@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from mvar.evaluation.runner import evaluate
     from mvar.model import Model, load, load_official
     from mvar.training.config import GeneratorTraining, TokenizerTraining
-    from mvar.training.generator import train as train_generator
-    from mvar.training.tokenizer import train as train_tokenizer
+    from mvar.training.generator.task import train as train_generator
+    from mvar.training.tokenizer.task import train as train_tokenizer
 
 try:
     __version__ = version("mvar-torch")
@@ -24,8 +24,8 @@ _PUBLIC = {
     "evaluate": "mvar.evaluation.runner:evaluate",
     "load": "mvar.model:load",
     "load_official": "mvar.model:load_official",
-    "train_generator": "mvar.training.generator:train",
-    "train_tokenizer": "mvar.training.tokenizer:train",
+    "train_generator": "mvar.training.generator.task:train",
+    "train_tokenizer": "mvar.training.tokenizer.task:train",
 }
 
 __all__ = [

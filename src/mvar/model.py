@@ -18,8 +18,8 @@ from mvar.checkpoint import hub, official
 from mvar.checkpoint.bundle import CARD, Bundle, StoredDtype, is_bundle, read_bundle, write_bundle
 from mvar.checkpoint.card import TAGS, model_card, model_facts
 from mvar.checkpoint.placement import Dtype, find_device, place, weight_bytes
-from mvar.data.decoding import as_image, as_stored
-from mvar.data.tokens import is_cache
+from mvar.data.images.decoding import as_image, as_stored
+from mvar.data.tokens.cache import is_cache
 from mvar.data.views import whole
 from mvar.files import write_text
 from mvar.generator.network import Generator

@@ -7,8 +7,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from mvar.data.containers import PNG_START
-from mvar.data.decoding import decode
+from mvar.data.images.containers import PNG_START
+from mvar.data.images.decoding import decode
 
 RED = (233, 54, 40)  # about the red of sRGB, in Display P3
 KINDS = ("PNG", "JPEG", "WEBP")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvar.data.containers import PNG_START, take_apart
-from mvar.data.decoding import decode
+from mvar.data.images.containers import PNG_START, take_apart
+from mvar.data.images.decoding import decode
 
 from .by_hand import KINDS, RED, chunk, exif, outcome, plain, png, rgb, riff, saved, segment
 
@@ -194,7 +194,7 @@ def test_only_metadata_is_taken_out_of_a_png():
 
 
 def test_a_file_of_nothing_but_tiny_parts_ends_soon(monkeypatch):
-    monkeypatch.setattr("mvar.data.containers.MOST_PARTS", 50)
+    monkeypatch.setattr("mvar.data.images.containers.MOST_PARTS", 50)
     webp, jpeg = saved(plain(RED), "WEBP"), saved(plain(RED), "JPEG")
     many = {
         "PNG": GOOD[:PIXELS] + chunk(b"teXt", b"") * 50 + GOOD[PIXELS:],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvar.data import fashion_mnist as module
-from mvar.data.fashion_mnist import FASHION_MNIST_CLASSES, FILES, fashion_mnist, fashion_mnist_arrays
+from mvar.data.sets import fashion_mnist as module
+from mvar.data.sets.fashion_mnist import FASHION_MNIST_CLASSES, FILES, fashion_mnist, fashion_mnist_arrays
 from mvar.data.splits import open_splits
 
 

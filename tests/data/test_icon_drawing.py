@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mvar.data.icon_drawing import draw, is_black_on_white, near, shape_of
-from mvar.data.iconify import Icon
+from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, shape_of
+from mvar.data.sets.iconify import Icon
 
 
 def icon(body, width=16.0, height=16.0, left=0.0, top=0.0):

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mvar.data import icon_rules as rules
+from mvar.data.sets import icon_rules as rules
 
 
 def test_names_lose_their_style():

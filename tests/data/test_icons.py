@@ -13,9 +13,9 @@ import pytest
 
 from mvar.checkpoint.hub import packaged_root
 from mvar.cli import main
-from mvar.data import icons as module
-from mvar.data.iconify import VERSION, read_sets
-from mvar.data.icons import icons, is_wanted
+from mvar.data.sets import icons as module
+from mvar.data.sets.iconify import VERSION, read_sets
+from mvar.data.sets.icons import icons, is_wanted
 from mvar.data.splits import open_splits
 
 EXCERPT = json.loads((Path(__file__).parent / "icons-excerpt.json").read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar.data.decoding import decode
-from mvar.data.images import ImageFolder
+from mvar.data.images.decoding import decode
+from mvar.data.images.folders import ImageFolder
 from mvar.data.order import batch_indices, epoch_order, view_noise
 from mvar.data.processes import in_processes
 from mvar.data.source import PixelSource

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mvar.data.images import ImageFolder
+from mvar.data.images.folders import ImageFolder
 from mvar.data.splits import open_splits
 
 TWO = ("cat", "dog")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar.data.encoded import EncodedImages
-from mvar.data.images import ImageFolder
+from mvar.data.images.folders import ImageFolder
 from mvar.data.loader import Loader
-from mvar.data.remembered import RememberedTokens
 from mvar.data.source import PixelSource
+from mvar.data.tokens.encoded import EncodedImages
+from mvar.data.tokens.remembered import RememberedTokens
 from mvar.model import load
 from mvar.tokenizer.network import Tokenizer
 

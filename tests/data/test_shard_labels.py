@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from mvar.data.shard_labels import parse_label, read_classes
+from mvar.data.shards.labels import parse_label, read_classes
 
 
 def both(label):

@@ -8,10 +8,10 @@ import pytest
 import torch
 import webdataset
 
-from mvar.data import shards
-from mvar.data.images import ImageFolder
+from mvar.data.images.folders import ImageFolder
 from mvar.data.loader import Loader
-from mvar.data.shards import ShardSet, expand
+from mvar.data.shards import local as shards
+from mvar.data.shards.local import ShardSet, expand
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 

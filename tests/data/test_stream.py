@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvar.data.shards.stream import Stream, StreamLoader
 from mvar.data.splits import open_loader, open_splits
-from mvar.data.stream import Stream, StreamLoader
 from mvar.data.views import Views
 
 

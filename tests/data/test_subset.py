@@ -3,7 +3,7 @@ import torch
 
 from mvar.data.source import PixelSource
 from mvar.data.subset import evenly_spaced
-from mvar.data.tokens import TokenSource
+from mvar.data.tokens.cache import TokenSource
 from mvar.data.views import Views
 
 

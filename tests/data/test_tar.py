@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from mvar.data.tar import BrokenTar, samples
+from mvar.data.shards.tar import BrokenTar, samples
 
 
 def header(name, size, kind=b"0"):

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from mvar.cli import main
-from mvar.data import token_writer
-from mvar.data.encoded import EncodedImages
 from mvar.data.splits import open_splits
-from mvar.data.token_writer import write_cache
-from mvar.data.tokens import TokenCache
+from mvar.data.tokens import writer as token_writer
+from mvar.data.tokens.cache import TokenCache
+from mvar.data.tokens.encoded import EncodedImages
+from mvar.data.tokens.writer import write_cache
 from mvar.model import load
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
@@ -126,7 +126,7 @@ def test_codes_beyond_sixteen_bits(data, tmp_path):
 KILLED = """
 import os, signal, sys
 from mvar.cli import main
-from mvar.data.encoded import EncodedImages
+from mvar.data.tokens.encoded import EncodedImages
 
 batch, calls = EncodedImages.batch, 0
 

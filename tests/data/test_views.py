@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar.data.images import ImageFolder
+from mvar.data.images.folders import ImageFolder
 from mvar.data.loader import Loader
 from mvar.data.order import view_noise
 from mvar.data.source import PixelSource

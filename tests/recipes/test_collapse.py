@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvar.recipes import collapse
 from mvar.training.stopping import Stopped
-from mvar.training.tokenizer import train
+from mvar.training.tokenizer.task import train
+from recipes import collapse
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
 CHOSEN = ("all measures", "none of them")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mvar.data.icon_drawing import nearest, shape_of_ink
-from mvar.recipes import concepts
-from mvar.recipes.measuring import Labelled
+from mvar.data.sets.icon_drawing import nearest, shape_of_ink
+from mvar.studies.measuring import Labelled
+from recipes import concepts
 
 
 def test_recognised_counts_first_guesses_and_first_fives_by_class():

@@ -13,14 +13,15 @@ from mvar.features.judge import Judge
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
-from mvar.recipes import editing, likelihood, measuring, page, sweep_figure
-from mvar.recipes.cli import run_cli
-from mvar.recipes.fashion_mnist import FashionMnist
-from mvar.recipes.icons import Icons
-from mvar.recipes.packaged import commands
-from mvar.recipes.sweep import TRIED, best
+from mvar.studies import measuring, page, sweep_figure
+from mvar.studies.sweep import TRIED, best
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
+from recipes import editing, likelihood
+from recipes.cli import run_cli
+from recipes.fashion_mnist import FashionMnist
+from recipes.icons import Icons
+from recipes.packaged import commands
 
 RECIPE = FashionMnist()
 DOCS = Path(__file__).parents[2] / "docs"
@@ -184,7 +185,7 @@ def test_chosen_settings_become_the_packages_defaults(work, tmp_path):
         "steps": 150,
         "tokenizer_steps": 150,
         "data": recipe.data,
-        "recipe": "mvar.recipes.fashion_mnist",
+        "recipe": "recipes.fashion_mnist",
         "licence": "Apache-2.0",
     }
     again = tmp_path / "again" / out.name

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from mvar.features.judge import Judge
-from mvar.recipes import concepts, page
-from mvar.recipes.icons import Icons
+from mvar.studies import page
+from recipes import concepts
+from recipes.icons import Icons
 
 
 def test_page_credits_and_sheet(tmp_path):

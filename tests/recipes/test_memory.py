@@ -13,9 +13,10 @@ from torch.profiler import profile
 
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.recipes import memory, page
-from mvar.training.generator_loss import GeneratorLoss
+from mvar.studies import page
+from mvar.training.generator.loss import GeneratorLoss
 from mvar.training.parallel import shard
+from recipes import memory
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
 SMALL = GeneratorConfig(depth=3, width=128, num_classes=10, vocab_size=256, latent_channels=8, sides=[1, 2, 4, 8, 12])

@@ -9,8 +9,9 @@ import pytest
 
 from mvar.evaluation.report import number, read
 from mvar.model import load
-from mvar.recipes import collapse, concepts, editing, likelihood, page, rejection, results, token_cache
 from mvar.sampling.config import SamplingSettings
+from mvar.studies import page
+from recipes import collapse, concepts, editing, likelihood, rejection, results, token_cache
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Page and name of the markers: the report's folder, and what makes Markdown of it.

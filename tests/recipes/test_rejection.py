@@ -12,9 +12,10 @@ from mvar.evaluation.measures import share
 from mvar.evaluation.report import Value
 from mvar.features.judge import Judge, train_judge
 from mvar.model import load
-from mvar.recipes import measuring, rejection
-from mvar.recipes.cli import run_cli
-from mvar.recipes.distance import Distance
+from mvar.studies import measuring
+from mvar.studies.distance import Distance
+from recipes import rejection
+from recipes.cli import run_cli
 
 
 @pytest.fixture

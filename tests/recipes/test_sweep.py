@@ -10,13 +10,13 @@ from mvar.features.judge import Judge
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import Model, load
-from mvar.recipes import measuring
-from mvar.recipes.fashion_mnist import FashionMnist
-from mvar.recipes.measuring import Form
-from mvar.recipes.sweep import Grid, best, set_aside, sweep
-from mvar.recipes.sweep_figure import draw, front
+from mvar.studies import measuring
+from mvar.studies.measuring import Form
+from mvar.studies.sweep import Grid, best, set_aside, sweep
+from mvar.studies.sweep_figure import draw, front
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
+from recipes.fashion_mnist import FashionMnist
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
 GRID = Grid(
@@ -144,7 +144,7 @@ def test_an_interruption_leaves_the_trials_before_it_and_no_choice(arguments, sw
         sweep(**arguments, out=str(tmp_path), grid=GRID, form=FORM)
     report = report_of(tmp_path)
     assert report["trials"] == report_of(swept[0])["trials"][:2]
-    with pytest.raises(ValueError, match=r"^sweep = '.*': has no chosen guidance; write it with mvar study run sweep"):
+    with pytest.raises(ValueError, match=r"^sweep = '.*': has no chosen guidance; write it with the recipe's sweep"):
         FashionMnist().package(arguments["model"], str(tmp_path / "sweep.json"), str(tmp_path / "bundle"))
 
 
@@ -243,9 +243,8 @@ def test_the_command(arguments, swept, tmp_path, capsys, refused):
     assert report["settings"]["form"] == {"side": 8, "frame": 0, "grey": False}
     names = ("guidance", "temperature", "top_k", "top_p", "last_temperature", "seed", "model")
     assert [report["settings"][name] for name in names] == [same["settings"][name] for name in names]
-    lines = refused(*asked, "--top-p", "0.5", "--recipe", "fashion-mnist")  # another form, other bounds
-    fields = [line.split(" = ")[0].removeprefix("mvar: ") for line in lines]
-    assert fields == ["data", "form", "least_accuracy", "spread_band"]
+    lines = refused(*asked, "--top-p", "0.5", "--least-accuracy", "0.9", "--seed", "2")
+    assert [line.split(" = ")[0].removeprefix("mvar: ") for line in lines] == ["least_accuracy", "seed"]
 
 
 def test_studies_are_listed_and_unknown_ones_refused(capsys, refused):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from mvar.data.decoding import as_image
+from mvar.data.images.decoding import as_image
 from mvar.sampling import masks
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.editing import edit, vary

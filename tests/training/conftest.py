@@ -56,7 +56,7 @@ def tokenizer_run(photos, tmp_path):
 @pytest.fixture(scope="session")
 def trained_tokenizer(photos, tmp_path_factory) -> Path:
     """The folder of a tokenizer that was trained for two steps."""
-    from mvar.training.tokenizer import train
+    from mvar.training.tokenizer.task import train
 
     out = tmp_path_factory.mktemp("runs") / "tokenizer"
     config = TokenizerTraining(**RUN, **TOKENIZER_RUN, data=str(photos), out=str(out), model=TOKENIZER)

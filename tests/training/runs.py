@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mvar.training import checkpoints
+from mvar.training.run import checkpoints
 
 WORKER = Path(__file__).with_name("worker.py")
 WORK = f"import runpy; runpy.run_path({str(WORKER)!r}, run_name='__main__')"

@@ -14,11 +14,13 @@ import torch
 
 from mvar.data.splits import open_splits
 from mvar.model import load
-from mvar.training import checkpoints, curves, generator, tokenizer
-from mvar.training.checkpoints import Checkpoints
+from mvar.training.generator import task as generator
 from mvar.training.parallel import Ranks
-from mvar.training.run_folder import RunFolder
+from mvar.training.run import checkpoints, curves
+from mvar.training.run.checkpoints import Checkpoints
+from mvar.training.run.folder import RunFolder
 from mvar.training.stopping import Stopped
+from mvar.training.tokenizer import task as tokenizer
 
 from .runs import WORK, checkpoint, metrics, same_bits
 

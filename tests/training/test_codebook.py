@@ -5,8 +5,8 @@ import torch
 
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.quantizer import MultiScaleQuantizer
-from mvar.training.codebook import count_tokens, revive, start_from_data, usage
-from mvar.training.tokenizer import forget
+from mvar.training.tokenizer.codebook import count_tokens, revive, start_from_data, usage
+from mvar.training.tokenizer.task import forget
 
 
 def build(vocab_size=32, sides=(1, 2, 4)):

@@ -4,7 +4,7 @@ import torch
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.training.compiling import Compiling, compile_blocks
-from mvar.training.generator import train
+from mvar.training.generator.task import train
 
 LABELS = torch.tensor([0, 1, 2])
 

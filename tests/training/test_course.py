@@ -12,15 +12,17 @@ from PIL import Image
 
 from mvar.cli import main
 from mvar.model import load
-from mvar.training import checkpoints, generator, tokenizer
-from mvar.training.checkpoints import Found
 from mvar.training.config import TokenizerTraining
 from mvar.training.course import Costs, TimedCourse
-from mvar.training.generator import GeneratorTask
+from mvar.training.generator import task as generator
+from mvar.training.generator.task import GeneratorTask
 from mvar.training.optim import lr_factor
 from mvar.training.parallel import Ranks
 from mvar.training.rehearsal import rehearse
-from mvar.training.tokenizer import TokenizerTask
+from mvar.training.run import checkpoints
+from mvar.training.run.checkpoints import Found
+from mvar.training.tokenizer import task as tokenizer
+from mvar.training.tokenizer.task import TokenizerTask
 
 from .runs import Killed, checkpoint, metrics, same_bits
 

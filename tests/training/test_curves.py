@@ -1,6 +1,6 @@
 from PIL import Image
 
-from mvar.training import curves
+from mvar.training.run import curves
 
 DRAW = curves.draw_curves  # before other tests replace it
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mvar.training import generator, tokenizer
+from mvar.training.generator import task as generator
+from mvar.training.tokenizer import task as tokenizer
 
 from .runs import Killed, checkpoint, kill, poison, same_bits
 

@@ -12,8 +12,8 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import load
 from mvar.training.config import GeneratorTraining
-from mvar.training.fine_tuning import PARTS, freeze
-from mvar.training.generator import train
+from mvar.training.generator.fine_tuning import PARTS, freeze
+from mvar.training.generator.task import train
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from mvar.ops import cross_entropy
 from mvar.scales import ScaleSchedule
 from mvar.training.compiling import compile_blocks
 from mvar.training.config import GeneratorTraining
-from mvar.training.generator import GeneratorTask, train
-from mvar.training.generator_loss import GeneratorLoss, scales_in_use
+from mvar.training.generator.loss import GeneratorLoss, scales_in_use
+from mvar.training.generator.task import GeneratorTask, train
+from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.parallel import Ranks
-from mvar.training.token_data import TokenData, load_tokenizer
 
 M_VAR = GeneratorConfig(
     depth=2, width=64, heads=2, state_size=16, num_classes=5, vocab_size=40, latent_channels=8, sides=[1, 2, [2, 3], 4],

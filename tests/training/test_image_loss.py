@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from mvar.features.base import FeatureNetwork
-from mvar.training import image_loss
-from mvar.training.adversarial import AUGMENT_NUMBERS, PatchDiscriminator, augment, hinge
 from mvar.training.config import TokenizerTraining
-from mvar.training.image_loss import ImageLoss
 from mvar.training.parallel import Ranks
-from mvar.training.perceptual import perceptual_loss
+from mvar.training.tokenizer import image_loss
+from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator, augment, hinge
+from mvar.training.tokenizer.image_loss import ImageLoss
+from mvar.training.tokenizer.perceptual import perceptual_loss
 
 
 class TwoMaps(FeatureNetwork):

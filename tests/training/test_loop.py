@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mvar.model import load
-from mvar.training import generator, tokenizer
-from mvar.training.generator import GeneratorTask
+from mvar.training.generator import task as generator
+from mvar.training.generator.task import GeneratorTask
 from mvar.training.optim import lr_factor
-from mvar.training.tokenizer import TokenizerTask
+from mvar.training.tokenizer import task as tokenizer
+from mvar.training.tokenizer.task import TokenizerTask
 
 from .runs import Killed, checkpoint, kill, metrics, poison, same_bits
 

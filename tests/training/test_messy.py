@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mvar.model import load
-from mvar.training import generator, tokenizer
+from mvar.training.generator import task as generator
+from mvar.training.tokenizer import task as tokenizer
 
 BAD = {
     "cats/empty.png": "empty file",

@@ -7,7 +7,7 @@ from torch import nn
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
-from mvar.training.generator import decays
+from mvar.training.generator.task import decays
 from mvar.training.optim import build_optimizer, lr_factor, set_schedule, weight_decay_at
 
 # Names of one M-VAR block with QK-norm; with shared AdaLN the projection gives way to `adaln_offset`.

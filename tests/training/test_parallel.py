@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from mvar.model import load
-from mvar.training import checkpoints, generator, tokenizer
 from mvar.training.config import GeneratorTraining
+from mvar.training.generator import task as generator
 from mvar.training.parallel import Ranks
+from mvar.training.run import checkpoints
+from mvar.training.tokenizer import task as tokenizer
 
 from .runs import WORK, WORKER, checkpoint, metrics
 from .worker import first_gradients

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from mvar.cli import main
-from mvar.data.token_writer import write_cache
+from mvar.data.tokens.writer import write_cache
 from mvar.model import load
 from mvar.tokenizer.network import Tokenizer
-from mvar.training import generator, token_data
-from mvar.training.generator import GeneratorTask
-from mvar.training.token_data import load_tokenizer
+from mvar.training.generator import task as generator
+from mvar.training.generator import token_data
+from mvar.training.generator.task import GeneratorTask
+from mvar.training.generator.token_data import load_tokenizer
 
 from .runs import Killed, checkpoint, kill, metrics, poison, same_bits
 

@@ -19,7 +19,7 @@ from mvar.ops.noise import uniform
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 from mvar.tokenizer.quantizer import MultiScaleQuantizer
-from mvar.training.tokenizer import TokenizerTask, train
+from mvar.training.tokenizer.task import TokenizerTask, train
 
 from .runs import Killed, checkpoint, kill, metrics, poison, same_bits
 

@@ -14,11 +14,13 @@ import torch.distributed as dist
 
 from mvar.generator.config import GeneratorConfig
 from mvar.tokenizer.config import TokenizerConfig
-from mvar.training import checkpoints, curves, generator, tokenizer
 from mvar.training.config import GeneratorTraining, TokenizerTraining
+from mvar.training.generator import task as generator
+from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.loop import backward
 from mvar.training.parallel import gathered, joined
-from mvar.training.token_data import TokenData, load_tokenizer
+from mvar.training.run import checkpoints, curves
+from mvar.training.tokenizer import task as tokenizer
 
 KINDS = {
     "tokenizer": (tokenizer.train, TokenizerTraining, TokenizerConfig),

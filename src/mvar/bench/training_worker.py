@@ -20,8 +20,8 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.machine import peak_bytes
 from mvar.training.config import GeneratorTraining
-from mvar.training.generator import decays
-from mvar.training.generator_loss import GeneratorLoss
+from mvar.training.generator.loss import GeneratorLoss
+from mvar.training.generator.task import decays
 from mvar.training.optim import autocast, build_optimizer
 
 

@@ -223,7 +223,7 @@ def edit(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.data.decoding import as_image, as_stored
+    from mvar.data.images.decoding import as_image, as_stored
     from mvar.files import file_sha256, writable_folder
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
@@ -311,7 +311,7 @@ def vary(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.data.decoding import as_image
+    from mvar.data.images.decoding import as_image
     from mvar.model import load
     from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
     from mvar.sampling.sheet import check_size

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from mvar.data.images import ImageFolder
+    from mvar.data.images.folders import ImageFolder
     from mvar.data.source import PixelSource
     from mvar.model import Model
     from mvar.sampling.labels import Label
@@ -106,7 +106,7 @@ def join(tokenizer: str, generator: str, out: str) -> None:
         out: new folder for the bundle.
     """
     from mvar.files import new_folder
-    from mvar.training.fine_tuning import load_named
+    from mvar.training.generator.fine_tuning import load_named
 
     new_folder(out, "out")
     coded, drawn = load_named("tokenizer", tokenizer), load_named("generator", generator)
@@ -249,7 +249,7 @@ def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource
     Raises:
         ValueError: nothing there, or class folders that the model does not know.
     """
-    from mvar.data.images import ImageFolder
+    from mvar.data.images.folders import ImageFolder
     from mvar.data.source import PixelSource
     from mvar.data.subset import evenly_spaced
 

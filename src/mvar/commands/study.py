@@ -3,8 +3,6 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
-from typing import Literal
-
 from mvar.sampling.config import TopK
 from mvar.settings import Places, Positive, Seed, Several, Share
 
@@ -20,7 +18,6 @@ def study_run_sweep(
     data: str,
     judge: str,
     out: str,
-    recipe: Literal["fashion-mnist", "icons"] | None = None,
     guidance: float | list[float] | None = None,
     unguided: Places | None = None,
     temperature: float | list[float] | None = None,
@@ -39,9 +36,8 @@ def study_run_sweep(
     Args:
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
         data: folder with train/<class>; settings are chosen on training images.
-        judge: file of a classifier of these classes, as a recipe's judge command writes it.
+        judge: file of a classifier of these classes.
         out: folder to write into.
-        recipe: of a packaged model: in which form images are compared, and what is tried; by default that of --model.
         guidance: strengths to try, each with every temperature.
         unguided: how many of the finest maps go without guidance, to try; each saves half of its map's work.
         temperature: of the first map, to try; it falls by a parabola to that of the last.
@@ -53,14 +49,8 @@ def study_run_sweep(
         seed: of the samples; give another to measure what was chosen.
         device: cpu, cuda, ...; a GPU where there is one by default.
     """
-    from dataclasses import replace
+    from mvar.studies.sweep import Grid, sweep
 
-    from mvar.recipes.fashion_mnist import FashionMnist
-    from mvar.recipes.icons import Icons
-    from mvar.recipes.sweep import Grid, sweep
-
-    recipes = {known.name: known for known in (FashionMnist, Icons)}
-    own = recipes.get(recipe or model)
     lists = {
         "guidance": guidance,
         "unguided": unguided,
@@ -68,13 +58,12 @@ def study_run_sweep(
         "top_k": top_k,
         "top_p": top_p,
     }
-    given: dict[str, object] = {
+    grid: dict[str, object] = {
         name: value if isinstance(value, list) else [value] for name, value in lists.items() if value is not None
     }
     numbers = {"last_temperature": last_temperature, "least_accuracy": least_accuracy}
-    given |= {name: value for name, value in numbers.items() if value is not None}
-    grid = replace(own.grid if own else Grid(), **given)  # type: ignore[arg-type]
-    sweep(model, data, judge, out, grid, own.form if own else None, samples_per_class, seed, device)
+    grid |= {name: value for name, value in numbers.items() if value is not None}
+    sweep(model, data, judge, out, Grid(**grid), None, samples_per_class, seed, device)  # type: ignore[arg-type]
 
 
 STUDIES = {"sweep": study_run_sweep}

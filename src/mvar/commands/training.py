@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mvar.data.augment import Augmentation, ResizeFactor, vary
-from mvar.data.iconify import VERSION
+from mvar.data.sets.iconify import VERSION
 from mvar.generator.config import GeneratorConfig
 from mvar.settings import Count, Many, Seed, Size, Whole
 from mvar.text import counted
@@ -25,7 +25,7 @@ def data_fashion_mnist(out: str, source: str | None = None) -> None:
         source: folder with the four original .gz files; by default the installed Debian package
             dataset-fashion-mnist is used, or fetched by apt-get.
     """
-    from mvar.data.fashion_mnist import fashion_mnist
+    from mvar.data.sets.fashion_mnist import fashion_mnist
 
     fashion_mnist(out, source)
     print(f"wrote {out}/train and {out}/val")
@@ -47,7 +47,7 @@ def data_icons(
         source: folder of the unpacked npm package @iconify/json; fetched by npm by default.
         package_version: of the npm package that is fetched; the default is the one that the documentation counts.
     """
-    from mvar.data.icons import icons
+    from mvar.data.sets.icons import icons
 
     counts = icons(out, size, concepts, source, package_version)
     for part in ("train", "val"):
@@ -59,7 +59,7 @@ def data_icons(
 
 def train_tokenizer(config: TokenizerTraining, began: float) -> None:
     """Train a tokenizer on a folder of images."""
-    from mvar.training.tokenizer import train
+    from mvar.training.tokenizer.task import train
 
     train(config, began=began)
     if os.environ.get("RANK", "0") == "0":
@@ -101,8 +101,8 @@ def tokenize(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the encoder's products; bfloat16 is quicker and changes some of the tokens.
     """
-    from mvar.data.token_writer import write_cache
-    from mvar.training.token_data import load_tokenizer
+    from mvar.data.tokens.writer import write_cache
+    from mvar.training.generator.token_data import load_tokenizer
 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     work = write_cache(
@@ -129,7 +129,7 @@ def tokenize(
 
 def train_generator(config: GeneratorTraining, began: float) -> None:
     """Train a generator on a folder of images or a token cache, with a trained tokenizer."""
-    from mvar.training.generator import train
+    from mvar.training.generator.task import train
 
     model = train(config, began=began)
     if model is not None:  # the main rank speaks for all
@@ -156,7 +156,7 @@ def generator_of(source: str, out: str | None) -> GeneratorConfig | dict[str, ob
 
 def settings_of(out: str | None) -> dict[str, Any]:
     """The settings of the run in a folder; nothing where there is none: training says what is wrong with it."""
-    from mvar.training.run_folder import SETTINGS
+    from mvar.training.run.folder import SETTINGS
 
     if out is None or not (path := Path(out, SETTINGS)).is_file():
         return {}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mvar.data.decoding import decode, read_bytes
+from mvar.data.images.decoding import decode, read_bytes
 
 if TYPE_CHECKING:
-    from mvar.data.shards import Member
+    from mvar.data.shards.local import Member
 
 
 class Loaded(NamedTuple):

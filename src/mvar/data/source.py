@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from mvar.data.augment import Augmentation
-from mvar.data.decoding import decode
-from mvar.data.images import ImageFolder, report
+from mvar.data.images.decoding import decode
+from mvar.data.images.folders import ImageFolder, report
 from mvar.data.order import batch_indices
 from mvar.data.processes import in_processes
 from mvar.data.reading import Loaded, contents, is_small, load
-from mvar.data.shards import Member, ShardSet
+from mvar.data.shards.local import Member, ShardSet
 from mvar.data.subset import evenly_spaced
 from mvar.data.threads import in_threads
 from mvar.data.views import Views

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from mvar.data.augment import Augmentation
-from mvar.data.images import ImageFolder, contents, files_under, is_image, listing, natural
-from mvar.data.layout import split_rank, splits
+from mvar.data.images.folders import ImageFolder, contents, files_under, is_image, listing, natural
+from mvar.data.images.layout import split_rank, splits
 from mvar.data.loader import Loader, Source
-from mvar.data.shards import Member, ShardSet, expand
+from mvar.data.shards.local import Member, ShardSet, expand
+from mvar.data.shards.stream import SCHEMES, Stream, StreamLoader, webdataset
 from mvar.data.source import CACHE_BYTES, PixelSource
-from mvar.data.stream import SCHEMES, Stream, StreamLoader, webdataset
 from mvar.text import counted, some
 
 VALIDATION_SHARE = 0.05

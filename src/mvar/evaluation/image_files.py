@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mvar.data.containers import take_apart
-from mvar.data.decoding import decode, read_bytes
-from mvar.data.images import ImageFolder
+from mvar.data.images.containers import take_apart
+from mvar.data.images.decoding import decode, read_bytes
+from mvar.data.images.folders import ImageFolder
 from mvar.data.threads import in_threads
 from mvar.progress import track
 

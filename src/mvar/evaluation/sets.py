@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.images import ImageFolder
+from mvar.data.images.folders import ImageFolder
 from mvar.evaluation.archive import Archive
 from mvar.evaluation.frechet import Gaussian, from_arrays
 from mvar.evaluation.image_files import ImageFiles

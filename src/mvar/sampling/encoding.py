@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.data.decoding import as_image
+from mvar.data.images.decoding import as_image
 from mvar.data.views import fitted
 from mvar.tokenizer.network import Tokenizer
 

@@ -13,7 +13,7 @@ from zipfile import ZipFile, ZipInfo
 import numpy as np
 from PIL import Image
 
-from mvar.data.colour import in_srgb
+from mvar.data.images.colour import in_srgb
 from mvar.data.order import epoch_order
 from mvar.files import atomic_write, read_bounded, writable_file, writable_folder, write_text
 from mvar.sampling.engine import SampleOutput

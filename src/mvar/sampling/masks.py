@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mvar.data.colour import like, paintable
-from mvar.data.decoding import as_image
+from mvar.data.images.colour import like, paintable
+from mvar.data.images.decoding import as_image
 from mvar.sampling.engine import to_images
 from mvar.scales import ScaleSchedule
 
@@ -168,7 +168,7 @@ def pasted(pixels_B3hw: Tensor, original: Image.Image, hole_HW: Tensor, feather:
 
     Args:
         pixels_B3hw: what was painted, of any size, in [0, 1].
-        original: as `mvar.data.decoding.as_stored` gives it.
+        original: as `mvar.data.images.decoding.as_stored` gives it.
         hole_HW: of the original's size.
     """
     original = paintable(original)

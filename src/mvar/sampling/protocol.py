@@ -22,8 +22,8 @@ import numpy as np
 
 from mvar import __version__
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
-from mvar.data.decoding import decode
-from mvar.data.images import ImageFolder
+from mvar.data.images.decoding import decode
+from mvar.data.images.folders import ImageFolder
 from mvar.data.threads import in_threads
 from mvar.files import file_sha256
 from mvar.progress import track

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mvar import __version__
-from mvar.data.images import SUFFIXES, natural
+from mvar.data.images.folders import SUFFIXES, natural
 from mvar.files import writable_folder
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.export import beside, image_file, read_beside, save_npz, save_pngs, write_beside

@@ -15,9 +15,9 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from mvar.training.checkpoints import Found
 from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
+from mvar.training.run.checkpoints import Found
 
 Event = Literal["validation", "checkpoint", "curves"]
 REGULAR: tuple[Event, ...] = ("validation", "checkpoint")

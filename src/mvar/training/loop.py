@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from mvar.data.loader import Loader
-from mvar.data.stream import StreamLoader
-from mvar.training import checkpoints
+from mvar.data.shards.stream import StreamLoader
 from mvar.training.average import WeightAverage
-from mvar.training.checkpoints import Checkpoints, Found
 from mvar.training.config import RunConfig
 from mvar.training.course import Course
 from mvar.training.optim import set_schedule
 from mvar.training.parallel import Ranks, accumulating, is_silence, whole
-from mvar.training.progress import Progress
-from mvar.training.run_folder import PREVIEWS, Metrics, RunFolder, ValidationSet
+from mvar.training.run import checkpoints
+from mvar.training.run.checkpoints import Checkpoints, Found
+from mvar.training.run.folder import PREVIEWS, Metrics, RunFolder, ValidationSet
+from mvar.training.run.progress import Progress
 from mvar.training.stopping import Request, Stopped, stop_request
 
 # Called on the main rank with each record of metrics and the updates done; what returns True stops the run.

@@ -1,0 +1,235 @@
+"""What each measure against codebook collapse does: a tokenizer with all of them, and without one at a time.
+
+    python -m recipes.collapse --data data/fashion-mnist --preset tiny32 --runs runs/collapse-fashion-mnist \
+        --out docs/images/collapse/fashion-mnist --page-file docs/collapse.md
+
+Same seed, same steps, same images. A run that is there already is not trained again, one that was stopped goes on, and
+one of other settings is refused.
+
+Shapes: K scales.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvar.charts import BLUE, finish, new_figure, save
+from mvar.data.source import PixelSource
+from mvar.data.splits import open_splits
+from mvar.files import writable_folder
+from mvar.machine import machine
+from mvar.model import Model, load
+from mvar.progress import track
+from mvar.settings import raise_problems
+from mvar.studies import page
+from mvar.studies.distance import IMAGES, NAME, Distance
+from mvar.training.config import TokenizerTraining
+from mvar.training.run import checkpoints
+from mvar.training.run.folder import DATA, METRICS, SETTINGS
+from mvar.training.tokenizer.task import train
+from recipes.cli import run_cli
+
+BATCH = 100
+# Settings of a run that change nothing in its results.
+INDIFFERENT = {
+    "out", "resume", "workers", "rank_timeout", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints",
+}  # fmt: skip
+# What is left out of the full recipe.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all measures": {},
+    "no start from data": {"start_from_data": False},
+    "no revival": {"revive_until": 0.0},
+    "no quantiser dropout": {"scale_dropout": 0.0},
+    "no weight average": {"ema": 0.0},
+    "discriminator from the start": {"adversarial_start": 0.0},
+    "no discriminator": {"adversarial": 0.0},
+    "no perceptual loss": {"perceptual": 0.0},
+    "none of them": {
+        "start_from_data": False,
+        "revive_until": 0.0,
+        "scale_dropout": 0.0,
+        "ema": 0.0,
+        "adversarial": 0.0,
+        "perceptual": 0.0,
+    },
+}
+
+
+def study(
+    data: str,
+    out: str,
+    runs: str,
+    preset: str = "tiny32",
+    steps: int = 400,
+    batch_size: int = 16,
+    seed: int = 0,
+    page_file: str | None = None,
+) -> dict[str, Any]:
+    """Train every variant and write report.json and figures.
+
+    Args:
+        data: folder of images.
+        out: folder to write into.
+        runs: folder of the runs; those that are there must have the same settings.
+        preset: of the tokenizer.
+        steps: updates of each run.
+        batch_size: images of an update.
+        seed: of all runs.
+        page_file: Markdown page that takes the table, between markers with the name of `out`.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ValueError: a run that is there has other settings, a line for each; before any training.
+    """
+    folder = writable_folder(out, "out")
+    shared = {"data": data, "steps": steps, "batch_size": batch_size, "seed": seed}
+    every = {"validate_every": steps, "checkpoint_every": steps}
+    configs = {}
+    for name, changes in VARIANTS.items():
+        run = Path(runs) / name.replace(" ", "-")
+        begun = checkpoints.exist(run)
+        config = TokenizerTraining.preset(preset, out=str(run), resume=begun, **shared, **every, **changes)
+        if begun:
+            _check_same(config, preset, given={*shared, *changes})
+        configs[name] = config
+    for config in configs.values():
+        if not _is_complete(config):
+            train(config)
+    results = {name: _validation(Path(config.out)) for name, config in configs.items()}
+    train_images, val_images = open_splits(data, config.model.image_shape, resize_factor=config.resize_factor)
+    if not isinstance(train_images, PixelSource):
+        raise ValueError(f"data = {data!r}: is a stream; give a folder or local shards")
+    distance = Distance(_pixels(val_images))
+    for name, result in results.items():
+        restored = _restored(load(configs[name].out), val_images.at_most(IMAGES))
+        result["distance"] = distance.of(restored)
+    report = {
+        "preset": preset,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "images": len(train_images),
+        "validation_images": len(val_images),
+        "validated": min(config.val_images or len(val_images), len(val_images)),
+        "compared": min(IMAGES, len(val_images)),
+        "real": distance.of(_pixels(train_images.at_most(IMAGES))),
+        "maps": [f"{h}x{w}" for h, w in config.model.schedule.shapes],
+        "variants": results,
+        "machine": machine(),
+    }
+    page.write_json(folder / "report.json", report)
+    draw(report, folder / "collapse.png")
+    print(table(report))
+    if page_file is not None:
+        page.fill(page_file, table(report), folder.name)
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    head = ["Run", "PSNR, dB", NAME, *(f"codes used at {name}" for name in report["maps"])]
+    rows = [
+        [
+            name,
+            f"{result['psnr']:.2f}",
+            f"{result['distance']:.1f}",
+            *(f"{100 * share:.0f} %" for share in result["used"]),
+        ]
+        for name, result in report["variants"].items()
+    ]
+    return (
+        f"{page.table(head, rows)}\n\n"
+        f"Preset `{report['preset']}`, {report['steps']:,} steps of {report['batch_size']}, seed {report['seed']}; "
+        f"{report['images']:,} training and {report['validation_images']:,} validation images. PSNR and the codes "
+        f"used are those of {report['validated']:,} validation images. {NAME} is that of {report['compared']:,} "
+        f"reconstructions against all validation images; as many real training images have {report['real']:.1f}."
+    )
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """PSNR and distance as bars, and the share of codes that each map uses as shades."""
+    names = list(report["variants"])
+    results = list(report["variants"].values())
+    figure = new_figure(13, 0.5 * len(names) + 1)
+    bars_psnr, bars_distance, shades = figure.subplots(1, 3, sharey=True)
+    for axes, key, title in ((bars_psnr, "psnr", "PSNR, dB"), (bars_distance, "distance", NAME)):
+        bars = axes.barh(names, [result[key] for result in results], color=BLUE)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        axes.margins(x=0.15)
+        finish(axes, title, "")
+    used = [result["used"] for result in results]
+    shades.imshow(used, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, shares in enumerate(used):
+        for column, share in enumerate(shares):
+            colour = "white" if share > 0.5 else "black"
+            shades.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
+    finish(shades, "Codes used by each map, %", "token map")
+    shades.grid(False)
+    shades.set_xticks(range(len(report["maps"])), report["maps"])
+    save(figure, path)
+
+
+def _check_same(config: TokenizerTraining, preset: str, given: set[str]) -> None:
+    """Raise where the run in `config.out` was told otherwise.
+
+    Args:
+        config: what is wanted.
+        preset: that it comes from.
+        given: settings that the preset does not decide.
+    """
+    run = Path(config.out)
+    wanted, before = _settings(asdict(config)), _settings(page.read_json(run / SETTINGS, "runs"))
+    if before.get("steps") == config.steps:  # the phases of a run that was prolonged are shares of fewer steps
+        before["steps"] = page.read_json(run / DATA, "runs").get("steps", config.steps)
+    raise_problems(
+        [
+            f"{name} = {value!r}{'' if name in given else f' of preset = {preset!r}'}: the run in {config.out!r} has "
+            f"{before.get(name)!r}; give another folder as --runs"
+            for name, value in wanted.items()
+            if before.get(name) != value
+        ]
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's results, by name, as JSON has it; the model's settings one by one."""
+    plain = {name: value for name, value in json.loads(json.dumps(config)).items() if name not in INDIFFERENT}
+    plain |= {f"model.{name}": value for name, value in plain.pop("model", {}).items()}
+    return {**plain, "data": str(Path(plain.get("data", "")).resolve())}
+
+
+def _is_complete(config: TokenizerTraining) -> bool:
+    return any(found.step == config.steps for found in checkpoints.whole(Path(config.out)))
+
+
+def _validation(run: Path) -> dict[str, Any]:
+    """The last validation of a run: step, psnr, used, perplexity and residual energy of each scale."""
+    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    last = [record for record in map(json.loads, lines) if "val_psnr" in record][-1]
+    by_scale = {name: last[name] for name in ("used", "perplexity", "residual_energy")}
+    return {"step": last["step"], "psnr": last["val_psnr"], **by_scale}
+
+
+def _pixels(images: PixelSource) -> torch.Tensor:
+    """All images as the tokenizer sees them, uint8 (N, 3, h, w)."""
+    return torch.cat([images.batch(rows_B)[0] for rows_B in torch.arange(len(images)).split(BATCH)])
+
+
+def _restored(model: Model, images: PixelSource) -> torch.Tensor:
+    """Images after a round trip through the tokenizer, uint8 (N, 3, h, w)."""
+    parts: Sequence[torch.Tensor] = torch.arange(len(images)).split(BATCH)
+    restored = []
+    for rows_B in track(parts, len(parts), "reconstructing images"):
+        pixels_B3hw = images.batch(rows_B)[0].to(model.device) / 255
+        restored.append((model.tokenizer.reconstruct(pixels_B3hw) * 255).round().to(torch.uint8).cpu())
+    return torch.cat(restored)
+
+
+if __name__ == "__main__":
+    run_cli(study, "python -m recipes.collapse")

@@ -1,0 +1,208 @@
+"""What a GPU must hold to train a generator: arithmetic from torch's meta device.
+
+    python -m recipes.memory --page-file docs/cluster.md
+
+Shapes: B images, L tokens of all scales, l those after the first scale, Z latent channels, U random numbers an image.
+"""
+
+import math
+import weakref
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mvar.generator.config import PRESETS, GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.studies import page
+from mvar.training.config import GENERATOR_PRESETS
+from mvar.training.generator.loss import GeneratorLoss
+from recipes.cli import run_cli
+
+NAMES = ("d16", "d20", "d24", "d30", "d32")
+RANKS, IMAGES = 8, 32
+FLOAT, HALF = 4, 2  # bytes of float32 and bfloat16
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU at the fullest moment of a step."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    working: int  # gathered or cast weights, and gradients on their way to the other ranks
+    activations: int
+
+    @property
+    def state(self) -> int:
+        """What stays from step to step."""
+        return self.weights + self.gradients + self.moments + self.average
+
+
+def fsdp_memory(config: GeneratorConfig, ranks: int, activations: int) -> Memory:
+    """Of rank 0, whose share is the largest, where `mvar.training.parallel.shard` has spread the model.
+
+    Args:
+        config: of the generator; its blocks' products are in bfloat16.
+        ranks: GPUs.
+        activations: see `activation_bytes`.
+    """
+    generator = _on_meta(config)
+    share = FLOAT * sum(-(-len(p) // ranks) * math.prod(p.shape[1:]) for p in generator.parameters())
+    blocks = [parameters(block) for block in generator.each_block()]
+    block, rest = max(blocks), parameters(generator) - sum(blocks)
+    # Two blocks gathered, this one and the next; one block's gradients, which are cast to float32 to be reduced;
+    # embeddings and head with their gradients, all step long.
+    working = 2 * HALF * block + (HALF + FLOAT) * block + 2 * FLOAT * rest
+    return Memory(share, share, 2 * share, share, working, activations)
+
+
+def ddp_memory(config: GeneratorConfig, activations: int) -> Memory:
+    """Of any rank where each holds a copy; arguments as `fsdp_memory`."""
+    generator = _on_meta(config)
+    whole = FLOAT * parameters(generator)
+    block = max(parameters(block) for block in generator.each_block())
+    adaln = sum(p.numel() for name, p in generator.blocks.named_parameters() if ".adaln." in name)
+    working = HALF * (block + adaln)  # autocast's copies are one block's, and all AdaLN's, which run first
+    return Memory(whole, whole, 2 * whole, whole, working, activations)
+
+
+def activation_bytes(config: GeneratorConfig, images: int) -> int:
+    """Largest sum of tensors that a step's forward and backward pass make and hold, with activation checkpointing.
+
+    Weights and their gradients are not counted. The blocks must be alike: two depths then tell that of any.
+    """
+    one, two = (step_bytes(as_gathered(replace(config, depth=depth)), images) for depth in (1, 2))
+    return one + (config.depth - 1) * (two - one)
+
+
+def as_gathered(config: GeneratorConfig, device: str = "meta") -> Generator:
+    """A generator whose blocks have weights in bfloat16, as FSDP gathers them."""
+    with torch.device(device):
+        generator = Generator(config)
+    for block in generator.each_block():
+        block.bfloat16()
+    return generator
+
+
+def step_bytes(generator: Generator, images: int) -> int:
+    """`activation_bytes` counted in one pass over all blocks of this generator, on its device."""
+    for parameter in generator.parameters():
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    with _Live() as live:
+        training_pass(generator, images)
+    return live.peak
+
+
+def training_pass(generator: Generator, images: int) -> None:
+    """Forward and backward pass of a training step with activation checkpointing, on the generator's device."""
+    B, config, device = images, generator.config, generator.pos_embed.device
+    generator.train().activation_checkpointing = True
+    with device:
+        labels_B = torch.zeros(B, dtype=torch.long)
+        tokens_BL = torch.zeros(B, config.schedule.length, dtype=torch.long)
+        inputs_BlZ = torch.zeros(B, config.schedule.length - config.schedule.areas[0], config.latent_channels)
+        noise_BU = torch.zeros(B, generator.noise_size)
+    GeneratorLoss(generator)(labels_B, inputs_BlZ, tokens_BL, noise_BU)[0].mean().backward()
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+class _Live(TorchDispatchMode):
+    """Sums the storages that operations make, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and _key(tensor) not in given and _key(tensor) not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _on_meta(config: GeneratorConfig) -> Generator:
+    with torch.device("meta"):
+        return Generator(config)
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers it learns."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def tables() -> str:
+    """Both ways and all presets as Markdown, in GB."""
+    spread, copied, disk = [], [], []
+    for name in NAMES:
+        config, size = PRESETS[name], parameters(_on_meta(PRESETS[name]))
+        activations = activation_bytes(config, IMAGES)
+        fsdp, ddp = fsdp_memory(config, RANKS, activations), ddp_memory(config, activations)
+        whole = FLOAT * size
+        parts = GENERATOR_PRESETS[name]["batch_size"] // (RANKS * IMAGES)
+        spread.append(_row(name, size, fsdp))
+        copied.append(_row(name, size, ddp))
+        disk.append([f"`{name}`", str(parts), _gb(fsdp.state + whole), _gb(4 * whole), _gb(whole)])
+    head = ["GB a GPU", "Parameters", "Weights", "Gradients", "Adam", "Average", "Working", "Activations", "Together"]
+    return "\n\n".join(
+        [
+            f"FSDP, {RANKS} GPUs, {IMAGES} images of 256 px a GPU at once, activation checkpointing, bfloat16:",
+            page.table(head, spread),
+            "DDP, the same images:",
+            page.table(head, copied),
+            "What follows from these sizes:",
+            page.table(
+                [
+                    "",
+                    "`--accumulate` for the preset's batch",
+                    "Rank 0 in a preview, FSDP, GB",
+                    "A checkpoint, GB",
+                    "The bundle, GB",
+                ],
+                disk,
+            ),
+        ]
+    )
+
+
+def _row(name: str, size: int, memory: Memory) -> list[str]:
+    return [f"`{name}`", f"{size / 1e6:,.0f} M", *map(_gb, memory), f"**{_gb(sum(memory))}**"]
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def write(page_file: str) -> None:
+    """Fill in the tables of a documentation page.
+
+    Args:
+        page_file: the page.
+    """
+    page.fill(page_file, tables())
+
+
+if __name__ == "__main__":
+    run_cli(write, "python -m recipes.memory")

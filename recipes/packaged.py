@@ -1,0 +1,290 @@
+"""What the recipes of the packaged models share: the way from training runs to a bundle and its documentation.
+
+A model's own module says how it was trained, and its `Recipe` what is asked of it. Settings are chosen on training
+images only; `measure` alone looks at the validation images, and `page` writes its figures into docs/models/<name>.md.
+"""
+
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar.checkpoint.bundle import read_bundle
+from mvar.data.subset import evenly_spaced
+from mvar.features.judge import Judge, accuracy, train_judge
+from mvar.files import writable_folder
+from mvar.machine import machine
+from mvar.model import Model, load
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
+from mvar.sampling.sheet import class_sheet
+from mvar.settings import Count, Several, check
+from mvar.studies import measuring, page
+from mvar.studies.distance import IMAGES, Distance
+from mvar.studies.measuring import Form
+from mvar.studies.sweep import TRIED, Grid, sweep
+from mvar.training.run.curves import draw_curves
+from mvar.training.run.folder import METRICS, SETTINGS
+from recipes import figures
+
+LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # of the provenance: folders of whoever trained
+
+PANELS = {
+    "tokenizer": {
+        "Pixel error": ["l1", "val_l1"],
+        "Perceptual distance": ["perceptual", "val_perceptual"],
+        "PSNR of validation images, dB": ["val_psnr"],
+        "Discriminator's scores": ["score_real", "score_fake"],
+        "Share of the codes used": ["used"],
+        "Perplexity of the codes": ["perplexity"],
+    },
+    "generator": {
+        "Loss, nats per token": ["loss", "val_loss"],
+        "Validation loss, nats per token": ["val_loss_scales"],
+        "Validation accuracy": ["val_accuracy_scales"],
+    },
+}
+
+
+class Recipe:
+    """A packaged model; its public methods are the commands.
+
+    Attributes:
+        name: of the bundle, of its page in docs/models and of its folder in docs/images.
+        form: in which images are compared.
+        data: what it was trained on, for the bundle's card.
+        most_bytes: that the bundle may take.
+        grid: what `sweep` tries for its sampling defaults, and what these shall keep.
+        judge_epochs: passes of the judge over the training images.
+    """
+
+    name: str
+    form: Form
+    data: str
+    most_bytes: int
+    grid: Grid
+    judge_epochs: int
+
+    def judge(self, data: str, out: str, epochs: int | None = None, seed: int = 0) -> float:
+        """Train the judge on the real training images; print and return its accuracy on the test images.
+
+        Args:
+            data: folder with train/<class> and val/<class>.
+            out: file to write, .safetensors.
+            epochs: passes over the training images; as many as the recipe says by default.
+            seed: of its start and order.
+        """
+        return write_classifier(self.form, data, out, self.judge_epochs if epochs is None else epochs, seed)
+
+    def sweep(
+        self, model: str, data: str, judge: str, out: str, samples_per_class: int = 100, seed: int = 1
+    ) -> dict[str, Any]:
+        """Choose the sampling defaults: `mvar study run sweep` with this recipe's grid, in its form.
+
+        Args:
+            model: run or bundle.
+            data: folder with train/<class>.
+            judge: what `judge` wrote.
+            out: folder to write into.
+            samples_per_class: drawn for each setting.
+            seed: of the samples.
+        """
+        return sweep(model, data, judge, out, self.grid, self.form, samples_per_class, seed)
+
+    def package(self, model: str, sweep: str, out: str, tokenizer_run: str | None = None) -> Path:
+        """Write the model as it ships: bfloat16 weights, the chosen sampling defaults, and where it comes from.
+
+        Args:
+            model: run folder of the generator.
+            sweep: sweep.json with the chosen setting.
+            out: folder of the bundle; its files are replaced.
+            tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
+
+        Raises:
+            ValueError: no model with a generator, no chosen setting, a run of another tokenizer, or a bundle that is
+                too large.
+        """
+        loaded = measuring.load_whole(model, "cpu")
+        chosen = page.read_json(sweep, "sweep").get("chosen", {})
+        if missing := [name for name in TRIED if name not in chosen]:
+            raise ValueError(f"sweep = {sweep!r}: has no chosen {missing[0]}; write it with the recipe's sweep")
+        loaded.defaults = SamplingSettings(**{name: chosen[name] for name in TRIED})
+        if tokenizer_run is not None:
+            loaded.provenance["tokenizer_steps"] = _run(tokenizer_run, "tokenizer", loaded)["steps"]
+        for name in LOCAL_NAMES:
+            loaded.provenance.pop(name, None)
+        loaded.provenance |= {
+            "data": self.data,
+            "recipe": f"recipes.{self.name.replace('-', '_')}",
+            "licence": "Apache-2.0",
+        }
+        with tempfile.TemporaryDirectory() as scratch:
+            trial = loaded.save(Path(scratch, Path(out).name), "bfloat16")
+            size = sum(file.stat().st_size for file in trial.iterdir())
+        if size > self.most_bytes:
+            raise ValueError(
+                f"model = {model!r}: takes {size} bytes and may take {self.most_bytes}; train a smaller one"
+            )
+        folder = loaded.save(out, "bfloat16")
+        print(f"wrote {folder}: {size / 1e6:.2f} MB")
+        return folder
+
+    def measure(
+        self,
+        model: str,
+        data: str,
+        out: str,
+        judge: str | None = None,
+        samples_per_class: int = 1000,
+        seed: int = 0,
+        sheet: str | None = None,
+        tokenizer_run: str | None = None,
+        generator_run: str | None = None,
+        device: str | None = None,
+    ) -> dict[str, Any]:
+        """Measure a model on the test images, write report.json and figures; of a tokenizer alone, what there is.
+
+        Args:
+            model: packaged name, bundle or run folder.
+            data: folder with val/<class>, the test images.
+            out: folder to write into.
+            judge: its file; by default one is trained on train/<class> and left in `out`.
+            samples_per_class: drawn with the model's own settings.
+            seed: of the samples.
+            sheet: file for the sheet of samples; samples.png in `out` by default.
+            tokenizer_run: run folder of the tokenizer, for its curves.
+            generator_run: run folder of the generator, for its curves.
+            device: cpu, cuda, ...; a GPU where there is one by default.
+
+        Returns:
+            What report.json holds.
+
+        Raises:
+            ValueError: too few samples, a file or folder that cannot be used, or a run of other weights.
+        """
+        check("samples_per_class", samples_per_class, Several)
+        start = time.perf_counter()
+        folder = writable_folder(out, "out")
+        sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
+        loaded = load(model, device)
+        given = {"tokenizer": tokenizer_run, "generator": generator_run}
+        runs = {name: _run(path, name, loaded) for name, path in given.items() if path is not None}
+        test = measuring.originals(data, "val", self.form, loaded.classes)
+
+        report: dict[str, Any] = {
+            "commands": commands(type(self)),
+            "machine": machine(),
+            "model": measuring.facts(loaded),
+            "training": {name: {key: run[key] for key in run if key != "records"} for name, run in runs.items()},
+        }
+        report["tokenizer"], round_trip = measuring.tokenizer_report(loaded, self.form, data, test)
+        save_image(measuring.reconstruction_sheet(test, round_trip.images_Nchw), folder / "reconstructions.png")
+        real = measuring.originals(data, "train", self.form, loaded.classes, IMAGES // len(test.classes))
+        distance = Distance(test.images_Nchw)
+        report["distance"] = {
+            "reference": len(test.labels_N),
+            "real": _compared(distance, real.images_Nchw),
+            "reconstructed": _compared(distance, round_trip.images_Nchw),
+        }
+        if loaded.generator is not None:
+            if judge is None:
+                judge = str(folder / "judge.safetensors")
+                self.judge(data, judge)
+            critic = Judge.load(judge)
+            report["generator"] = measuring.generator_report(loaded, round_trip.tokens, test.labels_N)
+            drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
+            report["samples"] = measuring.samples_report(critic, drawn, test, round_trip.images_Nchw)
+            report["samples"] |= {"seed": seed, "settings": measuring.settings_of(loaded)}
+            report["distance"]["samples"] = _compared(distance, drawn.images.images_Nchw)
+            save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
+            save_image(measuring.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
+            figures.confusion_matrix(report["samples"]["confusion"], test.classes, folder / "confusion.png")
+        figures.scale_bars(report, folder / "scales.png")
+        for name, run in runs.items():
+            scales = measuring.scale_names(loaded)
+            draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], scales)
+        report["minutes"] = (time.perf_counter() - start) / 60
+        page.write_json(folder / "report.json", report)
+        print(self._results(report))
+        return report
+
+    _results = staticmethod(page.results)  # a report as Markdown
+
+    def page(self, report: str | None = None, out: str | None = None) -> None:
+        """Put the results of report.json between the markers of the documentation page.
+
+        Args:
+            report: what `measure` wrote; report.json of the model in docs/images by default.
+            out: Markdown file with the two markers; the model's page in docs/models by default.
+        """
+        report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
+        page.fill(out, self._results(page.read_json(report, "report")))
+        print(f"wrote {out}")
+
+
+def write_classifier(form: Form, data: str, out: str, epochs: int, seed: int) -> float:
+    """Train a classifier on the training images in a form; print and return its accuracy on the test images.
+
+    Args:
+        form: that it shall know images in.
+        data: folder with train/<class> and val/<class>.
+        out: file to write, .safetensors.
+        epochs: passes over the training images.
+        seed: of its start and order.
+    """
+    check("epochs", epochs, Count)
+    path = target(out, (".safetensors",), "out")
+    train = measuring.originals(data, "train", form)
+    test = measuring.originals(data, "val", form, train.classes)
+    start = time.perf_counter()
+    judge = train_judge(train.images_Nchw, train.labels_N, num_classes=len(train.classes), epochs=epochs, seed=seed)
+    minutes = (time.perf_counter() - start) / 60
+    judge.save(path)
+    share = accuracy(judge, test.images_Nchw, test.labels_N)
+    print(f"wrote {path}: {100 * share:.2f} % of {len(test.labels_N)} test images right, {minutes:.1f} minutes")
+    return share
+
+
+def commands(recipe: type[Recipe]) -> list[str]:
+    """The recipe's commands, as its module's description lists them."""
+    description = sys.modules[recipe.__module__].__doc__ or ""
+    return [" ".join(line.split()) for line in re.findall(r"^    ((?:mvar|python) .*)$", description, re.MULTILINE)]
+
+
+def _compared(distance: Distance, images_Nchw: Tensor) -> dict[str, Any]:
+    """The distance of at most 2,000 of the images, and how many they are."""
+    some = images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)]
+    return {"images": len(some), "value": distance.of(some)}
+
+
+def _run(folder: str, network: str, model: Model) -> dict[str, Any]:
+    """The training run of a model's network: steps, batch size, how long it took, and the records of its metrics."""
+    field = f"{network}_run"
+    settings = page.read_json(Path(folder) / SETTINGS, field)
+    try:
+        lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        rate = [record["images_per_second"] for record in records if "images_per_second" in record][-1]
+        steps, batch_size = records[-1]["step"], settings["batch_size"]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{field} = {folder!r}: no readable {METRICS} ({error}); give the folder of a run") from error
+    if not _is_same(getattr(read_bundle(folder), network), getattr(model, network)):
+        raise ValueError(f"{field} = {folder!r}: its {network} is not the model's; give the run that the model is of")
+    minutes = steps * batch_size / rate / 60
+    return {"steps": steps, "batch_size": batch_size, "minutes": minutes, "records": records}
+
+
+def _is_same(trained: nn.Module | None, used: nn.Module | None) -> bool:
+    """Whether two networks have the same weights, as far as bfloat16 tells, in which models are packaged."""
+    if trained is None or used is None:
+        return False
+    weights, others = trained.state_dict(), used.state_dict()
+    return weights.keys() == others.keys() and all(
+        torch.equal(weights[name].cpu().bfloat16(), others[name].cpu().bfloat16()) for name in weights
+    )

@@ -1,0 +1,292 @@
+"""What rejection sampling buys: quality and variety of samples against the share that is kept.
+
+    python -m recipes.rejection selector --model fashion-mnist --data data/fashion-mnist --epochs 2 --seed 1 \
+        --out runs/selector.safetensors
+    python -m recipes.rejection study --model fashion-mnist --data data/fashion-mnist \
+        --judge runs/judge.safetensors --selector runs/selector.safetensors \
+        --out docs/images/rejection/fashion-mnist --page-file docs/rejection.md
+
+One set of candidates, eight a group, serves all shares: where 1 of n is kept, the first n of each group compete. So all
+rows have as many images, and distances can be compared. The classifier that chooses sees pixels as the model draws
+them, as that of `mvar sample --judge` does. Another one tells the accuracy, of images in the originals' form.
+
+Shapes: N groups of n candidates, B = N n candidates, or as many as are drawn at once; F features; c h w an image.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
+from mvar.checkpoint.hub import find
+from mvar.data.subset import evenly_spaced
+from mvar.evaluation.frechet import too_few
+from mvar.evaluation.intervals import share
+from mvar.evaluation.manifold import overlap
+from mvar.evaluation.report import Value
+from mvar.features.judge import Judge, accuracy
+from mvar.files import file_sha256, writable_folder
+from mvar.machine import machine
+from mvar.model import Model, load
+from mvar.progress import track
+from mvar.sampling.engine import SampleOutput
+from mvar.sampling.protocol import hashes
+from mvar.sampling.rejection import SELF, Choice, best, best_places, find_scorer
+from mvar.studies import measuring, page
+from mvar.studies.distance import NAME, Distance
+from mvar.studies.measuring import Form
+from recipes.cli import run_cli
+from recipes.fashion_mnist import FashionMnist
+from recipes.packaged import write_classifier
+
+FORMS = {recipe.name: recipe.form for recipe in (FashionMnist,)}
+OF = (1, 2, 4, 8)  # candidates of which one is kept
+NEIGHBOURS = 3  # of precision and recall
+METRICS = {"distance": NAME, "accuracy": "Judged right, %", "precision": "Precision, %", "recall": "Recall, %"}
+
+KEYS = ("value", "low", "high")  # of a metric; between the last two is its 90 % interval
+ASIDE = 0.09  # how far a line's points are from the next line's, so that their bars can be told apart
+BARS = {"marker": "o", "markersize": 4, "elinewidth": 1, "capsize": 2}
+
+
+class Candidates(NamedTuple):
+    """All candidates of one run, group by group."""
+
+    images_Bchw: Tensor  # uint8, in the originals' form
+    scores: dict[str, Tensor]  # by judge, (N, n)
+    seconds: dict[str, float]  # a candidate: to draw, and to score by each judge
+
+
+def selector(model: str, data: str, out: str, epochs: int, seed: int = 1) -> float:
+    """Train the classifier that chooses, on the training images as their files are; return its accuracy on the others.
+
+    Args:
+        model: a packaged one, whose samples it shall choose among.
+        data: folder with train/<class> and val/<class>.
+        out: file to write, .safetensors.
+        epochs: passes over the training images.
+        seed: of its start and order; another than that of the judge.
+
+    Raises:
+        ValueError: a model of another data set; before any work.
+    """
+    return write_classifier(_as_drawn(_form(model)), data, out, epochs, seed)
+
+
+def study(
+    model: str,
+    data: str,
+    judge: str,
+    selector: str,
+    out: str,
+    groups: int = 1000,
+    seed: int = 0,
+    page_file: str | None = None,
+) -> dict[str, Any]:
+    """Measure what is kept, for each share and judge, maps shared or not; writes report.json and rejection.png.
+
+    Args:
+        model: a packaged one.
+        data: folder with train/<class> and val/<class>.
+        judge: classifier that tells how many images show their class.
+        selector: another one, which chooses; what `selector` wrote.
+        out: folder to write into.
+        groups: of candidates, which is how many images every row has; of the classes of as many validation images.
+        seed: of the samples.
+        page_file: Markdown page that takes the table, between markers with the name of `out`.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ValueError: a model of another data set, or one classifier for both uses; before any work.
+    """
+    folder, begun = writable_folder(out, "out"), time.perf_counter()
+    form = _form(model)
+    critic, chooser = Judge.load(judge), Judge.load(selector)
+    if all(map(torch.equal, critic.state_dict().values(), chooser.state_dict().values())):
+        raise ValueError(f"selector = {selector!r}: is the judge itself; train another with another seed")
+    loaded = load(model)
+    test = measuring.originals(data, "val", form, loaded.classes)
+    files = measuring.originals(data, "val", _as_drawn(form), loaded.classes)
+    some = evenly_spaced(len(test.labels_N), groups)
+    labels_N = test.labels_N[some]
+    train = measuring.originals(data, "train", form, loaded.classes)
+    real_Nchw = train.images_Nchw[evenly_spaced(len(train.labels_N), len(some))]
+    distance = Distance(test.images_Nchw)
+    manifold_NF = distance.features(test.images_Nchw[some])
+
+    def compared(features_NF: Tensor) -> dict[str, Value]:
+        both = overlap(manifold_NF, features_NF, NEIGHBOURS)
+        shares = {"precision": share(both.precision, len(features_NF)), "recall": share(both.recall, len(manifold_NF))}
+        return {"distance": distance.with_interval(features_NF), **shares}
+
+    def right(images_Nchw: Tensor, labels_N: Tensor) -> Value:
+        return share(accuracy(critic, images_Nchw, labels_N), len(labels_N))
+
+    rows, seconds = [], {}
+    middle = len(loaded.tokenizer.config.sides) // 2
+    for fork_at in (0, middle):
+        found = _candidates(loaded, form, chooser, labels_N, seed, fork_at)
+        seconds[str(fork_at)] = found.seconds
+        features_BF = distance.features(found.images_Bchw)
+        for name, scores_Nn in found.scores.items():
+            for of in OF:
+                kept_N = best_places(scores_Nn[:, :of], 1)[:, 0] + torch.arange(len(labels_N)) * max(OF)
+                values = {"accuracy": right(found.images_Bchw[kept_N], labels_N), **compared(features_BF[kept_N])}
+                rows.append({"fork_at": fork_at, "judge": name, "of": of, **_plain(values)})
+                print(rows[-1], flush=True)
+    measured = {
+        "model": model,
+        "groups": len(labels_N),
+        "seed": seed,
+        "settings": measuring.settings_of(loaded),
+        "sha256": {"model": hashes(find(model)), "judge": file_sha256(judge), "selector": file_sha256(selector)},
+        "features": distance.describe(),
+        "shared": measuring.scale_names(loaded)[middle - 1],
+        "reference": len(test.labels_N),
+        "neighbours": NEIGHBOURS,
+        "selector_accuracy": accuracy(chooser, files.images_Nchw, files.labels_N),
+        "real": _plain(
+            {
+                "accuracy": right(test.images_Nchw, test.labels_N),  # which it has not learnt from
+                **compared(distance.features(real_Nchw)),
+            }
+        ),
+        "rows": rows,
+        "seconds": seconds,
+        "minutes": (time.perf_counter() - begun) / 60,
+        "machine": machine(),
+    }
+    report: dict[str, Any] = page.rounded(measured)  # so that the page shows what the file has
+    page.write_json(folder / "report.json", report)
+    draw(report, folder / "rejection.png")
+    print(table(report))
+    if page_file is not None:
+        page.fill(page_file, table(report), folder.name)
+    return report
+
+
+def _form(model: str) -> Form:
+    """In which images are compared."""
+    if model not in FORMS:
+        raise ValueError(f"model = {model!r}: choose from {', '.join(FORMS)}")
+    return FORMS[model]
+
+
+def _as_drawn(form: Form) -> Form:
+    """That of the files, which is what the model draws."""
+    return Form(form.side)
+
+
+def _plain(values: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
+    """Values as a report has them."""
+    return {name: {"value": v.value, "low": v.low, "high": v.high} for name, v in values.items()}
+
+
+def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, seed: int, fork_at: int) -> Candidates:
+    """Draw a group for each label and let both judges score it, as `mvar sample --judge` does."""
+    sampler, size, n = loaded.sampler(seed), loaded.fitting_batch_size(), max(OF)
+    scorers = {name: find_scorer(judge, sampler, labels_N) for name, judge in (("self", SELF), ("classifier", chooser))}
+    images: list[Tensor] = []
+    scores: dict[str, list[Tensor]] = {name: [] for name in scorers}
+    seconds = dict.fromkeys(("draw", *scorers), 0.0)
+    batches = torch.arange(len(labels_N)).split(max(1, size // n))
+    for groups_g in track(batches, len(batches), "drawing candidates"):
+        # Nobody chooses yet: all are kept, and equal scores leave them in order.
+        drawn = best(
+            sampler, _equal, labels_N[groups_g], groups_g.tolist(), Choice(keep=n, of=n, fork_at=fork_at), size
+        )
+        seconds["draw"] += drawn.seconds
+        images.append(form.of(drawn.pixels))
+        labels_B = labels_N[groups_g].repeat_interleave(n)
+        for name, scorer in scorers.items():
+            start = time.perf_counter()
+            scores[name].append(scorer(drawn, labels_B).double().view(-1, n))
+            seconds[name] += time.perf_counter() - start
+    return Candidates(
+        torch.cat(images),
+        {name: torch.cat(parts) for name, parts in scores.items()},
+        {name: value / (n * len(labels_N)) for name, value in seconds.items()},
+    )
+
+
+def _equal(drawn: SampleOutput, labels_B: Tensor) -> Tensor:
+    return torch.zeros(len(labels_B))
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    shared = f"to {report['shared']}"
+    plain = report["rows"][0]  # the first of each group, whoever judges and whatever is shared
+    rows = [["none", "none", "1 of 1", *_values(plain)]]
+    for row in report["rows"]:
+        if row["of"] > plain["of"]:
+            rows.append([row["judge"], shared if row["fork_at"] else "none", f"1 of {row['of']}", *_values(row)])
+    rows.append(["real images", "", "", *_values(report["real"])])
+    apart, forked = report["seconds"].values()
+    machine, chooses = report["machine"], f"{100 * report['selector_accuracy']:.1f} %"
+    warning = too_few(report["groups"], report["features"]["dimensions"])
+    note = "" if warning is None else f"\n\nNote: {warning}."
+    return (
+        f"{page.table(['Judge', 'Shared maps', 'Kept', *METRICS.values()], rows)}\n\n"
+        f"{report['groups']:,} images a row, classes as among the validation images, seed {report['seed']}, the "
+        f"model's own settings; in brackets 90 % intervals. {NAME} is against all {report['reference']:,} validation "
+        f"images, precision and recall (k = {report['neighbours']}, in the same features) against "
+        f"{report['groups']:,} of them. The real images are as many training images; those judged are the validation "
+        f"images. The classifier that chooses is not the one that judges what was kept; it is right about {chooses} of "
+        f"the validation images. A candidate took "
+        f"{apart['draw']:.4f} s to draw, {forked['draw']:.4f} s where {max(OF)} share maps, {apart['self']:.4f} s to "
+        f"score by the model itself and {apart['classifier']:.4f} s by the classifier. Measured in "
+        f"{report['minutes']:.1f} minutes on {machine['cores']} cores ({machine['processor']}, {machine['threads']} "
+        f"threads, torch {machine['torch']}).{note}"
+    )
+
+
+def _values(row: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for name in METRICS:
+        value, low, high = (_factor(name) * row[name][key] for key in KEYS)
+        cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
+    return cells
+
+
+def _factor(metric: str) -> int:
+    """By which a metric is shown: shares are in percent."""
+    return 1 if metric == "distance" else 100
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Every metric with its interval over the kept share, a line for each judge, dashed where maps are shared."""
+    figure = new_figure(13, 3.8)
+    kinds = [
+        (judge, colour, fork_at, style)
+        for judge, colour in (("self", BLUE), ("classifier", ORANGE))
+        for fork_at, style in zip(report["seconds"], ("-", "--"), strict=True)
+    ]
+    for axes, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items(), strict=True):
+        for i, (judge, colour, fork_at, style) in enumerate(kinds):
+            line = [row[metric] for row in report["rows"] if (row["judge"], str(row["fork_at"])) == (judge, fork_at)]
+            value, low, high = (_factor(metric) * np.array([row[key] for row in line]) for key in KEYS)
+            places = np.arange(len(line)) + ASIDE * (i - (len(kinds) - 1) / 2)
+            label = f"{judge}, {report['shared']} shared" if style == "--" else judge
+            axes.errorbar(
+                places, value, (value - low, high - value), color=colour, linestyle=style, label=label, **BARS
+            )
+        value, low, high = (_factor(metric) * report["real"][metric][key] for key in KEYS)
+        axes.axhline(value, color=GREY, linestyle=":", label="real images")
+        axes.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
+        axes.set_xticks(range(len(OF)), [f"1 of {of}" for of in OF])
+        finish(axes, title, "kept")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=3, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    run_cli({"selector": selector, "study": study}, "python -m recipes.rejection")

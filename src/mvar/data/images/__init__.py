@@ -1,0 +1,1 @@
+"""Image files and the folders that they lie in."""

@@ -1,0 +1,1 @@
+"""Image sets that one command fetches."""

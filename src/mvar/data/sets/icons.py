@@ -1,0 +1,217 @@
+"""Icons as a data set: black drawings of things on white by concept, from sets whose licences let anyone share them.
+
+Training and validation images are by different designers. Of drawings that are nearly the same only one is taken.
+
+Shapes: N, M drawings; P pixels of a drawing's shape.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mvar.data.processes import in_processes
+from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, resvg, shape_of
+from mvar.data.sets.icon_rules import CONCEPTS, LEFT_OUT, concept_of, designer_of, is_wrong, picture_of, split_of
+from mvar.data.sets.iconify import NPM_PACKAGE, VERSION, Icon, IconSet, read_sets
+from mvar.files import atomic_folder
+from mvar.options import close
+from mvar.progress import track
+from mvar.settings import Size, check
+from mvar.text import Names, some, split_names
+
+# SPDX identifiers; with none of them must a changed picture be shared under the same licence.
+PERMISSIVE = {"MIT", "Apache-2.0", "OFL-1.1", "CC0-1.0", "ISC", "BSD-3-Clause", "Unlicense"}
+SAME = 0.16  # two drawings of one concept that differ by less are one
+SEEN = 0.22  # an image for validation that differs by less from one for training is left out
+LEAST_SETS, LEAST_TRAINING = 10, 16  # of a concept: sets that draw it, training images
+
+Counts = Counter[tuple[str, str, str]]
+Shaped = tuple["Drawing", np.ndarray]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One icon, and the concept that it shows."""
+
+    concept: str
+    icon: Icon
+
+    @property
+    def split(self) -> str:
+        """The part of the data set that it belongs to: train or val."""
+        return split_of(self.icon.prefix)
+
+    @property
+    def picture(self) -> tuple[str, str, str]:
+        """What a designer's thin, filled or outlined versions of one picture share."""
+        return self.concept, designer_of(self.icon.prefix), picture_of(self.icon.name)
+
+
+def icons(
+    out: str,
+    size: int = 64,
+    concepts: str | None = None,
+    source: str | None = None,
+    package_version: str = VERSION,
+) -> Counts:
+    """Write icons as out/train/<concept>/<set>_<name>.png, out/val/... and out/LICENCES.md.
+
+    Args:
+        out: a new or empty folder; it appears only when complete.
+        size: side of the square images in pixels, 8 to 1024.
+        concepts: names between commas, as if there were no others; None takes all that have enough icons.
+        source: folder of the unpacked npm package @iconify/json; None downloads it by npm.
+        package_version: of the package that is downloaded.
+
+    Returns:
+        How many images of which (set, split, concept) were written.
+
+    Raises:
+        ValueError: resvg-py is not installed, a concept is unknown or has too few icons, the package cannot be fetched
+            or is damaged, an icon cannot be drawn, or `out` is in use or cannot be written.
+    """
+    check("size", size, Size)
+    wanted = set(CONCEPTS) if concepts is None else _asked(concepts)
+    resvg()
+    counts: Counts = Counter()
+
+    def write(folder: Path) -> None:
+        version, sets = read_sets(source, package_version, is_wanted, lambda *icon: concept_of(*icon) in wanted)
+        chosen = choose(sets)
+        missing = wanted - {drawing.concept for drawing in chosen}
+        if missing and (concepts is not None or missing == wanted):
+            raise ValueError(
+                f"concepts = {concepts!r}: too few icons of {some(sorted(missing))}: a concept needs {LEAST_SETS} sets "
+                f"that draw it and {LEAST_TRAINING} training images; leave it out, or give another package"
+            )
+        jobs = []
+        for drawing in chosen:
+            icon = drawing.icon
+            place = folder / drawing.split / drawing.concept
+            place.mkdir(parents=True, exist_ok=True)
+            jobs.append((icon, place / f"{icon.prefix}_{icon.name}.png"))
+            counts[icon.prefix, drawing.split, drawing.concept] += 1
+        for _ in track(in_processes(partial(_write_png, size=size), jobs), len(jobs), "writing icons"):
+            pass
+        (folder / "LICENCES.md").write_text(licences(version, sets, counts), encoding="utf-8")
+
+    atomic_folder(out, write)
+    return counts
+
+
+def is_wanted(prefix: str, info: Mapping[str, Any]) -> bool:
+    """Whether a set, by its description in the package, is of things in one colour and under a permissive licence."""
+    licence = str(_part(info, "license").get("spdx"))
+    return prefix not in LEFT_OUT and not info.get("palette") and licence in PERMISSIVE
+
+
+def choose(sets: Sequence[IconSet]) -> list[Drawing]:
+    """The icons that are written, by concept: the right picture, each drawn once, of concepts that have enough.
+
+    Args:
+        sets: with icons of known concepts alone.
+
+    Raises:
+        ValueError: an icon cannot be drawn.
+    """
+    found = [
+        Drawing(concept, icon)
+        for icons in sets
+        for icon in icons.icons
+        if (concept := concept_of(icon.prefix, icon.name)) and is_black_on_white(icon.body)
+    ]
+    wrong = {drawing.picture for drawing in found if is_wrong(drawing.concept, drawing.icon.prefix, drawing.icon.name)}
+
+    def rank(drawing: Drawing) -> tuple[str, bool, bool, int, str, str]:
+        """Of drawings that are nearly the same the first stays: a wrong one, one for training, one of a short name."""
+        prefix, name = drawing.icon.prefix, drawing.icon.name
+        return drawing.concept, drawing.picture not in wrong, drawing.split == "val", len(name), prefix, name
+
+    found.sort(key=rank)
+    shapes = in_processes(shape_of, [drawing.icon for drawing in found])
+    drawn = zip(found, track(shapes, len(found), "comparing icons"), strict=True)
+    train: list[Shaped] = []
+    val: list[Shaped] = []
+    for _, of_one in groupby(drawn, key=lambda shaped: shaped[0].concept):
+        kept = [shaped for shaped in _distinct(of_one) if shaped[0].picture not in wrong]
+        for_training = [shaped for shaped in kept if shaped[0].split == "train"]
+        if len({drawing.icon.prefix for drawing, _ in kept}) >= LEAST_SETS and len(for_training) >= LEAST_TRAINING:
+            train += for_training
+            val += [shaped for shaped in kept if shaped[0].split == "val"]
+    if val:
+        val_NP, train_MP = (np.stack([shape_P for _, shape_P in part]) for part in (val, train))
+        seen_N = near(val_NP, train_MP, SEEN)
+        val = [shaped for shaped, is_seen in zip(val, seen_N, strict=True) if not is_seen]
+    return sorted((drawing for drawing, _ in train + val), key=lambda d: (d.concept, d.icon.prefix, d.icon.name))
+
+
+def licences(version: str, sets: Sequence[IconSet], counts: Counts) -> str:
+    """The page that goes with the images: whose they are and under which licence, as the package says."""
+    lines = [
+        "# Where these images come from",
+        "",
+        f"Icons of the npm package {NPM_PACKAGE} {version}, drawn as PNG files, black on white.",
+        "What the package says of each set, and the part that its images are in:",
+        "",
+        "| set | title | author | licence | version | images | part |",
+        "| --- | --- | --- | --- | --- | ---: | --- |",
+    ]
+    for icons in sets:
+        images = sum(n for (prefix, _, _), n in counts.items() if prefix == icons.prefix)
+        author, licence = _part(icons.info, "author"), _part(icons.info, "license")
+        cells = [
+            icons.prefix,
+            icons.info.get("name"),
+            _link(author.get("name"), author.get("url")),
+            _link(f"{licence.get('title')} ({licence['spdx']})", licence.get("url")),
+            icons.info.get("version") or "not given",
+            images,
+            split_of(icons.prefix),
+        ]
+        if images:
+            lines.append(f"| {' | '.join(' '.join(str(cell).replace('|', '/').split()) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _asked(concepts: str) -> set[str]:
+    """The known concepts of these names, between commas."""
+    known, names = list(CONCEPTS), Names(CONCEPTS)
+    asked = {name: names.find(name) for name in split_names(concepts, "concepts")}
+    if unknown := [name for name, places in asked.items() if not places]:
+        raise ValueError(f"concepts = {concepts!r}: no concept {unknown[0]!r}{close(unknown[:1], known)}")
+    if not asked:
+        raise ValueError(f"concepts = {concepts!r}: names no concept; leave it out for all")
+    return {known[place] for places in asked.values() for place in places}
+
+
+def _distinct(drawn: Iterable[tuple[Drawing, np.ndarray | None]]) -> list[Shaped]:
+    """The drawings that differ from all kept before them, without those that are no pictures."""
+    pictures = [(drawing, shape_P) for drawing, shape_P in drawn if shape_P is not None]
+    kept: list[int] = []
+    if pictures:
+        shapes_NP = np.stack([shape_P for _, shape_P in pictures])
+        for n in range(len(pictures)):
+            if not near(shapes_NP[n : n + 1], shapes_NP[kept], SAME)[0]:
+                kept.append(n)
+    return [pictures[n] for n in kept]
+
+
+def _write_png(job: tuple[Icon, Path], size: int) -> None:
+    icon, path = job
+    Image.fromarray(draw(icon, size)).save(path)
+
+
+def _part(info: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = info.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _link(text: object, url: object) -> str:
+    return f"[{text}]({url})" if url else str(text)

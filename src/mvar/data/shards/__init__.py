@@ -1,0 +1,1 @@
+"""Webdataset shards: where they lie, their members, and their labels."""

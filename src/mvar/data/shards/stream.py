@@ -1,0 +1,278 @@
+"""Webdataset shards that are read from beginning to end, as they come from a server or a command.
+
+A stream has no numbered images: each batch takes the next ones. A run resumes at the beginning of the shard that it was
+in. Shapes: B images of one slice, H W an image's own size after resizing, h w the model's image size.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+import warnings
+from collections import Counter, deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from hashlib import sha256
+from io import BytesIO
+from itertools import chain, count, islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.data.images.decoding import decode
+from mvar.data.images.folders import kinds
+from mvar.data.loader import Batch, Share
+from mvar.data.order import epoch_order
+from mvar.data.shards.labels import Classes
+from mvar.data.shards.tar import BrokenTar, Sample, samples
+from mvar.data.threads import in_threads
+from mvar.data.views import Views
+
+SCHEMES = ("http://", "https://", "pipe:")
+SHUFFLED = 1000  # samples of one shard among which the next is drawn
+SLICES_AHEAD = 2
+PATIENCE = 5.0  # seconds in which a command whose output is no longer read must end
+STOPPED = (-signal.SIGPIPE, 128 + signal.SIGPIPE, 23)  # how one ends, and curl, that nobody reads from any more
+# What curl's exit statuses mean; it is run without a word of its own.
+CURL = {
+    6: "the host is not known",
+    7: "the server does not answer",
+    22: "the server has no such file or refuses it",
+    28: "it took too long",
+    35: "no secure connection",
+    56: "the connection broke",
+    60: "the server's certificate is not trusted",
+}
+
+
+class StreamedImage(NamedTuple):
+    """One image of a stream: its shard and key, its class index, and its pixels before cropping."""
+
+    name: str
+    label: int
+    pixels_HW3: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Shards to be streamed, and what their images become.
+
+    Attributes:
+        urls: of each shard, http(s)://... or pipe:COMMAND.
+        classes: class names that the labels refer to; without any, labels are not read.
+        views: what training sees of an image; of one without a number, its place in training stands for that.
+        on_bad_image: "skip" passes an unreadable image over with a warning, "error" raises it.
+        seed: of the shards' order, and of the samples' order inside each.
+    """
+
+    urls: list[str]
+    classes: list[str]
+    views: Views
+    on_bad_image: Literal["skip", "error"]
+    seed: int
+
+    @cached_property
+    def numbers(self) -> Classes:
+        """The classes as labels refer to them."""
+        return Classes(self.classes)
+
+    def fingerprint(self) -> str:
+        """A hash of where the shards come from; what they hold is not known in advance."""
+        return f"shards {sha256(chr(10).join(self.urls).encode()).hexdigest()}"
+
+    def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
+        """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""
+        images = islice(chain.from_iterable(self.shard(place) for place in range(len(self.urls))), n)
+        while some := list(islice(images, batch_size)):
+            yield self.views.batch(image.pixels_HW3 for image in some)
+
+    def shard(self, place: int, threads: int | None = None) -> Iterator[StreamedImage]:
+        """The readable images of the shard at one place of the endless sequence of shards, shuffled.
+
+        Args:
+            threads: that decode; 0 decodes when asked, None takes one for each processor.
+
+        Raises:
+            ValueError: one line with the shard where it cannot be read or holds no readable image, and with the key
+                where a label is no class or, with `on_bad_image` "error", an image cannot be used.
+        """
+        epoch, i = divmod(place, len(self.urls))
+        url = self.urls[epoch_order(len(self.urls), self.seed, epoch)[i]]
+        mixed = _shuffled(_samples(url), random.Random(f"{self.seed} {place}"))
+        load = partial(self._load, url)
+        good = 0
+        for loaded in map(load, mixed) if threads == 0 else in_threads(load, mixed, threads):
+            if isinstance(loaded, StreamedImage):
+                good += 1
+                yield loaded
+            elif self.on_bad_image == "error":
+                raise ValueError(loaded)
+            else:
+                warnings.warn(f"{loaded}; it is left out", stacklevel=2)
+        if not good:
+            raise ValueError(f"data = {url!r}: holds no readable image; take this shard out")
+
+    def _load(self, url: str, sample: Sample) -> StreamedImage | str:
+        """The image of a sample, or why it cannot be used."""
+        named = f"data: {f'{url}/{sample.key}'!r}"
+        try:
+            if sample.image is None or sample.problem is not None:
+                raise ValueError(sample.problem)
+            image = decode(BytesIO(sample.image.content))
+            label = sample.read_label() if self.classes else None
+        except ValueError as error:
+            return f"{named} cannot be used: {error}"
+        if self.classes and sample.label is None:
+            raise ValueError(f"{named} came without its label; write each label beside its image, or read local shards")
+        index = self.numbers.index(label, named) if self.classes else 0
+        return StreamedImage(f"{url}/{sample.key}", index, self.views.resized(image))
+
+
+class StreamLoader:
+    """The slices of one rank from a stream, with the interface of `mvar.data.loader.Loader`.
+
+    The ranks take whole shards by turns, in an order that the seed decides for each epoch.
+    """
+
+    def __init__(
+        self, stream: Stream, batch_size: int, *, rank: int = 0, ranks: int = 1, parts: int = 1, workers: int = 2
+    ) -> None:
+        """Arguments and errors are those of `Loader`; beside the workers, which decode, one more thread reads."""
+        self.stream, self.workers = stream, workers
+        self.share = Share(batch_size, rank, ranks, parts)
+        self._reader = ThreadPoolExecutor(1) if workers else None
+        self._step, self._names = -1, list[str]()  # of the last step that was asked for
+        self._start(0)
+
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """The next images of the stream, whichever step asks; their places are those of this step and part.
+
+        Raises:
+            ValueError: see `Stream.shard`.
+        """
+        if self._reader is None:
+            images, self._turn = self._read()
+        else:
+            while len(self._ahead) <= SLICES_AHEAD:
+                self._ahead.append(self._reader.submit(self._read))
+            images, self._turn = self._ahead.popleft().result()
+        if step != self._step:
+            self._step, self._names = step, []
+        self._names += [image.name for image in images]
+        positions_B = self.share.positions(step, part)
+        pixels_B3hw = self.stream.views.batch(
+            (image.pixels_HW3 for image in images), positions_B, torch.zeros_like(positions_B)
+        )
+        return Batch(pixels_B3hw, torch.tensor([image.label for image in images]), positions_B)
+
+    def names(self, step: int) -> list[str]:
+        """What this rank's images of the last step that was asked for are called; nothing is known of others."""
+        return self._names if step == self._step else []
+
+    def state(self) -> dict[str, Any]:
+        """How many shards all ranks together have done with, if the others are as far as this one."""
+        return {"shards": self._turn * self.share.ranks}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on at the beginning of the first shard that was not done with, on any number of ranks; says so."""
+        self._stop()
+        self._start(state["shards"] // self.share.ranks)
+        epoch, shard = divmod(self._turn * self.share.ranks, len(self.stream.urls))
+        print(
+            f"data: the stream goes on at the beginning of shard {shard + 1} of {len(self.stream.urls)} in epoch "
+            f"{epoch + 1}; images of it that were seen before come again",
+            file=sys.stderr,
+        )
+
+    def close(self) -> None:
+        """End the threads and the stream; what was read ahead is dropped."""
+        self._stop()
+        if self._reader is not None:
+            self._reader.shutdown()
+
+    def _start(self, turn: int) -> None:
+        self._turn = turn  # shards that this rank has done with
+        self._ahead: deque[Future[tuple[list[StreamedImage], int]]] = deque()
+        self._images = self._endless(turn)
+        self._next: tuple[int, StreamedImage] | None = None
+
+    def _stop(self) -> None:
+        for future in self._ahead:
+            if not future.cancel():
+                future.exception()  # waits for the slice that is being read
+        self._images.close()
+
+    def _endless(self, turn: int) -> Generator[tuple[int, StreamedImage], None, None]:
+        """This rank's images with the turn of their shard."""
+        for now in count(turn):
+            for image in self.stream.shard(now * self.share.ranks + self.share.rank, self.workers):
+                yield now, image
+
+    def _read(self) -> tuple[list[StreamedImage], int]:
+        """The next slice, and the turn of the image after it."""
+        taken = [self._next or next(self._images), *islice(self._images, self.share.slice_size)]
+        self._next = taken.pop()
+        return [image for _, image in taken], self._next[0]
+
+
+def _samples(url: str) -> Iterator[Sample]:
+    """The samples of one shard, which webdataset fetches.
+
+    Raises:
+        ValueError: one line with the shard where it cannot be read to its end, or webdataset is not installed.
+    """
+    wds = webdataset()
+    stream, others = None, Counter[str]()
+    try:
+        stream = wds.gopen(url)
+        yield from samples(stream, others, stream=True)
+        while stream.read(2**20):
+            pass  # to the end, so that the command can finish
+        stream.close()  # raises if it failed
+    except FileNotFoundError as error:
+        raise ValueError(f"data = {url!r}: is fetched by {error.filename}, which is not here; install it") from error
+    except Exception as error:  # of the network, the command or the tar
+        where = f"breaks off after {error.last!r}" if isinstance(error, BrokenTar) and error.last else "cannot be read"
+        reason = _failure(url, stream) or error
+        advice = "see that it can be fetched, then start or resume"
+        raise ValueError(f"data = {url!r}: {where} ({reason}); {advice}") from error
+    if others:
+        warnings.warn(f"data = {url!r}: passes over {kinds(others)}; convert what you need to PNG", stacklevel=2)
+
+
+def _failure(url: str, stream: Any) -> str | None:
+    """How the command that fetches a shard has failed; None where it has not."""
+    process = getattr(stream, "proc", None)
+    if process is None:
+        return None
+    process.stdout.close()  # so that one that still writes ends
+    try:
+        status = process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        return None
+    if status in (0, *STOPPED):
+        return None
+    what = "" if url.startswith("pipe:") else "curl: "
+    return f"{what}exit status {status}{f', {CURL[status]}' if what and status in CURL else ''}"
+
+
+def webdataset() -> Any:
+    """The library, which is optional.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ValueError("data: a stream needs the package webdataset; pip install 'mvar-torch[shards]'") from error
+    return webdataset
+
+
+def _shuffled(ordered: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
+    """The samples in an order that depends on `rng` alone."""
+    return webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(ordered)

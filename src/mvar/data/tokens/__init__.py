@@ -1,0 +1,1 @@
+"""Token maps as training data: cached, or encoded when they are asked for."""

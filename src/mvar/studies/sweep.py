@@ -1,0 +1,290 @@
+"""Guidance and filter sweep: how a model's samples change with guidance, temperature, top-k and top-p.
+
+Every strength of guidance is tried with every temperature, without filters; then, at the best of these, each top-k and
+each top-p by itself. Only training images are looked at: most are what samples are compared with; as many of each class
+as are drawn are set aside to say what real images would get.
+
+Shapes: N images, C classes, F features.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar.data.subset import evenly_spaced
+from mvar.evaluation.images import mean_distance
+from mvar.evaluation.manifold import overlap
+from mvar.features.judge import Judge
+from mvar.files import writable_folder
+from mvar.sampling.config import SamplingSettings, scale_ratio
+from mvar.settings import Several, check, raise_problems
+from mvar.studies import measuring, page, sweep_figure
+from mvar.studies.distance import NAME, SIDE, Distance
+from mvar.studies.measuring import Form, Labelled
+
+FILE, FIGURE = "sweep.json", "sweep.png"
+REAL_PER_CLASS = 1000  # training images that samples are compared with, about
+TRIED = ("guidance", "temperature", "top_k", "top_p")  # what a trial sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is tried, and what the chosen setting shall keep.
+
+    Attributes:
+        guidance: strengths at the last map, to which guidance grows from 0 at the first.
+        unguided: how many of the finest maps are drawn without guidance all the same, which saves half of their work.
+        temperature: of the first map, from where it falls by a parabola to that of the last.
+        last_temperature: of the last map.
+        top_k: tried at the best setting without filters.
+        top_p: tried at the best setting without filters.
+        least_accuracy: the share of samples that the judge shall take for their class.
+        spread_band: where the spread ratio shall lie; None for anywhere.
+    """
+
+    guidance: Sequence[float] = (0.0, 1.5, 3.0)
+    unguided: Sequence[int] = (0,)
+    temperature: Sequence[float] = (1.0, 1.2)
+    last_temperature: float = 1.0
+    top_k: Sequence[int] = (900, 300)
+    top_p: Sequence[float] = (0.98, 0.9)
+    least_accuracy: float = 0.0
+    spread_band: tuple[float, float] | None = None
+
+    def unfiltered(self, scales: int) -> list[dict[str, Any]]:
+        """The settings without filters, of a model of so many scales."""
+        return [
+            {
+                "guidance": _guidance(strength, without, scales),
+                "temperature": self._temperatures(first, scales),
+                "top_k": 0,
+                "top_p": 1.0,
+            }
+            for first in self.temperature
+            for strength in self.guidance
+            for without in (self.unguided if strength else [0])
+        ]
+
+    def filtered(self, setting: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A setting with each of the filters."""
+        same = {name: setting[name] for name in TRIED}
+        return [same | {"top_k": k} for k in self.top_k] + [same | {"top_p": p} for p in self.top_p]
+
+    def check(self, scales: int) -> None:
+        """Raise ValueError with every problem, a line each, before anything is drawn."""
+        some = ("guidance", "unguided", "temperature")
+        raise_problems([f"{name} = []: give at least one" for name in some if not getattr(self, name)])
+        most = max(scales - 2, 0)  # the first map has no guidance in any case, and one map must be left with it
+        raise_problems(f"unguided = {n}: give 0 to {most}" for n in self.unguided if not 0 <= n <= most)
+        first = self.unfiltered(scales)
+        problems: dict[str, None] = {}
+        for tried in first + self.filtered(first[0]):
+            try:
+                SamplingSettings(**tried).check(scales)
+            except ValueError as error:
+                problems |= dict.fromkeys(str(error).splitlines())
+        raise_problems(problems)
+
+    def _temperatures(self, first: float, scales: int) -> list[float]:
+        last = self.last_temperature
+        return [round(last + (first - last) * (1 - scale_ratio(k, scales)) ** 2, 4) for k in range(scales)]
+
+
+def sweep(
+    model: str,
+    data: str,
+    judge: str,
+    out: str,
+    grid: Grid,
+    form: Form | None = None,
+    samples_per_class: int = 100,
+    seed: int = 1,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Try every setting of the grid and choose one; writes sweep.json after each, and sweep.png at the end.
+
+    Where sweep.json is there already, the sweep goes on after its last trial.
+
+    Args:
+        model: run or bundle.
+        data: folder with train/<class>.
+        judge: file of a judge of the same classes.
+        out: folder to write into.
+        grid: what to try.
+        form: in which images are compared; by default as the model draws them, at most 64 pixels a side.
+        samples_per_class: drawn for each setting, and real images that are set aside.
+        seed: of the samples.
+        device: cpu, cuda, ...; a GPU where there is one by default.
+
+    Returns:
+        The chosen trial, see `best`.
+
+    Raises:
+        ValueError: a setting that cannot be, too few samples or real images, a judge of other classes, or a sweep.json
+            of other settings, weights or images.
+    """
+    check("samples_per_class", samples_per_class, Several)
+    path = writable_folder(out, "out") / FILE
+    loaded = measuring.load_whole(model, device)
+    scales = len(loaded.tokenizer.config.sides)
+    grid.check(scales)
+    form = form or _form_of(loaded.tokenizer.config.image_shape, model)
+    critic = measuring.load_judge(judge, loaded.classes)
+    real = measuring.originals(data, "train", form, loaded.classes, REAL_PER_CLASS + samples_per_class)
+    reference, aside = set_aside(real, samples_per_class)
+    settings = {
+        "model": _fingerprint(*_weights(loaded.tokenizer), *_weights(loaded.generator)),
+        "judge": _fingerprint(*_weights(critic)),
+        "data": _fingerprint(reference.images_Nchw, aside.images_Nchw),
+        "form": asdict(form),
+        **asdict(grid),
+        "samples_per_class": samples_per_class,
+        "seed": seed,
+    }
+    _measured(path, settings)  # refuses before the long work
+
+    measure = _measure(reference, critic)
+    head: dict[str, Any] = {
+        "settings": settings,
+        "reference": len(reference.labels_N),
+        "images": len(aside.labels_N),
+        "real": measure(aside),
+    }
+
+    def go_on(plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All trials of the plan; the file is what is known of them, so that it makes no difference who measured."""
+        while len(trials := _measured(path, settings)) < len(plan):
+            tried = plan[len(trials)]
+            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**tried))
+            trials.append({**tried, **measure(drawn.images)})
+            page.write_json(path, {**head, "trials": trials})
+            print(described(trials[-1]), flush=True)
+        return trials
+
+    plan = grid.unfiltered(scales)
+    at = best(go_on(plan)[: len(plan)], grid)
+    trials = go_on(plan + grid.filtered(at))
+    chosen = best(trials, grid)
+    report = {**head, "chosen": chosen, "trials": trials}
+    page.write_json(path, report)
+    sweep_figure.draw(report, path.with_name(FIGURE))
+    print(f"chosen: {described(chosen)}\nreal images: {_measures(head['real'])}")
+    return chosen
+
+
+def _guidance(strength: float, without: int, scales: int) -> float | list[float]:
+    if not without:
+        return strength
+    weights = SamplingSettings(guidance=strength).guidance_weights(scales)
+    return [round(weight, 4) for weight in weights[: scales - without]] + [0.0] * without
+
+
+def best(trials: Sequence[dict[str, Any]], grid: Grid) -> dict[str, Any]:
+    """The trial nearest to real images among those of enough accuracy whose spread lies in the band.
+
+    Where there is none, the most accurate. The distance alone would not do: it hardly minds classes that are mixed up,
+    and forgives samples that are a little too alike.
+    """
+    low, high = grid.spread_band or (0, float("inf"))
+    enough = [t for t in trials if low <= t["spread_ratio"] <= high and t["accuracy"] >= grid.least_accuracy]
+    if enough:
+        return min(enough, key=lambda trial: trial["distance"])
+    return max(trials, key=lambda trial: trial["accuracy"])
+
+
+def described(trial: Mapping[str, Any]) -> str:
+    """A trial in a line."""
+    setting = ", ".join(f"{name.replace('_', '-')} {page.numbers(trial[name])}" for name in TRIED)
+    return f"{setting}: {_measures(trial)}"
+
+
+def set_aside(real: Labelled, per_class: int) -> tuple[Labelled, Labelled]:
+    """Real images as two sets that share none: so many of each class, evenly spaced, are the second.
+
+    Raises:
+        ValueError: a class would have fewer than two images left.
+    """
+    chosen: list[int] = []
+    for c, name in enumerate(real.classes):
+        rows = (real.labels_N == c).nonzero()[:, 0].tolist()
+        if len(rows) < per_class + 2:
+            held = f"as many training images are set aside, and {name!r} has {len(rows)}"
+            raise ValueError(f"samples_per_class = {per_class}: {held}; give fewer")
+        chosen += [rows[i] for i in evenly_spaced(len(rows), per_class)]
+    kept = sorted({*range(len(real.labels_N))} - {*chosen})
+    first, second = (
+        real._replace(images_Nchw=real.images_Nchw[rows], labels_N=real.labels_N[rows]) for rows in (kept, chosen)
+    )
+    return first, second
+
+
+def _measure(reference: Labelled, critic: Judge) -> Callable[[Labelled], dict[str, float]]:
+    """What gives the measures of a set of images, beside a reference."""
+    real_C = mean_distance(reference.images_Nchw, reference.labels_N, len(reference.classes))
+    distance = Distance(reference.images_Nchw)
+
+    def measure(images: Labelled) -> dict[str, float]:
+        features_NF = distance.features(images.images_Nchw)
+        judged = measuring.judged(critic, images, real_C)
+        some = evenly_spaced(len(distance.reference_NF), len(features_NF))  # manifolds compare at equal numbers
+        both = overlap(distance.reference_NF[some], features_NF)
+        return {
+            "distance": distance.of_features(features_NF),
+            "accuracy": judged["accuracy"],
+            "precision": both.precision,
+            "recall": both.recall,
+            "spread_ratio": judged["spread_ratio"],
+        }
+
+    return measure
+
+
+def _measured(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials that the file holds; none where there is no file.
+
+    Raises:
+        ValueError: the file cannot be read, or is of other settings, a line for each.
+    """
+    if not path.exists():
+        return []
+    report = page.read_json(path, "out")
+    before = report.get("settings")
+    if not isinstance(before, dict) or not isinstance(report.get("trials"), list):
+        raise ValueError(f"out = {str(path.parent)!r}: its {FILE} is not a sweep's; give another folder")
+    wanted = json.loads(json.dumps(page.rounded(settings)))
+    raise_problems(
+        f"{name} = {value}: the sweep in {str(path)!r} has {before.get(name)}; give another folder as --out"
+        for name, value in wanted.items()
+        if before.get(name) != value
+    )
+    return report["trials"]
+
+
+def _measures(trial: Mapping[str, float]) -> str:
+    shares = [f"{name.replace('_', ' ')} {trial[name]:.3f}" for name in ("precision", "recall", "spread_ratio")]
+    return f"{NAME} {trial['distance']:.1f}, accuracy {100 * trial['accuracy']:.2f} %, {', '.join(shares)}"
+
+
+def _form_of(image_shape: tuple[int, int], model: str) -> Form:
+    h, w = image_shape
+    if h != w:
+        raise ValueError(f"model = {model!r}: draws {w}x{h} pixels, and only square images are compared")
+    return Form(min(h, SIDE))
+
+
+def _weights(network: nn.Module | None) -> list[Tensor]:
+    return [] if network is None else list(network.state_dict().values())
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    """What tells weights or images from others."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

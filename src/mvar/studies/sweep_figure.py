@@ -1,0 +1,127 @@
+"""The figure of a guidance and filter sweep."""
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save, shades
+from mvar.studies.distance import NAME
+
+Trial = Mapping[str, Any]
+KINDS = {"no filter": (BLUE, "o"), "top-k": (ORANGE, "s"), "top-p": (ORANGE, "^")}  # colour and marker
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The Pareto front: which points no other one equals or surpasses in both values and surpasses in one.
+
+    Args:
+        points: two values each, of which more is better.
+
+    Returns:
+        Their places, by the first value.
+    """
+    left = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
+    found: list[int] = []
+    for i in left:
+        if not found or points[i][1] > points[found[-1]][1] or points[i] == points[found[-1]]:
+            found.append(i)
+    return found[::-1]
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """What each setting gains and gives up, with the Pareto fronts and the chosen setting; writes a PNG.
+
+    Args:
+        report: what sweep.json holds.
+        path: of the PNG.
+    """
+    figure = new_figure(11, 8)
+    (trade, shares), (strengths, filters) = figure.subplots(2, 2)
+    real = report["real"]
+    _scatter(trade, report, ("accuracy", 100), ("distance", -1))
+    trade.axvline(100 * report["settings"]["least_accuracy"], color=GREY, linestyle="--", label="least accuracy")
+    hollow = "hollow: spread out of the band" if report["settings"]["spread_band"] else None
+    handles, labels = trade.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=6, fontsize=8, frameon=False, title=hollow)
+    finish(trade, f"{NAME}; {report['images']:,} real images: {real['distance']:.1f}", "judged right, %")
+
+    _scatter(shares, report, ("recall", 1), ("precision", 1))
+    finish(shares, f"Precision; real images: {real['precision']:.2f}, recall {real['recall']:.2f}", "recall")
+
+    plain = [trial for trial in report["trials"] if not _is_filtered(trial)]
+    lines: dict[tuple[float, int], list[Trial]] = {}
+    for trial in plain:
+        lines.setdefault((trial["temperature"][0], _unguided(trial)), []).append(trial)
+    for ((first, without), line), shade in zip(sorted(lines.items()), shades(len(lines)), strict=True):
+        line.sort(key=_strength)
+        label = f"temperature {first:g} to {line[0]['temperature'][-1]:g}"
+        label += f", without guidance at the {without} finest maps" if without else ""
+        values = [trial["distance"] for trial in line]
+        strengths.plot([_strength(trial) for trial in line], values, color=shade, marker="o", label=label)
+    strengths.legend(fontsize=8, frameon=False)
+    finish(strengths, f"{NAME} without filters", "guidance")
+
+    _changes(filters, report)
+    save(figure, path)
+
+
+def _strength(trial: Trial) -> float:
+    """The strongest guidance of a trial."""
+    weights = trial["guidance"]
+    return max(weights) if isinstance(weights, list) else weights
+
+
+def _unguided(trial: Trial) -> int:
+    """How many of the finest maps have no guidance though others have."""
+    weights = trial["guidance"]
+    return len(list(takewhile(lambda weight: not weight, reversed(weights)))) if isinstance(weights, list) else 0
+
+
+def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
+    """Every trial as a point, hollow where its spread lies outside the band; the front joined.
+
+    Args:
+        across, up: the measure, and what it is multiplied by; below 0 where less is better, then drawn as it is.
+    """
+    trials = report["trials"]
+    points = [tuple(trial[name] * factor for name, factor in (across, up)) for trial in trials]
+    x, y = ([abs(value) for value in values] for values in zip(*points, strict=True))
+    best = front(points)
+    low, high = report["settings"]["spread_band"] or (0, float("inf"))
+    axes.plot([x[i] for i in best], [y[i] for i in best], color=GREY, label="Pareto front")
+    for kind, (colour, marker) in KINDS.items():
+        if own := [i for i, trial in enumerate(trials) if _kind(trial) == kind]:
+            fills = [colour if low <= trials[i]["spread_ratio"] <= high else "white" for i in own]
+            places = [x[i] for i in own], [y[i] for i in own]
+            axes.scatter(*places, c=fills, edgecolors=colour, marker=marker, label=kind, zorder=3)
+    place = trials.index(report["chosen"])
+    axes.plot(x[place], y[place], "o", color="black", fillstyle="none", markersize=13, label="chosen")
+
+
+def _changes(axes: Axes, report: Mapping[str, Any]) -> None:
+    """What filters change in each measure, in percent of what it is without."""
+    changed = [trial for trial in report["trials"] if _is_filtered(trial)]
+    if changed:
+        same = ("guidance", "temperature")
+        plain = next(
+            t for t in report["trials"] if not _is_filtered(t) and all(t[name] == changed[0][name] for name in same)
+        )
+        names = ["no filter", *(f"{_kind(t)} {t[_kind(t).replace('-', '_')]:g}" for t in changed)]
+        measures = {"distance": NAME, "accuracy": "judged right", "precision": "precision", "recall": "recall"}
+        for (key, label), marker in zip(measures.items(), "osv^", strict=True):
+            values = [100 * (trial[key] / max(plain[key], 1e-9) - 1) for trial in [plain, *changed]]
+            axes.plot(names, values, marker=marker, label=label)
+        axes.tick_params(axis="x", rotation=30)
+        axes.legend(fontsize=8, frameon=False)
+    finish(axes, "What filters change, %", "")
+
+
+def _is_filtered(trial: Trial) -> bool:
+    return _kind(trial) != "no filter"
+
+
+def _kind(trial: Trial) -> str:
+    return "top-k" if trial["top_k"] else "top-p" if trial["top_p"] < 1 else "no filter"

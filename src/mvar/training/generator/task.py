@@ -1,0 +1,291 @@
+"""Training a generator on the token maps of images.
+
+Shapes: B images, K scales, L tokens of all scales, l tokens of the scales in use, U random numbers of an image.
+Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, averaged uniformly.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar.checkpoint.bundle import Bundle, write_bundle
+from mvar.data.splits import open_loader
+from mvar.generator.init import initialise
+from mvar.generator.network import Generator
+from mvar.model import Model, from_bundle
+from mvar.ops.noise import uniform
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.cost import fitting_batch
+from mvar.sampling.engine import Sampler
+from mvar.sampling.export import save_image
+from mvar.sampling.sheet import check_size, class_sheet
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.training.average import WeightAverage
+from mvar.training.compiling import Compiling, check_compiler, compile_blocks
+from mvar.training.config import MOST_TIMED_IMAGES, GeneratorTraining
+from mvar.training.course import Course, TimedCourse, open_course
+from mvar.training.generator.fine_tuning import Start, freeze, load_start, take_weights
+from mvar.training.generator.loss import GeneratorLoss, scales_in_use, stage_starts
+from mvar.training.generator.token_data import TokenData, load_tokenizer
+from mvar.training.loop import Callback, fit
+from mvar.training.optim import autocast, build_optimizer, reduced
+from mvar.training.parallel import Ranks, fill, gathered, joined, replicated, shard
+from mvar.training.rehearsal import rehearse
+from mvar.training.room import check_room, generator_image_bytes
+from mvar.training.run.folder import Metrics, RunFolder, provenance
+
+VIEWED_AT_ONCE = 64  # images of a pass without gradients
+PREVIEW_CLASSES = 16
+DROPS = 2  # stream of the random numbers that belong to an image's place in the order of training
+UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
+
+
+def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: float | None = None) -> Model | None:
+    """Train a generator; the run folder `config.out` is a loadable bundle.
+
+    Args:
+        config: the run.
+        callbacks: called with the updates done and each record of metrics; one that returns True stops the run.
+        began: when the run's minutes began, by time.monotonic(); now by default.
+
+    Returns:
+        The model; None on all ranks but the main one.
+
+    Raises:
+        ValueError: bad settings, data, tokenizer or folders, before any training; a line for each problem.
+        FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
+    """
+    began = TimedCourse.clock() if began is None else began
+    with joined(config.parallel, config.device, config.rank_timeout) as ranks:
+        if config.compile:
+            check_compiler(ranks.device)
+        with RunFolder(config, ranks) as folder:
+            data, start = _opened(config, ranks)
+            decided = decided_by(data.tokenizer_config, len(data.train.classes))
+            planned = folder.check(data.train, data.val, data.fingerprint)
+            data = data.ready(config.val_images or MOST_TIMED_IMAGES)
+            course = open_course(config, planned, began, folder.checkpoint)
+            task = GeneratorTask(config, ranks, data, start, course)
+            if ranks.main:
+                print(described(task.model), file=sys.stderr)
+            rehearse(task, config, ranks)
+            folder.begin(decided)
+            resumed, seen = folder.checkpoint is not None, course.steps * config.batch_size
+            task.data.remember_in(folder.path, ranks, resumed, seen)
+            with closing(task.loader):
+                fit(task, config, folder, ranks, callbacks)
+            task.average.take()
+        bundle = task.bundle(course.steps)
+        return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
+
+
+def _opened(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Start | None]:
+    """What to train on and what to start from, once the model is known to fit into memory."""
+    tokenizer = load_tokenizer(config.tokenizer, ranks.device)
+    with torch.device("meta"):
+        model = Generator(replace(config.model, **decided_by(tokenizer.config, classes=0)))
+    check_room([model], config, generator_image_bytes(config, model.schedule.length), ranks)
+    start = None
+    if config.init_from is not None and not config.resume:
+        start = load_start(config.init_from, config.model, tokenizer.fingerprint())
+    data = TokenData.open(config, ranks, tokenizer)
+    rows = min(max(len(data.train.classes), 1), PREVIEW_CLASSES)
+    check_size(rows, config.preview_per_class, tokenizer.config.image_shape, "preview_per_class")
+    return data, start
+
+
+class GeneratorTask:
+    """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
+
+    def __init__(
+        self,
+        config: GeneratorTraining,
+        ranks: Ranks,
+        data: TokenData,
+        start: Start | None = None,
+        course: Course | None = None,
+    ) -> None:
+        """Args:
+        config: of the run.
+        ranks: this process among the others.
+        data: what to learn from, and what to be judged by.
+        start: the weights to begin with; None draws them.
+        course: how long the run is; by default the config's steps.
+        """
+        self.course = course or Course(config)
+        self.config, self.ranks, self.device, self.data = config, ranks, ranks.device, data
+        self.classes, self.val_images = data.train.classes, data.val
+        self.loader = open_loader(
+            data.train if data.remembered is None else data.remembered,
+            config.batch_size,
+            config.seed,
+            rank=ranks.rank,
+            ranks=ranks.size,
+            parts=config.accumulate,
+            workers=config.workers,
+        )
+        spread = ranks.kind == "fsdp"
+        with torch.device("meta" if spread and start is None else self.device):
+            decided = decided_by(data.tokenizer_config, len(self.classes))
+            self.model = Generator(replace(config.model, **decided))
+        new_classes = []
+        if start is not None:
+            initialise(self.model, config.seed)
+            new_classes = take_weights(self.model, start, self.classes, config.seed)
+        freeze(self.model, config.freeze, new_classes)
+        if len(self.model.schedule) == 1:
+            self.model.word_embed.requires_grad_(False)  # unused, which DDP does not bear
+        self.model.activation_checkpointing = config.activation_checkpointing
+        if config.compile:
+            compile_blocks(self.model)
+        self.compiling = Compiling(speaks=config.compile and ranks.main)
+        losses = GeneratorLoss(self.model, config.label_smoothing)
+        if spread:
+            shard(losses, self.model, reduced(config.dtype, self.device))
+        if start is None:
+            self.model.to_empty(device=self.device)
+            initialise(self.model, config.seed, fill)
+        self.losses = losses if spread else replicated(losses, ranks)
+        self.called = [self.losses]
+        self.networks: dict[str, nn.Module] = {"model": self.model.train()}
+        self.optimizer = build_optimizer(self.model, config, decays)
+        self.average = WeightAverage(self.model, config.ema)
+        self.autocast = autocast(config.dtype, self.device)
+
+    def phases(self) -> list[float]:
+        return stage_starts(self.config.progressive, self.config.progressive_from, self.model.schedule)
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        rows, labels_B, positions_B = self.loader.batch(step, part)
+        place, length = self.course.phase(step)
+        stages = config.progressive, config.progressive_from, self.model.schedule
+        count, share_l = scales_in_use(place, length, *stages)
+        self.compiling.before_step(count)
+        noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
+        nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)
+        loss = (nll_Bl.mean(0) * share_l.to(self.device)).sum()
+        return loss, {"accuracy": correct_Bl.float().mean()}
+
+    def _maps(self, rows: Tensor) -> list[Tensor]:
+        """Token maps, one (B, P_k) a scale, of what a source gives; see `mvar.data.loader.Batch`."""
+        if self.data.remembered is not None and rows.dim() == 1:
+            rows = self.data.remembered.tokens(rows)
+        if rows.dim() == 2:
+            return list(rows.to(self.device).long().split(self.model.schedule.areas, dim=1))
+        return self.data.tokenizer().encode(rows.to(self.device) / 255)
+
+    def _token_losses(
+        self, tokens: list[Tensor], labels_B: Tensor, noise_BU: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `GeneratorLoss`."""
+        inputs_BlZ = self.data.quantizer.generator_inputs(tokens)
+        with self.autocast():
+            return self.losses(labels_B, inputs_BlZ, torch.cat(tokens, 1), noise_BU)
+
+    def after_update(self, step: int) -> None:
+        self.compiling.after_step()
+
+    @torch.no_grad()
+    def validate(self) -> Metrics:
+        """Cross-entropy and accuracy over the validation images, in all and for each scale, without class dropout."""
+        schedule, n = self.model.schedule, len(self.val_images)
+        loss_L = torch.zeros(schedule.length, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
+        correct_L = torch.zeros_like(loss_L)
+        for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
+            rows, labels_B = self.val_images.batch(indices_B)
+            nll_BL, correct_BL = self._token_losses(self._maps(rows), labels_B.to(self.device))
+            loss_L += nll_BL.cpu()[real_B].double().sum(0)
+            correct_L += correct_BL.cpu()[real_B].double().sum(0)
+        loss_L, correct_L = self.ranks.total(loss_L) / n, self.ranks.total(correct_L) / n
+        by_scale = [schedule.slice(k) for k in range(len(schedule))]
+        return {
+            "val_loss": float(loss_L.mean()),
+            "val_bits_per_token": float(loss_L.mean()) / math.log(2),
+            "val_accuracy": float(correct_L.mean()),
+            "val_loss_scales": [float(loss_L[s].mean()) for s in by_scale],
+            "val_accuracy_scales": [float(correct_L[s].mean()) for s in by_scale],
+        }
+
+    def preview(self, path: Path) -> None:
+        """Samples of each class, with the same noise every time."""
+        model = self._whole_model()
+        if model is None:
+            return
+        names = self.classes[:PREVIEW_CLASSES] or ["samples"]
+        n = self.config.preview_per_class
+        ids = range(len(names)) if self.classes else [self.model.config.num_classes]
+        labels_B = torch.tensor([i for i in ids for _ in range(n)])
+        sampler = Sampler(self.data.tokenizer(), model, self.config.seed, SamplingSettings())
+        at_once = fitting_batch(self.data.tokenizer_config, model.config, self.device)
+        drawn = sampler.in_batches(
+            len(labels_B), at_once, lambda part: sampler.start(labels_B[part], range(part.start, part.stop))
+        )
+        images = drawn.images
+        rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
+        save_image(class_sheet(rows), path)
+
+    def bundle(self, steps: int) -> Bundle | None:
+        """Tokenizer and generator, and how the generator was trained; None on all ranks but the main one."""
+        model = self._whole_model()
+        if model is None:
+            return None
+        origin = {**provenance(self.config, steps), "tokenizer": Path(self.config.tokenizer).name}
+        if self.data.name is not None:
+            origin["data"] = self.data.name
+        if self.config.init_from is not None:
+            origin["fine_tuned_from"] = Path(self.config.init_from).name
+        return Bundle(tokenizer=self.data.tokenizer(), generator=model, classes=self.classes, provenance=origin)
+
+    def save_bundle(self, folder: Path, steps: int) -> None:
+        bundle = self.bundle(steps)
+        if bundle is not None:
+            write_bundle(folder, bundle)
+
+    def _whole_model(self) -> Generator | None:
+        """The model as one rank can use it; every rank must ask, only the main one gets it."""
+        if self.ranks.kind != "fsdp":
+            return self.model if self.ranks.main else None
+        state = gathered(self.model.state_dict())
+        if not self.ranks.main:
+            return None
+        with torch.device("meta"):
+            model = Generator(self.model.config)
+        model.load_state_dict(state, assign=True)
+        return model.to(self.device).eval()
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+
+def decided_by(tokenizer: TokenizerConfig, classes: int) -> dict[str, Any]:
+    """The values of the generator's config that the tokenizer and the number of classes of the data decide."""
+    return {
+        "num_classes": classes,
+        "vocab_size": tokenizer.vocab_size,
+        "latent_channels": tokenizer.latent_channels,
+        "sides": tokenizer.sides,
+    }
+
+
+def described(model: Generator) -> str:
+    """What is trained, in one line: its size, and what the data and the tokenizer have decided."""
+    config, millions = model.config, sum(p.numel() for p in model.parameters()) / 1e6
+    first, last = (f"{h}x{w}" for h, w in (model.schedule.shapes[0], model.schedule.shapes[-1]))
+    return (
+        f"generator: depth {config.depth}, width {config.width}, {millions:.1f} M parameters; "
+        f"{config.num_classes or 'no'} classes (from the data), "
+        f"{config.vocab_size} codes in {len(model.schedule)} maps, {first} to {last} (from the tokenizer)"
+    )
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to vectors, biases, places, levels, temperatures and Mamba's A, dt and D."""
+    return parameter.dim() > 1 and not name.endswith(UNDECAYED)

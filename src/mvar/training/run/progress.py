@@ -1,0 +1,63 @@
+"""What a training run says while it runs: a bar on a terminal, a line for each validation when piped."""
+
+import sys
+import time
+
+from torch import Tensor
+from tqdm import tqdm
+
+from mvar.training.run.folder import Metrics
+
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, ends at ENDS, {rate_fmt}{postfix}]"
+
+
+class Progress:
+    """The rate of a run and how far it is."""
+
+    def __init__(self, done: int, steps: int, ends: str | None = None, speaks: bool = True) -> None:
+        """Args:
+        done: steps of before.
+        steps: of the whole run.
+        ends: the time of day at which it ends, where that is settled.
+        speaks: False on all ranks but the main one.
+        """
+        self.steps, self.images, self.start, self.speaks = steps, 0, time.perf_counter(), speaks
+        shape = None if ends is None else BAR.replace("ENDS", ends)
+        visible = speaks and sys.stderr.isatty()
+        self.bar = tqdm(initial=done, total=steps, unit="step", bar_format=shape) if visible else None
+
+    @property
+    def rate(self) -> float:
+        """Images a second over all ranks since the start of this process, validation included."""
+        return self.images / max(time.perf_counter() - self.start, 1e-9)
+
+    def advance(self, images: int, loss: Tensor, steps: int) -> None:
+        """One more update, of so many by now."""
+        self.images += images
+        self.steps = steps
+        if self.bar is not None:
+            self.bar.total = steps
+            self.bar.update()
+            if self.bar.n % 10 == 0:
+                self.bar.set_postfix_str(f"loss {float(loss):.4f}, {self.rate:.0f} images/s")
+
+    def report(self, done: int, metrics: Metrics) -> None:
+        """Print a validation."""
+        text = ", ".join(f"{name} {_number(value)}" for name, value in metrics.items())
+        self.say(f"step {done}/{self.steps}, {self.rate:.0f} images/s: {text}")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        elif self.speaks:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _number(value: float | list[float]) -> str:
+    return " ".join(f"{v:.3g}" for v in value) if isinstance(value, list) else f"{value:.4g}"
