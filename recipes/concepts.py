@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
-from mvar.data.processes import in_processes
 from mvar.data.sets.icon_drawing import nearest, shape_of_ink
 from mvar.data.sets.icons import SAME
+from mvar.data.workers import in_processes
 from mvar.evaluation import intervals
 from mvar.evaluation.images import Classifier
 from mvar.progress import track

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mvar.data.images.decoding import as_image
 from mvar.data.images.folders import ImageFolder
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.data.views import fitted
 from mvar.files import writable_folder
 from mvar.machine import machine

@@ -11,7 +11,7 @@ from typing import Any
 
 from mvar.data.images.decoding import decode
 from mvar.data.images.folders import ImageFolder
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.files import writable_folder, write_text
 from mvar.machine import machine
 from mvar.sampling.export import save_image

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mvar.data.images.folders import ImageFolder
+from mvar.data.order import evenly_spaced
 from mvar.data.source import PixelSource
-from mvar.data.subset import evenly_spaced
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import load

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import read_bundle
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.features.judge import Judge, accuracy, train_judge
 from mvar.files import writable_folder
 from mvar.machine import machine

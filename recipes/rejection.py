@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 from mvar.checkpoint.hub import find
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.evaluation.frechet import too_few
 from mvar.evaluation.intervals import share
 from mvar.evaluation.manifold import overlap

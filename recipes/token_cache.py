@@ -15,7 +15,7 @@ from torch import nn
 
 from mvar.checkpoint.placement import find_device
 from mvar.data.images.folders import ImageFolder
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.data.tokens.writer import write_cache
 from mvar.files import writable_folder
 from mvar.machine import machine

@@ -20,7 +20,7 @@ from mvar.checkpoint.card import TAGS, model_card, model_facts
 from mvar.checkpoint.placement import Dtype, find_device, place, weight_bytes
 from mvar.data.images.decoding import as_image, as_stored
 from mvar.data.tokens.cache import is_cache
-from mvar.data.views import whole
+from mvar.data.views import scaled
 from mvar.files import write_text
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
@@ -233,7 +233,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if feather is not None and not paste:
             raise ValueError(f"feather = {feather}: blends what paste puts back; give --paste (paste=True) too")
         original = as_stored(image)
-        pixels_3HW = whole(as_image(original), self.tokenizer.config.image_shape)
+        pixels_3HW = scaled(as_image(original), self.tokenizer.config.image_shape)
         hole_HW = read_hole((original.height, original.width), mask, box, keep_box)
         labels_B = self._one_label(label).expand(n)
         shape = (original.height, original.width) if paste else self.tokenizer.config.image_shape
@@ -277,7 +277,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         if not 0 <= from_scale < sampler.scales:
             raise ValueError(f"from_scale = {from_scale}: give 0 (keep nothing) to {sampler.scales - 1}")
         if isinstance(image, (str, Path, Image.Image)):
-            pixels_3HW = whole(as_image(image), self.tokenizer.config.image_shape)
+            pixels_3HW = scaled(as_image(image), self.tokenizer.config.image_shape)
             maps = self.tokenizer.encode(pixels_3HW[None].to(self.device))
         else:
             maps = [tokens_P.to(self.device).unsqueeze(0) if tokens_P.dim() == 1 else tokens_P for tokens_P in image]

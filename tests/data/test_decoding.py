@@ -12,7 +12,7 @@ from PIL import Image
 
 from mvar.data.images import colour, decoding
 from mvar.data.images.decoding import as_image, as_stored, decode
-from mvar.data.threads import in_threads
+from mvar.data.workers import in_threads
 
 from .by_hand import KINDS, RED, chunk, exif, plain, png, rgb, samples, saved, segment
 

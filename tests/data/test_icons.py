@@ -222,7 +222,7 @@ def damaged(kind, files):
         ("a text", r"'json/bi.json' is not a JSON object"),
         ("no info", r"'json/bi.json' is not a set of icons \('info'\)"),
         ("no icons", r"'json/bi.json' is not a set of icons \('icons'\)"),
-        ("path", r"'json/bi.json' is not a set of icons \('anchor--' is not a name as sets and icons have\)"),
+        ("path", r"'json/bi.json' is not a set of icons \('anchor--' is not a name of a set or an icon\)"),
         ("body", r"'json/bi.json' is not a set of icons \('anchor' has no SVG text or no size\)"),
         ("text", r"'json/bi.json' is not a set of icons"),
         ("flat", r"'json/bi.json' is not a set of icons \('anchor' has no SVG text or no size\)"),

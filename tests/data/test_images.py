@@ -11,10 +11,11 @@ from PIL import Image
 
 from mvar.data.images.decoding import decode
 from mvar.data.images.folders import ImageFolder
-from mvar.data.order import batch_indices, epoch_order, view_noise
-from mvar.data.processes import in_processes
+from mvar.data.order import batch_indices, epoch_order
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
+from mvar.data.views import view_noise
+from mvar.data.workers import in_processes
 
 
 def save(path, colour=(200, 40, 40), size=(16, 16), mode="RGB", **options):

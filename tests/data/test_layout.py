@@ -80,7 +80,7 @@ def test_the_usual_names_of_splits_are_understood_by_training_and_refused_elsewh
 @pytest.mark.parametrize(("train", "val"), [("traindata", "testdata"), ("trainimages", "testimages")])
 def test_splits_without_classes(lay, train, val):
     root = lay(*(f"{train}/{i}.png" for i in range(3)), f"{val}/0.png", "more/0.png")
-    with pytest.warns(UserWarning, match=f"uses {train}/, {val}/ and passes over more/$"):
+    with pytest.warns(UserWarning, match=f"uses {train}/, {val}/ and ignores more/$"):
         sources = open_splits(root, (8, 8))
     assert [(len(source), source.classes) for source in sources] == [(3, []), (1, [])]
 
@@ -103,7 +103,7 @@ def test_a_split_may_lack_classes_of_the_other(lay):
     ],
 )
 def test_what_lies_beside_the_splits_is_named(lay, names, used, passed_over):
-    with pytest.warns(UserWarning, match=f"d': uses {used} and passes over {passed_over}$") as caught:
+    with pytest.warns(UserWarning, match=f"d': uses {used} and ignores {passed_over}$") as caught:
         open_splits(lay(*names), (8, 8))
     assert len(caught) == 1
 
@@ -115,9 +115,9 @@ def test_what_val_data_replaces_is_passed_over(lay, shards, recwarn):
     shards("train-0.tar", "val-0.tar")
     open_splits(root.parent / "s", (8, 8), val_data=root.parent / "s" / "val-0.tar")
     assert [str(warning.message).replace(str(root.parent), "") for warning in recwarn] == [
-        "data = '/d': uses train/ and passes over more/, test/, val/",
-        "val_data = '/d/more': uses valid/ and passes over train/",
-        "data = '/s': uses train-0.tar and passes over val-0.tar",
+        "data = '/d': uses train/ and ignores more/, test/, val/",
+        "val_data = '/d/more': uses valid/ and ignores train/",
+        "data = '/s': uses train-0.tar and ignores val-0.tar",
     ]
 
 
@@ -272,9 +272,7 @@ def test_images_of_other_kinds_are_counted_in_one_warning(lay, recwarn):
     root = lay(*of(".", 1), *other, "dog/f.txt", "LICENSE")
     assert len(ImageFolder.scan(root).paths) == 2
     (warning,) = recwarn
-    said = re.search(
-        r"passes over 5 files of other kinds \((.*)\); convert what you need to PNG$", str(warning.message)
-    )
+    said = re.search(r"ignores 5 files of other kinds \((.*)\); convert what you need to PNG$", str(warning.message))
     assert sorted(said[1].split(", ")) == ["1 .jpg_large", "1 .tiff", "1 broken link", "2 .gif"]
 
 
@@ -313,7 +311,7 @@ def test_classes_without_validation_images_are_trained_and_those_without_trainin
     root = lay(*of("train", 2, "ant", "bee", "Cat"), *of("val", 1, "cat ", "dog"), *of("other", 1, "bee"))
     train, val = open_splits(root, (8, 8))
     assert [str(warning.message).replace(str(root), "d") for warning in recwarn] == [
-        "data = 'd': uses train/, val/ and passes over other/",
+        "data = 'd': uses train/, val/ and ignores other/",
         "data = 'd/val': leaves out 1 image of classes that the training images lack: dog",
         "data = 'd': 2 classes without validation images, trained all the same: ant, bee",
     ]
@@ -365,7 +363,7 @@ def from_shards(source):
 def test_the_splits_of_shards_are_told_by_words_of_their_names(shards, train, val, unused):
     root = shards(train, val, *filter(None, [unused]))
     if unused:
-        with pytest.warns(UserWarning, match=f"uses {train}, {val} and passes over {unused}$"):
+        with pytest.warns(UserWarning, match=f"uses {train}, {val} and ignores {unused}$"):
             sources = open_splits(root, (8, 8))
     else:
         sources = open_splits(root, (8, 8))

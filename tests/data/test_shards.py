@@ -55,7 +55,7 @@ def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
         ".hidden": {"png": picture(4)},
     }
     found = ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
-    assert [(path.key, path.image_size) for path in found.paths] == [
+    assert [(path.key, (path.width, path.height)) for path in found.paths] == [
         (key, (20, 16)) for key in ("a/one.x", "a/two", "b/two", "three")
     ]
     assert found.classes == ["cat 9", "cat 10", "dog"]
@@ -370,7 +370,7 @@ def test_images_of_other_kinds_are_named_whenever_the_set_is_read(write_tar, pic
         write_tar(tmp_path / "0.tar", [("a.png", picture(0)), label, ("b.bmp", b""), ("c.BMP", b"")]),
         write_tar(tmp_path / "1.tar", [("a.png", picture(1)), label, ("d.tiff", b""), (".e.gif", b""), ("a.txt", b"")]),
     ]
-    said = r"^data = '.*': passes over 3 files of other kinds \(2 \.bmp, 1 \.tiff\); convert what you need to PNG$"
+    said = r"^data = '.*': ignores 3 files of other kinds \(2 \.bmp, 1 \.tiff\); convert what you need to PNG$"
     with pytest.warns(UserWarning, match=said):
         first = ShardSet.scan(paths)
     monkeypatch.setattr(shards, "decode", None)

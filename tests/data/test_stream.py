@@ -82,7 +82,7 @@ def test_an_image_is_augmented_by_its_place_in_training(stream, loader):
 
 
 def test_the_ranks_take_whole_shards_by_turns(stream, loader):
-    ranks = [loader(stream(), 16, rank=rank, ranks=2, parts=2) for rank in range(2)]
+    ranks = [loader(stream(), 16, rank=rank, ranks=2, micro_batches=2) for rank in range(2)]
     keys = [walk(one, range(3), parts=2)[1] for one in ranks]
     for step in keys[0] + keys[1]:  # 8 images, all of one shard
         assert len({int(key) // 8 for key in step}) == 1
@@ -97,7 +97,7 @@ def test_a_stream_resumes_at_the_beginning_of_its_shard(stream, loader, capsys):
     assert unbroken.state() == {"shards": 1}
     resumed = loader(stream(resize_factor=1.0), 5)
     resumed.load_state(unbroken.state())
-    assert "goes on at the beginning of shard 2 of 3 in epoch 1; images" in capsys.readouterr().err
+    assert "resumes at the beginning of shard 2 of 3 in epoch 1; images" in capsys.readouterr().err
     again, keys_again = walk(resumed, range(3, 6))
     assert flat(keys_again)[:7] == flat(keys)[8:]
     assert torch.equal(again[0].rows[:2], batches[1].rows[3:])
@@ -144,7 +144,7 @@ def test_images_of_other_kinds_are_named(stream, write_tar, picture, tmp_path):
     members = [("a.png", picture(0)), ("a.cls", b"1"), ("b.gif", b""), ("b.cls", b"2"), ("c.tiff", b"")]
     one = stream(urls=[f"pipe:cat {write_tar(tmp_path / '0.tar', members)}"])
     with (
-        pytest.warns(UserWarning, match=r"0\.tar': passes over 2 files of other kinds \(1 \.gif, 1 \.tiff\); convert"),
+        pytest.warns(UserWarning, match=r"0\.tar': ignores 2 files of other kinds \(1 \.gif, 1 \.tiff\); convert"),
         pytest.warns(UserWarning, match=r"0\.tar/b' cannot be used: has a label but no image; convert b\.gif to PNG"),
     ):
         assert [image.label for image in one.shard(0, 0)] == [1]
@@ -175,7 +175,7 @@ def test_names_in_a_stream_match_without_case(stream, write_shard, picture, tmp_
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("false", r"cannot be read \(exit status 1\); see that it can be fetched, then start or resume$"),
+        ("false", r"cannot be read \(exit status 1\); check that it can be fetched, then resume$"),
         ("head -c 30000 /dev/zero; sleep 0.2; exit 4", r"cannot be read \(exit status 4\)"),
         ("yes", r"cannot be read \((?!exit)"),
         ("head -c 9000 {}", r"breaks off after '00\d\.\w+' \(unexpected end of data\)"),
@@ -226,11 +226,11 @@ def test_shards_come_from_a_server(three_shards, monkeypatch):
             missing = f"http://127.0.0.1:{server.server_port}/train-9.tar"
             assert refusal(missing, train) == (
                 "cannot be read (curl: exit status 22, the server has no such file or refuses it); "
-                "see that it can be fetched, then start or resume"
+                "check that it can be fetched, then resume"
             )
         finally:
             server.shutdown()
     # With nobody at that port any more.
-    assert refusal(missing, train).startswith("cannot be read (curl: exit status 7, the server does not answer); see")
+    assert refusal(missing, train).startswith("cannot be read (curl: exit status 7, the server does not answer); check")
     monkeypatch.setenv("PATH", "")
     assert refusal(missing, train) == "is fetched by curl, which is not here; install it"

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from mvar.data.order import evenly_spaced
 from mvar.data.source import PixelSource
-from mvar.data.subset import evenly_spaced
 from mvar.data.tokens.cache import TokenSource
 from mvar.data.views import Views
 

@@ -7,9 +7,8 @@ from PIL import Image
 
 from mvar.data.images.folders import ImageFolder
 from mvar.data.loader import Loader
-from mvar.data.order import view_noise
 from mvar.data.source import PixelSource
-from mvar.data.views import Views
+from mvar.data.views import Views, view_noise
 from mvar.ops.noise import uniform
 from mvar.training.config import GeneratorTraining, TokenizerTraining
 

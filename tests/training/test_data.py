@@ -43,6 +43,6 @@ def test_a_stream_is_trained_on_and_says_where_it_resumes(run, three_shards, tmp
     train_until(5, train, task, config, monkeypatch)
     assert "a stream of 3 shards of 4 classes, 24 images for validation" in capsys.readouterr().err
     model = train(replace(config, resume=True))
-    assert "the stream goes on at the beginning of shard 3 of 3 in epoch 1" in capsys.readouterr().err
+    assert "the stream resumes at the beginning of shard 3 of 3 in epoch 1" in capsys.readouterr().err
     assert model.classes == list("0123")
     assert "secret" not in str(model.provenance)

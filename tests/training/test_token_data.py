@@ -158,6 +158,6 @@ def test_a_cache_that_is_not_whole_is_refused_before_the_run(generator_run, cach
     words = ["train", "generator", "--preset", "tiny32", "--data", made, "--tokenizer", config.tokenizer]
     assert refused(*words, "--out", config.out)[-1] == (
         f"mvar: data = '{made}': train-00001.npy is missing; run mvar tokenize again with the cache's settings, "
-        "it writes anew only what is not whole"
+        "it writes only what is damaged or missing"
     )
     assert not Path(config.out).exists()

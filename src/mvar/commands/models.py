@@ -250,8 +250,8 @@ def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource
         ValueError: nothing there, or class folders that the model does not know.
     """
     from mvar.data.images.folders import ImageFolder
+    from mvar.data.order import evenly_spaced
     from mvar.data.source import PixelSource
-    from mvar.data.subset import evenly_spaced
 
     path = Path(place)
     folder = ImageFolder(path.parent, [path], [0], []) if path.is_file() else ImageFolder.scan(path, "images")

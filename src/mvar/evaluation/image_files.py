@@ -15,7 +15,7 @@ import numpy as np
 from mvar.data.images.containers import take_apart
 from mvar.data.images.decoding import decode, read_bytes
 from mvar.data.images.folders import ImageFolder
-from mvar.data.threads import in_threads
+from mvar.data.workers import in_threads
 from mvar.progress import track
 
 
@@ -97,7 +97,7 @@ def _look(path: Path) -> _Looked | str:
     try:
         content = read_bytes(path)
         container = take_apart(content)
-        if not container.whole:
+        if not container.complete:
             decode(io.BytesIO(content))  # what follows an image does no harm
         return _Looked(container.lossy, container.upright_size, hashlib.sha256(content).digest())
     except ValueError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mvar import __version__
 from mvar.checkpoint.placement import find_device
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.evaluation import measures
 from mvar.evaluation.collect import Alone, Collected, Features, Processes, collect
 from mvar.evaluation.frechet import too_few

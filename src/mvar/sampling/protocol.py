@@ -24,7 +24,7 @@ from mvar import __version__
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
 from mvar.data.images.decoding import decode
 from mvar.data.images.folders import ImageFolder
-from mvar.data.threads import in_threads
+from mvar.data.workers import in_threads
 from mvar.files import file_sha256
 from mvar.progress import track
 from mvar.sampling.config import SamplingSettings

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mvar.data.images.folders import ImageFolder
+from mvar.data.order import evenly_spaced
 from mvar.data.source import PixelSource
-from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import Classifier, confusion, mean_distance, psnr
 from mvar.evaluation.tokens import bits_per_token, usage
 from mvar.features.judge import Judge

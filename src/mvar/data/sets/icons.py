@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mvar.data.processes import in_processes
 from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, resvg, shape_of
 from mvar.data.sets.icon_rules import CONCEPTS, LEFT_OUT, concept_of, designer_of, is_wrong, picture_of, split_of
 from mvar.data.sets.iconify import NPM_PACKAGE, VERSION, Icon, IconSet, read_sets
+from mvar.data.workers import in_processes
 from mvar.files import atomic_folder
 from mvar.options import close
 from mvar.progress import track
@@ -45,12 +45,12 @@ class Drawing:
 
     @property
     def split(self) -> str:
-        """The part of the data set that it belongs to: train or val."""
+        """train or val."""
         return split_of(self.icon.prefix)
 
     @property
     def picture(self) -> tuple[str, str, str]:
-        """What a designer's thin, filled or outlined versions of one picture share."""
+        """A key that a designer's thin, filled or outlined versions of one picture share."""
         return self.concept, designer_of(self.icon.prefix), picture_of(self.icon.name)
 
 
@@ -71,7 +71,7 @@ def icons(
         package_version: of the package that is downloaded.
 
     Returns:
-        How many images of which (set, split, concept) were written.
+        The number of images by (set, split, concept).
 
     Raises:
         ValueError: resvg-py is not installed, a concept is unknown or has too few icons, the package cannot be fetched
@@ -107,16 +107,16 @@ def icons(
 
 
 def is_wanted(prefix: str, info: Mapping[str, Any]) -> bool:
-    """Whether a set, by its description in the package, is of things in one colour and under a permissive licence."""
+    """Whether a set, by its description in the package, shows things in one colour under a permissive licence."""
     licence = str(_part(info, "license").get("spdx"))
     return prefix not in LEFT_OUT and not info.get("palette") and licence in PERMISSIVE
 
 
 def choose(sets: Sequence[IconSet]) -> list[Drawing]:
-    """The icons that are written, by concept: the right picture, each drawn once, of concepts that have enough.
+    """The icons to write, by concept: right pictures, each drawing once, of concepts that have enough.
 
     Args:
-        sets: with icons of known concepts alone.
+        sets: with icons of known concepts only.
 
     Raises:
         ValueError: an icon cannot be drawn.
@@ -130,7 +130,7 @@ def choose(sets: Sequence[IconSet]) -> list[Drawing]:
     wrong = {drawing.picture for drawing in found if is_wrong(drawing.concept, drawing.icon.prefix, drawing.icon.name)}
 
     def rank(drawing: Drawing) -> tuple[str, bool, bool, int, str, str]:
-        """Of drawings that are nearly the same the first stays: a wrong one, one for training, one of a short name."""
+        """Of nearly the same drawings the first stays: wrong ones before right, training's before val's, short names."""
         prefix, name = drawing.icon.prefix, drawing.icon.name
         return drawing.concept, drawing.picture not in wrong, drawing.split == "val", len(name), prefix, name
 
@@ -153,7 +153,7 @@ def choose(sets: Sequence[IconSet]) -> list[Drawing]:
 
 
 def licences(version: str, sets: Sequence[IconSet], counts: Counts) -> str:
-    """The page that goes with the images: whose they are and under which licence, as the package says."""
+    """The page that goes with the images: their authors and licences, as the package names them."""
     lines = [
         "# Where these images come from",
         "",
@@ -192,7 +192,7 @@ def _asked(concepts: str) -> set[str]:
 
 
 def _distinct(drawn: Iterable[tuple[Drawing, np.ndarray | None]]) -> list[Shaped]:
-    """The drawings that differ from all kept before them, without those that are no pictures."""
+    """The pictures that differ from all kept before them."""
     pictures = [(drawing, shape_P) for drawing, shape_P in drawn if shape_P is not None]
     kept: list[int] = []
     if pictures:

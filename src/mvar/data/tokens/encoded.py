@@ -1,4 +1,4 @@
-"""Images as a tokenizer sees them: token maps that are encoded when they are asked for.
+"""Token maps that are encoded on demand.
 
 Shapes: B batch, L tokens of all scales, H W pixels.
 """
@@ -25,7 +25,7 @@ class EncodedImages:
     Attributes:
         images: their pixels.
         tokenizer: in eval mode.
-        dtype: of the encoder's products; bfloat16 changes some of the tokens.
+        dtype: of the encoder's matrix products; bfloat16 changes some of the tokens.
     """
 
     images: PixelSource
@@ -34,7 +34,7 @@ class EncodedImages:
 
     @property
     def labels(self) -> Tensor:
-        """One class index an image, int64 (n,)."""
+        """Class indices, int64 (n,)."""
         return self.images.labels
 
     @property
@@ -50,12 +50,7 @@ class EncodedImages:
         return self.images.name(i)
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens int64 (B, L) on the tokenizer's device, and labels int64 (B,).
-
-        Args:
-            indices_B: which images.
-            epochs_B: of the views; None gives the centres.
-        """
+        """Tokens int64 (B, L) on the tokenizer's device, and labels int64 (B,); without epochs of the centre crops."""
         pixels_B3HW, labels_B = self.images.batch(indices_B, epochs_B)
         device = self.tokenizer.quantizer.codebook.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
@@ -63,11 +58,7 @@ class EncodedImages:
         return torch.cat(maps, dim=1), labels_B
 
     def in_memory(self, label: str) -> TokenSource:
-        """Encode all images now, their centres.
-
-        Args:
-            label: what the progress is called.
-        """
+        """Encode the centre crops of all images now; `label` names the progress bar."""
         batches = torch.arange(len(self)).split(ENCODED_AT_ONCE)
         tokens = [self.batch(indices_B)[0].int().cpu() for indices_B in track(batches, len(batches), label)]
         names = [self.name(i) for i in range(len(self))]

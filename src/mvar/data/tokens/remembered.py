@@ -1,10 +1,9 @@
-"""Token maps of training images that look the same in every epoch: encoded when they first come up, then remembered.
+"""Token maps of training images that look the same in every epoch: encoded when first needed, then remembered.
 
-They are kept in a file, so that a run that is resumed sees the tokens that it saw before, encoded in the same batches:
-in another batch a near-tie between two codes may end otherwise. Each row carries a checksum of its tokens together with
-the image and the tokenizer that they belong to. What does not fit, be it torn, damaged or of other images, counts as
-not yet encoded. So may several ranks use one file. (Where an image comes twice in one optimizer step, at the turn of an
-epoch, two ranks may each encode it, in different batches: the one exception to what is said above.)
+They are kept in a file, so that a resumed run sees the same tokens: encoded in another batch, a near-tie between two
+codes may end otherwise. Each row has a checksum of its tokens, image and tokenizer; a row that does not fit, torn,
+damaged or of another image, counts as not yet encoded, so that several ranks can share one file. (An image that comes
+twice in one optimizer step, at the turn of an epoch, may be encoded by two ranks in different batches.)
 
 Shapes: B batch, L tokens of all scales.
 """
@@ -26,7 +25,7 @@ CHECK_BYTES = 16
 
 
 class RememberedTokens:
-    """A `Source` whose rows are the images' numbers, for which `tokens` gives their tokens."""
+    """A `Source` whose rows are image indices, for which `tokens` returns token maps."""
 
     def __init__(self, encoded: EncodedImages) -> None:
         """Args:
@@ -48,12 +47,12 @@ class RememberedTokens:
         return self._encoded.name(i)
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The images' numbers and their labels, both int64 (B,); what is not yet encoded waits for `tokens`."""
+        """Image indices and labels, both int64 (B,)."""
         indices_B = torch.as_tensor(indices_B)
         return indices_B, self.labels[indices_B]
 
     def tokens(self, indices_B: Tensor) -> Tensor:
-        """Tokens int64 (B, L) of images by their numbers; those that have none yet are read and encoded, once each."""
+        """Tokens int64 (B, L) of images by index; those without are read and encoded, once each."""
         numbers_B = indices_B.numpy()
         rows_B = self._rows[numbers_B]  # a copy, whatever other ranks write
         rows = zip(numbers_B.tolist(), rows_B, strict=True)
@@ -65,30 +64,27 @@ class RememberedTokens:
         return torch.from_numpy(rows_B["tokens"].astype(np.int64))
 
     def known(self) -> int:
-        """How many images have tokens that are whole and theirs."""
+        """The number of images with valid tokens."""
         return sum(row["check"].tobytes() == self._check(i, row["tokens"]) for i, row in enumerate(self._rows))
 
     def make_file(self, path: Path, keep: bool) -> None:
-        """Make the file, unless there is one of these images' size and it is to be kept.
-
-        All of its bytes are written, so that the disk cannot be full later on.
-        """
+        """Create the file, unless `keep` and there is one of the right size; written in full, so that no disk fills later."""
         rows = np.zeros(len(self), self._rows.dtype)
         if not keep or not _has_form(path, rows):
             atomic_write(path, lambda partial: np.save(partial, rows))
 
     def use_file(self, path: Path) -> None:
-        """Remember in this file, which `make_file` has made."""
+        """Remember in a file that `make_file` has created."""
         self._rows = open_memmap(path, mode="r+")
 
     def _check(self, i: int, tokens_L: np.ndarray) -> bytes:
-        """What tells that these tokens are whole and belong to an image and the tokenizer."""
+        """A checksum of tokens, the image and the tokenizer."""
         parts = (self._tokenizer, self._encoded.images.marks[i].encode(), tokens_L.tobytes())
         return blake2b(b"\n".join(parts), digest_size=CHECK_BYTES).digest()
 
 
 def _has_form(path: Path, rows: np.ndarray) -> bool:
-    """Whether a file holds an array like this one."""
+    """Whether a file holds an array of the same dtype and shape."""
     try:
         found = open_memmap(path, mode="r")
     except (OSError, ValueError):

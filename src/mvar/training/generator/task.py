@@ -128,7 +128,7 @@ class GeneratorTask:
             config.seed,
             rank=ranks.rank,
             ranks=ranks.size,
-            parts=config.accumulate,
+            micro_batches=config.accumulate,
             workers=config.workers,
         )
         spread = ranks.kind == "fsdp"

@@ -123,7 +123,7 @@ class TokenizerTask:
             config.seed,
             rank=ranks.rank,
             ranks=ranks.size,
-            parts=config.accumulate,
+            micro_batches=config.accumulate,
             workers=config.workers,
         )
         torch.manual_seed(config.seed)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from mvar.data.processes import in_processes
+from mvar.data.workers import in_processes
 from mvar.text import counted
 
 
@@ -28,5 +28,5 @@ def test_the_error_of_an_item_is_raised_and_nothing_is_left_running():
 
 
 def test_a_worker_that_ends_is_told_of():
-    with pytest.raises(ChildProcessError, match="a worker process ended"):
+    with pytest.raises(ChildProcessError, match="a worker process died"):
         list(in_processes(os._exit, [3] * 100, 2, few=0))
