@@ -21,8 +21,9 @@ from mvar.files import atomic_folder
 from mvar.progress import track
 
 # In the order of the official labels 0 to 9; an image folder numbers its classes by name instead.
-FASHION_MNIST_CLASSES = tuple(
-    ["T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"]
+FASHION_MNIST_CLASSES = (
+    *("T-shirt-top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"),
 )
 FILES = {
     "train_images": "train-images-idx3-ubyte.gz",

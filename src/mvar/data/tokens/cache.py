@@ -261,7 +261,7 @@ class TokenSource:
         return self.names[i]
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens int64 (B, L) and labels int64 (B,); epoch e shows view e modulo the number of views, None the first."""
+        """Tokens int64 (B, L) and labels int64 (B,); epoch e shows view e modulo their number, None the first."""
         indices_B = torch.as_tensor(indices_B)
         images, views, L = self.shards[0].shape
         views_B = np.zeros(len(indices_B), dtype=np.int64) if epochs_B is None else epochs_B.numpy() % views

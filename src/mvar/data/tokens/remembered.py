@@ -68,7 +68,7 @@ class RememberedTokens:
         return sum(row["check"].tobytes() == self._check(i, row["tokens"]) for i, row in enumerate(self._rows))
 
     def make_file(self, path: Path, keep: bool) -> None:
-        """Create the file, unless `keep` and there is one of the right size; written in full, so that no disk fills later."""
+        """Create the file, unless `keep` and there is one of the right size; in full, so that no disk fills later."""
         rows = np.zeros(len(self), self._rows.dtype)
         if not keep or not _has_form(path, rows):
             atomic_write(path, lambda partial: np.save(partial, rows))
