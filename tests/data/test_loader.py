@@ -50,7 +50,7 @@ def loader():
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (2, 3)])
 def test_slices_of_all_ranks_and_parts_make_the_batch(loader, workers, ranks, parts):
     source = Numbers()
     loaders = [
@@ -97,16 +97,9 @@ def test_an_error_of_a_worker_comes_out_of_its_own_step(loader):
     assert torch.equal(failing.batch(3).rows, step_rows(n, size, 0, 3))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"ranks": 2, "micro_batches": 3},
-            "batch_size = 8: does not divide into ranks * micro-batches = 2 \\* 3 equal slices; .* of 6",
-        ),
-        ({"rank": 2, "ranks": 2}, r"rank = 2: must lie in \[0, 2\)"),
-    ],
-)
-def test_a_batch_that_cannot_be_shared_is_refused(options, message):
-    with pytest.raises(ValueError, match=message.replace("ranks * micro", r"ranks \* micro")):
-        Loader(Numbers(), 8, 0, **options)
+def test_a_batch_that_cannot_be_divided_is_refused():
+    said = r"batch_size = 8: does not divide into ranks \* micro-batches = 2 \* 3 equal slices; give a multiple of 6"
+    with pytest.raises(ValueError, match=said):
+        Loader(Numbers(), 8, 0, ranks=2, micro_batches=3)
+    with pytest.raises(ValueError, match=r"rank = 2: must lie in \[0, 2\)"):
+        Loader(Numbers(), 8, 0, rank=2, ranks=2)

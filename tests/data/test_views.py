@@ -10,7 +10,6 @@ from mvar.data.loader import Loader
 from mvar.data.source import PixelSource
 from mvar.data.views import Views, view_noise
 from mvar.ops.noise import uniform
-from mvar.training.config import GeneratorTraining, TokenizerTraining
 
 ALL = ("shift", "scale", "flip")
 MIDDLE = [0.5, 0.5, 0.5, 0.5, (1 - 0.84) / 0.22, 0.9]  # no shift, the same size, no mirror image
@@ -56,12 +55,9 @@ def test_a_shift_moves_by_whole_pixels_and_repeats_the_edge(view, numbers, moved
         assert abs(with_size - expected).max() <= 1, "resampled, at the same places"
 
 
-def test_a_shift_of_a_small_image_is_at_least_a_pixel(view):
+def test_a_shift_is_at_least_a_pixel_and_a_crop_that_moves_shows_what_lies_beside_it(view):
     image = random_image(8, 8)
     np.testing.assert_array_equal(view(image, ("shift",), down=1.0)[1:], image[:-1])
-
-
-def test_a_crop_that_moves_shows_what_lies_beside_it(view):
     image = random_image(75, 75)
     got = view(image, ("shift",), (50, 50), 1.5, top=0.5, left=0.5, down=1.0, right=0.0)
     np.testing.assert_array_equal(got, image[13 - 2 : 63 - 2, 13 + 2 : 63 + 2])
@@ -144,7 +140,6 @@ def test_without_augmentation_crops_are_those_of_the_first_two_numbers(source, r
         assert torch.equal(view_noise(3, epochs, indices)[i, :2], uniform(3, [i], 2, (2,))[0])
 
 
-@pytest.mark.parametrize("kind", [TokenizerTraining, GeneratorTraining, Views])
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
@@ -154,9 +149,7 @@ def test_without_augmentation_crops_are_those_of_the_first_two_numbers(source, r
         (None, "augment = None: give a list"),
     ],
 )
-def test_what_is_no_augmentation_is_refused(kind, augment, message):
-    own = {TokenizerTraining: {"data": "d", "out": "o"}, GeneratorTraining: {"data": "d", "out": "o", "tokenizer": "t"}}
-    views = {"image_shape": (8, 8), "resize_factor": 1, "seed": 0}
+def test_what_is_no_augmentation_is_refused(augment, message):
     with pytest.raises(ValueError) as caught:
-        kind(**own.get(kind, views), augment=augment)
+        Views(image_shape=(8, 8), resize_factor=1, seed=0, augment=augment)
     assert str(caught.value) == message

@@ -130,7 +130,7 @@ def choose(sets: Sequence[IconSet]) -> list[Drawing]:
     wrong = {drawing.picture for drawing in found if is_wrong(drawing.concept, drawing.icon.prefix, drawing.icon.name)}
 
     def rank(drawing: Drawing) -> tuple[str, bool, bool, int, str, str]:
-        """Of nearly equal drawings the first stays: wrong before right, training before validation, short names first."""
+        """Of nearly equal drawings the first stays: wrong before right, training before val, short names first."""
         prefix, name = drawing.icon.prefix, drawing.icon.name
         return drawing.concept, drawing.picture not in wrong, drawing.split == "val", len(name), prefix, name
 
