@@ -175,13 +175,6 @@ def test_hostile_files(content, reason):
         assert "\n" not in str(caught.value)
 
 
-def test_only_metadata_is_taken_out_of_a_png():
-    some = chunk(b"eXIf", exif(6)) + chunk(b"tEXt", b"a\0b")
-    file = png(bytes(RED) * 128, before=some, after=some, parts=3)
-    assert take_apart(file).pixels == GOOD
-    assert take_apart(file[: -12 - len(some) - 6]).pixels == GOOD[: -12 - 6]  # an IEND would be read as pixels
-
-
 def test_a_file_of_nothing_but_tiny_parts_ends_soon(monkeypatch):
     monkeypatch.setattr("mvar.data.images.containers.MOST_PARTS", 50)
     webp, jpeg = saved(plain(RED), "WEBP"), saved(plain(RED), "JPEG")

@@ -72,9 +72,7 @@ def shards(folder: Path) -> list[str]:
 ALL = ("shift", "scale", "flip")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "factor", "augment"), [("float32", FACTOR, ()), ("bfloat16", FACTOR, ()), ("float32", 1.0, ALL)]
-)
+@pytest.mark.parametrize(("dtype", "factor", "augment"), [("bfloat16", FACTOR, ()), ("float32", 1.0, ALL)])
 def test_a_view_is_that_of_its_epoch_and_validation_the_centre(data, tokenizer, dtype, factor, augment, tmp_path):
     changes = {"resize_factor": factor, "augment": augment}
     write_cache(str(data), str(tmp_path / "c"), tokenizer, **{**SETTINGS, **changes}, dtype=dtype)
@@ -254,21 +252,18 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"views": 0}, "views = 0: must lie in 1 to 1,000"),
         (
             {"resize_factor": 1},
             "views = 3: all are the same where nothing is cropped or augmented; give 1, or augment, or",
         ),
         ({"resize_factor": 0.5}, "resize_factor = 0.5: must lie in [1, 4]"),
-        ({"seed": -1}, "seed = -1: must lie in 0 to 9,223"),
-        ({"tokenizer": "./nowhere"}, "tokenizer = './nowhere': no such model"),
         ({"data": "nowhere"}, "data = 'nowhere': does not exist"),
     ],
 )
 def test_unsound_settings_are_refused_before_anything_is_written(refused, command, tmp_path, changes, message):
     (line,) = refused(*command(tmp_path / "cache", **changes))
     assert line.startswith(f"mvar: {message}")
-    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_in_use_is_refused(refused, command, data, tmp_path):
@@ -323,7 +318,7 @@ def test_a_full_disk_leaves_whole_shards_only(finished, command, tmp_path, capsy
     assert torch.equal(*tokens)
 
 
-@pytest.mark.parametrize("content", ["", '{"format": "mvar-tokens"}', '{"format": "mvar-tokens", "version": 9}'])
+@pytest.mark.parametrize("content", ["", '{"format": "mvar-tokens", "version": 9}'])
 def test_a_manifest_that_cannot_be_read(finished, command, refused, tmp_path, content):
     out = shutil.copytree(finished, tmp_path / "cache")
     (out / "manifest.json").write_text(content)
