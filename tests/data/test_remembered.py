@@ -12,8 +12,7 @@ from PIL import Image
 from mvar.data.images.folders import ImageFolder
 from mvar.data.loader import Loader
 from mvar.data.source import PixelSource
-from mvar.data.tokens.encoded import EncodedImages
-from mvar.data.tokens.remembered import RememberedTokens
+from mvar.data.tokens.encoded import EncodedImages, RememberedTokens
 from mvar.model import load
 from mvar.tokenizer.network import Tokenizer
 

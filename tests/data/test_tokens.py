@@ -198,7 +198,6 @@ def flip(path):
         ("train-00001.npy", flip, r"train-00001.npy is damaged \(its checksum differs\)"),
         ("train-00003.npy", lambda path: os.truncate(path, 100), r"train-00003.npy is damaged \(100 bytes instead of"),
         ("val-00000.npy", Path.unlink, "val-00000.npy is missing"),
-        ("train-names.json", flip, "train-names.json is damaged"),
     ],
 )
 def test_a_file_that_is_not_whole_is_named_and_mended_alone(finished, command, tmp_path, name, spoil, told, capsys):
@@ -278,7 +277,6 @@ def test_a_cache_is_no_folder_of_images_and_no_model(refused, finished, bundle, 
     out = str(tmp_path / "out")
     train, cache = ["train", "tokenizer", "--preset", "tiny32", "--perceptual", "0", "--out", out], str(finished)
     for arguments, field in (
-        ([*train, "--data", cache], "data"),
         ([*train, "--data", str(data / "train"), "--val-data", cache], "val_data"),
         (["score", "--model", bundle, "--images", cache], "images"),
     ):
@@ -288,7 +286,6 @@ def test_a_cache_is_no_folder_of_images_and_no_model(refused, finished, bundle, 
         )
     for arguments, field in (
         (["info", cache], "model"),
-        (["sample", "--model", cache, "--out", str(tmp_path / "a.png")], "model"),
         (["tokenize", "--data", str(data), "--tokenizer", cache, "--out", out], "tokenizer"),
     ):
         assert refused(*arguments) == [

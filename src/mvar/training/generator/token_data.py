@@ -17,8 +17,7 @@ from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.data.tokens.cache import TokenCache, TokenSource, is_cache
-from mvar.data.tokens.encoded import EncodedImages
-from mvar.data.tokens.remembered import RememberedTokens
+from mvar.data.tokens.encoded import EncodedImages, RememberedTokens
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
