@@ -42,12 +42,10 @@ class ReadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSource:
-    """Images of one size with their labels, from memory where they fit, else from their files.
+    """Images of one size (a `Source`), from memory where they fit, else from their files.
 
     Attributes:
         paths: the readable images, files or members of shards.
-        labels: int64 (n,); zeros where there are no classes.
-        classes: class names; empty for a set without classes.
         views: what `batch` returns of each image.
         bad: images that were left out, with the reason.
         marks: a hash of each image's file.
@@ -157,10 +155,7 @@ class PixelSource:
         return str(self.paths[i])
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 (B, 3, h, w), channels last in memory, and labels int64 (B,).
-
-        Args:
-            epochs_B: the epoch of each image, which decides its view with seed and index; None gives centre crops.
+        """Pixels uint8 (B, 3, h, w), channels last in memory, and labels int64 (B,); without epochs centre crops.
 
         Raises:
             ValueError: a file that was readable at the start no longer is.

@@ -73,7 +73,8 @@ def open_splits(
     val_place, val_field = (parts.popitem()[1] if parts else None), field
     if val_data is not None:
         val_place, val_field = _for_validation(val_data), "val_data"
-        if _real(val_place) == _real(train_place):
+        places = [place if isinstance(place, list) else [place] for place in (train_place, val_place)]
+        if len({tuple(map(os.path.realpath, place)) for place in places}) == 1:
             text = f"val_data = {str(val_data)!r}: holds the training images themselves"
             warnings.warn(f"{text}; validation will not tell learning from memorising", stacklevel=2)
     val = None if val_place is None else _scan(val_place, val_field, train.classes)
@@ -118,9 +119,6 @@ def _located(data: str | Path, field: str, wanted: Wanted) -> dict[int, Place]:
     """Where the wanted images of a set lie: under 0 those for training, under another number those for validation.
 
     A set that is not split is under 0; so is one without validation images when only those are wanted.
-
-    Raises:
-        ValueError: one line: the names do not tell which of its folders or shards are for training, or none are.
     """
     root, named = Path(data), f"{field} = {str(data)!r}"
     if _is_shard(root):
@@ -194,10 +192,6 @@ def _for_validation(val_data: str | Path) -> Place:
     """The validation part of `val_data` if it has one, else all of it."""
     (place,) = _located(val_data, "val_data", "validation").values()
     return place
-
-
-def _real(place: Place) -> list[str]:
-    return [os.path.realpath(path) for path in (place if isinstance(place, list) else [place])]
 
 
 def _scan(place: Place, field: str, classes: list[str] | None = None) -> ImageFolder | ShardSet:

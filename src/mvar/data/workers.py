@@ -6,10 +6,12 @@ module, as it does for `multiprocessing`.
 
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from threading import Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -17,7 +19,6 @@ Result = TypeVar("Result")
 AHEAD = 4  # items that a worker may be ahead of the consumer
 CHUNK = 64  # items sent to a process at once
 FEW = 2000  # items that threads have done before processes have started
-IDLE_SECONDS = 60  # after which a process ends: one whose parent was killed waits no longer
 
 
 def in_threads(
@@ -56,8 +57,8 @@ def in_processes(
         yield from in_threads(work, items)
         return
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is ours
-    pool = ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, env={"OMP_NUM_THREADS": "1"}, **ignore_interrupts)
+    environment = {"OMP_NUM_THREADS": "1"}
+    pool = ProcessPoolExecutor(processes, env=environment, initializer=_start, initargs=(os.getpid(),))
     try:
         for results in _in_order(pool, partial(_each, work), chunks, processes):
             yield from results
@@ -77,6 +78,18 @@ def _in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _start(parent: int) -> None:
+    """Begin a worker process: Ctrl-C is for its parent, and it ends when its parent does, even when that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -32,7 +32,7 @@ class Container(NamedTuple):
     pixels: bytes  # a file of this kind without metadata
     size: tuple[int, int]  # width and height as stored, before the image is turned upright
     orientation: int  # EXIF's, 1 to 8
-    profile: bytes | None  # ICC profile
+    profile: bytes | None  # ICC
     complete: bool  # known not to be cut off; where False, decoding tells
     lossy: str | None  # how the file lost something when it was written: "JPEG", "lossy WebP"
     bits: int = 8  # of a PNG's sample
@@ -219,7 +219,12 @@ def _webp(content: bytes) -> Container:
     if not image or lacks_exif:
         raise ValueError("truncated")
     file = b"WEBP" + b"".join(kept)
-    frame = _frame(first[image]) if image == b"ANMF" else image
+    if image == b"ANMF":  # its pixels follow 16 bytes, and perhaps a chunk of transparency
+        frame = first[image][16:]
+        if frame.startswith(b"ALPH"):
+            length = int.from_bytes(frame[4:8], "little")
+            frame = frame[8 + length + length % 2 :]
+        image = frame[:4]
     return Container(
         kind="WEBP",
         pixels=b"RIFF" + len(file).to_bytes(4, "little") + file,
@@ -227,17 +232,8 @@ def _webp(content: bytes) -> Container:
         orientation=_orientation(first.get(b"EXIF", b"")),
         profile=first.get(b"ICCP") or None,
         complete=True,
-        lossy="lossy WebP" if frame == b"VP8 " else None,
+        lossy="lossy WebP" if image == b"VP8 " else None,
     )
-
-
-def _frame(body: bytes) -> bytes:
-    """The kind of chunk with the pixels of a frame, which may have one for its transparency before."""
-    at = 16
-    if body[at : at + 4] == b"ALPH":
-        length = int.from_bytes(body[at + 4 : at + 8], "little")
-        at += 8 + length + length % 2
-    return body[at : at + 4]
 
 
 def _webp_size(first: dict[bytes, bytes]) -> tuple[int, int]:

@@ -51,13 +51,12 @@ class ImageFolder:
 
         Args:
             field: the option that named the folder, for messages.
-            classes: names that the labels refer to, of the training set; images of other classes are then left out with
-                a warning. None takes them from the folders.
+            classes: names that the labels refer to, of the training set; a warning counts the images of other classes,
+                which are left out. None takes them from the folders.
 
         Raises:
-            ValueError: one line with field, value and fix where the folder is missing, holds no images, holds
-                images both beside and inside its class folders, has splits in place of classes (see `check_classes`),
-                none of the wanted classes, or a name that may mean several of them.
+            ValueError: the folder is missing, holds no images, or images both beside and inside its class folders; has
+                splits in place of classes (see `check_classes`), none of these classes, or a name of several of them.
         """
         root = Path(folder)
         named = f"{field} = {str(folder)!r}"

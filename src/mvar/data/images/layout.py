@@ -61,16 +61,15 @@ def splits(names: Collection[str]) -> dict[str, int]:
 
 
 def check_classes(folders: Mapping[Path, Sequence[Path]], named: str, known: Names) -> None:
-    """Check that the folders in one are classes.
+    """Check that folders, with the images inside each at any depth, are classes.
 
     Args:
-        folders: with the images inside each at any depth.
         named: the field and its value, for messages.
         known: classes; a folder of such a name is one, whatever it holds.
 
     Raises:
-        ValueError: one line: the folders are splits, hold the class folders themselves, or hold splits; or they hold
-            folders of the same names and have names of PARTS. Under other names the latter is a warning.
+        ValueError: the folders are splits, hold the class folders themselves, or hold splits; or they hold folders of
+            the same names and have names of PARTS. Under other names the latter is a warning.
     """
     if len(parts := splits([folder.name for folder in folders])) > 1:
         first = str(next(iter(folders)).with_name(next(iter(parts))))

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,9 @@ FASHION_MNIST_CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"),
 )
 FILES = {
-    "train_images": "train-images-idx3-ubyte.gz",
-    "train_labels": "train-labels-idx1-ubyte.gz",
-    "val_images": "t10k-images-idx3-ubyte.gz",
-    "val_labels": "t10k-labels-idx1-ubyte.gz",
+    f"{split}_{kind}": f"{start}-{kind}-idx{rank}-ubyte.gz"
+    for split, start in (("train", "train"), ("val", "t10k"))
+    for kind, rank in (("images", 3), ("labels", 1))
 }
 FRAME = 2  # black pixels on every side of the written images
 PACKAGE = "dataset-fashion-mnist"
@@ -56,9 +55,9 @@ def fashion_mnist(out: str, source: str | None = None) -> None:
             for i, label in enumerate(arrays[f"{split}_labels"]):
                 path = folder / split / FASHION_MNIST_CLASSES[label] / f"{i:05d}.png"
                 jobs.append((np.pad(arrays[f"{split}_images"][i], FRAME), path))
-        saved = in_threads(lambda job: Image.fromarray(job[0]).save(job[1]), jobs)
-        for _ in track(saved, len(jobs), "writing images"):
-            pass
+        with closing(in_threads(lambda job: Image.fromarray(job[0]).save(job[1]), jobs)) as saved:
+            for _ in track(saved, len(jobs), "writing images"):
+                pass
 
     atomic_folder(out, write)
 

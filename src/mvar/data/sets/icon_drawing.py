@@ -149,7 +149,7 @@ def _still(body: str) -> str:
 
 
 def _is_picture(ink: np.ndarray) -> bool:
-    """Whether there is ink, not everywhere, with edges in it and no large grey areas."""
+    """Whether there is ink, not everywhere, with edges and without large grey areas."""
     grey, black = (ink > 50) & (ink < 205), ink > 127
     inside = grey[1:-1, 1:-1] & grey[:-2, 1:-1] & grey[2:, 1:-1] & grey[1:-1, :-2] & grey[1:-1, 2:]
     edges = (black[:, 1:] != black[:, :-1]).sum() + (black[1:] != black[:-1]).sum()
@@ -157,6 +157,6 @@ def _is_picture(ink: np.ndarray) -> bool:
 
 
 def _blocks(shapes_NP: np.ndarray) -> np.ndarray:
-    """The sums over blocks of shapes, int32 (N, B)."""
+    """Sums over blocks of shapes, int32 (N, B)."""
     N, n = len(shapes_NP), SHAPE // BLOCK
     return shapes_NP.reshape(N, n, BLOCK, n, BLOCK).sum((2, 4), dtype=np.int32).reshape(N, n * n)

@@ -66,16 +66,13 @@ def read_sets(
     is_wanted: Callable[[str, Mapping[str, Any]], bool],
     is_named: Callable[[str, str], bool],
 ) -> tuple[str, list[IconSet]]:
-    """Read the wanted icons of the wanted sets.
+    """Read the package's version, and the wanted icons of the wanted sets, sorted by prefix.
 
     Args:
         source: an unpacked package; None fetches it by npm, and deletes it after use.
         version: to be fetched, or a tag of npm such as "latest".
         is_wanted: chooses sets by prefix and description.
         is_named: chooses icons by the set's prefix and the icon's name.
-
-    Returns:
-        The package's version and the sets, sorted by prefix.
 
     Raises:
         ValueError: the package cannot be fetched, or is not what it should be.

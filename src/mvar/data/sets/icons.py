@@ -7,6 +7,7 @@ Shapes: N, M drawings; P pixels of a drawing's shape.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -98,8 +99,9 @@ def icons(
             place.mkdir(parents=True, exist_ok=True)
             jobs.append((icon, place / f"{icon.prefix}_{icon.name}.png"))
             counts[icon.prefix, drawing.split, drawing.concept] += 1
-        for _ in track(in_processes(partial(_write_png, size=size), jobs), len(jobs), "writing icons"):
-            pass
+        with closing(in_processes(partial(_write_png, size=size), jobs)) as saved:
+            for _ in track(saved, len(jobs), "writing icons"):
+                pass
         (folder / "LICENCES.md").write_text(licences(version, sets, counts), encoding="utf-8")
 
     atomic_folder(out, write)
@@ -113,14 +115,7 @@ def is_wanted(prefix: str, info: Mapping[str, Any]) -> bool:
 
 
 def choose(sets: Sequence[IconSet]) -> list[Drawing]:
-    """The icons to write, by concept: right pictures, each drawing once, of concepts that have enough.
-
-    Args:
-        sets: with icons of known concepts only.
-
-    Raises:
-        ValueError: an icon cannot be drawn.
-    """
+    """The icons to write, by concept: right pictures, each drawing once, of concepts that have enough."""
     found = [
         Drawing(concept, icon)
         for icons in sets
@@ -209,8 +204,7 @@ def _write_png(job: tuple[Icon, Path], size: int) -> None:
 
 
 def _part(info: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    part = info.get(key)
-    return part if isinstance(part, dict) else {}
+    return part if isinstance(part := info.get(key), dict) else {}
 
 
 def _link(text: object, url: object) -> str:

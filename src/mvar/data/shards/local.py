@@ -110,14 +110,12 @@ class ShardSet:
 
         Args:
             field: the option that named the shards, for messages.
-            classes: class names that the labels refer to, of the training set; images of other classes are then left
-                out with a warning. None takes them from classes.txt (a line each) or classes.json (a list) beside the
-                shards, else from the labels themselves.
+            classes: as for `ImageFolder.scan`; None takes them from classes.txt (a line each) or classes.json (a list)
+                beside the shards, else from the labels themselves.
 
         Raises:
-            ValueError: one line with field, shard, key and fix where a shard is missing, compressed or cut short,
-                where nothing is an image, a label is missing or no class, or a number would make more empty classes
-                than there are images.
+            ValueError: a shard is missing, compressed or cut short, nothing is an image, a label is missing or no
+                class, or a number would make more empty classes than there are images.
         """
         root, named = shards[0].parent, f"{field} = {str(shards[0].parent)!r}"
         rows = _rows(shards, field, named)
@@ -209,11 +207,7 @@ def _own_classes(shards: Sequence[Path], field: str) -> list[str] | None:
 
 
 def _index(shard: Path, field: str, others: Counter[str]) -> list[Row]:
-    """A shard's samples, from its stored index if the shard is still the same, else read and stored.
-
-    Args:
-        others: counts the images of other kinds, by suffix; changed in place.
-    """
+    """A shard's samples, from its index if that still fits, else read and stored; `others` counts other images."""
     status = shard.stat()
     stamp = {"version": INDEX_VERSION, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     in_cache = blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
@@ -258,11 +252,7 @@ def _stored(shard: Path, row: list[Any], length: int) -> Row:
 
 
 def _samples(shard: Path, field: str, others: Counter[str]) -> Iterator[Row]:
-    """The samples of a shard that have an image or a label; images are not opened.
-
-    Raises:
-        ValueError: one line with the shard and the last whole member where it breaks off.
-    """
+    """The samples of a shard that have an image or a label; images are not opened."""
     try:
         with open(shard, "rb") as file:
             for sample in samples(file, others, stream=False):

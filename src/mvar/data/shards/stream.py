@@ -76,8 +76,7 @@ class Stream:
     seed: int
 
     @cached_property
-    def numbers(self) -> Classes:
-        """The classes as labels refer to them."""
+    def _numbers(self) -> Classes:
         return Classes(self.classes)
 
     def fingerprint(self) -> str:
@@ -128,7 +127,7 @@ class Stream:
             return f"{named} cannot be used: {error}"
         if self.classes and sample.label is None:
             raise ValueError(f"{named} came without its label; write each label beside its image, or read local shards")
-        index = self.numbers.index(label, named) if self.classes else 0
+        index = self._numbers.index(label, named) if self.classes else 0
         return StreamedImage(f"{url}/{sample.key}", index, self.views.resized(image))
 
 

@@ -135,13 +135,13 @@ def is_cache(folder: str | Path) -> bool:
 
 
 def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Checksum]]:
-    """The settings of a cache, and the checksums in its manifest; none before it was finished.
+    """The settings of a cache, and the checksums in its manifest, none before it was finished.
 
     Args:
         named: the option and its value, for messages.
 
     Raises:
-        ValueError: one line that names the file and what is wrong with it.
+        ValueError: the file cannot be used.
     """
     path = _settings_file(folder)
     try:
@@ -178,11 +178,7 @@ def all_files(settings: CacheSettings) -> list[str]:
 
 @dataclass(frozen=True)
 class TokenCache:
-    """A finished and undamaged cache.
-
-    Attributes:
-        files: checksums by name.
-    """
+    """A finished and undamaged cache, with the checksums of its files by name."""
 
     folder: Path
     settings: CacheSettings
@@ -192,11 +188,8 @@ class TokenCache:
     def open(cls, folder: str | Path, field: str = "data") -> "TokenCache":
         """Read the manifest and verify every file by its size and checksum.
 
-        Args:
-            field: the option that named the folder, for messages.
-
         Raises:
-            ValueError: one line: the cache is not finished, or which of its files are missing or damaged.
+            ValueError: the cache is not finished, or files are missing or damaged.
         """
         folder = Path(folder)
         named = f"{field} = {str(folder)!r}"
@@ -237,8 +230,6 @@ class TokenSource:
 
     Attributes:
         shards: tokens (images, views, L), integers; all but the last hold equally many images.
-        labels: int64 (n,).
-        classes: class names; empty for a set without classes.
         names: the images' names.
         content: a hash of tokens and labels, or "".
     """

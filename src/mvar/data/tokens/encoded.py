@@ -40,12 +40,10 @@ class EncodedImages:
 
     @property
     def labels(self) -> Tensor:
-        """Class indices, int64 (n,)."""
         return self.images.labels
 
     @property
     def classes(self) -> list[str]:
-        """Class names; empty for a set without classes."""
         return self.images.classes
 
     def __len__(self) -> int:
@@ -75,17 +73,15 @@ class EncodedImages:
 class RememberedTokens:
     """A `Source` of images that look the same in every epoch; its rows are image indices for `tokens`.
 
-    Tokens are encoded when first needed and kept in a file, so that a resumed run sees the same ones: encoded in another
-    batch, a near-tie between two codes may end otherwise. Each row has a checksum of its tokens, image and tokenizer; a
-    row that does not fit, torn, damaged or of another image, counts as not yet encoded, so that several ranks can share
-    one file. (An image that comes twice in one optimizer step, at the turn of an epoch, may be encoded by two ranks in
+    Tokens are encoded when first needed and kept in a file, so that a resumed run sees the same ones: in another batch,
+    a near-tie between two codes may end otherwise. Each row has a checksum of its tokens, image and tokenizer; a row
+    that does not fit, torn, damaged or of another image, counts as not yet encoded, so that several ranks can share one
+    file. (An image that comes twice in one optimizer step, at the turn of an epoch, may be encoded by two ranks in
     different batches.)
     """
 
     def __init__(self, encoded: EncodedImages) -> None:
-        """Args:
-        encoded: the images, whose views must not vary.
-        """
+        """Remember tokens of these images, whose views must not vary."""
         self._encoded = encoded
         self.labels, self.classes, self.name = encoded.labels, encoded.classes, encoded.name
         tokenizer = encoded.tokenizer
