@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ class RememberedTokens:
         """Remember in a file that `make_file` has created."""
         self._rows = open_memmap(path, mode="r+")
 
-    def _fits(self, i: int, row: np.ndarray) -> bool:
+    def _fits(self, i: int, row: Any) -> bool:
         return bool(row["check"].tobytes() == self._check(i, row["tokens"]))
 
     def _check(self, i: int, tokens_L: np.ndarray) -> bytes:
