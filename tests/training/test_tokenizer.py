@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from mvar.cli import main
-from mvar.data.splits import open_splits
+from mvar.data.source import PixelSource
 from mvar.model import load
 from mvar.ops.noise import uniform
 from mvar.tokenizer.config import TokenizerConfig
@@ -233,7 +233,7 @@ def test_the_images_of_a_large_batch_are_listed_in_a_file(tokenizer_run, monkeyp
 
 
 def test_a_class_that_vanishes_ends_the_run_with_one_line(tokenizer_run, photos, tmp_path, monkeypatch, refused):
-    monkeypatch.setitem(open_splits.__kwdefaults__, "cache_bytes", 0)  # as a set that is not in memory
+    monkeypatch.setitem(PixelSource.read.__kwdefaults__, "cache_bytes", 0)  # as a set that is not in memory
     data = shutil.copytree(photos, tmp_path / "data")
     after_update = TokenizerTask.after_update
 
