@@ -1,9 +1,11 @@
-"""The process and the machine: what figures are measured on, and how much memory is free."""
+"""The process and the machine: what measurements ran on, how much memory is free, which extras are installed."""
 
 import os
 import platform
 import sys
+import warnings
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,14 @@ def check_memory(needed: int, what: str, fix: str, device: torch.device | str = 
 
 def _amount(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def has_extra(package: str, extra: str, left_out: str) -> bool:
+    """Whether an optional package is installed; if not, warns what is left out and which extra installs it."""
+    if find_spec(package) is not None:
+        return True
+    warnings.warn(f"{left_out}: left out without {package}; pip install 'mvar-torch[{extra}]'", stacklevel=3)
+    return False
 
 
 def peak_bytes() -> int:

@@ -266,7 +266,7 @@ CONTENTS = {
     "no shape": (dino_state() | {"patch_embed.proj.weight": torch.zeros(())}, r".*has shape \(\), expected \(any, .*"),
     "oblong": (dino_state() | {"patch_embed.proj.weight": torch.zeros(64, 3, 8, 9)}, r".*expected \(64, 3, 8, 8\)"),
     "empty": (dino_state() | {"patch_embed.proj.weight": torch.zeros(64, 3, 8, 0)}, r".*expected \(any, 3, any, any\)"),
-    "no square": (dino_state() | {"pos_embed": torch.zeros(1, 8, 64)}, "pos_embed has 8 places, expected .*square"),
+    "no square": (dino_state() | {"pos_embed": torch.zeros(1, 8, 64)}, "pos_embed has 8 positions, expected .*square"),
     "width": (dino_state(width=96), "width 96 is no multiple of the head width 64"),
     "not finite": (dino_state() | {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias holds NaN .* in 64 of 64 .*"),
     "integers": (dino_state() | {"norm.bias": torch.ones(64).int()}, "norm.bias holds torch.int32, expected .*"),

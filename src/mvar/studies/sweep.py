@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar.data.subset import evenly_spaced
+from mvar.charts import can_draw
 from mvar.evaluation.images import mean_distance
 from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
@@ -173,7 +174,8 @@ def sweep(
     chosen = best(trials, grid)
     report = {**head, "chosen": chosen, "trials": trials}
     page.write_json(path, report)
-    sweep_figure.draw(report, path.with_name(FIGURE))
+    if can_draw(FIGURE):
+        sweep_figure.draw(report, path.with_name(FIGURE))
     print(f"chosen: {described(chosen)}\nreal images: {_measures(head['real'])}")
     return chosen
 

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save, shades
 from mvar.studies.distance import NAME
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Trial = Mapping[str, Any]
 KINDS = {"no filter": (BLUE, "o"), "top-k": (ORANGE, "s"), "top-p": (ORANGE, "^")}  # colour and marker
@@ -80,7 +81,7 @@ def _unguided(trial: Trial) -> int:
     return len(list(takewhile(lambda weight: not weight, reversed(weights)))) if isinstance(weights, list) else 0
 
 
-def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
+def _scatter(axes: "Axes", report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
     """Every trial as a point, hollow where its spread lies outside the band; the front joined.
 
     Args:
@@ -101,7 +102,7 @@ def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up:
     axes.plot(x[place], y[place], "o", color="black", fillstyle="none", markersize=13, label="chosen")
 
 
-def _changes(axes: Axes, report: Mapping[str, Any]) -> None:
+def _changes(axes: "Axes", report: Mapping[str, Any]) -> None:
     """What filters change in each measure, in percent of what it is without."""
     changed = [trial for trial in report["trials"] if _is_filtered(trial)]
     if changed:

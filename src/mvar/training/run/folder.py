@@ -36,7 +36,7 @@ from mvar.data.source import PixelSource
 from mvar.data.splits import is_stream
 from mvar.data.tokens.cache import TokenSource
 from mvar.files import writable_folder, write_text
-from mvar.machine import processor
+from mvar.machine import has_extra, processor
 from mvar.settings import raise_problems
 from mvar.text import counted
 from mvar.training.config import RunConfig
@@ -87,6 +87,7 @@ class RunFolder:
         self._events: SummaryWriter | None = None
         self._beat, self._step = 0.0, 0
         self._plotted = 0.0
+        self._plots = self._tensorboard = True  # whether the packages that these need are installed
         self._lock: IO[str] | None = None
         self._settings = json.loads(json.dumps(asdict(config)))
         self._unit = "steps" if config.minutes is None else "minutes"  # of the run's length
@@ -224,6 +225,8 @@ class RunFolder:
         self._ranks.on_main(lambda: self._begin(decided))
 
     def _begin(self, decided: Mapping[str, Any] | None) -> None:
+        self._plots = has_extra("matplotlib", "plots", CURVES)
+        self._tensorboard = has_extra("tensorboard", "tensorboard", "TensorBoard events")
         self.path.mkdir(parents=True, exist_ok=True)
         if self._lock is None and self.checkpoint is None:  # what was missing before may be another's by now
             self._open()
@@ -270,6 +273,8 @@ class RunFolder:
             return
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        if not self._tensorboard:
+            return
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
@@ -284,7 +289,7 @@ class RunFolder:
 
     def plot(self, last: bool) -> None:
         """Draw the metrics so far: the last time, and every few minutes before."""
-        if self._ranks.main and (last or time.time() - self._plotted > PLOT_EVERY):
+        if self._ranks.main and self._plots and (last or time.time() - self._plotted > PLOT_EVERY):
             self._plotted = time.time()
             from mvar.training.run.curves import draw_curves  # matplotlib takes a second to import
 
