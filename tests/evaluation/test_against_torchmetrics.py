@@ -9,8 +9,7 @@ from torch import nn
 
 from mvar.evaluation.frechet import fit, frechet_distance
 from mvar.evaluation.images import ssim
-from mvar.evaluation.inception_score import inception_score
-from mvar.evaluation.kernel import kid
+from mvar.evaluation.scores import inception_score, kid
 
 
 class Features(nn.Module):

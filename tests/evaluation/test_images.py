@@ -79,13 +79,5 @@ def test_mistakes_are_named():
         psnr(images, images[:3])
     with pytest.raises(ValueError, match=r"shape \(4, 1, 4, 4\): SSIM needs .* at least 11 pixels a side"):
         ssim(images, images)
-    with pytest.raises(ValueError, match=r"expected torch.uint8"):
-        ssim(images.float(), images.float())
     with pytest.raises(ValueError, match=r"class 2 has 0 images: .* at least 2"):
         mean_distance(images, labels, 3)
-    with pytest.raises(ValueError, match=r"4 labels .* from 0 to 0"):
-        mean_distance(images, labels, 1)
-    with pytest.raises(ValueError, match="judge: knows 5 classes, the images have 2"):
-        confusion(lambda pixels: torch.zeros(len(pixels), 5), images, labels, 2)
-    with pytest.raises(ValueError, match=r"expected \(N, 1 or 3, h, w\)"):
-        confusion(lambda pixels: pixels, images[:, 0], labels, 2)

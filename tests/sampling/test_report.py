@@ -14,7 +14,7 @@ from PIL import Image
 
 from mvar import model
 from mvar.cli import main
-from mvar.evaluation.inception_score import inception_score
+from mvar.evaluation.scores import inception_score
 from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator

@@ -64,7 +64,7 @@ def bench(batch_size: int, rounds: int) -> tuple[list[Speed], dict[str, float]]:
     check("rounds", rounds, Count)
     seen = NUMBER_BYTES * 3 * batch_size * max(PIXELS) ** 2
     check_memory(seen, f"batch_size = {batch_size}: the images as networks see them", "give fewer")
-    dtypes = list(dict.fromkeys(["float32", quickest()]))
+    dtypes: list[str] = list(dict.fromkeys(["float32", quickest()]))
     cases = [_effnet(SMALL, dtypes), _effnet(LARGE, dtypes), _inception(dtypes)]
     rng = torch.Generator().manual_seed(SEED)
     images = {}

@@ -139,11 +139,11 @@ class _Layers(nn.Module):
         self.Conv2d_2b_3x3 = _Unit(32, 64, 3, 3, padded=True)
         self.Conv2d_3b_1x1 = _Unit(64, 80, 1, 1)
         self.Conv2d_4a_3x3 = _Unit(80, 192, 3, 3)
-        for name, C, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):  # on 35x35 positions
-            self.add_module(f"Mixed_{name}", _Mixed(C, _average, FINE.format(pooled=pooled)))
+        fine = ((192, 32), (256, 64), (288, 64))  # on 35x35 positions
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = (_Mixed(C, _average, FINE.format(pooled=n)) for C, n in fine)
         self.Mixed_6a = _Mixed(288, _halving, TO_MIDDLE)
-        for name, C in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):  # on 17x17
-            self.add_module(f"Mixed_{name}", _Mixed(768, _average, MIDDLE.format(C=C)))
+        middle = (_Mixed(768, _average, MIDDLE.format(C=C)) for C in (128, 160, 160, 192))  # on 17x17
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = middle
         self.Mixed_7a = _Mixed(768, _halving, TO_COARSE)
         self.Mixed_7b, self.Mixed_7c = _Mixed(1280, _average, COARSE), _Mixed(2048, _maximum, COARSE)  # on 8x8
         self.fc = nn.Linear(2048, CLASSES, bias=False)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar.data.subset import evenly_spaced
 from mvar.charts import can_draw
+from mvar.data.subset import evenly_spaced
 from mvar.evaluation.images import mean_distance
 from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
