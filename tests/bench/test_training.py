@@ -78,20 +78,17 @@ def test_cases_do_not_run_together_where_memory_is_short(monkeypatch):
 
     memory = namedtuple("Memory", "available")
     monkeypatch.setattr(training, "_Process", Fake)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(12e9))
-    results = training.bench("d16", 2, "bfloat16", 1)
-    names = ["d16", "VAR", "d16, checkpointing", "VAR, checkpointing", "d16, full logits"]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1e9))  # for one process, not for two
+    results = training.bench("tiny", 2, "bfloat16", 1)
+    names = ["tiny", "VAR", "tiny, checkpointing", "VAR, checkpointing", "tiny, full logits"]
     assert [result.name for result in results] == names
-    assert [result.parameters for result in results] == [464_157_440, 310_283_520] * 2 + [464_157_440]
-    assert results[0].tokens_per_second == 680
-    assert results[0].flop / results[1].flop == pytest.approx(1.46, abs=0.005)
+    assert results[0].tokens_per_second == 14
     assert results[0].ratio is None
-    assert results[0].state_bytes == 7_426_519_040
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(7e9))
-    monkeypatch.setattr(training, "_count", lambda config, B: training.Network(464_157_440, 1))
-    too_large = r"^preset, batch_size: weights, gradients, Adam and activations take about 1\d\.\d GB, 7\.0 GB"
+    assert results[0].state_bytes == 16 * results[0].parameters
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1e8))
+    too_large = r"^preset, batch_size: weights, gradients, Adam and activations take about 0\.\d GB, 0\.1 GB"
     with pytest.raises(ValueError, match=too_large):
-        training.bench("d16", 2, "bfloat16", 1)
+        training.bench("tiny", 2, "bfloat16", 1)
 
 
 def test_a_case_that_ends_is_named():

@@ -87,3 +87,5 @@ def test_ssim(sets, C, h, w):
     expected = map_NChw[..., 5:-5, 5:-5].mean((1, 2, 3))
     torch.testing.assert_close(ssim(a, b), expected, rtol=1e-9, atol=1e-9)
     assert (expected < 0.95).all()
+    torch.testing.assert_close(ssim(a, a), torch.ones(4).double())
+    torch.testing.assert_close(ssim(b, a), ssim(a, b))

@@ -167,19 +167,6 @@ def test_images_with_statistics_are_measured_by_them_in_one_pipeline_only(pixels
         mvar.evaluate(samples, path, **options)
 
 
-def test_settings_of_the_samples_are_in_the_report(pixels, tmp_path):
-    index = np.arange(20)[::-1]
-    path = save(tmp_path / "a.npz", images(20, 0), arr_1=index // 10, index=index)
-    settings = {"protocol": "imagenet-50k", "counts": [10, 10], "classes": ["c0", "c1"], "guidance": 1.5, "sha256": {}}
-    (tmp_path / "a.protocol.json").write_text(json.dumps(settings | {"classes": [1, 2]}))
-    with pytest.raises(ValueError, match=r"a\.protocol\.json: was not written by mvar; remove it"):
-        mvar.evaluate(path, path)
-    (tmp_path / "a.protocol.json").write_text(json.dumps(settings))
-    report = mvar.evaluate(path, save(tmp_path / "b.npz", images(30, 1)))
-    assert report.samples["drawn_with"]["guidance"] == 1.5
-    assert len(report.samples["sha256"]) == 64
-
-
 def test_how_samples_were_chosen_is_in_the_report(bundle, pixels, tmp_path):
     drawn, path = tmp_path / "drawn", tmp_path / "a.npz"
     command = ["sample", "--model", bundle, "--per-class", "6", "--judge", "self", "--of", "2", "--guidance", "2"]

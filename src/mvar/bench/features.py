@@ -72,17 +72,29 @@ def bench(batch_size: int, rounds: int) -> tuple[list[Speed], dict[str, float]]:
         pixels_BHW3 = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8, generator=rng)
         images[side] = pixels_BHW3.permute(0, 3, 1, 2)
     peaks = {dtype: Peaks(DTYPES[dtype]) for dtype in dtypes}
-    taken: dict[tuple[int, str], list[float]] = {(i, dtype): [] for i in range(len(cases)) for dtype in dtypes}
+    runs = [(case, dtype, list[float]()) for case in cases for dtype in dtypes]
     for turn in track(range(rounds + 1), rounds + 1, "rounds"):
         for peak in peaks.values():
             peak.measure()
-        for (i, dtype), seconds in taken.items():
+        for case, dtype, seconds in runs:
             start = time.perf_counter()
-            cases[i].extract[dtype](images[PIXELS[cases[i].sees]])
+            case.extract[dtype](images[PIXELS[case.sees]])
             if turn > 0:
                 seconds.append(time.perf_counter() - start)
     best = {dtype: peak.matmul_flops for dtype, peak in peaks.items()}
-    return [_speed(cases[i], dtype, batch_size, seconds, best[dtype]) for (i, dtype), seconds in taken.items()], best
+    return [
+        Speed(
+            network=case.network,
+            dtype=dtype,
+            pixels=PIXELS[case.sees],
+            sees=case.sees,
+            images_per_second=(rate := batch_size / median(seconds)),
+            seconds=seconds,
+            flop=case.flop,
+            utilisation=rate * case.flop / best[dtype],
+        )
+        for case, dtype, seconds in runs
+    ], best
 
 
 def table(results: Sequence[Speed]) -> str:
@@ -130,17 +142,3 @@ def _flop(network: nn.Module, image_1: Tensor) -> int:
     with WorkCounter(Ledger()) as counter:
         network(image_1)
     return sum(work.flop for work in counter.work)
-
-
-def _speed(case: _Case, dtype: str, batch_size: int, seconds: list[float], best: float) -> Speed:
-    rate = batch_size / median(seconds)
-    return Speed(
-        network=case.network,
-        dtype=dtype,
-        pixels=PIXELS[case.sees],
-        sees=case.sees,
-        images_per_second=rate,
-        seconds=seconds,
-        flop=case.flop,
-        utilisation=rate * case.flop / best,
-    )

@@ -4,8 +4,7 @@ Shapes: B images, L tokens of all scales.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -38,16 +37,10 @@ KINDS: dict[str, tuple[Attention, bool]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Growth:
-    """One kind of block at one number of tokens; microseconds per token of one image, the median of all rounds."""
-
-    kind: str
-    tokens: int
-    microseconds: float
+Growth = dict[str, dict[int, float]]  # by kind and number of tokens: microseconds per token, the median of all rounds
 
 
-def bench(preset: str, dtype: Dtype, rounds: int) -> list[Growth]:
+def bench(preset: str, dtype: Dtype, rounds: int) -> Growth:
     """Run one block of a preset's width over all scales, each kind at each length in turn.
 
     Raises:
@@ -56,39 +49,41 @@ def bench(preset: str, dtype: Dtype, rounds: int) -> list[Growth]:
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
     check("rounds", rounds, Count)
-    cases = {}
-    for sides in SCHEDULES:
-        for kind, (attention, mamba) in KINDS.items():
-            config = replace(PRESETS[preset], depth=1, sides=list(sides), attention=attention, mamba=mamba)
-            cases[kind, config.schedule.length] = _block(config, dtype)
-    taken: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
-    for turn in track(range(rounds + 1), rounds + 1, "rounds"):
-        for case, generator in cases.items():
-            seconds = _run(generator)
-            if turn > 0:  # the first warms up
-                taken[case].append(seconds)
-    return [Growth(kind=kind, tokens=L, microseconds=1e6 * median(seconds) / L) for (kind, L), seconds in taken.items()]
+    cases = [
+        (kind, _block(replace(PRESETS[preset], depth=1, sides=list(sides), attention=attention, mamba=mamba), dtype))
+        for sides in SCHEDULES
+        for kind, (attention, mamba) in KINDS.items()
+    ]
+    turns = [[_run(block) for _, block in cases] for _ in track(range(rounds + 1), rounds + 1, "rounds")]
+    results: Growth = {kind: {} for kind in KINDS}
+    for (kind, block), (_, *seconds) in zip(cases, zip(*turns, strict=True), strict=True):  # the first turn warms up
+        L = block.schedule.length
+        results[kind][L] = 1e6 * median(seconds) / L
+    return results
 
 
-def table(results: Sequence[Growth]) -> str:
+def table(results: Growth) -> str:
     """The results as lines of text: a row for each kind, and each length relative to the first."""
-    rows = [["microseconds per token", *(f"L = {L}" for L in _lengths(results, "M-VAR"))]]
-    for kind in KINDS:
-        of_kind = _lengths(results, kind)
+    rows = [["microseconds per token", *(f"L = {L}" for L in results["VAR"])]]
+    for kind, of_kind in results.items():
         first = next(iter(of_kind.values()))
         rows.append([kind, *(f"{value:.2f} ({value / first:.2f}x)" for value in of_kind.values())])
     return columns(*rows)
 
 
-def write(results: Sequence[Growth], preset: str, dtype: str, folder: Path) -> None:
+def write(results: Growth, preset: str, dtype: str, folder: Path) -> None:
     """Write growth.json and growth.png."""
-    report = {"preset": preset, "dtype": dtype, "results": [asdict(r) for r in results], "machine": measured_on()}
+    rows = [
+        {"kind": kind, "tokens": L, "microseconds": value}
+        for kind, of_kind in results.items()
+        for L, value in of_kind.items()
+    ]
+    report = {"preset": preset, "dtype": dtype, "results": rows, "machine": measured_on()}
 
     def draw() -> "Figure":
         figure = new_figure(6, 4)
         axes = figure.subplots()
-        for kind in KINDS:
-            of_kind = _lengths(results, kind)
+        for kind, of_kind in results.items():
             axes.plot([*of_kind], [*of_kind.values()], marker="o", label=kind)
         axes.set(ylim=(0, None), xlabel="tokens per image", ylabel="microseconds per token")
         axes.set_title(f"One block of {preset}'s width, {dtype}")
@@ -96,11 +91,6 @@ def write(results: Sequence[Growth], preset: str, dtype: str, folder: Path) -> N
         return figure
 
     write_results(report, folder, "growth", draw)
-
-
-def _lengths(results: Sequence[Growth], kind: str) -> dict[int, float]:
-    """Microseconds by the number of tokens, ascending."""
-    return dict(sorted((result.tokens, result.microseconds) for result in results if result.kind == kind))
 
 
 def _block(config: GeneratorConfig, dtype: Dtype) -> Generator:

@@ -66,37 +66,16 @@ def bench(
     for rival in rivals:
         rival.draw(first, Ledger())
     peaks = Peaks(getattr(torch, DTYPES[dtype]))
-    ours: dict[int, list[float]] = {batch: [] for batch in batches}
-    theirs: list[list[float]] = [[] for _ in rivals]
-    watches = []
-    for _ in track(range(rounds), rounds, "rounds"):
-        peaks.measure()
-        watches.append(watch := Stopwatch())
-        with watch.watching(case.sampler):
-            ours[first].append(case.draw(first, watch))
-        for rival, seconds in zip(rivals, theirs, strict=True):
-            seconds.append(rival.draw(first, Ledger()))
-        for batch in batches[1:]:
-            ours[batch].append(case.draw(batch, Ledger()))
-
-    seconds = ours[first]
-    middle = sorted(range(rounds), key=seconds.__getitem__)[rounds // 2]
-    measured = [
-        Batch(
-            batch=batch,
-            seconds=median(ours[batch]),
-            floor_seconds=peaks.floor(main.work(batch, guidance)),
-            images_per_second=batch / median(ours[batch]),
-        )
-        for batch in batches
-    ]
+    ours, theirs, watches = _taking_turns(case, rivals, batches, rounds, peaks)
+    measured = [_batch(batch, ours[batch], peaks.floor(main.work(batch, guidance))) for batch in batches]
+    middle = sorted(range(rounds), key=ours[first].__getitem__)[rounds // 2]
     return Result(
         preset=name,
         dtype=dtype,
         batch=first,
         guidance=guidance,
         threads=torch.get_num_threads(),
-        rounds=seconds,
+        rounds=ours[first],
         seconds=measured[0].seconds,
         floor_seconds=measured[0].floor_seconds,
         fraction=measured[0].floor_seconds / measured[0].seconds,
@@ -108,16 +87,40 @@ def bench(
         bandwidth=peaks.bandwidth,
         batches=measured,
         against=[
-            Rival(
-                name=rival,
-                seconds=median(other),
-                floor_seconds=peaks.floor(subject.work(first, guidance)),
-                ratio=median(a / b for a, b in zip(seconds, other, strict=True)),
-            )
-            for rival, subject, other in zip(against, subjects[1:], theirs, strict=True)
+            _rival(rival, ours[first], seconds, peaks.floor(subject.work(first, guidance)))
+            for rival, subject, seconds in zip(against, subjects[1:], theirs, strict=True)
         ],
         machine=measured_on(),
     )
+
+
+def _batch(batch: int, seconds: list[float], floor: float) -> Batch:
+    middle = median(seconds)
+    return Batch(batch=batch, seconds=middle, floor_seconds=floor, images_per_second=batch / middle)
+
+
+def _rival(name: str, ours: list[float], theirs: list[float], floor: float) -> Rival:
+    ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
+    return Rival(name=name, seconds=median(theirs), floor_seconds=floor, ratio=ratio)
+
+
+def _taking_turns(
+    case: Case, rivals: Sequence[Case], batches: Sequence[int], rounds: int, peaks: Peaks
+) -> tuple[dict[int, list[float]], list[list[float]], list[Stopwatch]]:
+    """Seconds of each round: of the case by batch size, of each rival; and of the case's parts at the first size."""
+    ours: dict[int, list[float]] = {batch: [] for batch in batches}
+    theirs: list[list[float]] = [[] for _ in rivals]
+    watches = []
+    for _ in track(range(rounds), rounds, "rounds"):
+        peaks.measure()
+        watches.append(watch := Stopwatch())
+        with watch.watching(case.sampler):
+            ours[batches[0]].append(case.draw(batches[0], watch))
+        for rival, seconds in zip(rivals, theirs, strict=True):
+            seconds.append(rival.draw(batches[0], Ledger()))
+        for batch in batches[1:]:
+            ours[batch].append(case.draw(batch, Ledger()))
+    return ours, theirs, watches
 
 
 def _subjects(name: str, dtype: str, batches: Sequence[int], rounds: int, against: Sequence[str]) -> list[Subject]:

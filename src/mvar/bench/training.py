@@ -196,11 +196,11 @@ def _count(config: GeneratorConfig, B: int) -> Network:
 
 
 def _result(
-    name: str, settings: Settings, network: Network, steps: list[Step], rivals: list[Step] | None, matmul_flops: float
+    name: str, settings: Settings, network: Network, steps: list[Step], others: list[Step] | None, matmul_flops: float
 ) -> Result:
     seconds = [step.seconds for step in steps[WARM_UP:]]
-    others = None if rivals is None else [step.seconds for step in rivals[WARM_UP:]]
     images = settings.batch_size / median(seconds)
+    ratios = [a.seconds / b.seconds for a, b in zip(steps[WARM_UP:], (others or [])[WARM_UP:], strict=False)]
     return Result(
         name=name,
         parameters=network.parameters,
@@ -210,6 +210,6 @@ def _result(
         seconds=seconds,
         flop=network.flop,
         utilisation=network.flop / median(seconds) / matmul_flops,
-        ratio=None if others is None else median(a / b for a, b in zip(seconds, others, strict=True)),
+        ratio=median(ratios) if ratios else None,
         loss=steps[-1].loss,
     )

@@ -28,12 +28,7 @@ class Header(NamedTuple):
 
 
 class Archive:
-    """The arrays of one .npz. Not thread-safe.
-
-    Attributes:
-        named: the option and its value, for messages.
-        headers: of each array, by its name without ".npy".
-    """
+    """The arrays of one .npz, with `headers` by their names without ".npy". Not thread-safe."""
 
     def __init__(self, path: Path, field: str) -> None:
         """Open the archive and read the header of each array.
@@ -41,7 +36,7 @@ class Archive:
         Raises:
             ValueError: one line: it is missing, no .npz or truncated, or an array is damaged or of Python objects.
         """
-        self.named = f"{field} = {str(path)!r}"
+        self.named = f"{field} = {str(path)!r}"  # for messages
         try:
             self._zip = ZipFile(path)
         except FileNotFoundError as error:

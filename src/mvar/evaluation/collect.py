@@ -83,15 +83,7 @@ def collect(
     """The features of all images.
 
     The processes take batches in turn. Batches hold the same images for any number of processes, so the features do
-    not depend on it.
-
-    Args:
-        images: the set.
-        extractor: the network.
-        batch_size: images at once.
-        processes: that share the work.
-        cache: folder in which features are looked for first, and kept.
-        label: of the progress bar.
+    not depend on it. Features are looked for in the cache's folder first, and kept there.
 
     Raises:
         ValueError: an image that is damaged; in every process.

@@ -27,11 +27,9 @@ class Gaussian(NamedTuple):
 def from_arrays(
     mu: np.ndarray, sigma: np.ndarray, source: str = "reference", names: tuple[str, str] = ("mu", "sigma")
 ) -> Gaussian:
-    """The Gaussian of published statistics, for example the `mu` and `sigma` of an ADM reference.
+    """The Gaussian of published statistics, for example the `mu` (F,) and `sigma` (F, F) of an ADM reference.
 
     Args:
-        mu: mean, (F,).
-        sigma: covariance, (F, F).
         source: what messages call the file.
         names: what they call the two.
 
@@ -69,11 +67,7 @@ def check_dimensions(a: int, b: int) -> None:
 
 
 def fit(features_NF: Tensor) -> Gaussian:
-    """Mean and covariance of features (N, F).
-
-    Raises:
-        ValueError: fewer than two images, or features that are not (N, F) or not finite.
-    """
+    """Mean and covariance of features (N, F) of at least two images; raises ValueError for others."""
     check_features(features_NF)
     features_NF = features_NF.double()
     mean_F = features_NF.mean(0)
@@ -86,10 +80,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
     With C = R R^T for both, the trace of the root is the sum of the singular values of R_a^T R_b. They are exact to
     rounding for singular covariances too, where a root of C_a C_b, whose eigenvalues are their squares, loses half the
-    digits.
-
-    Raises:
-        ValueError: the two have different numbers of features.
+    digits. Raises ValueError where the two have different numbers of features.
     """
     check_dimensions(len(a.mean_F), len(b.mean_F))
     cross = torch.linalg.svdvals(_root(a.covariance_FF).T @ _root(b.covariance_FF)).sum()
@@ -109,21 +100,14 @@ def too_few(images: int, dimensions: int) -> str | None:
 
 
 def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: int = 0) -> tuple[float, float]:
-    """The 90 % interval (low, high) of the distance of samples to a reference.
+    """The 90 % interval (low, high) of the distance of samples, features (N, F) of at least two images, to a reference.
 
     It covers what other samples, as many, would change, and nothing else: neither the bias of a small N nor the choice
     of reference images. Samples are drawn with replacement. A set so drawn has fewer distinct images and is farther
     from everything, so only the deviation of such distances is used: the interval is the distance itself plus and minus
     Student's t times it, at least 0. With fewer images than a few times the dimensions, that deviation and so the
     interval are too large.
-
-    Holds about three copies of the samples in float64.
-
-    Args:
-        samples_NF: features of at least two images, (N, F).
-        reference: of the same features.
-        rounds: sets that are drawn.
-        seed: the same gives the same interval.
+    Takes the memory of about three copies of the samples in float64.
     """
     N = len(samples_NF)
     apart_NF = samples_NF.double() - reference.mean_F
@@ -148,13 +132,7 @@ def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: i
 
 
 def bootstrap_pairs(restored_NF: Tensor, originals_NF: Tensor, rounds: int = 10, seed: int = 0) -> tuple[float, float]:
-    """As `bootstrap`, of the distance between images and their reconstructions: pairs are drawn together.
-
-    Args:
-        restored_NF: features of the reconstructions, (N, F).
-        originals_NF: of the images, in the same order.
-        rounds, seed: as there; a round takes longer.
-    """
+    """As `bootstrap`, of the distance between images and their reconstructions in the same order, drawn in pairs."""
 
     def distance(rows_N: Tensor) -> float:
         return frechet_distance(fit(restored_NF[rows_N]), fit(originals_NF[rows_N]))

@@ -19,11 +19,7 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(images_N: Tensor, others_N: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each pair of uint8 images (N, ...), float64 (N,); 100 dB at most.
-
-    Raises:
-        ValueError: the two sets are not uint8 or differ in shape.
-    """
+    """Peak signal-to-noise ratio in dB of each pair of uint8 images (N, ...), float64 (N,); 100 dB at most."""
     _check_pairs(images_N, others_N)
     error_ND = (images_N.double() - others_N.double()).flatten(1) / 255
     return (-10 * error_ND.square().mean(1).log10()).clamp(max=MOST_DB)
@@ -64,13 +60,7 @@ def _window_means(planes_P1hw: Tensor) -> Tensor:
 def confusion(
     judge: Classifier, images_Nchw: Tensor, labels_N: Tensor, num_classes: int, batch_size: int = 500
 ) -> Tensor:
-    """How many images of each class (rows) the judge takes for which class (columns), int64 (C, C).
-
-    Args:
-        judge: any classifier of this many classes.
-        images_Nchw: uint8, grey (N, 1, h, w) or RGB (N, 3, h, w).
-        labels_N: the class of each image.
-    """
+    """How many uint8 images (N, 1 or 3, h, w) of each class (rows) the judge takes for which class (columns), int64."""
     counts_CC = torch.zeros(num_classes, num_classes, dtype=torch.long)
     for images_Bchw, labels_B in zip(images_Nchw.split(batch_size), labels_N.split(batch_size), strict=True):
         logits_BC = judge(images_Bchw.expand(-1, 3, -1, -1).float() / 255)
@@ -81,8 +71,7 @@ def confusion(
 def mean_distance(images_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
     """Mean distance over all pairs of uint8 images (N, ...) of one class, float64 (C,): L2 between pixels in [0, 1].
 
-    Raises:
-        ValueError: a class has fewer than two images.
+    Raises ValueError where a class has fewer than two images.
     """
     pixels_ND = images_N.flatten(1).float() / 255
     means = []

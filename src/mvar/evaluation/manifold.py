@@ -36,13 +36,11 @@ def overlap(real_NF: Tensor, fake_MF: Tensor, k: int = 3, density_k: int = 5) ->
     """All four measures, from one pass over the distances.
 
     Args:
-        real_NF: features, more images than either k.
-        fake_MF: features of the same network, more images than either k.
         k: the neighbour that a ball reaches for precision and recall.
         density_k: and for density and coverage.
 
     Raises:
-        ValueError: bad features, or sets that are too small.
+        ValueError: bad features, or sets without more images than either k.
     """
     check_two_sets(real_NF, fake_MF, max(k, density_k) + 1)
     centre_F = real_NF.double().mean(0)

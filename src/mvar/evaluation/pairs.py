@@ -11,10 +11,7 @@ from mvar.sampling.labels import places
 
 
 def check_pair(samples: ImageSet, reference: ImageSet | Statistics, field: str = "reference") -> None:
-    """Check that two sets can be compared. Statistics alone know neither size nor classes.
-
-    Args:
-        field: the option that named the second, for messages.
+    """Check that two sets can be compared; `field` is the option that named the second. Statistics fit any samples.
 
     Raises:
         ValueError: one line for the first of: another resolution, another number of classes, other names of classes,

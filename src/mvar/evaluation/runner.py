@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -134,30 +134,13 @@ def evaluate(
     ours, seconds = features(sides.samples, "samples", None if isinstance(samples, Model) else cache)
     real, other = features(sides.reference, "reference").features, features(sides.floor, "floor").features
     restored = {row: part for found in processes.gather(fidelity) for row, part in found.items()}
-    paired = isinstance(samples, Model) and statistics is None
 
     def measured() -> Report:
         assert ours is not None  # for type checkers: this is the main process
-        if statistics is not None:
-            target = measures.Reference(statistics.pooled, statistics.spatial, real)
-        else:
-            assert real is not None  # as there are no statistics
-            target = measures.Reference.of(real)
-        metrics = measures.measure(ours, target, extractor.distance, chosen.seed, "pairs" if paired else "samples")
-        floor, best = _floor(sides, target, other, statistics is not None, extractor.distance, chosen.seed)
-        for name in best.keys() & metrics.keys():
-            metrics[name] = replace(metrics[name], floor=best[name].value)
+        report = _report(sides, statistics, extractor, ours, real, other, isinstance(samples, Model), chosen.seed)
         rate = {} if seconds is None else {"images_per_second": sides.samples.count / seconds}
-        report = Report(
-            protocol=_protocol(sides, extractor, statistics, chosen.seed),
-            samples=_described(sides.samples),
-            floor=floor,
-            metrics=metrics | _fidelity(restored),
-            classes=_classes(sides, ours, real, extractor.distance, chosen.seed),
-            notes=_notes(sides, floor, extractor),
-            speed=rate | {"seconds": time.perf_counter() - begun, "peak_bytes": peak_bytes()},
-            machine={"mvar": __version__, **machine()},
-        )
+        speed = rate | {"seconds": time.perf_counter() - begun, "peak_bytes": peak_bytes()}
+        report = replace(report, metrics=report.metrics | _fidelity(restored), speed=speed)
         if folder is not None:
             write(report, folder)
         return report
@@ -272,6 +255,39 @@ def _statistics(reference: ImageSet | Statistics, extractor: Extractor, pipeline
 # --- what is reported ---
 
 
+def _report(
+    sides: Sides,
+    statistics: Statistics | None,
+    extractor: Extractor,
+    ours: Features,
+    real: Features | None,
+    other: Features | None,
+    restored: bool,
+    seed: int,
+) -> Report:
+    """All but fidelity and speed; without statistics, there are features of real images."""
+    if statistics is not None:
+        target = measures.Reference(statistics.pooled, statistics.spatial, real)
+    else:
+        assert real is not None
+        target = measures.Reference.of(real)
+    resampled: Literal["samples", "pairs"] = "pairs" if restored and statistics is None else "samples"
+    metrics = measures.measure(ours, target, extractor.distance, seed, resampled)
+    floor, best = _floor(sides, target, other, statistics is not None, extractor.distance, seed)
+    for name in best.keys() & metrics.keys():
+        metrics[name] = replace(metrics[name], floor=best[name].value)
+    return Report(
+        protocol=_protocol(sides, extractor, statistics, seed),
+        samples=_described(sides.samples),
+        floor=floor,
+        metrics=metrics,
+        classes=_classes(sides, ours, real, extractor.distance, seed),
+        notes=_notes(sides, floor, extractor),
+        speed={},
+        machine={"mvar": __version__, **machine()},
+    )
+
+
 def _floor(
     sides: Sides, target: measures.Reference, other: Features | None, by_statistics: bool, distance: str, seed: int
 ) -> tuple[dict[str, Any], dict[str, Value]]:
@@ -339,11 +355,10 @@ def _notes(sides: Sides, floor: dict[str, Any], extractor: Extractor) -> list[st
 
 
 def _classes(sides: Sides, ours: Features, real: Features | None, distance: str, seed: int) -> list[dict[str, Any]]:
-    samples, reference = sides.samples, sides.reference
-    if real is None or isinstance(reference, Statistics) or samples.labels_N is None or reference.labels_N is None:
+    labels_N, reference = sides.samples.labels_N, sides.reference
+    if real is None or labels_N is None or isinstance(reference, Statistics) or reference.labels_N is None:
         return []
-    labels_N, real_labels_M = samples.labels_N, reference.labels_N
-    return measures.measure_classes(ours, labels_N, real, real_labels_M, reference.classes, distance, seed)
+    return measures.measure_classes(ours, labels_N, real, reference.labels_N, reference.classes, distance, seed)
 
 
 def _fidelity(restored: dict[int, Fidelity]) -> dict[str, Value]:

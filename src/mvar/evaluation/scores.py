@@ -26,15 +26,8 @@ def kid(real_NF: Tensor, fake_MF: Tensor, subsets: int = 100, subset_size: int =
     A subset is drawn from each set without replacement, of all its images where it has fewer than `subset_size`. Of
     equal and small sets there is only one subset.
 
-    Args:
-        real_NF: features of at least two images.
-        fake_MF: features of the same network, of at least two images.
-        subsets: how many are drawn, at least 1.
-        subset_size: images of a subset, at least 2.
-        seed: the same draws the same subsets.
-
     Raises:
-        ValueError: bad features, or fewer than two images.
+        ValueError: bad features, features of two networks, or fewer than two images.
     """
     check_two_sets(real_NF, fake_MF, 2)
     S = min(subset_size, len(real_NF), len(fake_MF))
@@ -75,14 +68,8 @@ def inception_score(probabilities_NK: Tensor, splits: int = 10) -> tuple[float, 
     of parts, as in published figures.
 
     Args:
-        probabilities_NK: the classifier's, each row sums to 1.
+        probabilities_NK: the classifier's; raises ValueError where a row has a negative number or does not sum to 1.
         splits: parts, at most as many as images.
-
-    Returns:
-        The mean, between 1 and K, and the deviation.
-
-    Raises:
-        ValueError: rows that are no probabilities.
     """
     sums_N = probabilities_NK.double().sum(1)
     # Written so that NaN fails too.
