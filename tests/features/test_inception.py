@@ -133,22 +133,15 @@ def test_the_keys_are_the_published_ones(state):
     InceptionV3({name: tensor for name, tensor in state.items() if name != "fc.bias"})
 
 
-def without(state, key):
-    return {name: tensor for name, tensor in state.items() if name != key}
-
-
 def test_other_weights_are_refused(state):
     norm = "Mixed_6c.branch7x7_2.bn.running_var"
     for tensors, message in (
         ({}, "Conv2d_1a_3x3.conv.weight is missing"),
-        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "conv1.weight is unknown to InceptionV3"),
         (
             state | {"fc.weight": torch.zeros(1000, 2048)},
             r"fc.weight has shape \(1000, 2048\), expected \(1008, 2048\)",
         ),
-        (without(state, norm), f"{norm} is missing"),
         (state | {norm: torch.full((160,), torch.nan)}, f"{norm} holds NaN or infinity in 160 of 160 places: .*"),
-        (state | {norm: torch.ones(192)}, rf"{norm} has shape \(192,\), expected \(160\)"),
         (state | {"Mixed_5b.branch1x1.conv.bias": torch.ones(64)}, "Mixed_5b.branch1x1.conv.bias is unknown to .*"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):

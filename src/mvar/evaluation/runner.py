@@ -84,11 +84,8 @@ class Sides(NamedTuple):
         return {field: images for field, images in self._asdict().items() if isinstance(images, ImageSet)}
 
 
-class Fidelity(NamedTuple):
-    """Of each reconstruction in a batch: PSNR in dB, and SSIM where images are large enough."""
-
-    psnr_B: Tensor
-    ssim_B: Tensor | None
+# Of each batch of reconstructions, by its first row: PSNR in dB, and SSIM where images are large enough.
+Fidelity = dict[int, dict[str, Tensor]]
 
 
 def evaluate(
@@ -122,7 +119,7 @@ def evaluate(
     extractor = find_extractor(chosen.features, chosen.weights, device, chosen.dtype, pipeline=chosen.pipeline)
     folder = None if out is None else writable_folder(out, "out")
     cache = None if chosen.cache is None else writable_folder(chosen.cache, "cache")
-    fidelity: dict[int, Fidelity] = {}
+    fidelity: Fidelity = {}
     sides = _open(samples, reference, chosen, fidelity, dict(origin or {}))
     statistics = _statistics(sides.reference, extractor, chosen.pipeline)
 
@@ -151,9 +148,7 @@ def evaluate(
 # --- what is compared ---
 
 
-def _open(
-    samples: str | Model, reference: str, chosen: Options, fidelity: dict[int, Fidelity], origin: dict[str, Any]
-) -> Sides:
+def _open(samples: str | Model, reference: str, chosen: Options, fidelity: Fidelity, origin: dict[str, Any]) -> Sides:
     real = _at_most(open_set(reference, "reference", allow_jpeg=True), chosen.limit)
     if isinstance(samples, Model):
         real = _images(real, "reference", reference)
@@ -195,7 +190,7 @@ def _order(images: ImageSet) -> Tensor:
     return torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
 
 
-def _reconstructed(model: Model, real: ImageSet, fidelity: dict[int, Fidelity], origin: dict[str, Any]) -> ImageSet:
+def _reconstructed(model: Model, real: ImageSet, fidelity: Fidelity, origin: dict[str, Any]) -> ImageSet:
     """The images after the tokenizer; `fidelity` gets that of each batch, by its first row."""
     height, width = model.tokenizer.config.image_shape
     if real.shape != (height, width):
@@ -206,8 +201,9 @@ def _reconstructed(model: Model, real: ImageSet, fidelity: dict[int, Fidelity], 
         pixels_B3HW = real.batch(rows)
         restored_BHW3 = to_uint8(model.tokenizer.reconstruct(pixels_B3HW.to(model.device) / 255))
         restored_B3HW = torch.from_numpy(restored_BHW3).permute(0, 3, 1, 2)
-        similar = ssim(restored_B3HW, pixels_B3HW) if min(real.shape) >= WINDOW else None
-        fidelity[rows[0]] = Fidelity(psnr(restored_B3HW, pixels_B3HW), similar)
+        fidelity[rows[0]] = {"PSNR, dB": psnr(restored_B3HW, pixels_B3HW)}
+        if min(real.shape) >= WINDOW:
+            fidelity[rows[0]]["SSIM"] = ssim(restored_B3HW, pixels_B3HW)
         return restored_BHW3
 
     fingerprint = model.tokenizer.fingerprint()
@@ -361,11 +357,7 @@ def _classes(sides: Sides, ours: Features, real: Features | None, distance: str,
     return measures.measure_classes(ours, labels_N, real, reference.labels_N, reference.classes, distance, seed)
 
 
-def _fidelity(restored: dict[int, Fidelity]) -> dict[str, Value]:
+def _fidelity(restored: Fidelity) -> dict[str, Value]:
     """Means over all reconstructions, with intervals."""
     parts = [restored[row] for row in sorted(restored)]
-    columns = {
-        "PSNR, dB": [part.psnr_B for part in parts],
-        "SSIM": [part.ssim_B for part in parts if part.ssim_B is not None],
-    }
-    return {name: mean(torch.cat(column)) for name, column in columns.items() if column}
+    return {name: mean(torch.cat([part[name] for part in parts])) for name in (parts[0] if parts else ())}
