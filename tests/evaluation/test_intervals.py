@@ -9,7 +9,7 @@ from mvar.evaluation.intervals import NORMAL, mean, share, student
 from mvar.evaluation.measures import Reference, measure
 
 SETS = 400
-NEAR = pytest.approx(0.9, abs=0.06)  # four deviations of so many sets
+NEAR = pytest.approx(0.9, abs=0.06)  # four standard deviations for this number of sets
 
 
 def test_shares_and_means_are_covered():

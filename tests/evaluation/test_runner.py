@@ -183,7 +183,7 @@ def test_how_samples_were_chosen_is_in_the_report(bundle, pixels, tmp_path):
 
 
 class Third:
-    """One of three processes, of which the others' parts and problems are known."""
+    """One of three processes; it knows the others' parts and problems."""
 
     size = 3
 

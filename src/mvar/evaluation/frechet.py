@@ -102,8 +102,8 @@ def too_few(images: int, dimensions: int) -> str | None:
 def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: int = 0) -> tuple[float, float]:
     """The 90 % interval (low, high) of the distance of samples, features (N, F) of at least two images, to a reference.
 
-    It covers what other samples, as many, would change, and nothing else: neither the bias of a small N nor the choice
-    of reference images. Samples are drawn with replacement. A set so drawn has fewer distinct images and is farther
+    It covers the variation among sets of N samples and nothing else: neither the bias of a small N nor the choice of
+    reference images. Samples are drawn with replacement. A set so drawn has fewer distinct images and is farther
     from everything, so only the deviation of such distances is used: the interval is the distance itself plus and minus
     Student's t times it, at least 0. With fewer images than a few times the dimensions, that deviation and so the
     interval are too large.

@@ -43,8 +43,8 @@ class Options:
         features: effnet-lite0, or inception with `weights`.
         weights: file of Inception's weights.
         pipeline: how images are prepared for Inception: "adm" as in the first FIDs and the ADM suite, or "pytorch-fid".
-        floor: folder or .npz of other real images, of which as many as there are samples show how low a distance can
-            get; without it, the two halves of the reference are compared.
+        floor: folder or .npz of other real images; the same number of them as of samples shows how low a distance can
+            get. Without it, the two halves of the reference are compared.
         limit: at most this many images of each set, evenly spaced.
         cache: folder that keeps features for the next time.
         batch_size: images that the network sees at once.

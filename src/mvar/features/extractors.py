@@ -81,7 +81,7 @@ class Extractor:
 
 
 class InceptionExtractor(Extractor):
-    """Inception-v3 of the FID papers; arguments as of `find_extractor`."""
+    """Inception-v3 of the FID papers; see `find_extractor` for the arguments."""
 
     network, distance, dimensions, spatial_dimensions = "inception-v3", "FID", 2048, 2023
 
@@ -98,7 +98,7 @@ class InceptionExtractor(Extractor):
 
 
 class EffNetExtractor(Extractor):
-    """EfficientNet-Lite0, which sees small images enlarged; arguments as of `find_extractor`."""
+    """EfficientNet-Lite0, which sees small images enlarged; see `find_extractor` for the arguments."""
 
     network, distance, dimensions = "effnet-lite0", "FD-EffNetLite0", 320
 
