@@ -26,7 +26,7 @@ LAYERS = [
     {"generator", "tokenizer", "features"},
     {"nn"},
     {"ops", "charts", "output", "options"},
-    {"scales"},
+    {"scales", "job"},
     {"settings", "files", "tensor_files", "machine", "text", "progress"},
 ]
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mvar import job
 from mvar.cli import main
 from mvar.data.splits import open_splits
 from mvar.data.tokens import writer as token_writer
@@ -162,10 +163,10 @@ def test_killed_and_finished_by_two_processes_it_is_the_same_bytes(finished, com
 
 def test_a_rank_that_does_not_come_is_not_waited_for_forever(finished, data, tokenizer, tmp_path, monkeypatch):
     out = tmp_path / "cache"
-    monkeypatch.setattr(token_writer, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(token_writer, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(job, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(job, "POLL_SECONDS", 0.0)
     for _ in range(2):  # the second time there is nothing left for rank 0 to write
-        with pytest.raises(TimeoutError, match=r"train-00001.npy, train-00003.npy are missing; .* it goes on$"):
+        with pytest.raises(TimeoutError, match=r"2 of 5 shards are missing \(train-00001.npy, train-00003.npy\); .*"):
             write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=0, ranks=2)
     assert write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=1, ranks=2)
     assert not (out / "manifest.json").exists()
@@ -234,9 +235,10 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
         (out / ".unfinished").mkdir()
         (out / "manifest.json").rename(out / ".unfinished" / "settings.json")
     before = contents(out / ".unfinished" if state == "begun" else out)
+    changes = {"views": (2, 3), "augment": (["flip"], []), "seed": (9, 4)}
     assert refused(*command(out, views=2, augment="flip", seed=9)) == [
-        f"mvar: out = '{out}': holds a cache with views = 3 (here 2), augment = [] (here ['flip']), seed = 4 (here 9); "
-        "give its settings, or a new folder"
+        f"mvar: {name} = {now}: out = '{out}' was started with {before}; give the same settings, or another out"
+        for name, (now, before) in changes.items()
     ]
     assert contents(out / ".unfinished" if state == "begun" else out) == before
     if state == "begun":

@@ -115,11 +115,6 @@ class CacheSettings:
             for start in range(0, n, self.shard_images)
         ]
 
-    def differences(self, other: "CacheSettings", names: Iterable[str]) -> list[str]:
-        """Where the other's fields of these names differ: "seed = 1 (here 0)"."""
-        mine, others = _plain(self), _plain(other)
-        return [f"{name} = {others[name]!r} (here {mine[name]!r})" for name in names if mine[name] != others[name]]
-
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """How the number of a code is stored."""
@@ -294,8 +289,3 @@ def _settings_file(folder: Path) -> Path:
     """The manifest, or before there is one what stands for it."""
     begun, manifest = folder / UNFINISHED / SETTINGS, folder / MANIFEST
     return begun if begun.is_file() and not manifest.is_file() else manifest
-
-
-def _plain(settings: CacheSettings) -> dict[str, Any]:
-    """The settings as JSON keeps them, which has no tuples."""
-    return dict(json.loads(json.dumps(asdict(settings))))

@@ -1,8 +1,7 @@
-"""Writing a token cache (see `mvar.data.tokens.cache`): shard by shard, so that it goes on wherever it was stopped.
+"""Writing a token cache (see `mvar.data.tokens.cache`): shard by shard, so that it can be interrupted and resumed.
 
-A shard depends on the settings only: any number of processes, interrupted or not, write the same bytes. Process `rank`
-of `ranks` writes the shards rank, rank + ranks, ...; they talk through the folder alone. Process 0 writes the manifest
-when it has found all shards whole.
+A shard depends on the settings only: any number of processes, interrupted or not, write the same bytes (see
+`mvar.job`). Rank 0 writes the manifest once all shards are complete.
 
 Shapes: B batch, L tokens of all scales, V views.
 """
@@ -15,8 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,12 +39,11 @@ from mvar.data.tokens.cache import (
 )
 from mvar.data.tokens.encoded import EncodedImages
 from mvar.files import atomic_write, writable_folder, write_text
+from mvar.job import Job, check_same
 from mvar.machine import check_memory
 from mvar.progress import track
 from mvar.tokenizer.network import Tokenizer
 
-POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 30 * 60  # how long rank 0 waits while nobody writes anything
 FROM_IMAGES = ("classes", "images", "listing")  # settings that are known once the images are read
 
 
@@ -139,11 +136,15 @@ def write_cache(
         )
     try:
         found = _Found(folder, settings, files)
+        job = _job(found, sources, rank, ranks)
         if rank == 0:
             found.begin()
-        _write_shards(found, sources, rank, ranks)
+        job.make_missing(rank, ranks)
         if rank == 0:
+            job.wait()
             _finish(found, listing)
+            job.clean()
+            shutil.rmtree(folder / UNFINISHED)
     except TimeoutError:
         raise
     except OSError as error:
@@ -210,9 +211,7 @@ def _what_is_there(folder: Path, settings: CacheSettings) -> tuple[CacheSettings
     named = f"out = {str(folder)!r}"
     if is_cache(folder):
         before, files = read_settings(folder, named)
-        known = [field.name for field in fields(CacheSettings) if field.name not in FROM_IMAGES]
-        if other := settings.differences(before, known):
-            raise ValueError(f"{named}: holds a cache with {', '.join(other)}; give its settings, or a new folder")
+        check_same(asdict(before), asdict(settings), "out", folder, FROM_IMAGES)
         return before, files
     if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
         raise ValueError(f"{named}: already exists and is neither an empty folder nor a token cache; give a new name")
@@ -235,18 +234,27 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     return contents
 
 
-def _write_shards(found: _Found, sources: Mapping[str, EncodedImages], rank: int, ranks: int) -> None:
-    """Write this process's shards, but those that are whole already."""
-    shards = found.settings.shards()[rank::ranks]
-    for done, shard in enumerate(shards, start=1):
-        if found.look(shard):
-            state = "is there"
-        else:
-            found.begin()
-            start = time.perf_counter()
-            found.add(shard, _write(found.folder / shard.name, _chunks(shard, found.settings, sources[shard.split])))
-            state = f"written, {(shard.stop - shard.start) / (time.perf_counter() - start):.0f} images/s"
-        print(f"{shard.name} {state} ({done} of {len(shards)})", file=sys.stderr, flush=True)
+def _job(found: _Found, sources: Mapping[str, EncodedImages], rank: int, ranks: int) -> Job[Shard]:
+    """The shards of a cache as the pieces of a job."""
+    shards = found.settings.shards()
+    own = shards[rank::ranks]
+
+    def make(shard: Shard) -> None:
+        found.begin()
+        start = time.perf_counter()
+        found.add(shard, _write(found.folder / shard.name, _chunks(shard, found.settings, sources[shard.split])))
+        speed = (shard.stop - shard.start) / (time.perf_counter() - start)
+        done = f"{own.index(shard) + 1} of {len(own)}"
+        print(f"{shard.name} written, {speed:.0f} images/s ({done})", file=sys.stderr, flush=True)
+
+    return Job(
+        folder=found.folder,
+        pieces=shards,
+        noun="shards",
+        name=lambda shard: shard.name,
+        is_complete=found.look,
+        make=make,
+    )
 
 
 def _chunks(shard: Shard, settings: CacheSettings, source: EncodedImages) -> Iterator[bytes]:
@@ -280,30 +288,7 @@ def _write(path: Path, chunks: Iterable[bytes]) -> Checksum:
 
 
 def _finish(found: _Found, listing: Mapping[str, bytes]) -> None:
-    """Wait for the other processes' shards, then write labels, names and the manifest."""
+    """Write labels, names and the manifest."""
     folder, settings = found.folder, found.settings
-    seen, since = _activity(folder), time.monotonic()
-    while missing := [shard.name for shard in settings.shards() if not found.look(shard)]:
-        if (now := _activity(folder)) != seen:
-            seen, since = now, time.monotonic()
-        if time.monotonic() - since > PATIENCE_SECONDS:
-            raise TimeoutError(
-                f"out = {str(folder)!r}: nothing was written for {PATIENCE_SECONDS / 60:.0f} minutes, and "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''} are missing; "
-                "see what became of the other processes and call again, it goes on"
-            )
-        time.sleep(POLL_SECONDS)
     files = {name: _write(folder / name, [content]) for name, content in listing.items()}
     write_text(folder / MANIFEST, written_settings(settings, {**files, **found.whole}))
-    for partial in folder.glob(".*.partial.*"):  # of processes that were killed
-        partial.unlink()
-    shutil.rmtree(folder / UNFINISHED)
-
-
-def _activity(folder: Path) -> set[tuple[str, int]]:
-    """Names and sizes of all files, which change while any process writes."""
-    seen = set()
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # renamed in between
-            seen.add((path.name, path.stat().st_size))
-    return seen
