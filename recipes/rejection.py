@@ -36,7 +36,7 @@ from mvar.model import Model, load
 from mvar.progress import track
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.protocol import hashes
-from mvar.sampling.rejection import SELF, Choice, best, best_places, find_scorer
+from mvar.sampling.rejection import SELF, Quota, best, best_places, find_scorer
 from mvar.studies import measuring, page
 from mvar.studies.distance import NAME, Distance
 from mvar.studies.measuring import Form
@@ -199,9 +199,7 @@ def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, see
     batches = torch.arange(len(labels_N)).split(max(1, size // n))
     for groups_g in track(batches, len(batches), "drawing candidates"):
         # Nobody chooses yet: all are kept, and equal scores leave them in order.
-        drawn = best(
-            sampler, _equal, labels_N[groups_g], groups_g.tolist(), Choice(keep=n, of=n, fork_at=fork_at), size
-        )
+        drawn = best(sampler, _equal, labels_N[groups_g], groups_g.tolist(), Quota(keep=n, of=n, fork_at=fork_at), size)
         seconds["draw"] += drawn.seconds
         images.append(form.of(drawn.pixels))
         labels_B = labels_N[groups_g].repeat_interleave(n)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from mvar.progress import track
 from mvar.settings import raise_problems
 from mvar.text import shown, some
 
@@ -50,7 +51,7 @@ def check_same(
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of mappings inside mappings by dotted names."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             flat |= {f"{name}.{inner}": deep for inner, deep in _flat(value).items()}
@@ -73,7 +74,6 @@ class Job(Generic[Piece]):
         noun: what they are called, in the plural.
         name: a piece's own name.
         is_complete: whether a piece is there and undamaged.
-        make: writes a piece.
     """
 
     folder: Path
@@ -81,14 +81,15 @@ class Job(Generic[Piece]):
     noun: str
     name: Callable[[Piece], str]
     is_complete: Callable[[Piece], bool]
-    make: Callable[[Piece], object]
 
-    def make_missing(self, rank: int = 0, ranks: int = 1, track: Callable[..., Iterable[Piece]] | None = None) -> None:
-        """Make this process's pieces that are not complete; `track(pieces, total, noun)` shows progress."""
+    def make_missing(
+        self, make: Callable[[Piece], object], rank: int = 0, ranks: int = 1, progress: bool = False
+    ) -> None:
+        """Make this process's pieces that are not complete, and show how far it is where `progress` is set."""
         own = self.pieces[rank::ranks]
-        for piece in own if track is None else track(own, len(own), self.noun):
+        for piece in track(own, len(own), self.noun) if progress else own:
             if not self.is_complete(piece):
-                self.make(piece)
+                make(piece)
 
     def wait(self) -> None:
         """Wait until all pieces are complete, and say so now and then.

@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_whole_shards_only(finished, command, tmp_path, capsy
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert exit_.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"mvar: out = '{out}': cannot be written (File too large); mend it and call again, it goes on"
+        f"mvar: out = '{out}': cannot be written (File too large); fix it and run the same command again: it continues"
     )
     assert [path.name for path in out.iterdir()] == [".unfinished"]
     main(words)

@@ -158,7 +158,7 @@ def test_a_sweep_of_other_settings_or_weights_is_refused(arguments, swept, tmp_p
 
     def refused(changes, *fields):
         asked = {**arguments, "out": str(swept[0]), "grid": GRID, "form": FORM, **changes}
-        with pytest.raises(ValueError, match="give another folder as --out") as error:
+        with pytest.raises(ValueError, match="give the same settings, or another out") as error:
             sweep(**asked)
         assert [line.split(" = ")[0] for line in str(error.value).splitlines()] == list(fields)
 
@@ -166,7 +166,7 @@ def test_a_sweep_of_other_settings_or_weights_is_refused(arguments, swept, tmp_p
     refused({"grid": replace(GRID, least_accuracy=0.1)}, "least_accuracy")
     refused({"model": str(tmp_path / "other")}, "model")
     refused({"samples_per_class": 3, "seed": 2}, "data", "samples_per_class", "seed")
-    refused({"form": Form(12)}, "data", "form")
+    refused({"form": Form(12)}, "data", "form.side")
     assert (swept[0] / "sweep.json").read_bytes() == before
 
 

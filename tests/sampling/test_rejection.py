@@ -148,7 +148,7 @@ def test_candidates_share_their_coarse_maps_which_run_once(model, monkeypatch):
 
 def test_the_report_says_what_was_accepted_and_what_it_cost(model):
     out = model.sample_best(LABELS, brightness, keep=2, of=8)
-    found = out.report
+    found = rejection.report(out.quota, out.scores_Gn, out.seconds)
     assert (found["acceptance"], found["kept"], found["candidates"], found["candidates_per_kept"]) == (0.25, 6, 24, 4)
     best = np.sort(out.scores_Gn.numpy(), axis=1)[:, -2:]
     assert found["mean_score_kept"] == pytest.approx(best.mean())
@@ -250,7 +250,7 @@ def test_refused_before_any_work(build, monkeypatch, classes, call, message):
             lambda pixels, labels: pixels.mean((2, 3)),
             r"judge: gave scores of shape \(4, 3\) for 4 images; expected \(4,\)",
         ),
-        (lambda pixels, labels: pixels.mean((1, 2, 3)) * torch.nan, "judge: gave a score that is no number"),
+        (lambda pixels, labels: pixels.mean((1, 2, 3)) * torch.nan, "judge: gave NaN as a score"),
     ],
 )
 def test_a_judge_that_gives_no_scores(model, judge, message):

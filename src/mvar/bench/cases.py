@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from mvar.bench.parts import Ledger, Work, WorkCounter
 from mvar.checkpoint import hub
 from mvar.checkpoint.bundle import read_bundle
-from mvar.checkpoint.placement import Dtype, place
+from mvar.checkpoint.placement import Dtype, to_device
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
 from mvar.model import Model, load
 from mvar.nn.mamba2 import Mamba2
+from mvar.sampling.config import UNFILTERED
 from mvar.sampling.cost import peak_bytes
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
@@ -73,7 +74,7 @@ class Subject:
 @cache  # it takes seconds, and is asked for more than once
 def _work(subject: Subject, batch: int, guidance: float) -> list[Work]:
     model = Model(*_networks(*subject._configs(), subject.dtype))
-    case = Case(model.sampler(SEED, guidance=guidance, top_k=0, top_p=1.0))  # filters need numbers, not shapes
+    case = Case(model.sampler(SEED, guidance=guidance, **UNFILTERED))  # filters need numbers, not shapes
     ledger = Ledger()
     with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
         case.draw(batch, ledger)
@@ -96,7 +97,7 @@ def _networks(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dty
     """Both networks on the meta device."""
     with torch.device("meta"):
         networks = Tokenizer(tokenizer), Generator(generator)
-    place(*networks, torch.device("meta"), dtype)
+    to_device(*networks, torch.device("meta"), dtype)
     return networks
 
 
@@ -110,7 +111,7 @@ def _random(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dtype
         for parameter in networks[0].parameters():
             parameter.copy_(0.02 * torch.randn(parameter.shape, generator=rng))
     initialise(networks[1], SEED)
-    place(*networks, "cpu", dtype)
+    to_device(*networks, "cpu", dtype)
     return Model(*networks, classes=[str(i) for i in range(generator.num_classes)])
 
 

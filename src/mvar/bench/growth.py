@@ -15,7 +15,7 @@ import torch
 
 from mvar import __version__
 from mvar.bench.cases import SEED
-from mvar.checkpoint.placement import Dtype, place
+from mvar.checkpoint.placement import Dtype, to_device
 from mvar.files import atomic_write, write_text
 from mvar.generator.config import PRESETS, Attention, GeneratorConfig
 from mvar.generator.init import initialise
@@ -104,7 +104,7 @@ def write(results: Sequence[Growth], preset: str, dtype: str, folder: Path) -> N
 def _block(config: GeneratorConfig, dtype: Dtype) -> Generator:
     generator = Generator(config)
     initialise(generator, SEED)
-    place(Tokenizer(TOKENIZERS["tiny32"]), generator, "cpu", dtype)  # it wants one; another's is as good
+    to_device(Tokenizer(TOKENIZERS["tiny32"]), generator, "cpu", dtype)  # it wants one; another's is as good
     return generator
 
 

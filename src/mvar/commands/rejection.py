@@ -27,12 +27,12 @@ def choice_problems(judge: str | None, numbers: dict[str, int | None], per_class
         numbers: keep, of and fork_at; None where not given.
         per_class, show_scales: as of `mvar sample`.
     """
-    from mvar.sampling.rejection import Choice
+    from mvar.sampling.rejection import Quota
 
     asked = given(numbers)
     if judge is None:
         return [f"{name} = {n}: candidates are chosen by a judge; give --judge too" for name, n in asked.items()]
-    choice, found = Choice(**asked), []
+    choice, found = Quota(**asked), []
     if per_class % choice.keep:
         found.append(
             f"per_class = {per_class}: a group gives keep = {choice.keep} images; give a multiple of {choice.keep}"
@@ -57,9 +57,9 @@ class BestOf:
             ValueError: the file is not a judge's.
         """
         from mvar.features.judge import Judge
-        from mvar.sampling.rejection import SELF, Choice
+        from mvar.sampling.rejection import SELF, Quota
 
-        self._name, self._choice = judge, Choice(**given(numbers))
+        self._name, self._choice = judge, Quota(**given(numbers))
         self._judge: JudgeLike = judge if judge == SELF else Judge.load(judge)
         self._scores: list[Tensor] = []
         self._chosen: list[dict[str, Any]] = []

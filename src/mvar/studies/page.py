@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar.files import write_text
+from mvar.sampling.config import PER_SCALE
 from mvar.studies.distance import NAME
 
 
@@ -72,8 +73,7 @@ def _headline(report: Mapping[str, Any]) -> str:
         rows.append(["Bits per token by code frequencies alone", f"{generator['frequencies_alone_per_token']:.3f}"])
     if samples := report.get("samples"):
         real, restored, settings = samples["real"], samples["reconstructed"], samples["settings"]
-        names = ("guidance", "temperature", "top_k", "top_p")
-        setting = ", ".join(f"{name.replace('_', '-')} {numbers(settings[name])}" for name in names)
+        setting = ", ".join(f"{name.replace('_', '-')} {numbers(settings[name])}" for name in PER_SCALE)
         rows.append(["Samples", f"{samples['images']:,}, {setting}"])
         rows.append(["Samples judged to be of the asked class", f"**{_percent(samples['accuracy'])}**"])
         rows.append(["The judge on the real test images", _percent(real["accuracy"])])

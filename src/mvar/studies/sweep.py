@@ -8,7 +8,6 @@ Shapes: N images, C classes, F features.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from mvar.evaluation.images import mean_distance
 from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
 from mvar.files import writable_folder
-from mvar.sampling.config import SamplingSettings, scale_ratio
+from mvar.job import Job, check_same
+from mvar.sampling.config import PER_SCALE, UNFILTERED, SamplingSettings, scale_ratio
 from mvar.settings import Several, check, raise_problems
 from mvar.studies import measuring, page, sweep_figure
 from mvar.studies.distance import NAME, SIDE, Distance
@@ -30,7 +30,7 @@ from mvar.studies.measuring import Form, Labelled
 
 FILE, FIGURE = "sweep.json", "sweep.png"
 REAL_PER_CLASS = 1000  # training images that samples are compared with, about
-TRIED = ("guidance", "temperature", "top_k", "top_p")  # what a trial sets
+TRIED = PER_SCALE  # what a trial sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,7 @@ class Grid:
             {
                 "guidance": _guidance(strength, without, scales),
                 "temperature": self._temperatures(first, scales),
-                "top_k": 0,
-                "top_p": 1.0,
+                **UNFILTERED,
             }
             for first in self.temperature
             for strength in self.guidance
@@ -157,19 +156,27 @@ def sweep(
         "real": measure(aside),
     }
 
-    def go_on(plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """All trials of the plan; the file is what is known of them, so that it makes no difference who measured."""
-        while len(trials := _measured(path, settings)) < len(plan):
-            tried = plan[len(trials)]
-            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**tried))
-            trials.append({**tried, **measure(drawn.images)})
+    def measured(plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All trials of the plan, read from the file: it makes no difference who measured them."""
+
+        def make(i: int) -> None:
+            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**plan[i]))
+            trials = [*_measured(path, settings), {**plan[i], **measure(drawn.images)}]
             page.write_json(path, {**head, "trials": trials})
             print(described(trials[-1]), flush=True)
-        return trials
+
+        Job(
+            folder=path.parent,
+            pieces=range(len(plan)),
+            noun="trials",
+            name=str,
+            is_complete=lambda i: i < len(_measured(path, settings)),
+        ).make_missing(make)
+        return _measured(path, settings)
 
     plan = grid.unfiltered(scales)
-    at = best(go_on(plan)[: len(plan)], grid)
-    trials = go_on(plan + grid.filtered(at))
+    at = best(measured(plan)[: len(plan)], grid)
+    trials = measured(plan + grid.filtered(at))
     chosen = best(trials, grid)
     report = {**head, "chosen": chosen, "trials": trials}
     page.write_json(path, report)
@@ -257,12 +264,7 @@ def _measured(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     before = report.get("settings")
     if not isinstance(before, dict) or not isinstance(report.get("trials"), list):
         raise ValueError(f"out = {str(path.parent)!r}: its {FILE} is not a sweep's; give another folder")
-    wanted = json.loads(json.dumps(page.rounded(settings)))
-    raise_problems(
-        f"{name} = {value}: the sweep in {str(path)!r} has {before.get(name)}; give another folder as --out"
-        for name, value in wanted.items()
-        if before.get(name) != value
-    )
+    check_same(before, page.rounded(settings), "out", path.parent)
     return report["trials"]
 
 

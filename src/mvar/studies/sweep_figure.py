@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save, shades
+from mvar.sampling.config import UNFILTERED
 from mvar.studies.distance import NAME
 
 Trial = Mapping[str, Any]
@@ -124,4 +125,4 @@ def _is_filtered(trial: Trial) -> bool:
 
 
 def _kind(trial: Trial) -> str:
-    return "top-k" if trial["top_k"] else "top-p" if trial["top_p"] < 1 else "no filter"
+    return next((name.replace("_", "-") for name, off in UNFILTERED.items() if trial[name] != off), "no filter")

@@ -136,10 +136,14 @@ def write_cache(
         )
     try:
         found = _Found(folder, settings, files)
-        job = _job(found, sources, rank, ranks)
+        shards = settings.shards()
+        own = shards[rank::ranks]
+        job = Job(
+            folder=folder, pieces=shards, noun="shards", name=lambda shard: shard.name, is_complete=found.is_complete
+        )
         if rank == 0:
             found.begin()
-        job.make_missing(rank, ranks)
+        job.make_missing(lambda shard: _make_shard(found, shard, sources[shard.split], own), rank, ranks)
         if rank == 0:
             job.wait()
             _finish(found, listing)
@@ -149,7 +153,9 @@ def write_cache(
         raise
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"out = {out!r}: cannot be written ({reason}); mend it and call again, it goes on") from error
+        raise OSError(
+            f"out = {out!r}: cannot be written ({reason}); fix it and run the same command again: it continues"
+        ) from error
     return True
 
 
@@ -167,7 +173,7 @@ class _Found:
         """
         write_text(self.folder / UNFINISHED / SETTINGS, written_settings(self.settings))
 
-    def look(self, shard: Shard) -> bool:
+    def is_complete(self, shard: Shard) -> bool:
         """Whether a shard is there and whole; one found whole is not read again."""
         if shard.name not in self.whole:
             checksum = self._noted(shard) or self.files.get(shard.name) or self._listed(shard)
@@ -234,27 +240,14 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     return contents
 
 
-def _job(found: _Found, sources: Mapping[str, EncodedImages], rank: int, ranks: int) -> Job[Shard]:
-    """The shards of a cache as the pieces of a job."""
-    shards = found.settings.shards()
-    own = shards[rank::ranks]
-
-    def make(shard: Shard) -> None:
-        found.begin()
-        start = time.perf_counter()
-        found.add(shard, _write(found.folder / shard.name, _chunks(shard, found.settings, sources[shard.split])))
-        speed = (shard.stop - shard.start) / (time.perf_counter() - start)
-        done = f"{own.index(shard) + 1} of {len(own)}"
-        print(f"{shard.name} written, {speed:.0f} images/s ({done})", file=sys.stderr, flush=True)
-
-    return Job(
-        folder=found.folder,
-        pieces=shards,
-        noun="shards",
-        name=lambda shard: shard.name,
-        is_complete=found.look,
-        make=make,
-    )
+def _make_shard(found: _Found, shard: Shard, source: EncodedImages, own: Sequence[Shard]) -> None:
+    """Write one of this process's `own` shards."""
+    found.begin()
+    start = time.perf_counter()
+    found.add(shard, _write(found.folder / shard.name, _chunks(shard, found.settings, source)))
+    speed = (shard.stop - shard.start) / (time.perf_counter() - start)
+    done = f"{own.index(shard) + 1} of {len(own)}"
+    print(f"{shard.name} written, {speed:.0f} images/s ({done})", file=sys.stderr, flush=True)
 
 
 def _chunks(shard: Shard, settings: CacheSettings, source: EncodedImages) -> Iterator[bytes]:
