@@ -24,6 +24,7 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 6 * 60 * 60  # how long rank 0 waits while nothing is written: a batch of a large model is slow
 NOTICE_SECONDS = 5 * 60  # between two lines that say that it waits
 MOST_SHOWN = 60  # characters of a value in a message
+UNFINISHED = f".*.{8 * '[0-9a-f]'}.partial.*"  # what `mvar.files.atomic_write` is writing, or was when it was killed
 
 
 def check_same(
@@ -121,13 +122,13 @@ class Job(Generic[Piece]):
 
     def clean(self) -> None:
         """Delete the unfinished files of processes that were killed."""
-        for path in self.folder.glob(".*.partial*"):
+        for path in self.folder.glob(UNFINISHED):
             path.unlink(missing_ok=True)
 
     def _unfinished(self) -> dict[str, int]:
         """Sizes of the files that are being written."""
         sizes = {}
-        for path in self.folder.glob(".*.partial*"):
+        for path in self.folder.glob(UNFINISHED):
             with suppress(FileNotFoundError):  # renamed meanwhile
                 sizes[path.name] = path.stat().st_size
         return sizes

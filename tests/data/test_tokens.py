@@ -245,7 +245,7 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
         more = shutil.copytree(data, tmp_path / "elsewhere" / data.name)
         shutil.copy(more / "train" / "bag" / "0.png", more / "train" / "bag" / "new.png")
         assert refused(*command(out, data=more))[-1] == (
-            f"mvar: data = '{more}': has 8 + 2 images, other ones than the cache '{out}' was begun with (7 + 2); "
+            f"mvar: data = '{more}': has 8 + 2 images, other ones than the cache '{out}' was started with (7 + 2); "
             "restore them, or give a new folder as out"
         )
         other = shutil.copytree(data, tmp_path / "another" / data.name)
