@@ -1,6 +1,6 @@
 """Work in pieces that can be interrupted, resumed, and divided among processes.
 
-The settings are written before any work; whoever resumes must have the same. Pieces that are complete are kept, the
+The settings are written before any work; a run that resumes must have the same. Pieces that are complete are kept, the
 others made again. Process `rank` of `ranks` makes every ranks-th piece; processes communicate through the folder alone.
 Rank 0 waits for the others, and then does what is to be done once.
 """

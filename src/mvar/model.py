@@ -245,11 +245,9 @@ class Model(hub.HubModel):
         return likelihood.score(self.tokenizer, generator, maps, labels_B.expand(B))
 
     def classify(self, images: Images, prior: Sequence[float] | None = None) -> likelihood.Classification:
-        """The class of images by Bayes' rule: p(class | tokens) proportional to p(tokens | class) p(class).
+        """The class of images, as for `score`, by Bayes' rule: p(class | tokens) ~ p(tokens | class) p(class).
 
-        Args:
-            images: as for `score`.
-            prior: p(class) of each class, in order; None for a uniform one.
+        `prior` is p(class) of each class, in order; None for a uniform one.
         """
         maps = likelihood.token_maps(self.tokenizer, images)
         return likelihood.classify(self.tokenizer, self._generator(), maps, self.classes, prior)
@@ -295,10 +293,8 @@ class Model(hub.HubModel):
     def rescheduled(self, sides: list[Side]) -> "Model":
         """The model at other scales, and so for another image size; its weights are shared.
 
-        Embeddings of positions and levels are interpolated: the result needs fine-tuning, as a warning says.
-
-        Args:
-            sides: of the token maps from coarse to fine, p for p x p or (h, w).
+        `sides` are those of the token maps from coarse to fine, p for p x p or (h, w). Embeddings of positions and
+        levels are interpolated: the result needs fine-tuning, as a warning says.
         """
         tokenizer = self.tokenizer.rescheduled(sides)
         if tokenizer.config.schedule == self.tokenizer.config.schedule:

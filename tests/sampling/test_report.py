@@ -1,4 +1,4 @@
-"""What lies beside images that were drawn: no set is taken for whole that was interrupted, or holds others' images."""
+"""The report beside drawn images: a set that was interrupted, or holds other images, is refused."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What an image costs: arithmetic, the state carried between scales, and how many images fit into memory at once.
+"""The cost per image: arithmetic, the state carried between scales, and how many images fit into memory at once.
 
 Shapes: R rows of the generator's batch, l tokens of the largest scale.
 """
@@ -82,7 +82,7 @@ def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device
 
 
 def fitting_rows(generator: GeneratorConfig, device: torch.device) -> int:
-    """How many whole sequences to score at once: as many as fit into memory, 1 to 64."""
+    """How many sequences to score at once: as many as fit into memory, 1 to 64."""
     return _fitting(FLOAT * generator.schedule.length * (_hidden(generator) + 3 * generator.vocab_size), device)
 
 

@@ -181,7 +181,7 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, canvas: Canvas, keep: Keep | None = None) -> Canvas:
-        """The canvas with one more map, of which `keep` says what is not drawn.
+        """The canvas with one more map; `keep` says which of its cells are kept instead of drawn.
 
         Raises:
             FloatingPointError: logits that are not finite; see `check_logits`.

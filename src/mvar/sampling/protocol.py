@@ -1,6 +1,6 @@
 """Images for an evaluation: as many of every class, drawn by any number of processes, interrupted or not.
 
-What decides the images is written first (see `mvar.sampling.report`); whoever resumes must have the same. Each image
+What decides the images is written first (see `mvar.sampling.report`); a run that resumes must have the same. Each image
 is then a file of its own, checked before it is counted; an .npz is put together from a hidden folder of them beside it.
 See `mvar.job` for how processes divide the work.
 """
@@ -146,8 +146,8 @@ def draw_missing(
 ) -> int:
     """Draw this process's images that are missing, by `draw(labels, numbers)`; return how many were written.
 
-    Processes take batches in turn. A batch of which some images exist is drawn whole, as it was the first time. An .npz
-    that exists ends the drawing into its hidden folder: another process has written it.
+    Processes take batches in turn. A batch in which some images are missing is drawn completely, as the first time. An
+    .npz that exists ends the drawing into its hidden folder: another process has written it.
     """
     written = 0
 
@@ -197,7 +197,7 @@ def _job(protocol: Protocol, folder: Path, npz: str | None) -> Job[range]:
 
 
 def _missing(protocol: Protocol, folder: Path, index: Sequence[int]) -> list[int]:
-    """Those images of which there is no file, or a damaged one."""
+    """Those images whose file is missing or damaged."""
 
     def damaged(i: int) -> bool:
         try:

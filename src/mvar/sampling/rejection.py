@@ -28,7 +28,7 @@ from mvar.tokenizer.network import Tokenizer
 
 SELF = "self"  # the judge that is the model's own likelihood
 
-# From pixels (B, 3, H, W) in [0, 1] and class indices (B,), of which the number of classes is none, to scores (B,).
+# From pixels (B, 3, H, W) in [0, 1] and class indices (B,) (the null class for none) to scores (B,).
 PixelJudge = Callable[[Tensor, Tensor], Tensor]
 JudgeLike = PixelJudge | Judge | str | Path
 # Scores (B,) of candidates and their class indices, the higher the better.

@@ -1,4 +1,4 @@
-"""What lies beside drawn images and says which there are, of which classes, and what decided them.
+"""The file beside drawn images that lists them, with their classes and the settings that decided them.
 
     samples.json      of `mvar sample` and `mvar edit`: settings, and a row for each image; replaced by the next run
     protocol.json     of `mvar sample --protocol`: settings, classes and how many images of each; a run of other
