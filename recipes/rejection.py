@@ -8,7 +8,7 @@
 
 One set of candidates, eight a group, serves all shares: where 1 of n is kept, the first n of each group compete. So all
 rows have as many images, and distances can be compared. The classifier that chooses sees pixels as the model draws
-them, as that of `mvar sample --judge` does. Another one tells the accuracy, of images in the originals' form.
+them, as that of `mvar sample-best` does. Another one tells the accuracy, of images in the originals' form.
 
 Shapes: N groups of n candidates, B = N n candidates, or as many as are drawn at once; F features; c h w an image.
 """
@@ -190,7 +190,7 @@ def _plain(values: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
 
 
 def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, seed: int, fork_at: int) -> Candidates:
-    """Draw a group for each label and let both judges score it, as `mvar sample --judge` does."""
+    """Draw a group for each label and let both judges score it, as `mvar sample-best` does."""
     sampler, size, n = loaded.sampler(seed), loaded.fitting_batch_size(), max(OF)
     scorers = {name: find_scorer(judge, sampler, labels_N) for name, judge in (("self", SELF), ("classifier", chooser))}
     images: list[Tensor] = []

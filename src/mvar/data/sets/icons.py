@@ -8,6 +8,7 @@ Shapes: N, M drawings; P pixels of a drawing's shape.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +22,6 @@ from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, resvg, sh
 from mvar.data.sets.icon_rules import CONCEPTS, LEFT_OUT, concept_of, designer_of, is_wrong, picture_of, split_of
 from mvar.data.sets.iconify import NPM_PACKAGE, VERSION, Icon, IconSet, read_sets
 from mvar.files import atomic_folder
-from mvar.options import close
 from mvar.progress import track
 from mvar.settings import Size, check
 from mvar.text import Names, some, split_names
@@ -185,7 +185,8 @@ def _asked(concepts: str) -> set[str]:
     known, names = list(CONCEPTS), Names(CONCEPTS)
     asked = {name: names.find(name) for name in split_names(concepts, "concepts")}
     if unknown := [name for name, places in asked.items() if not places]:
-        raise ValueError(f"concepts = {concepts!r}: no concept {unknown[0]!r}{close(unknown[:1], known)}")
+        near = "".join(f"; close: {name}" for name in get_close_matches(unknown[0], known, n=1))
+        raise ValueError(f"concepts = {concepts!r}: no concept {unknown[0]!r}{near}")
     if not asked:
         raise ValueError(f"concepts = {concepts!r}: names no concept; leave it out for all")
     return {known[place] for places in asked.values() for place in places}
