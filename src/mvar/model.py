@@ -24,7 +24,7 @@ from mvar.data.views import whole
 from mvar.files import write_text
 from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
-from mvar.ops import native, scan
+from mvar.ops import dispatch
 from mvar.sampling import editing, likelihood, rejection
 from mvar.sampling.config import EDIT_MODE, PER_SCALE, EditMode, GuidanceSchedule, SamplingSettings
 from mvar.sampling.cost import check_batch, check_images, cost, fitting_batch
@@ -350,11 +350,7 @@ class Model(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
             guided = " with guidance" if self.classes else ""
             found["FLOP of an image"] = f"{gflop[0]:,.2f} G generator{guided}, {gflop[1]:,.2f} G decoder"
             found["State between scales"] = f"{spent.state_bytes / 1e6:,.2f} MB a branch, float32"
-            here = find_device(None).type
-            if here == "cpu":
-                found["Between products here"] = str(native.choose())
-            else:
-                found["Mamba's scan here"] = str(scan.choose(here))
+            found["Between products here"] = dispatch.describe(find_device(None))
         return found
 
     # --- files ---

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mvar.ops import attention
-from mvar.ops.attention import GROUP_TOKENS, block_causal_attention, intra_scale_attention
+from mvar.ops.attention import GROUP_TOKENS, attention_reference, block_causal_attention, intra_scale_attention
 
 # One group, groups that meet at GROUP_TOKENS, one scale above it, and scales above it between small ones.
 AREAS = [(1, 4, 9, 16), (1, 4, 9, 16, 36, 64), (100,), (1, 100, 4), (GROUP_TOKENS - 4, 4, 1), (1, 6, 20, 6)]
@@ -11,11 +11,7 @@ FUNCTIONS = {"intra": intra_scale_attention, "block-causal": block_causal_attent
 
 
 def naive(kind, q, k, v, areas):
-    """One dense masked softmax over all tokens."""
-    level = torch.repeat_interleave(torch.arange(len(areas)), torch.tensor(areas))
-    allowed = level[:, None] == level if kind == "intra" else level[:, None] >= level
-    weights = (SCALE * torch.einsum("bhqd,bhtd->bhqt", q, k)).exp() * allowed
-    return weights / weights.sum(-1, keepdim=True) @ v
+    return attention_reference(q, k, v, areas, SCALE, torch.eq if kind == "intra" else torch.ge)
 
 
 def inputs(areas):
@@ -50,6 +46,17 @@ def test_block_causal_with_carried_keys_equals_one_call(areas):
         torch.testing.assert_close(out, whole, rtol=0, atol=1e-12)
         grads = [torch.autograd.grad(y.sin().sum(), (q, k, v), retain_graph=True) for y in (out, whole)]
         torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+def test_the_definition_sees_what_it_should():
+    q, k, v = (t.detach() for t in inputs((1, 2, 1)))
+    scores = SCALE * torch.einsum("bhqd,bhtd->bhqt", q, k)
+    for kind, seen in (
+        ("intra", [[0], [1, 2], [1, 2], [3]]),
+        ("block-causal", [[0], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3]]),
+    ):
+        rows = [scores[:, :, i, keys].softmax(-1)[..., None, :] @ v[:, :, keys] for i, keys in enumerate(seen)]
+        torch.testing.assert_close(naive(kind, q, k, v, (1, 2, 1)), torch.cat(rows, dim=2), rtol=0, atol=1e-12)
 
 
 @pairs()

@@ -29,7 +29,7 @@ from mvar.files import atomic_write, made_folder, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 from mvar.tensor_files import write_tensors
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer

@@ -24,7 +24,7 @@ from mvar.files import atomic_folder, new_folder
 from mvar.generator.config import Attention, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 from mvar.scales import SIDES_256, ScaleSchedule, Side
 from mvar.settings import raise_problems
 from mvar.tokenizer.config import TokenizerConfig

@@ -8,7 +8,7 @@ from torch import nn
 
 from mvar.generator.network import Generator
 from mvar.nn.linear import Linear
-from mvar.ops.precision import has_fast_bfloat16
+from mvar.ops.numerics import has_fast_bfloat16
 from mvar.tokenizer.network import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
@@ -30,13 +30,16 @@ def place(
     """
     where = find_device(device)
     dtype = dtype_for(generator, where, dtype)
-    _arrange(generator, fast=False)
+    projections = [m for m in generator.modules() if isinstance(m, Linear)] if generator else []
+    for projection in projections:
+        projection.unpack()
     for network in (tokenizer, generator):
         if network is not None:
             network.to(where).eval()  # networks that come from training too
     if dtype == "bfloat16":
         halve(tokenizer, generator)
-        _arrange(generator, fast=True)
+        for projection in projections:
+            projection.prepack()
         tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
 
@@ -54,12 +57,6 @@ def halve(tokenizer: Tokenizer, generator: Generator | None) -> None:
     """Take bfloat16 for all that it is for."""
     for module in halved(tokenizer, generator):
         module.to(torch.bfloat16)
-
-
-def _arrange(generator: Generator | None, fast: bool) -> None:
-    for module in generator.modules() if generator else ():
-        if isinstance(module, Linear):
-            module.arrange(fast)
 
 
 def halved(tokenizer: Tokenizer, generator: Generator | None) -> Iterator[nn.Module]:

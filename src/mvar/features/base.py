@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 
 
 class FeatureNetwork(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mvar.features.base import FeatureNetwork
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 
 # Blocks after which the map's resolution falls, and the last: strides 2, 4, 8, 16, 32.
 STAGES = (0, 2, 4, 10, 15)

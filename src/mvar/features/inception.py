@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.features.base import take_weights
-from mvar.ops.convolution import convolution_relu
+from mvar.ops.linear import convolution_relu
 
 Pipeline = Literal["adm", "pytorch-fid"]
 SIDE = 299

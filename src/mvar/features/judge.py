@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.files import atomic_write
-from mvar.ops.finite import damage
-from mvar.ops.precision import has_fast_bfloat16
+from mvar.ops.numerics import damage, has_fast_bfloat16
 from mvar.progress import track
 from mvar.tensor_files import write_tensors
 

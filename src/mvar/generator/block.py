@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from mvar.generator.config import HEAD_DIM, GeneratorConfig, Mixer
 from mvar.generator.state import BlockState
-from mvar.nn.adaln import adaln, gated_sum, gated_sum_adaln
 from mvar.nn.attention import Attention
-from mvar.nn.linear import Linear
+from mvar.nn.linear import MLP, Linear
 from mvar.nn.mamba2 import Mamba2
-from mvar.nn.mlp import MLP
-from mvar.ops.precision import at_least_float32
+from mvar.ops.norms import adaln, gated_sum, gated_sum_adaln
+from mvar.ops.numerics import at_least_float32
 
 
 class Block(nn.Module):

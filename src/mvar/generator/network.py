@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from mvar.generator.block import Block
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.state import BlockState, GeneratorState, Modulation
-from mvar.nn.adaln import adaln
 from mvar.nn.linear import Linear
 from mvar.ops.cross_entropy import linear_cross_entropy
-from mvar.ops.precision import at_least_float32, bfloat16_products, without_autocast
+from mvar.ops.norms import adaln
+from mvar.ops.numerics import at_least_float32, bfloat16_products, without_autocast
 
 
 class Generator(nn.Module):

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from mvar.nn.attention import KeyValues
-from mvar.nn.mamba2 import MambaState
+from mvar.ops.mamba import MambaState
 
 Part = TypeVar("Part", KeyValues, MambaState)
 

@@ -1,19 +1,47 @@
 """Attention over token maps without a mask as large as the sequence.
 
-Shapes: B batch, H heads, l tokens of this call, T tokens so far, d head width, q queries, t keys.
+Shapes: B batch, H heads, l tokens of this call, T tokens so far, d head width, q queries, t keys, J: query, key,
+value.
 Source: M-VAR (Ren et al. 2024), section 3.2 (inside each scale); VAR (Tian et al. 2024), section 3.2 (block-causal).
 """
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Consecutive scales of at most this many tokens share one call with a small mask: measured on a CPU, fewer calls
-# win over fewer products up to about here.
+from mvar.ops import native
+from mvar.ops.dispatch import runs_native, runs_reference
+from mvar.ops.numerics import at_least_float32
+
+LARGEST_LOG_SCALE = math.log(100)
+# Consecutive scales of at most this many tokens share one call with a small mask: on a CPU, fewer calls win over fewer
+# products up to about here.
 GROUP_TOKENS = 96
-# Up to so many keys a query is differentiated through plain products, which store their weights: forward and backward,
-# a CPU's fused kernel takes about twice as long.
+# With a gradient, up to this many keys go through plain products, which store their weights: on a CPU, the fused kernel
+# takes about twice as long forward and backward.
 PLAIN_KEYS = 768
+
+
+def split_heads(qkv_BlJHd: Tensor, log_scale: Tensor | None) -> Sequence[Tensor]:
+    """Queries, keys and values, (B, H, l, d) each.
+
+    Args:
+        log_scale: H numbers; queries and keys are normalised to unit length (in float32 or float64), and queries
+            multiplied by each head's exp(min(log_scale, log 100)). None leaves both as they are.
+    """
+    if log_scale is None:
+        return qkv_BlJHd.permute(2, 0, 3, 1, 4).unbind()
+    temperature_H = at_least_float32(log_scale).flatten().clamp(max=LARGEST_LOG_SCALE).exp()
+    if qkv_BlJHd.shape[-1] == native.HEAD_DIM and runs_native(qkv_BlJHd):
+        return native.heads(qkv_BlJHd, temperature_H).unbind()
+    qk_BlJHd = at_least_float32(qkv_BlJHd[:, :, :2])
+    factor_JH1 = torch.stack((temperature_H, torch.ones_like(temperature_H)))[..., None]
+    length_BlJH1 = torch.linalg.vector_norm(qk_BlJHd, dim=-1, keepdim=True).clamp_min(1e-12)
+    q_BlHd, k_BlHd = (qk_BlJHd * (factor_JH1 / length_BlJH1)).to(qkv_BlJHd.dtype).unbind(2)
+    return [t_BlHd.transpose(1, 2) for t_BlHd in (q_BlHd, k_BlHd, qkv_BlJHd[:, :, 2])]
 
 
 def intra_scale_attention(
@@ -29,6 +57,8 @@ def intra_scale_attention(
     Returns:
         (B, H, l, d).
     """
+    if runs_reference():
+        return attention_reference(q_BHld, k_BHld, v_BHld, areas, softmax_scale, torch.eq)
     groups = _groups(areas)
     sizes = [sum(group) for group in groups]
     parts = zip(*(t.split(sizes, dim=2) for t in (q_BHld, k_BHld, v_BHld)), groups, strict=True)
@@ -54,6 +84,8 @@ def block_causal_attention(
     Returns:
         (B, H, l, d).
     """
+    if runs_reference():
+        return attention_reference(q_BHld, k_BHTd, v_BHTd, areas, softmax_scale, torch.ge)
     outs, end = [], k_BHTd.shape[2] - q_BHld.shape[2]
     groups = _groups(areas)
     for q, group in zip(q_BHld.split([sum(group) for group in groups], dim=2), groups, strict=True):
@@ -64,6 +96,25 @@ def block_causal_attention(
         end += sum(group)
         outs.append(_attend(q, k_BHTd[:, :, :end], v_BHTd[:, :, :end], mask, softmax_scale))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+
+
+def attention_reference(
+    q_BHld: Tensor,
+    k_BHTd: Tensor,
+    v_BHTd: Tensor,
+    areas: tuple[int, ...],
+    softmax_scale: float,
+    sees: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The definition: one dense masked softmax; other arguments as above.
+
+    Args:
+        sees: whether a query of scale i sees a key of scale j: `torch.eq` inside each scale, `torch.ge` block-causal.
+    """
+    level_l = _levels(areas, q_BHld.device)
+    level_T = F.pad(level_l, (k_BHTd.shape[2] - len(level_l), 0), value=-1)  # earlier calls' keys
+    scores_BHlT = softmax_scale * q_BHld @ k_BHTd.mT
+    return scores_BHlT.masked_fill(~sees(level_l[:, None], level_T), float("-inf")).softmax(-1) @ v_BHTd
 
 
 def _groups(areas: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ With c the running sum of dt A inside a chunk and S the state before it, token i
 
     y_i = sum_{j <= i} exp(c_i - c_j) (query_i . key_j) dt_j x_j  +  exp(c_i) query_i S
 
-No exponent is ever positive, and none is a difference of rounded sums: c has a rest r (`mvar.ops.decay`), so exp(c_i -
+No exponent is ever positive, and none is a difference of rounded sums: c has a rest r (`running_sum`), so exp(c_i -
 c_j) of the rounded c is multiplied by exp(r_i) and exp(-r_j), in passes that copy the tokens anyway.
 
 The backward pass is written by hand because it needs far less memory traffic than autograd's, and keeps the inputs and
@@ -27,12 +27,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mvar.ops.decay import log_decay, running_sum
-from mvar.ops.precision import without_autocast
+from mvar.ops.numerics import without_autocast
 
 # About as long as the state is wide, where a chunk's Q x Q products cost as much as its state's; and the usual
 # lengths 130, 680 and 2240 fall into equal pieces without padding.
 LONGEST_CHUNK = 72
+# exp of this is 0: decaying more forgets no more. The bound keeps sums finite and their rounding small.
+FORGOTTEN = {torch.float32: -104.0, torch.float64: -746.0}
+
+
+def log_decay(dt_BLh: Tensor, A_h: Tensor) -> Tensor:
+    """dt A, where the state decays by exp(dt A) at each token, bounded where that leaves exp(dt A) unchanged."""
+    a_BLh = dt_BLh * A_h
+    return a_BLh.clamp(min=FORGOTTEN[a_BLh.dtype])
+
+
+def running_sum(a: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The running sum c along a dimension, and the rest r that its rounding drops: the exact sum is c + r.
+
+    exp(c_i - c_j) exp(r_i) exp(-r_j) is exact, whereas exp(c_i - c_j) alone loses all that is below c's last digit. The
+    last two factors are close to 1 and belong to single tokens, so they cost next to nothing.
+    """
+    c = a.cumsum(dim)
+    rounded = torch.diff(c, dim=dim, prepend=torch.zeros_like(c.narrow(dim, 0, 1)))  # the steps that c has taken
+    return c, (a - rounded).cumsum(dim)
 
 
 def ssd(
@@ -44,7 +62,7 @@ def ssd(
     state_BhPN: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scan the tokens of this call, differentiable in every tensor argument (once).
+    """Scan the tokens of this call, differentiable once in every tensor argument.
 
     Args:
         x_BLhP: inputs, in any float dtype, which key and query share; any L >= 1.

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
 from mvar.ops.filtering import candidates, guide, spread_out
-from mvar.ops.finite import CAUSE, REMEDY, all_finite
 from mvar.ops.noise import gumbel
+from mvar.ops.numerics import CAUSE, REMEDY, all_finite
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer

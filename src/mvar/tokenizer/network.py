@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mvar.ops.finite import CAUSE, REMEDY, all_finite
+from mvar.ops.numerics import CAUSE, REMEDY, all_finite
 from mvar.scales import ScaleSchedule, Side
 from mvar.tokenizer.autoencoder import Decoder, Encoder
 from mvar.tokenizer.config import TokenizerConfig

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvar.ops.precision import without_autocast
+from mvar.ops.numerics import without_autocast
 from mvar.tokenizer.config import TokenizerConfig
 
 NEAREST_ROWS = 16384  # vectors compared with the codebook at once: bounds the distances' memory

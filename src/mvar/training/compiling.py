@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mvar.generator.network import Generator, called
-from mvar.ops.scan import scan
+from mvar.ops.mamba import scan
 
 USUAL = (
     "the blocks are compiled during this step. On a CPU that takes about a minute, longer where it has other work, "
@@ -29,7 +29,7 @@ def compile_blocks(generator: Generator, backend: str | Callable[..., Any] = "in
     """Run the blocks through torch.compile where there is a gradient, all but Mamba's scan, which has its own.
 
     One call is compiled for all blocks: those of one kind share the result. Without a gradient, in validation and
-    drawing, blocks run as they are: `mvar.ops.native` has its own compiled passes.
+    drawing, blocks run as they are: `mvar.ops.native` serves them.
     """
     eager = torch.compiler.disable(scan)
     for block in generator.each_block():

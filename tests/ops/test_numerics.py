@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mvar.ops.finite import all_finite, damage
+from mvar.ops.numerics import all_finite, damage
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
