@@ -1,4 +1,4 @@
-"""The process and the machine: what figures are measured on, and how much memory is free."""
+"""The machine that figures are measured on, and its free memory."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
-    """Memory that is free on a device, with what torch keeps there for itself."""
+    """Free memory of a device, with what torch has reserved there and does not use."""
     device = torch.device(device)
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -21,11 +21,11 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
 
 
 def check_memory(needed: int, what: str, fix: str, device: torch.device | str = "cpu") -> None:
-    """Refuse, before anything is allocated, what does not fit into memory.
+    """Refuse what does not fit into memory, before it is allocated.
 
     Args:
-        needed: bytes, by an estimate.
-        what: field and value, and what takes the memory, such as "n = 100: 100 images".
+        needed: estimated bytes.
+        what: field, value and what takes the memory, such as "n = 100: 100 images".
         fix: what to do about it.
 
     Raises:
@@ -59,7 +59,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, if the system knows it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

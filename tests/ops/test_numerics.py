@@ -4,7 +4,7 @@ import torch
 from mvar.ops.numerics import all_finite, damage
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", [0, 500, 999])
 def test_one_bad_number_is_found_wherever_it_is(dtype, bad, place):

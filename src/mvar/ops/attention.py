@@ -67,7 +67,7 @@ def intra_scale_attention(
         level = _levels(group, q.device)
         mask = level[:, None] == level if len(group) > 1 else None
         outs.append(_attend(q, k, v, mask, softmax_scale))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
 
 
 def block_causal_attention(
@@ -95,7 +95,7 @@ def block_causal_attention(
             mask = F.pad(level[:, None] >= level, (end, 0), value=True)
         end += sum(group)
         outs.append(_attend(q, k_BHTd[:, :, :end], v_BHTd[:, :, :end], mask, softmax_scale))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
 
 
 def attention_reference(

@@ -29,17 +29,8 @@ def causal_conv(
     Returns:
         The convolved tokens (B, L, D) and the tail for the next call (B, W - 1, D), so that
         `conv(cat(a, b))` equals `conv(a)` followed by `conv(b, tail of a)` exactly.
-
-    Raises:
-        ValueError: channels of x and weight differ, or the tail has another shape.
     """
-    B, L, D = x_BLD.shape
-    W = weight_DW.shape[1]
-    if weight_DW.shape[0] != D:
-        raise ValueError(f"causal_conv: weight has {weight_DW.shape[0]} channels, x has {D}; they must be equal")
-    if tail_BVD is not None and tail_BVD.shape != (B, W - 1, D):
-        raise ValueError(f"causal_conv: tail has shape {tuple(tail_BVD.shape)}, expected {(B, W - 1, D)}")
-
+    (B, L, D), W = x_BLD.shape, weight_DW.shape[1]
     if tail_BVD is None:
         tail_BVD = weight_DW.new_zeros(B, W - 1, D)
     seen_BTD = torch.cat((tail_BVD, x_BLD), dim=1).to(weight_DW.dtype)  # cat itself promotes: one pass, not two

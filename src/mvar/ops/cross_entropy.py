@@ -88,7 +88,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     torch.mm(dlogits_nV.to(weight_VC.dtype), weight_VC, out=dx_NC[rows])
                 if dweight_VC is not None:
                     dweight_VC.addmm_(dlogits_nV.T, x_NC[rows].to(dlogits_nV.dtype))
-        return dx_NC, _like(dweight_VC, weight_VC), _like(dbias_V, bias_V), None, None
+        dweight_VC, dbias_V = (d if d is None else d.to(weight_VC.dtype) for d in (dweight_VC, dbias_V))
+        return dx_NC, dweight_VC, dbias_V, None, None
 
 
 def _chunks(x_NC: Tensor, weight_VC: Tensor) -> list[slice]:
@@ -98,7 +99,3 @@ def _chunks(x_NC: Tensor, weight_VC: Tensor) -> list[slice]:
 
 def _logits(x_nC: Tensor, weight_VC: Tensor, bias_V: Tensor) -> Tensor:
     return at_least_float32(F.linear(x_nC, weight_VC, bias_V))
-
-
-def _like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.to(parameter.dtype)

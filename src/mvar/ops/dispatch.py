@@ -30,13 +30,14 @@ class Found(NamedTuple):
     reason: str
 
 
-@torch.compiler.assume_constant_result
 def mode() -> str:
-    """The value of MVAR_OPS.
+    """The value of MVAR_OPS; "torch" in what torch.compile traces.
 
     Raises:
         ValueError: an unknown value.
     """
+    if torch.compiler.is_compiling():
+        return "torch"
     value = os.environ.get("MVAR_OPS") or "auto"
     if value not in MODES:
         raise ValueError(f"MVAR_OPS = {value!r}: must be auto, reference, torch or native")
@@ -53,7 +54,7 @@ def runs_native(x: Tensor) -> bool:
 
     Never while a program is traced, which could not see into them.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or type(x) is not Tensor:
         return False
     if x.device.type != "cpu" or x.dtype not in native.TOKENS or mode() not in ("auto", "native"):
         return False

@@ -29,7 +29,7 @@ def adaln(x_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor, dtype: torch.dtype 
     """
     dtype = dtype or x_BLC.dtype
     if _runs_native(x_BLC, dtype):
-        return native.adaln(x_BLC, scale_BC, shift_BC, dtype, ADALN_EPS)[1]
+        return native.adaln(x_BLC, dtype, ADALN_EPS, norm=(scale_BC, shift_BC))[1]
     normal_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=ADALN_EPS)
     return torch.addcmul(shift_BC[:, None], normal_BLC, 1 + scale_BC[:, None]).to(dtype)
 
@@ -37,7 +37,7 @@ def adaln(x_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor, dtype: torch.dtype 
 def gated_sum(x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor) -> Tensor:
     """x + gate * y; y in any float dtype."""
     if _runs_native(x_BLC, y_BLC.dtype):
-        return native.gated_sum(x_BLC, gate_BC, y_BLC)
+        return native.adaln(x_BLC, y_BLC.dtype, ADALN_EPS, add=(gate_BC, y_BLC))[0]
     return torch.addcmul(x_BLC, gate_BC[:, None], y_BLC)
 
 
@@ -46,7 +46,7 @@ def gated_sum_adaln(
 ) -> tuple[Tensor, Tensor]:
     """The gated sum, and its adaptive norm in y's dtype."""
     if _runs_native(x_BLC, y_BLC.dtype):
-        return native.adaln(x_BLC, scale_BC, shift_BC, y_BLC.dtype, ADALN_EPS, add=(gate_BC, y_BLC))
+        return native.adaln(x_BLC, y_BLC.dtype, ADALN_EPS, add=(gate_BC, y_BLC), norm=(scale_BC, shift_BC))
     x_BLC = gated_sum(x_BLC, gate_BC, y_BLC)
     return x_BLC, adaln(x_BLC, scale_BC, shift_BC, y_BLC.dtype)
 

@@ -65,44 +65,28 @@ def ssd(
     """Scan the tokens of this call, differentiable once in every tensor argument.
 
     Args:
-        x_BLhP: inputs, in any float dtype, which key and query share; any L >= 1.
+        x_BLhP: inputs, L >= 1, in any float dtype, which key and query share.
         dt_BLh: step sizes > 0; like A and the state at least float32.
         A_h: decay rates < 0.
         key_BLN: where a token writes to the state (B of the paper).
         query_BLN: what a token reads from the state (C of the paper).
-        state_BhPN: state before the first token, zeros where None.
-        chunk: tokens of a chunk; None cuts L evenly into pieces of at most 72.
+        state_BhPN: state before the first token; None means zeros.
+        chunk: tokens of a chunk, at least 1; None cuts L evenly into pieces of at most 72.
 
     Returns:
         y (B, L, h, P), of x's dtype, and the state after the last token (B, h, P, N), of dt's.
-
-    Raises:
-        ValueError: shapes that do not fit together, or chunk < 1.
     """
     B, L, h, P = x_BLhP.shape
     N = key_BLN.shape[-1]
-    expected = {"dt": (dt_BLh, (B, L, h)), "A": (A_h, (h,))}
-    expected |= {"key": (key_BLN, (B, L, N)), "query": (query_BLN, (B, L, N))}
-    if state_BhPN is not None:
-        expected["state"] = (state_BhPN, (B, h, P, N))
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ValueError(f"ssd: {name} has shape {tuple(tensor.shape)}, expected {shape} for this x")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"ssd: chunk = {chunk}: must be at least 1, or None for a length that fits the tokens")
-
     n = -(-L // (chunk or LONGEST_CHUNK))
     Q = min(chunk, L) if chunk else -(-L // n)
     with without_autocast(x_BLhP):
         state_BNE = None if state_BhPN is None else state_BhPN.permute(0, 3, 1, 2).reshape(B, N, h * P)
         # Steps of 0 have no effect. They come first: after the last token they would blur the gradients of its decay.
-        padded = (_pad(t, n * Q - L) for t in (x_BLhP, dt_BLh, log_decay(dt_BLh, A_h), key_BLN, query_BLN))
+        tensors = (x_BLhP, dt_BLh, log_decay(dt_BLh, A_h), key_BLN, query_BLN)
+        padded = (F.pad(t, (0, 0) * (t.dim() - 2) + (n * Q - L, 0)) if n * Q > L else t for t in tensors)
         y_BLhP, state_BNE = _ChunkedScan.apply(*padded, state_BNE, Q)
     return y_BLhP[:, n * Q - L :], state_BNE.view(B, N, h, P).permute(0, 2, 3, 1)
-
-
-def _pad(x_BLx: Tensor, tokens: int) -> Tensor:
-    return F.pad(x_BLx, (0, 0) * (x_BLx.dim() - 2) + (tokens, 0)) if tokens else x_BLx
 
 
 class _ChunkedScan(torch.autograd.Function):
