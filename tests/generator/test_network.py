@@ -264,7 +264,7 @@ def test_wrong_calls_say_what_was_expected():
         network.step(x, modulation, None, range(2))
 
 
-@pytest.mark.parametrize("config", [TINY, CONFIGS["global and mamba, shared adaln, no qk-norm"], CONFIGS["var"]])
+@pytest.mark.parametrize("config", [TINY, CONFIGS["global and mamba, shared adaln, no qk-norm"]])
 def test_initialisation_follows_its_table(config):
     network = Generator(config)
     initialise(network, seed=0)

@@ -145,11 +145,9 @@ def add(x, gate, y):
         (lambda t: add(t(1, 2, 16), t(1, 16, device="meta"), t(1, 2, 16)), "gate: .* on meta, must be"),
         (lambda t: add(t(1, 2, 16), t(1, 16), t(1, 2, 16).half()), "adaln: tokens of torch.float16"),
         (lambda t: native.heads(t(1, 2, 3, 1, 32), t(1)), "heads: 32 channels a head; must be 64"),
-        (lambda t: native.heads(t(1, 2, 2, 1, 64), t(1)), "qkv: .* must be .1, 2, 3, 1, 64."),
         (lambda t: native.heads(t(1, 2, 3, 1, 64), t(2)), "temperature: .* must be .1,."),
         (lambda t: native.gelu_(t(2, 24)), "gelu: .2, 24. .* in rows of 16 numbers"),
         (lambda t: native.gelu_(t(16, 16, 2)[..., 0]), "gelu: .16, 16. with strides .32, 2.; must be contiguous"),
-        (lambda t: native.gelu_(t(2, 16).double()), "gelu: .*float64 on cpu, must be"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -5,13 +5,13 @@ Source: M-VAR (Ren et al. 2024), section 3.2; VAR (Tian et al. 2024), section 3.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mvar.nn.linear import Linear
-from mvar.ops.attention import block_causal_attention, intra_scale_attention, split_heads
+from mvar.ops.attention import Reach, scale_attention, split_heads
 
 
 class KeyValues(NamedTuple):
@@ -24,7 +24,7 @@ class KeyValues(NamedTuple):
 class Attention(nn.Module):
     """Attention with one qkv matrix and biases on queries and values only."""
 
-    def __init__(self, width: int, heads: int, *, reach: Literal["intra", "global"], qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, *, reach: Reach, qk_norm: bool) -> None:
         """Args:
         width: C.
         heads: H, divides C.
@@ -55,12 +55,10 @@ class Attention(nn.Module):
         qkv_BlJHd = self.qkv(x_BlC, bias_3C).unflatten(-1, (3, self.heads, -1))  # J: query, key, value
         q_BHld, k_BHld, v_BHld = split_heads(qkv_BlJHd, self.log_scale)
 
-        if self.reach == "intra":
-            y_BHld = intra_scale_attention(q_BHld, k_BHld, v_BHld, areas, self.softmax_scale)
-        else:
+        if self.reach == "global":
             if cache is not None:
                 k_BHld = torch.cat((cache.keys_BHTd.to(k_BHld.dtype), k_BHld), dim=2)
                 v_BHld = torch.cat((cache.values_BHTd.to(v_BHld.dtype), v_BHld), dim=2)
             cache = KeyValues(k_BHld, v_BHld)
-            y_BHld = block_causal_attention(q_BHld, *cache, areas, self.softmax_scale)
+        y_BHld = scale_attention(q_BHld, k_BHld, v_BHld, areas, self.softmax_scale, self.reach)
         return self.proj(y_BHld.transpose(1, 2).flatten(2)), cache

@@ -6,7 +6,9 @@ Source: M-VAR (Ren et al. 2024), section 3.2 (inside each scale); VAR (Tian et a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch.nn import functional as F
 from mvar.ops import native
 from mvar.ops.dispatch import runs_native, runs_reference
 from mvar.ops.numerics import at_least_float32
+
+Reach = Literal["intra", "global"]
 
 LARGEST_LOG_SCALE = math.log(100)
 # Consecutive scales of at most this many tokens share one call with a small mask: on a CPU, fewer calls win over fewer
@@ -44,40 +48,14 @@ def split_heads(qkv_BlJHd: Tensor, log_scale: Tensor | None) -> Sequence[Tensor]
     return [t_BlHd.transpose(1, 2) for t_BlHd in (q_BlHd, k_BlHd, qkv_BlJHd[:, :, 2])]
 
 
-def intra_scale_attention(
-    q_BHld: Tensor, k_BHld: Tensor, v_BHld: Tensor, areas: tuple[int, ...], softmax_scale: float
+def scale_attention(
+    q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float, reach: Reach
 ) -> Tensor:
-    """Every token attends to all tokens of its own scale and to no other.
-
-    Args:
-        q_BHld, k_BHld, v_BHld: l = sum(areas) tokens of consecutive scales.
-        areas: tokens of each scale.
-        softmax_scale: factor of the scores.
-
-    Returns:
-        (B, H, l, d).
-    """
-    if runs_reference():
-        return attention_reference(q_BHld, k_BHld, v_BHld, areas, softmax_scale, torch.eq)
-    groups = _groups(areas)
-    sizes = [sum(group) for group in groups]
-    parts = zip(*(t.split(sizes, dim=2) for t in (q_BHld, k_BHld, v_BHld)), groups, strict=True)
-    outs = []
-    for q, k, v, group in parts:
-        level = _levels(group, q.device)
-        mask = level[:, None] == level if len(group) > 1 else None
-        outs.append(_attend(q, k, v, mask, softmax_scale))
-    return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
-
-
-def block_causal_attention(
-    q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float
-) -> Tensor:
-    """Every token attends to all tokens of its own scale and of the scales before it.
+    """Attention of every token to all tokens of its own scale ("intra"), or of its own and earlier scales ("global").
 
     Args:
         q_BHld: l = sum(areas) tokens of consecutive scales, the last of the T so far.
-        k_BHTd, v_BHTd: all T tokens so far, those of earlier calls first.
+        k_BHTd, v_BHTd: "intra": the same l tokens; "global": all T tokens so far, those of earlier calls first.
         areas: tokens of each scale of this call.
         softmax_scale: factor of the scores.
 
@@ -85,36 +63,28 @@ def block_causal_attention(
         (B, H, l, d).
     """
     if runs_reference():
-        return attention_reference(q_BHld, k_BHTd, v_BHTd, areas, softmax_scale, torch.ge)
-    outs, end = [], k_BHTd.shape[2] - q_BHld.shape[2]
+        return scale_attention_reference(q_BHld, k_BHTd, v_BHTd, areas, softmax_scale, reach)
     groups = _groups(areas)
-    for q, group in zip(q_BHld.split([sum(group) for group in groups], dim=2), groups, strict=True):
-        mask = None
-        if len(group) > 1:
-            level = _levels(group, q.device)
-            mask = F.pad(level[:, None] >= level, (end, 0), value=True)
-        end += sum(group)
-        outs.append(_attend(q, k_BHTd[:, :, :end], v_BHTd[:, :, :end], mask, softmax_scale))
+    sizes = [sum(group) for group in groups]
+    if reach == "intra":
+        seen = zip(k_BHTd.split(sizes, dim=2), v_BHTd.split(sizes, dim=2), strict=True)
+    else:
+        ends = accumulate(sizes, initial=k_BHTd.shape[2] - q_BHld.shape[2])
+        seen = ((k_BHTd[:, :, :end], v_BHTd[:, :, :end]) for end in list(ends)[1:])
+    outs = []
+    for q, (k, v), group in zip(q_BHld.split(sizes, dim=2), seen, groups, strict=True):
+        mask = _mask(group, k.shape[2], reach, q.device) if len(group) > 1 else None
+        outs.append(_attend(q, k, v, mask, softmax_scale))
     return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
 
 
-def attention_reference(
-    q_BHld: Tensor,
-    k_BHTd: Tensor,
-    v_BHTd: Tensor,
-    areas: tuple[int, ...],
-    softmax_scale: float,
-    sees: Callable[[Tensor, Tensor], Tensor],
+def scale_attention_reference(
+    q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float, reach: Reach
 ) -> Tensor:
-    """The definition: one dense masked softmax; other arguments as above.
-
-    Args:
-        sees: whether a query of scale i sees a key of scale j: `torch.eq` inside each scale, `torch.ge` block-causal.
-    """
-    level_l = _levels(areas, q_BHld.device)
-    level_T = F.pad(level_l, (k_BHTd.shape[2] - len(level_l), 0), value=-1)  # earlier calls' keys
+    """The definition, one dense masked softmax; arguments and result as `scale_attention`."""
+    mask_lT = _mask(areas, k_BHTd.shape[2], reach, q_BHld.device)
     scores_BHlT = softmax_scale * q_BHld @ k_BHTd.mT
-    return scores_BHlT.masked_fill(~sees(level_l[:, None], level_T), float("-inf")).softmax(-1) @ v_BHTd
+    return scores_BHlT.masked_fill(~mask_lT, float("-inf")).softmax(-1) @ v_BHTd
 
 
 def _groups(areas: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -128,8 +98,12 @@ def _groups(areas: tuple[int, ...]) -> list[tuple[int, ...]]:
     return groups
 
 
-def _levels(areas: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor([k for k, area in enumerate(areas) for _ in range(area)], device=device)
+def _mask(areas: tuple[int, ...], keys: int, reach: Reach, device: torch.device) -> Tensor:
+    """True where a query of these scales sees one of the keys, of which the last are of these scales."""
+    level_l = torch.tensor([k for k, area in enumerate(areas) for _ in range(area)], device=device)
+    if reach == "intra":
+        return level_l[:, None] == level_l
+    return F.pad(level_l[:, None] >= level_l, (keys - len(level_l), 0), value=True)
 
 
 def _attend(q_BHqd: Tensor, k_BHtd: Tensor, v_BHtd: Tensor, mask_qt: Tensor | None, softmax_scale: float) -> Tensor:
