@@ -67,10 +67,10 @@ def scale_attention(
     groups = _groups(areas)
     sizes = [sum(group) for group in groups]
     if reach == "intra":
-        seen = zip(k_BHTd.split(sizes, dim=2), v_BHTd.split(sizes, dim=2), strict=True)
+        seen = list(zip(k_BHTd.split(sizes, dim=2), v_BHTd.split(sizes, dim=2), strict=True))
     else:
         ends = accumulate(sizes, initial=k_BHTd.shape[2] - q_BHld.shape[2])
-        seen = ((k_BHTd[:, :, :end], v_BHTd[:, :, :end]) for end in list(ends)[1:])
+        seen = [(k_BHTd[:, :, :end], v_BHTd[:, :, :end]) for end in list(ends)[1:]]
     outs = []
     for q, (k, v), group in zip(q_BHld.split(sizes, dim=2), seen, groups, strict=True):
         mask = _mask(group, k.shape[2], reach, q.device) if len(group) > 1 else None
