@@ -205,7 +205,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_complete(config: TokenizerTraining) -> bool:
-    return any(found.step == config.steps for found in checkpoints.whole(Path(config.out)))
+    return any(found.step == config.steps for found in checkpoints.complete(Path(config.out)))
 
 
 def _validation(run: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvar.training.average import WeightAverage
+from mvar.training.optim import WeightAverage
 
 from .runs import Killed, kill, same_bits
 

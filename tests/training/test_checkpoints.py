@@ -61,7 +61,7 @@ def test_a_killed_run_equals_the_unbroken_one_bit_for_bit(tokenizer_run, start, 
 
     lines = random.Random().randint(4, 7)
     first = start(broken, slow_steps=True)
-    first.wait_for(lambda: logged(broken.out) >= lines and checkpoints.whole(Path(broken.out)))
+    first.wait_for(lambda: logged(broken.out) >= lines and checkpoints.complete(Path(broken.out)))
     first.kill()
     assert 3 <= checkpoints.latest(Path(broken.out)).step < 12
 
@@ -234,7 +234,7 @@ def test_without_a_whole_checkpoint_nothing_is_resumed(tokenizer_run):
     tokenizer.train(config)
     (next(Path(config.out, "checkpoints").iterdir()) / "manifest.json").write_text("[1]")
     with pytest.raises(
-        ValueError, match=r"is damaged \(no readable manifest\), and there is no whole one before: start"
+        ValueError, match=r"is damaged \(no readable manifest\), and there is no complete one before: start"
     ):
         tokenizer.train(replace(config, resume=True))
 

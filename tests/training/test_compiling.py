@@ -3,7 +3,7 @@ import torch
 
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.training.compiling import Compiling, compile_blocks
+from mvar.training.generator.loss import Compiling, compile_blocks
 from mvar.training.generator.task import train
 
 LABELS = torch.tensor([0, 1, 2])
@@ -65,7 +65,7 @@ def test_blocks_that_are_alike_are_compiled_once_and_for_training_alone():
 
 
 def test_a_run_says_what_it_waits_for(capsys):
-    compiling = Compiling(speaks=True)
+    compiling = Compiling(visible=True)
     for scales in (2, 2, 3):  # progressive training takes in another map at the third step
         compiling.before_step(scales)
         compiling.before_step(scales)  # another part of the batch
@@ -74,7 +74,7 @@ def test_a_run_says_what_it_waits_for(capsys):
     assert [line.split(";")[0] for line in said[1::2]] == ["compile: done"] * 2
     assert all(line.startswith("compile: the blocks are compiled during this step") for line in said[::2])
     assert len(said) == 4
-    quiet = Compiling(speaks=False)
+    quiet = Compiling(visible=False)
     quiet.before_step(1)
     quiet.after_step()
     assert not capsys.readouterr().err

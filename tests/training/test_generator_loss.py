@@ -10,9 +10,8 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import cross_entropy
 from mvar.scales import ScaleSchedule
-from mvar.training.compiling import compile_blocks
 from mvar.training.config import GeneratorTraining
-from mvar.training.generator.loss import GeneratorLoss, scales_in_use
+from mvar.training.generator.loss import GeneratorLoss, compile_blocks, scales_in_use
 from mvar.training.generator.task import GeneratorTask, train
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.parallel import Ranks

@@ -12,8 +12,7 @@ from mvar.training.config import TokenizerTraining
 from mvar.training.parallel import Ranks
 from mvar.training.tokenizer import image_loss
 from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator, augment, hinge
-from mvar.training.tokenizer.image_loss import ImageLoss
-from mvar.training.tokenizer.perceptual import perceptual_loss
+from mvar.training.tokenizer.image_loss import ImageLoss, perceptual_loss
 
 
 class TwoMaps(FeatureNetwork):

@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(kind, what, monkeypat
 def test_the_first_step_has_no_checkpoint_to_resume_from(tokenizer_run, monkeypatch):
     poison(monkeypatch, TokenizerTask, 0, lambda loss: loss * torch.inf)
     config = tokenizer_run()
-    with pytest.raises(FloatingPointError, match=r"loss = inf at step 1, images .*; start anew, with a lower base_lr"):
+    with pytest.raises(FloatingPointError, match=r"loss = inf at step 1, images .*; start again, with a lower base_lr"):
         tokenizer.train(config)
     monkeypatch.undo()
     Path(config.out, "metrics.jsonl").write_text('{"step": 1, "loss": 1e9}\n')  # as if it had logged

@@ -157,7 +157,7 @@ EVERY = {"validate_every": 50_000, "checkpoint_every": 3}
 
 def begun(config):
     """Whether a run is past its first checkpoint."""
-    return checkpoints.whole(Path(config.out))
+    return checkpoints.complete(Path(config.out))
 
 
 def test_a_rank_that_dies_is_named_and_torchrun_ends_the_others(runs, tmp_path):

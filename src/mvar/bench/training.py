@@ -28,7 +28,7 @@ from mvar.generator.network import Generator
 from mvar.machine import check_memory, free_bytes, machine
 from mvar.progress import track
 from mvar.settings import Count, Many, check
-from mvar.training.room import STATE_BYTES
+from mvar.training.task import STATE_BYTES
 
 ACTIVATION_BYTES = 128  # of a token in a block, times the width: what the backward pass needs, at most
 PROCESS_BYTES = 2**29  # of a process that has imported torch

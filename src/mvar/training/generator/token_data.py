@@ -1,6 +1,6 @@
 """What a generator is trained on: images that the tokenizer encodes, or a token cache; both look the same.
 
-From a cache, training needs the tokenizer's quantiser only: the whole tokenizer is read for a preview or a bundle and
+From a cache, training needs the tokenizer's quantiser only: the whole tokenizer is loaded for a preview or a bundle and
 dropped again.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_splits
 from mvar.data.tokens.cache import TokenCache, TokenSource, is_cache
 from mvar.data.tokens.encoded import EncodedImages
 from mvar.data.tokens.remembered import RememberedTokens
@@ -26,6 +26,7 @@ from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.fine_tuning import load_named
 from mvar.training.parallel import Ranks
+from mvar.training.task import open_images
 
 TOKENS = "tokens.npy"
 MOST_EPOCHS = 10  # of unchanged images, without a warning: with 1,055 icons validation loss was lowest after 7
@@ -38,11 +39,11 @@ class TokenData:
     Attributes:
         name: of the folder of images that a cache was made from.
         train, val: pixels, to be encoded batch by batch, or token maps.
-        quantizer: what gives the generator's inputs; in memory all the time.
+        quantizer: what gives the generator's inputs; always in memory.
         tokenizer_config: the tokenizer's hyperparameters.
         fingerprint: of the tokenizer's weights.
-        tokenizer: gives the whole tokenizer; do not keep it.
-        remembered: stands for `train` where the tokens of its pixels are the same in every epoch.
+        tokenizer: returns the whole tokenizer; do not keep it.
+        remembered: in place of `train`, if the tokens of its images are the same in every epoch.
     """
 
     name: str | None
@@ -56,7 +57,7 @@ class TokenData:
 
     @classmethod
     def open(cls, config: GeneratorTraining, ranks: Ranks, tokenizer: Tokenizer) -> "TokenData":
-        """Read what `config.data` names; images are not encoded yet.
+        """Open what `config.data` names; images are not encoded yet.
 
         Args:
             config: of the run.
@@ -65,84 +66,64 @@ class TokenData:
 
         Raises:
             ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` or `augment`
-                is given with one.
+                is given with a cache.
         """
-        device = ranks.device
-        fingerprint = tokenizer.fingerprint()
-        name: str | None
-        whole: Callable[[], Tokenizer]
-        train: PixelSource | Stream | TokenSource
-        val: PixelSource | TokenSource
-        if is_cache(config.data):
-            if config.val_data is not None:
-                raise ValueError(
-                    f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
-                )
-            if config.augment:
-                raise ValueError(
-                    f"augment = {', '.join(config.augment)}: a token cache holds its views already; leave augment out, "
-                    "or make the cache with it by mvar tokenize"
-                )
-            cache = ranks.on_main(lambda: TokenCache.open(config.data))
-            _check_made_by(cache, config, tokenizer.config, fingerprint)
-            name, whole = cache.settings.data, partial(_again, config.tokenizer, device, fingerprint)
-            train, val = cache.splits()
-        else:
-            name, whole = None, lambda: tokenizer
-            train, val = open_splits(
-                config.data,
-                tokenizer.config.image_shape,
-                val_data=config.val_data,
-                resize_factor=config.resize_factor,
-                augment=config.augment,
-                seed=config.seed,
-                on_bad_image=config.on_bad_image,
+        shared: dict[str, Any] = {
+            "quantizer": tokenizer.quantizer,
+            "tokenizer_config": tokenizer.config,
+            "fingerprint": tokenizer.fingerprint(),
+        }
+        if not is_cache(config.data):
+            train, val = open_images(config, tokenizer.config.image_shape)
+            return cls(name=None, train=train, val=val, tokenizer=lambda: tokenizer, **shared)
+        if config.val_data is not None:
+            raise ValueError(
+                f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
             )
-        return cls(
-            name=name,
-            train=train,
-            val=val,
-            quantizer=tokenizer.quantizer,
-            tokenizer_config=tokenizer.config,
-            fingerprint=fingerprint,
-            tokenizer=whole,
-        )
+        if config.augment:
+            raise ValueError(
+                f"augment = {', '.join(config.augment)}: a token cache holds its views already; leave augment out, "
+                "or make the cache with it by mvar tokenize"
+            )
+        cache = ranks.on_main(lambda: TokenCache.open(config.data))
+        _check_made_by(cache, config, tokenizer.config, shared["fingerprint"])
+        cached_train, cached_val = cache.splits()
+        again = partial(_load_again, config.tokenizer, ranks.device, shared["fingerprint"])
+        return cls(name=cache.settings.data, train=cached_train, val=cached_val, tokenizer=again, **shared)
 
     def ready(self, val_images: int) -> "TokenData":
-        """The same with at most so many validation images, encoded now, and training images as they are to be read."""
-        train, val, remembered = self.train, self.val.at_most(val_images), None
-        if isinstance(train, PixelSource) and not train.views.vary:
-            remembered = RememberedTokens(EncodedImages(images=train, tokenizer=self.tokenizer()))
+        """The same with at most this many validation images, encoded now, and training images ready to be read."""
+        val, remembered = self.val.at_most(val_images), None
+        if isinstance(self.train, PixelSource) and not self.train.views.vary:
+            remembered = RememberedTokens(EncodedImages(images=self.train, tokenizer=self.tokenizer()))
         if isinstance(val, PixelSource):
             val = EncodedImages(images=val, tokenizer=self.tokenizer()).in_memory("encoding validation images")
         return replace(self, val=val, remembered=remembered)
 
     def remember_in(self, folder: Path, ranks: Ranks, resumed: bool, seen: int) -> None:
-        """Keep the tokens of training images in a run folder, where they are remembered; says so.
+        """Keep the tokens of training images, where they are remembered, in a run folder; print so.
 
         Args:
             folder: of the run.
             ranks: this process among the others.
-            resumed: whether those that are there already count.
-            seen: images of the whole run, repeats included; a warning says when each image repeats often.
+            resumed: whether to use the tokens that are there already.
+            seen: images of the whole run, repeats included; if each repeats often, a warning says so.
         """
         remembered, path = self.remembered, folder / TOKENS
         if remembered is None:
             return
         ranks.on_main(lambda: remembered.make_file(path, keep=resumed))
         remembered.use_file(path)
-        if ranks.main:
-            n, known = len(remembered), remembered.known()
-            first = (
-                f"the tokens of {known:,} of {n:,} training images are known, others are"
-                if known
-                else "training images are"
-            )
-            kept = f"{first} encoded when they first come up, and their tokens kept in {path}"
-            print(f"{kept}; mvar tokenize makes a cache for several runs", file=sys.stderr)
-            if (epochs := seen / len(remembered)) > MOST_EPOCHS:
-                why = "a generator soon knows so few images by heart; --augment shift,scale changes them each time"
-                warnings.warn(f"each image is seen {epochs:.0f} times, always the same: {why}", stacklevel=2)
+        if not ranks.main:
+            return
+        n, first = len(remembered), "training images are"
+        if known := remembered.known():
+            first = f"the tokens of {known:,} of {n:,} training images are known, others are"
+        kept = f"{first} encoded when they first come up, and their tokens kept in {path}"
+        print(f"{kept}; mvar tokenize makes a cache for several runs", file=sys.stderr)
+        if (epochs := seen / n) > MOST_EPOCHS:
+            why = "a generator soon knows so few images by heart; --augment shift,scale changes them each time"
+            warnings.warn(f"each image is seen {epochs:.0f} times, always the same: {why}", stacklevel=2)
 
 
 def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
@@ -154,8 +135,8 @@ def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
     return load_named("tokenizer", source, device).tokenizer
 
 
-def _again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
-    """The tokenizer once more, for a preview or a bundle."""
+def _load_again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
+    """The whole tokenizer, for a preview or a bundle."""
     tokenizer = load_tokenizer(source, device)
     if tokenizer.fingerprint() != fingerprint:
         raise ValueError(
@@ -165,7 +146,7 @@ def _again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
 
 
 def _check_made_by(cache: TokenCache, config: GeneratorTraining, tokenizer: TokenizerConfig, fingerprint: str) -> None:
-    """Raise where a cache holds the tokens of another tokenizer."""
+    """Refuse a cache that holds the tokens of another tokenizer."""
     made = cache.settings
     if made.tokenizer != fingerprint or ScaleSchedule(made.sides) != tokenizer.schedule:
         raise ValueError(
