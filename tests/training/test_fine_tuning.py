@@ -17,11 +17,9 @@ from mvar.training.generator.task import train
 
 
 @pytest.fixture
-def start(generator_run, tmp_path) -> str:
-    """The folder of a model that knows bag, coat and shoe."""
-    config = generator_run(steps=1, out=str(tmp_path / "start"))
-    train(config)
-    return config.out
+def start(trained_generator, tmp_path) -> str:
+    """The folder of a model that knows bag, coat and shoe; it may be deleted."""
+    return str(shutil.copytree(trained_generator, tmp_path / "start"))
 
 
 @pytest.fixture
@@ -37,11 +35,6 @@ def fine_tuned(generator_run, start):
 
 def weights(generator, without=()):
     return {name: t for name, t in generator.state_dict().items() if name not in without}
-
-
-def test_it_starts_from_the_weights_of_the_model(fine_tuned):
-    before, after = fine_tuned()
-    torch.testing.assert_close(weights(after), weights(before), rtol=0, atol=0)
 
 
 def test_classes_keep_their_embedding_by_name(fine_tuned, photos, tmp_path, capsys):

@@ -128,19 +128,10 @@ def test_colours_of_each_image_change_by_its_own_numbers():
     torch.testing.assert_close(strong[:, corner], mean + 1.5 * (pixels[2][:, corner] - mean))
 
 
-def test_gradients_pass_through_the_augmentation():
-    pixels = images(4, 3, 8, 12).double().requires_grad_()
-    noise = images(4, AUGMENT_NUMBERS, seed=2)
-    noise[:, 5:] *= 0.5
-    assert torch.autograd.gradcheck(lambda x: augment(x, noise.double()), pixels, fast_mode=True)
-    assert augment(pixels, noise.double()).isfinite().all()
-
-
 # --- discriminator ---
 
 
-@pytest.mark.parametrize("levels", [2, 3])
-@pytest.mark.parametrize("size", [(8, 8), (64, 64), (40, 72)])
+@pytest.mark.parametrize(("size", "levels"), [((8, 8), 3), ((40, 72), 2)])
 def test_the_discriminator_scores_patches(size, levels):
     network = PatchDiscriminator(4, levels)
     scores = network(images(2, 3, *size))
@@ -244,9 +235,3 @@ def test_float16_holds_the_gradients_of_many_pixels(players):
     torch.testing.assert_close(half_weight, weight, rtol=0.02, atol=0)
     for a, b in zip(half, expected, strict=True):
         assert (a - b).norm() < 0.02 * b.norm()
-
-
-def test_without_a_discriminator_there_is_no_adversarial_loss(players):
-    decoder, _, z = players
-    with pytest.raises(ValueError, match="adversarial = 0: there is no discriminator"):
-        build(None).adversarial(decoder(z), images(3, 3, 16, 16), 0.4, decoder[2].weight, images(3, AUGMENT_NUMBERS))

@@ -42,10 +42,7 @@ class Course:
     """A run of a given number of steps."""
 
     def __init__(self, config: RunConfig, planned: float | None = None) -> None:
-        """Args:
-        config: of the run.
-        planned: the number of steps that the run was begun with, to which its phases refer; the config's by default.
-        """
+        """`planned` is the number of steps that the run was begun with, to which its phases refer."""
         self.config = config
         self.steps = config.steps or 0  # of the whole run
         self.planned = planned or self.steps
@@ -85,38 +82,27 @@ class Course:
 
 
 class TimedCourse(Course):
-    """A run of a given number of minutes.
-
-    Attributes:
-        share: of the run that is done, 0 to 1.
-        val_images: number of images of a validation; None until it is known.
-        stages: (share of the run from which a step takes this long, seconds), from the current stage on.
-        costs: seconds that each event takes.
-        times: how often the events for which no number of steps is given come in the whole run.
-    """
+    """A run of a given number of minutes."""
 
     clock: Callable[[], float] = staticmethod(time.monotonic)
 
     def __init__(
         self, config: RunConfig, minutes: float, planned: float, began: float, found: Found | None = None
     ) -> None:
-        """Args:
-        config: of the run.
-        minutes: its length, over all its processes.
-        planned: the length that it was begun with.
-        began: when this process began, by `clock`.
-        found: the checkpoint to resume from.
-        """
+        """Start at `began`, by `clock`, or resume from a checkpoint; `planned` are the minutes it was begun with."""
         super().__init__(config, planned)
         before = {} if found is None else found.notes["course"]
-        self.minutes, self.seconds = minutes, 60 * minutes
+        self.minutes, self.seconds = minutes, 60 * minutes  # over all processes of the run
         self.end = began + self.seconds - before.get("spent", 0.0)
         self.done = self.steps = 0 if found is None else found.step
         self.least_steps = 1 if self.done else LEAST_STEPS
+        # The share of the run that is done.
         self.share = min(before.get("share", 0.0) * before.get("minutes", minutes) / minutes, 1.0)
-        self.val_images: int | None = config.val_images or before.get("val_images")
+        self.val_images: int | None = config.val_images or before.get("val_images")  # None until it is known
+        # (share of the run from which a step takes this long, seconds), from the current stage on.
         self.stages: list[tuple[float, float]] = []
-        self.costs: dict[Event, float] = {"validation": 0.0, "checkpoint": 0.0, "curves": 0.0}
+        self.costs: dict[Event, float] = {"validation": 0.0, "checkpoint": 0.0, "curves": 0.0}  # seconds
+        # How often the events for which no number of steps is given come in the whole run.
         given = {"validation": config.validate_every, "checkpoint": config.checkpoint_every}
         self.times: dict[Event, int] = {event: 1 for event in REGULAR if given[event] is None}
         self._last = dict.fromkeys(REGULAR, self.share)  # where the events came last
@@ -150,13 +136,7 @@ class TimedCourse(Course):
             self.share, self.steps = kept
 
     def start(self, image: float, preview: float, checkpoint: float) -> None:
-        """Settle the number of steps once everything is measured; all arguments in seconds.
-
-        Args:
-            image: of a validation, each.
-            preview: comes with every validation.
-            checkpoint: with its bundle.
-        """
+        """Settle the number of steps by the seconds that a validation image, a preview and a checkpoint take."""
         if self.val_images is None:
             self.val_images = max(int(VALIDATION_SHARE * self.seconds / max(image, 1e-9)), LEAST_IMAGES)
         self.costs |= {"validation": self.val_images * image + preview, "checkpoint": checkpoint}
@@ -165,11 +145,7 @@ class TimedCourse(Course):
         self._mark = self._told_at = self.clock()
 
     def check(self) -> None:
-        """Refuse a run for which too few steps fit, by what has been measured so far.
-
-        Raises:
-            ValueError: one line with what takes how long, and the least number of minutes.
-        """
+        """Raise ValueError if too few steps fit, by what has been measured so far."""
         if (fitting := self._fitting()) >= self.least_steps:
             return
         gone, step, last = self.seconds - self.left, self._step_seconds(), sum(self.costs.values())

@@ -84,10 +84,7 @@ class WeightAverage:
     last step's weights."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        """Args:
-        module: what is trained; outside of `applied` it keeps its own weights.
-        decay: weight of the past at each update, lower in the first steps; 0 keeps no average.
-        """
+        """`decay` is the weight of the past at each update, lower in the first steps; 0 keeps no average."""
         self.decay = decay
         self._live = {name: p for name, p in module.named_parameters() if p.requires_grad} if decay else {}
         self._average = {name: p.detach().clone() for name, p in self._live.items()}

@@ -45,9 +45,8 @@ class Ranks:
     def batches(self, n: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's part of n items, in the same number of batches on every rank.
 
-        Returns:
-            Batches of indices int64 (B,), and which of them are real: the last batches repeat the last item, so that
-            the ranks stay in step.
+        Yields indices int64 (B,) and which of them are real: the last batches repeat the last item, so that the ranks
+        stay in step.
         """
         size = min(size, -(-n // self.size))
         for start in range(self.rank * size, self.rank * size + n, self.size * size):
@@ -121,13 +120,8 @@ class Ranks:
 def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun this process is alone.
 
-    Args:
-        kind: under torchrun, None means ddp.
-        device: as in `find_device`; with CUDA each rank takes the GPU of its local rank.
-        minutes: after this long without an answer from another rank the run fails.
-
-    Raises:
-        ValueError: a kind of parallelism without torchrun, or no such device.
+    With CUDA each rank takes the GPU of its local rank. The run fails after `minutes` without an answer from another
+    rank. Raises ValueError for a kind of parallelism without torchrun, or a device that is not there.
     """
     if "WORLD_SIZE" not in os.environ:
         if kind is not None:
@@ -168,13 +162,9 @@ def replicated(module: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> None:
-    """Shard a generator's weights over all ranks by FSDP2, block by block.
+    """Shard a generator's weights over all ranks by FSDP2, block by block; `root` is the module that training calls.
 
-    Args:
-        root: the module that training calls, which holds the generator.
-        generator: on any device, also meta.
-        dtype: of the blocks' gathered matrices and so of their products; None for float32. Gradients are reduced in
-            float32.
+    `dtype` is that of the blocks' gathered matrices and so of their products; gradients are reduced in float32.
     """
     # Blocks return views, which nothing here modifies in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)

@@ -29,10 +29,7 @@ CHECKPOINT_BUNDLES = 5  # a checkpoint's weights, average and two moments, and t
 def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
     """Settle the course of a run of minutes and print it; do nothing for a run of steps.
 
-    Every rank calls it, before the run folder is begun.
-
-    Raises:
-        ValueError: too little time is left.
+    Every rank calls it, before the run folder is begun. Raises ValueError if too little time is left.
     """
     course = task.course
     if not isinstance(course, TimedCourse) or course.share == 1:

@@ -114,18 +114,10 @@ def open_images(config: RunConfig, shape: tuple[int, int]) -> tuple[PixelSource 
 
 
 def check_memory_for(networks: Sequence[nn.Module], config: RunConfig, image_bytes: int, ranks: Ranks) -> None:
-    """Refuse a run that cannot fit into memory, by a lower estimate, before anything is allocated or read.
+    """Raise ValueError if a run cannot fit into memory, by a lower estimate before anything is allocated.
 
-    It counts weights, their gradients, moments and average, and the activations of one micro-batch.
-
-    Args:
-        networks: to be trained, the averaged one first; on torch's meta device.
-        config: of the run.
-        image_bytes: what the backward pass needs per image.
-        ranks: this process among the others.
-
-    Raises:
-        ValueError: one line with what is needed and what is free.
+    It counts weights, their gradients, moments and average, and the activations of one micro-batch. The networks, on
+    torch's meta device, begin with the averaged one.
     """
     sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
     some_frozen = bool(getattr(config, "freeze", ()) or getattr(config, "decoder_only", False))

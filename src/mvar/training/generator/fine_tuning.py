@@ -35,11 +35,7 @@ PARTS: dict[FreezablePart, tuple[str, ...]] = {
 
 
 def load_named(field: str, source: str, device: str | torch.device | None = "cpu") -> Model:
-    """A model in float32; errors name the option that it comes from.
-
-    Raises:
-        ValueError: one line that begins with the field and the source.
-    """
+    """A model in float32, or a ValueError that begins with the option `field` that it comes from."""
     try:
         return load(source, device, "float32")
     except ValueError as error:
@@ -50,13 +46,8 @@ def load_named(field: str, source: str, device: str | torch.device | None = "cpu
 def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
     """The generator to start from, on the CPU, and the names of its classes.
 
-    Args:
-        source: a bundle or run folder, or a packaged model's name.
-        config: of the generator to be trained.
-        fingerprint: of the tokenizer whose token maps it will be trained on, maybe at other scales.
-
-    Raises:
-        ValueError: nothing is found there, it has no generator, one of another shape, or another tokenizer.
+    Raises ValueError if nothing is found there, it has no generator, one of another shape than `config`, or one of
+    another tokenizer than the one with this fingerprint.
     """
     model = load_named("init_from", source)
     if model.generator is None:
@@ -77,19 +68,10 @@ def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
 
 
 def take_weights(generator: Generator, start: Start, classes: Sequence[str], seed: int) -> list[str]:
-    """Give an initialised generator the weights to start from, and print how many classes these know.
+    """Give an initialised generator the weights to start from; returns the names of the new classes.
 
     Embeddings of positions and levels are interpolated where the scales differ. A class takes the row of the same name,
     or one drawn by seed and name, unlike the row it was initialised with. The null class keeps its own.
-
-    Args:
-        generator: of the classes and scales to be trained; changed in place.
-        start: what `load_start` gives.
-        classes: names of the new data's classes.
-        seed: of the run.
-
-    Returns:
-        The classes that are new.
     """
     start_generator, start_classes = start
     state = dict(rescheduled(start_generator, generator.config.sides).state_dict())
@@ -118,13 +100,7 @@ def belongs(name: str, part: FreezablePart) -> bool:
 def freeze(generator: Generator, parts: Sequence[FreezablePart], new_classes: Sequence[str] = ()) -> None:
     """Exclude the parameters of some parts from training.
 
-    Args:
-        generator: changed in place.
-        parts: keys of `PARTS`.
-        new_classes: whose embeddings must be trained.
-
-    Raises:
-        ValueError: a part that this generator lacks, new classes in a frozen part, or nothing left to train.
+    Raises ValueError for a part that this generator lacks, new classes in a frozen part, or nothing left to train.
     """
     problems = []
     for part in parts:

@@ -110,10 +110,7 @@ class Compiling:
     """Prints why a step takes long when its blocks are compiled first."""
 
     def __init__(self, visible: bool) -> None:
-        """Args:
-        visible: whether to print anything.
-        """
-        self.visible = visible
+        self.visible = visible  # whether to print anything
         self._seen: set[int] = set()
         self._begun: float | None = None
 
@@ -123,8 +120,8 @@ class Compiling:
             self._seen.add(scales)
             self._begun = time.monotonic()
             print(
-                "compile: the blocks are compiled during this step. On a CPU that takes about a minute, longer if it "
-                "has other work, and saves 0 to 11 % of each later step",
+                "compile: the blocks are compiled during this step. On a CPU that takes about a minute, longer where "
+                "it has other work, and saves 0 to 11 % of each step after it",
                 file=sys.stderr,
                 flush=True,
             )

@@ -126,13 +126,7 @@ class GeneratorTask(Task):
         start: Start | None = None,
         course: Course | None = None,
     ) -> None:
-        """Args:
-        config: of the run.
-        ranks: this process among the others.
-        data: for training and validation.
-        start: the weights to begin with; None draws them.
-        course: how long the run is; by default the config's steps.
-        """
+        """`start` are the weights to begin with, by default random; `course` is by default the config's steps."""
         train_images = data.train if data.remembered is None else data.remembered
         super().__init__(config, ranks, train_images, data.val, course or Course(config))
         self.config, self.data, self.classes = config, data, data.train.classes

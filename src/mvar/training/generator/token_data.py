@@ -59,14 +59,8 @@ class TokenData:
     def open(cls, config: GeneratorTraining, ranks: Ranks, tokenizer: Tokenizer) -> "TokenData":
         """Open what `config.data` names; images are not encoded yet.
 
-        Args:
-            config: of the run.
-            ranks: this process among the others.
-            tokenizer: the one that `config.tokenizer` names.
-
-        Raises:
-            ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` or `augment`
-                is given with a cache.
+        Raises ValueError if it cannot be used, if another tokenizer made the cache, or if `val_data` or `augment` is
+        given with a cache.
         """
         shared: dict[str, Any] = {
             "quantizer": tokenizer.quantizer,
@@ -101,13 +95,10 @@ class TokenData:
         return replace(self, val=val, remembered=remembered)
 
     def remember_in(self, folder: Path, ranks: Ranks, resumed: bool, seen: int) -> None:
-        """Keep the tokens of training images, where they are remembered, in a run folder; print so.
+        """Keep the tokens of training images, where they are remembered, in a run folder, and print so.
 
-        Args:
-            folder: of the run.
-            ranks: this process among the others.
-            resumed: whether to use the tokens that are there already.
-            seen: images of the whole run, repeats included; if each repeats often, a warning says so.
+        With `resumed`, tokens that are there already are used. A warning says if the images of the whole run, `seen`
+        with repeats, repeat often.
         """
         remembered, path = self.remembered, folder / TOKENS
         if remembered is None:
@@ -127,11 +118,7 @@ class TokenData:
 
 
 def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
-    """The tokenizer of a model, in float32.
-
-    Raises:
-        ValueError: one line that begins with "tokenizer = ".
-    """
+    """The tokenizer of a model, in float32, or a ValueError that begins with "tokenizer = "."""
     return load_named("tokenizer", source, device).tokenizer
 
 

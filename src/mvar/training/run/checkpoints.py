@@ -43,11 +43,7 @@ class Checkpoints:
     """The checkpoints of one run. Every rank calls each method."""
 
     def __init__(self, run: Path, ranks: Ranks, keep: int) -> None:
-        """Args:
-        run: the run's folder.
-        ranks: this process among the others.
-        keep: how many of the last to keep, beside the one with the best score.
-        """
+        """Keep the last `keep` checkpoints and the one with the best score."""
         self.folder, self.ranks, self.keep = run / FOLDER, ranks, keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -60,13 +56,8 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Copy the tensors and write them in the background, after the checkpoint before is written.
 
-        Args:
-            step: optimizer steps done.
-            tensors: by name; also scalars and FSDP's shards.
-            notes: small values for JSON; the checkpoint with the lowest "score" is the best.
-
-        Raises:
-            OSError: this or the checkpoint before could not be written.
+        The checkpoint with the lowest "score" in its notes is the best. Raises OSError if this checkpoint or the one
+        before could not be written.
         """
         self.wait()
         partial = self.folder / f".{step:07d}{PARTIAL}"
@@ -147,8 +138,7 @@ def complete(run: Path) -> list[Found]:
 def latest(run: Path) -> Found:
     """The last undamaged checkpoint of a run; each damaged one after it gives a warning.
 
-    Raises:
-        ValueError: there is none.
+    Raises ValueError if there is none.
     """
     reasons: list[str] = []
     for path in _candidates(run / FOLDER):
@@ -174,8 +164,7 @@ def set_aside_after(found: Found) -> None:
 def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Fill tensors in place (of sharded ones this rank's shard) from a checkpoint.
 
-    Raises:
-        ValueError: the checkpoint lacks one of them, or has it in another shape.
+    Raises ValueError if the checkpoint lacks one of them or has it in another shape.
     """
     sizes = stored(found)
     for name, tensor in tensors.items():

@@ -54,22 +54,17 @@ PLOT_EVERY = 300.0  # seconds between drawings of the curves, which take a secon
 
 
 class RunFolder:
-    """The files of one run; only the main rank writes. Use as a context manager: closing flushes what is buffered.
+    """The files of one run; only the main rank writes. Closing flushes what is buffered.
 
-    A new folder is made by `begin`, once everything that could refuse the run has been checked.
-
-    Attributes:
-        path: the folder.
-        checkpoint: what the run resumes from; None for a new one.
-        heartbeats: which step each rank has reached.
+    A new folder is made by `begin`, once everything that could refuse the run has been checked. `checkpoint` is what
+    the run resumes from, None for a new one.
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         """Check the folder for a new run, or open the run in it to resume.
 
-        Raises:
-            ValueError: the folder cannot be written; it holds a run or a model and `resume` is off; or `resume` is
-                on and it holds no run, no undamaged checkpoint, or a run with other settings.
+        Raises ValueError if it cannot be written, holds a run or a model that would be overwritten, or nothing that
+        these settings could resume.
         """
         self.path, self._ranks, self._config = Path(config.out), ranks, config
         self.heartbeats = Heartbeats(self.path / HEARTBEATS, ranks)
@@ -157,18 +152,9 @@ class RunFolder:
         return bool(steps) and (steps[-1] > first or steps[-1] == settings.get("steps"))
 
     def check(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None = None) -> float:
-        """Print what the run trains on; if it resumes, check that this is unchanged. Nothing is written yet.
+        """Print what the run trains on; if it resumes, check that classes and tokenizer are unchanged.
 
-        Args:
-            images: the training images.
-            held_out: the validation images.
-            tokenizer: fingerprint of the tokenizer whose token maps are trained on.
-
-        Returns:
-            The number of steps or minutes that the run was begun with.
-
-        Raises:
-            ValueError: the classes or the tokenizer have changed.
+        Nothing is written yet. Returns the number of steps or minutes that the run was begun with.
         """
         self._data = self._ranks.on_main(lambda: self._checked(images, held_out, tokenizer))
         return self._data[self._unit]
@@ -204,11 +190,8 @@ class RunFolder:
     def begin(self, decided: Mapping[str, Any] | None = None) -> None:
         """Write the run's settings and what it trains on, after `check`.
 
-        Args:
-            decided: values of the model's config that follow from the data, whatever the settings say.
-
-        Raises:
-            ValueError: another process has taken the folder meanwhile.
+        `decided` are values of the model's config that follow from the data. Raises ValueError if another process has
+        taken the folder meanwhile.
         """
         self._ranks.on_main(lambda: self._begin(decided))
 

@@ -15,16 +15,11 @@ class Progress:
     """How far a run is and how fast."""
 
     def __init__(self, done: int, steps: int, ends: str | None, visible: bool) -> None:
-        """Args:
-        done: steps done before this start.
-        steps: of the whole run.
-        ends: the time of day at which it ends, where that is settled.
-        visible: False on all ranks but the main one.
-        """
+        """`ends` is the time of day at which the run ends, if that is settled."""
         self.steps, self.images, self.start, self.visible = steps, 0, time.perf_counter(), visible
         shape = None if ends is None else BAR.replace("ENDS", ends)
-        on_terminal = visible and sys.stderr.isatty()
-        self.bar = tqdm(initial=done, total=steps, unit="step", bar_format=shape) if on_terminal else None
+        hidden = not (visible and sys.stderr.isatty())
+        self.bar = tqdm(initial=done, total=steps, unit="step", bar_format=shape, disable=hidden)
 
     @property
     def rate(self) -> float:
@@ -35,11 +30,10 @@ class Progress:
         """Count one step, of `steps` in the whole run as of now."""
         self.images += images
         self.steps = steps
-        if self.bar is not None:
-            self.bar.total = steps
-            self.bar.update()
-            if self.bar.n % 10 == 0:
-                self.bar.set_postfix_str(f"loss {float(loss):.4f}, {self.rate:.0f} images/s")
+        self.bar.total = steps
+        self.bar.update()
+        if self.bar.n % 10 == 0 and not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {float(loss):.4f}, {self.rate:.0f} images/s")
 
     def report(self, done: int, metrics: Metrics) -> None:
         """Print a validation."""
@@ -48,15 +42,12 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        if self.bar is not None:
+        if self.visible:
             self.bar.write(line, file=sys.stderr)
-        elif self.visible:
-            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal tidy."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def _number(value: float | list[float]) -> str:

@@ -23,10 +23,7 @@ class PatchDiscriminator(nn.Module):
     """
 
     def __init__(self, channels: int, levels: int = 3) -> None:
-        """Args:
-        channels: of the first level; each further level has twice as many, up to eight times.
-        levels: of stride 2.
-        """
+        """`channels` is the width of the first level; each further one has twice as many, up to eight times."""
         super().__init__()
         widths = [3, *(channels * min(2**i, 8) for i in range(levels))]
         self.down = nn.ModuleList(_normed(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in pairwise(widths))
@@ -52,11 +49,9 @@ def hinge(real_B1hw: Tensor, fake_B1hw: Tensor) -> Tensor:
 
 
 def augment(pixels_B3HW: Tensor, noise_BU: Tensor) -> Tensor:
-    """Differentiable brightness, saturation, contrast, shift and cut-out, each image by its own numbers.
+    """Differentiable brightness, saturation, contrast, shift and cut-out of pixels in [-1, 1].
 
-    Args:
-        pixels_B3HW: in [-1, 1].
-        noise_BU: numbers in [0, 1), `AUGMENT_NUMBERS` per image.
+    Each image is changed by its own `AUGMENT_NUMBERS` numbers in [0, 1).
     """
     H, W = pixels_B3HW.shape[-2:]
     bright, colour, contrast, down, right, top, left = (numbers_B[:, None, None, None] for numbers_B in noise_BU.T)

@@ -36,20 +36,16 @@ def revive(
     quantizer: MultiScaleQuantizer, counts_KV: Tensor, residuals: Sequence[Tensor], dead_below: float,
     generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
-    """Move dead codes onto residuals of this batch, the same number to each scale.
+    """Move dead codes onto residuals of this batch, the same number to each scale; returns their indices.
 
     A code's usage is its fraction of a scale's tokens, averaged over scales; it is dead below `dead_below` / V.
 
     Args:
         quantizer: changed in place.
         counts_KV: how often each scale used each code since the last revival.
-        residuals: what each scale quantised in the current batch, (B, Z, h_k, w_k); B may differ, and a scale with
-            B = 0 gets no code.
+        residuals: what each scale quantised, (B, Z, h_k, w_k); B may differ, and a scale with B = 0 gets no code.
         dead_below: in units of the mean usage 1 / V.
         generator: chooses the residuals.
-
-    Returns:
-        The moved codes' indices.
     """
     V, K = len(quantizer.codebook), len(residuals)
     usage_V = (counts_KV / counts_KV.sum(1, keepdim=True).clamp(min=1)).mean(0)

@@ -24,14 +24,9 @@ LARGEST_WEIGHT = 5.0
 
 
 class ImageLoss(NamedTuple):
-    """The terms of the loss that depend on images.
+    """The terms of the loss that depend on images; None as a network leaves its term out.
 
-    Attributes:
-        config: their weights.
-        network: of the perceptual loss; None leaves it out.
-        discriminator: the network itself; None leaves the adversarial loss out.
-        replica: what is called to train the discriminator: itself, or its DDP wrapper.
-        ranks: over which the gradients that set the adversarial weight are averaged.
+    `replica` is what is called to train the discriminator: itself, or its DDP wrapper.
     """
 
     config: TokenizerTraining
@@ -43,9 +38,7 @@ class ImageLoss(NamedTuple):
     def reconstruction(self, output_B3HW: Tensor, target_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of pixel and perceptual losses, and each of them.
 
-        Args:
-            output_B3HW: in model space, about [-1, 1].
-            target_B3HW: in [0, 1].
+        The output is in model space, about [-1, 1]; the target in [0, 1].
         """
         config = self.config
         error_B3HW = output_B3HW.float() - (2 * target_B3HW - 1)
@@ -61,12 +54,8 @@ class ImageLoss(NamedTuple):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """All losses, the decoder's and the discriminator's, in one sum with one backward pass; and each of them.
 
-        Args:
-            output_B3HW: in model space, with its graph.
-            target_B3HW: in [0, 1].
-            weight: of the adversarial gradient at the last layer, relative to that of the other losses.
-            last_layer: the decoder's last weight, where the two gradients are compared.
-            noise_BU: `AUGMENT_NUMBERS` per image, for what the discriminator sees.
+        Output and target are those of `reconstruction`. At the decoder's last layer the adversarial gradient gets
+        `weight` times the norm of the others'. `noise_BU` augments what the discriminator sees.
         """
         if self.discriminator is None or self.replica is None:
             raise ValueError("adversarial = 0: there is no discriminator")
@@ -109,11 +98,8 @@ class ImageLoss(NamedTuple):
 def perceptual_loss(network: FeatureNetwork, restored_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
     """Squared distance between unit feature vectors, averaged over a network's maps, their pixels and the images.
 
-    Args:
-        network: frozen; gradients pass through it to `restored_B3HW`. If it has channel weights, they weigh the
-            squared differences.
-        restored_B3HW: in [0, 1], not clamped.
-        target_B3HW: in [0, 1].
+    Images are in [0, 1], the restored ones not clamped; gradients pass through the frozen network to them. If it has
+    channel weights, they weigh the squared differences.
     """
     maps, targets = network.maps(_enlarged(restored_B3HW)), network.maps(_enlarged(target_B3HW))
     weights = network.channel_weights or [restored_B3HW.new_ones(1)] * len(maps)

@@ -11,9 +11,11 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.tokenizer.config import PRESETS
 from mvar.tokenizer.network import Tokenizer
-from mvar.training import room
-from mvar.training.config import GeneratorTraining, TokenizerTraining
+from mvar.training import task
+from mvar.training.config import GeneratorTraining
+from mvar.training.generator import task as generator_task
 from mvar.training.parallel import Ranks
+from mvar.training.tokenizer import task as tokenizer_task
 
 B = 2
 
@@ -33,29 +35,30 @@ def kept_bytes(network, forward) -> int:
     return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
 
 
-@pytest.mark.parametrize("kind", [{}, {"mamba": False}, {"attention": "none"}, {"mamba": False, "mlp_ratio": 1}])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_generators_images(kind, checkpointing):
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"), [({}, False), ({}, True), ({"attention": "none"}, False), ({"mamba": False}, True)]
+)
+def test_a_generators_activations(kind, checkpointing):
     shared = {"vocab_size": 16, "latent_channels": 8, "num_classes": 2, "sides": [1, 2, 4, 8]}
     config = GeneratorConfig(depth=3, width=128, **shared, **kind)
-    run = GeneratorTraining(data="d", out="o", tokenizer="t", model=config, activation_checkpointing=checkpointing)
     generator = Generator(config)
     initialise(generator, seed=0)
     generator.activation_checkpointing = checkpointing
     L = config.schedule.length
     inputs, tokens = torch.randn(B, L - 1, 8), torch.zeros(B, L, dtype=torch.long)
     kept = kept_bytes(generator, lambda: generator.token_losses(torch.zeros(B, dtype=torch.long), inputs, tokens))
-    assert B * room.generator_image_bytes(run, L) < kept < 6 * B * room.generator_image_bytes(run, L)
+    estimate = B * generator_task.activation_bytes(config, checkpointing)
+    assert estimate < kept < 6 * estimate
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
-def test_a_tokenizers_images(decoder_only):
-    run = TokenizerTraining(data="d", out="o", model=PRESETS["tiny32"], decoder_only=decoder_only, init_from="t")
-    tokenizer = Tokenizer(run.model)
+def test_a_tokenizers_activations(decoder_only):
+    tokenizer = Tokenizer(PRESETS["tiny32"])
     for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantizer):
         part.requires_grad_(not decoder_only)
     kept = kept_bytes(tokenizer, lambda: tokenizer(torch.rand(B, 3, 32, 32)))
-    assert B * room.tokenizer_image_bytes(run) < kept < 6 * B * room.tokenizer_image_bytes(run)
+    estimate = B * tokenizer_task.activation_bytes(PRESETS["tiny32"])
+    assert estimate < kept < 6 * estimate
 
 
 @pytest.mark.parametrize(
@@ -71,9 +74,9 @@ def test_a_tokenizers_images(decoder_only):
 )
 def test_what_a_run_holds(monkeypatch, changes, ranks, needed):
     seen = []
-    monkeypatch.setattr(room, "check_memory", lambda size, *_: seen.append(size))
+    monkeypatch.setattr(task, "check_memory", lambda size, *_: seen.append(size))
     with torch.device("meta"):
         network = nn.Linear(100, 10, bias=False)
     run = replace(GeneratorTraining(data="d", out="o", tokenizer="t"), **changes)
-    room.check_room([network], run, 10, Ranks(device=torch.device("cpu"), **ranks))
+    task.check_memory_for([network], run, 10, Ranks(device=torch.device("cpu"), **ranks))
     assert seen == [needed]
