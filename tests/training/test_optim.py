@@ -76,13 +76,6 @@ def test_what_is_decayed(shared):
     assert groups(generator) == {True: decayed, False: others}
 
 
-def test_parameters_without_gradient_are_left_out():
-    layer = nn.Linear(2, 2)
-    layer.bias.requires_grad_(False)
-    optimizer = build_optimizer(layer, run(), lambda *_: True)
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
-
-
 def test_the_recipes_are_the_official_ones():
     def recipe(name):
         config = run(**GENERATOR_PRESETS[name])

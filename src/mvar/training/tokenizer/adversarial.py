@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+LEVELS = 3  # of stride 2
 AUGMENT_NUMBERS = 7  # random numbers that `augment` needs per image
 
 
@@ -22,10 +23,10 @@ class PatchDiscriminator(nn.Module):
     network without gain could not tell them apart.
     """
 
-    def __init__(self, channels: int, levels: int = 3) -> None:
-        """`channels` is the width of the first level; each further one has twice as many, up to eight times."""
+    def __init__(self, channels: int) -> None:
+        """`channels` is the width of the first level; each further one has twice as many."""
         super().__init__()
-        widths = [3, *(channels * min(2**i, 8) for i in range(levels))]
+        widths = [3, *(channels * 2**i for i in range(LEVELS))]
         self.down = nn.ModuleList(_normed(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in pairwise(widths))
         self.mix = _normed(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
