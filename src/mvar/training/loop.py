@@ -35,29 +35,18 @@ NAMED_IMAGES = 8  # in a message; more are listed in a file
 
 @dataclass
 class State:
-    """What a run carries from step to step, besides what its task owns.
+    """What a run carries from step to step, besides what its task owns."""
 
-    Attributes:
-        scaler: of the float16 loss; without effect for other dtypes.
-        step: optimizer steps done.
-        usual_norm: running mean of the model's gradient norm.
-        validation: metrics of the last validation.
-        validated_at: steps done at that validation.
-    """
-
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    usual_norm: float = 0.0
-    validation: Metrics = field(default_factory=dict)
-    validated_at: int = 0
+    scaler: torch.amp.GradScaler  # of the float16 loss; without effect for other dtypes
+    step: int = 0  # optimizer steps done
+    usual_norm: float = 0.0  # running mean of the model's gradient norm
+    validation: Metrics = field(default_factory=dict)  # of the last validation
+    validated_at: int = 0  # steps done at that validation
 
 
 # Longer than a function should be: a run is meant to be read here from top to bottom.
 def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
-    """Train to the end of the task's course, from the folder's last checkpoint if it has one.
-
-    Returns:
-        The metrics of the last validation.
+    """Train to the end of the task's course, from the folder's last checkpoint; returns the last validation.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; raised before the update, with the step's number, its
@@ -109,12 +98,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             # Metrics.
             last = state.step == course.steps
             stopping = exit_code is not None and not last  # at the last step nothing is left to resume
-            if spike := spiked(state, norms["grad_norm"]):
-                folder.log(state.step, spike)
-                progress.say(
-                    f"step {state.step}: gradient norm {spike['grad_norm_spike']:.3g}, "
-                    f"usually {spike['grad_norm_usual']:.3g}"
-                )
+            watch(norms["grad_norm"], state, folder, progress)
             if state.step % config.log_every == 0 or last:
                 log({"loss": loss, **metrics, **norms, "lr": lr, "images_per_second": progress.rate})
 
@@ -202,14 +186,15 @@ def agreed(code: int | None, ranks: Ranks) -> int | None:
     return None if asked < 0 else asked
 
 
-def spiked(state: State, norm: float) -> dict[str, float]:
-    """What to log where the gradient norm is far above its running mean, which is updated."""
+def watch(norm: float, state: State, folder: RunFolder, progress: Progress) -> None:
+    """Report a gradient norm far above its running mean."""
     if not math.isfinite(norm):  # the scaler has skipped this update
-        return {}
-    spike = {"grad_norm_spike": norm, "grad_norm_usual": state.usual_norm}
-    found = state.step > SETTLED and norm > SPIKE * state.usual_norm
-    state.usual_norm = MEMORY * state.usual_norm + (1 - MEMORY) * norm if state.usual_norm else norm
-    return spike if found else {}
+        return
+    usual = state.usual_norm
+    if state.step > SETTLED and norm > SPIKE * usual:
+        folder.log(state.step, {"grad_norm_spike": norm, "grad_norm_usual": usual})
+        progress.say(f"step {state.step}: gradient norm {norm:.3g}, usually {usual:.3g}")
+    state.usual_norm = MEMORY * usual + (1 - MEMORY) * norm if usual else norm
 
 
 @contextmanager

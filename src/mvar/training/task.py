@@ -29,22 +29,12 @@ TrainingSet = ValidationSet | Stream
 
 
 class Task(ABC):
-    """A model with its data, losses and optimizer. The loop owns schedules and files.
+    """A model with its data, losses and optimizer. The loop owns schedules and files."""
 
-    Attributes:
-        course: how long the run is and how far it has come.
-        val_images: the validation images.
-        networks: what is trained, "model" first; each is clipped by its own gradient norm.
-        called: the modules that a step calls: those networks or their wrappers for several ranks.
-        optimizer: of those networks; each parameter group says by "decay" whether weight decay applies.
-        loader: this rank's batches.
-        average: the moving average of the model's weights, which the loop updates.
-    """
-
-    networks: dict[str, nn.Module]
-    called: list[nn.Module]
-    optimizer: torch.optim.Optimizer
-    average: WeightAverage
+    networks: dict[str, nn.Module]  # "model" first; each is clipped by its own gradient norm
+    called: list[nn.Module]  # the modules that a step calls: those networks or their wrappers for several ranks
+    optimizer: torch.optim.Optimizer  # each parameter group says by "decay" whether weight decay applies
+    average: WeightAverage  # of the model's weights; the loop updates it
 
     def __init__(
         self,

@@ -48,21 +48,13 @@ def scales_in_use(
 ) -> tuple[int, Tensor]:
     """Progressive training: how many scales step `step` (from 0) trains, and each token's weight in the loss.
 
-    The first n = round(progressive * steps) steps are divided into K - f equal stages, f = min(first, K - 1). Stage j,
-    from 0, trains scales 0 to f + j. In stage 0 all tokens weigh 1; in a later one those of scale f + j weigh
-    0.01 + 0.99 t, where t goes from 0 at the stage's start to 1 at its end. From step n on all scales are trained and
-    all tokens weigh 1. The loss is the weighted mean over the tokens in use, so that it does not jump when a scale is
-    added.
+    The first n = round(progressive * steps) steps are divided into K - f equal stages, f = min(first, K - 1), where
+    `first` is at least 1. Stage j, from 0, trains scales 0 to f + j. In stage 0 all tokens weigh 1; in a later one
+    those of scale f + j weigh 0.01 + 0.99 t, where t goes from 0 at the stage's start to 1 at its end. From step n on
+    all scales are trained and all tokens weigh 1. The loss is the weighted mean over the tokens in use, so that it does
+    not jump when a scale is added.
 
-    Args:
-        step: updates done before this one.
-        steps: of the whole run.
-        progressive: fraction of the run that the stages take; 0 trains all scales from the start.
-        first: the finest scale of stage 0, at least 1.
-        schedule: all K scales.
-
-    Returns:
-        The number of scales, and float32 (l,) that sums to 1 over their tokens.
+    Returns the number of scales, and float32 (l,) that sums to 1 over their tokens.
     """
     K, n = len(schedule), round(progressive * steps)
     first = min(first, K - 1)

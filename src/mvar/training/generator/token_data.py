@@ -34,26 +34,16 @@ MOST_EPOCHS = 10  # of unchanged images, without a warning: with 1,055 icons val
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """Images or token maps for training and validation, and the tokenizer.
+    """Images or token maps for training and validation, and the tokenizer."""
 
-    Attributes:
-        name: of the folder of images that a cache was made from.
-        train, val: pixels, to be encoded batch by batch, or token maps.
-        quantizer: what gives the generator's inputs; always in memory.
-        tokenizer_config: the tokenizer's hyperparameters.
-        fingerprint: of the tokenizer's weights.
-        tokenizer: returns the whole tokenizer; do not keep it.
-        remembered: in place of `train`, if the tokens of its images are the same in every epoch.
-    """
-
-    name: str | None
-    train: PixelSource | Stream | TokenSource
+    name: str | None  # of the folder of images that a cache was made from
+    train: PixelSource | Stream | TokenSource  # pixels, to be encoded batch by batch, or token maps
     val: PixelSource | TokenSource
-    quantizer: MultiScaleQuantizer
+    quantizer: MultiScaleQuantizer  # gives the generator's inputs; always in memory
     tokenizer_config: TokenizerConfig
-    fingerprint: str
-    tokenizer: Callable[[], Tokenizer]
-    remembered: RememberedTokens | None = None
+    fingerprint: str  # of the tokenizer's weights
+    tokenizer: Callable[[], Tokenizer]  # returns the whole tokenizer; do not keep it
+    remembered: RememberedTokens | None = None  # in place of `train`, if tokens are the same in every epoch
 
     @classmethod
     def open(cls, config: GeneratorTraining, ranks: Ranks, tokenizer: Tokenizer) -> "TokenData":
