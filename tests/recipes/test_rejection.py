@@ -8,14 +8,14 @@ import torch
 
 from mvar.checkpoint.hub import find
 from mvar.evaluation.frechet import bootstrap, fit
-from mvar.evaluation.measures import share
+from mvar.evaluation.intervals import share
 from mvar.evaluation.report import Value
 from mvar.features.judge import Judge, train_judge
 from mvar.model import load
 from mvar.studies import measuring
 from mvar.studies.distance import Distance
 from recipes import rejection
-from recipes.cli import run_cli
+from recipes.shared import markers, run_cli
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
     monkeypatch.setattr(rejection, "OF", (1, 2))
     monkeypatch.setattr(rejection, "Distance", Brightness)
     page = tmp_path / "page.md"
-    page.write_text("\n".join(("before", *rejection.page.markers("out"), "after")))
+    page.write_text("\n".join(("before", *markers("out"), "after")))
     report = rejection.study(**arguments, groups=6, page_file=str(page))
     rows = {(row.pop("judge"), row.pop("fork_at"), row.pop("of")): row for row in report["rows"]}
     assert rows.keys() == {(judge, k, n) for judge in ("self", "classifier") for k in (0, 3) for n in (1, 2)}
@@ -107,8 +107,7 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
 def test_the_selector_knows_images_as_their_files_are(arguments, tmp_path):
     out = tmp_path / "chosen.safetensors"
     options = ["--model", "fashion-mnist", "--data", arguments["data"], "--epochs", "2", "--seed", "3"]
-    commands = {"selector": rejection.selector, "study": rejection.study}
-    run_cli(commands, "recipe", ["selector", *options, "--out", str(out)])
+    run_cli("recipe", rejection.selector, rejection.study, argv=["selector", *options, "--out", str(out)])
     whole = measuring.originals(arguments["data"], "train", measuring.Form(32))
     assert whole.images_Nchw.shape == (30, 3, 32, 32)
     expected = train_judge(whole.images_Nchw, whole.labels_N, num_classes=10, epochs=2, seed=3).state_dict()

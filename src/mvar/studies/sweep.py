@@ -131,7 +131,7 @@ def sweep(
     """
     check("samples_per_class", samples_per_class, Several)
     path = writable_folder(out, "out") / FILE
-    loaded = measuring.load_whole(model, device)
+    loaded = measuring.load_with_generator(model, device)
     scales = len(loaded.tokenizer.config.sides)
     grid.check(scales)
     form = form or _form_of(loaded.tokenizer.config.image_shape, model)
