@@ -1,9 +1,9 @@
-# make demo: images from the packaged model.  make test, make lint: checks.  Each sets up what it needs.
+# make demo: images from the packaged model. make test, make lint: checks. Each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-# What the environment was made from; a change to either file installs anew.
+# Marks the environment as installed; a change to either file reinstalls it.
 READY := .venv/.ready
-# Of the first picture.
+# Concepts of the first picture.
 CONCEPTS := anchor,bell,camera,cloud,heart,house,key,lock,star,umbrella
 
 .PHONY: demo test lint format docs results clean
