@@ -80,27 +80,15 @@ def study(
         ValueError: an existing run has other settings, one line each; raised before any training.
     """
     folder = writable_folder(out, "out")
-    shared = {"data": data, "steps": steps, "batch_size": batch_size, "seed": seed}
-    every = {"validate_every": steps, "checkpoint_every": steps}
-    configs = {}
-    for name, changes in VARIANTS.items():
-        run = Path(runs) / name.replace(" ", "-")
-        begun = checkpoints.exist(run)
-        config = TokenizerTraining.preset(preset, out=str(run), resume=begun, **shared, **every, **changes)
-        if begun:
-            _check_same(config, preset, given={*shared, *changes})
-        configs[name] = config
-    for config in configs.values():
-        if not _is_complete(config):
-            train(config)
+    configs = _trained(runs, preset, {"data": data, "steps": steps, "batch_size": batch_size, "seed": seed})
+    config = configs["all measures"]
     results = {name: _validation(Path(config.out)) for name, config in configs.items()}
     train_images, val_images = open_splits(data, config.model.image_shape, resize_factor=config.resize_factor)
     if not isinstance(train_images, PixelSource):
         raise ValueError(f"data = {data!r}: is a stream; give a folder or local shards")
     distance = Distance(_pixels(val_images))
     for name, result in results.items():
-        restored = _restored(load(configs[name].out), val_images.at_most(IMAGES))
-        result["distance"] = distance.of(restored)
+        result["distance"] = distance.of(_restored(load(configs[name].out), val_images.at_most(IMAGES)))
     report = {
         "preset": preset,
         "steps": steps,
@@ -164,6 +152,22 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def _trained(runs: str, preset: str, shared: dict[str, Any]) -> dict[str, TokenizerTraining]:
+    """The settings of every variant's run, once all runs are complete."""
+    every = {"validate_every": shared["steps"], "checkpoint_every": shared["steps"]}
+    configs = {}
+    for name, changes in VARIANTS.items():
+        run = Path(runs) / name.replace(" ", "-")
+        begun = checkpoints.exist(run)
+        configs[name] = TokenizerTraining.preset(preset, out=str(run), resume=begun, **shared, **every, **changes)
+        if begun:
+            _check_same(configs[name], preset, given={*shared, *changes})
+    for config in configs.values():
+        if not any(found.step == config.steps for found in checkpoints.whole(Path(config.out))):
+            train(config)
+    return configs
+
+
 def _check_same(config: TokenizerTraining, preset: str, given: set[str]) -> None:
     """Raise ValueError where the run in `config.out` has other settings.
 
@@ -191,10 +195,6 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value for name, value in json.loads(json.dumps(config)).items() if name not in INDIFFERENT}
     plain |= {f"model.{name}": value for name, value in plain.pop("model", {}).items()}
     return {**plain, "data": str(Path(plain.get("data", "")).resolve())}
-
-
-def _is_complete(config: TokenizerTraining) -> bool:
-    return any(found.step == config.steps for found in checkpoints.whole(Path(config.out)))
 
 
 def _validation(run: Path) -> dict[str, Any]:

@@ -18,12 +18,9 @@ from recipes.shared import measured_on, table
 
 
 def results(report: Mapping[str, Any]) -> str:
-    """The tables of a report as Markdown; a report of a tokenizer alone gives its part."""
-    parts = [_headline(report), _scales(report)]
-    if "samples" in report:
-        parts.append(_classes(report["samples"]))
-    parts.append(f"Measured in {report['minutes']:.1f} minutes on {measured_on(report['machine'])}.")
-    return "\n\n".join(parts)
+    """The tables of a report as Markdown."""
+    measured = f"Measured in {report['minutes']:.1f} minutes on {measured_on(report['machine'])}."
+    return "\n\n".join([_headline(report), _scales(report), _classes(report["samples"]), measured])
 
 
 def settings(values: Mapping[str, Any]) -> str:
@@ -32,50 +29,51 @@ def settings(values: Mapping[str, Any]) -> str:
 
 
 def _headline(report: Mapping[str, Any]) -> str:
-    tokenizer = report["tokenizer"]
-    rows = [[f"Parameters of the {name}", f"{n / 1e6:.2f} M"] for name, n in report["model"]["parameters"].items()]
-    for name, run in report["training"].items():
-        text = f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min"
-        rows.append([f"Training of the {name}, last stage", text])
-    rows.append(["Test images", f"{tokenizer['images']:,}"])
-    rows.append(["PSNR of reconstructions", f"**{tokenizer['psnr']:.2f} dB**"])
-    if fine := tokenizer["from_3x3"]:
-        share = 100 * fine["used"] / tokenizer["vocab_size"]
-        text = f"**{fine['used']} of {tokenizer['vocab_size']}** ({share:.1f} %), perplexity {fine['perplexity']:.0f}"
-        rows.append(["Codes used by the maps from 3x3 up", text])
-    if generator := report.get("generator"):
-        text = f"**{generator['bits_per_token']:.3f}** of {generator['log2_vocab']:.2f}"
-        rows += [
-            ["Bits per token, given the class", f"{text} ({generator['bits_per_image']:.0f} per image)"],
-            ["Bits per token by code frequencies alone", f"{generator['frequencies_alone_per_token']:.3f}"],
-        ]
-    if samples := report.get("samples"):
-        real, restored = samples["real"], samples["reconstructed"]
-        rows += [
-            ["Samples", f"{samples['images']:,}, {settings(samples['settings'])}"],
-            ["Samples assigned to their class by the judge", f"**{_percent(samples['accuracy'])}**"],
-            ["The judge on the real test images", _percent(real["accuracy"])],
-            ["The judge on their reconstructions", _percent(restored["accuracy"])],
-            ["Pixel distance within a class, samples / real", f"**{samples['spread_ratio']:.3f}**"],
-            ["Pixel distance within a class, reconstructions / real", f"{restored['spread_ratio']:.3f}"],
-            ["Seconds per image", f"{samples['seconds_per_image']:.4f} in batches of {samples['batch_size']}"],
-        ]
-    if distance := report.get("distance"):
-        shown = {"real": "real training images", "reconstructed": "reconstructions", "samples": "samples"}
-        for key, name in shown.items():
-            if found := distance.get(key):
-                text = f"{NAME} of {found['images']:,} {name} against the {distance['reference']:,} test images"
-                rows.append([text, f"**{found['value']:.1f}**"])
+    tokenizer, generator, samples, distance = (report[k] for k in ("tokenizer", "generator", "samples", "distance"))
+    real, restored, fine = samples["real"], samples["reconstructed"], tokenizer["from_3x3"]
+    share = 100 * fine["used"] / tokenizer["vocab_size"]
+    codes = f"**{fine['used']} of {tokenizer['vocab_size']}** ({share:.1f} %), perplexity {fine['perplexity']:.0f}"
+    bits = f"**{generator['bits_per_token']:.3f}** of {generator['log2_vocab']:.2f}"
+    kinds = {"real": "real training images", "reconstructed": "reconstructions", "samples": "samples"}
+    rows = [
+        *([f"Parameters of the {name}", f"{n / 1e6:.2f} M"] for name, n in report["model"]["parameters"].items()),
+        *(
+            [
+                f"Training of the {name}, last stage",
+                f"{run['steps']:,} steps of {run['batch_size']}, {run['minutes']:.0f} min",
+            ]
+            for name, run in report["training"].items()
+        ),
+        ["Test images", f"{tokenizer['images']:,}"],
+        ["PSNR of reconstructions", f"**{tokenizer['psnr']:.2f} dB**"],
+        ["Codes used by the maps from 3x3 up", codes],
+        ["Bits per token, given the class", f"{bits} ({generator['bits_per_image']:.0f} per image)"],
+        ["Bits per token by code frequencies alone", f"{generator['frequencies_alone_per_token']:.3f}"],
+        ["Samples", f"{samples['images']:,}, {settings(samples['settings'])}"],
+        ["Samples assigned to their class by the judge", f"**{_percent(samples['accuracy'])}**"],
+        ["The judge on the real test images", _percent(real["accuracy"])],
+        ["The judge on their reconstructions", _percent(restored["accuracy"])],
+        ["Pixel distance within a class, samples / real", f"**{samples['spread_ratio']:.3f}**"],
+        ["Pixel distance within a class, reconstructions / real", f"{restored['spread_ratio']:.3f}"],
+        ["Seconds per image", f"{samples['seconds_per_image']:.4f} in batches of {samples['batch_size']}"],
+        *(
+            [
+                f"{NAME} of {distance[kind]['images']:,} {name} against the {distance['reference']:,} test images",
+                f"**{distance[kind]['value']:.1f}**",
+            ]
+            for kind, name in kinds.items()
+        ),
+    ]
     return table(["", ""], rows)
 
 
 def _scales(report: Mapping[str, Any]) -> str:
-    head = ["Token map", "Codes used", "Perplexity"]
-    rows = [[scale["map"], str(scale["used"]), f"{scale['perplexity']:.1f}"] for scale in report["tokenizer"]["scales"]]
-    if generator := report.get("generator"):
-        head += ["Bits per token", "Bits by frequencies alone"]
-        for row, bits, alone in zip(rows, generator["scales"], generator["frequencies_alone"], strict=True):
-            row += [f"{bits:.3f}", f"{alone:.3f}"]
+    head = ["Token map", "Codes used", "Perplexity", "Bits per token", "Bits by frequencies alone"]
+    columns = report["tokenizer"]["scales"], report["generator"]["scales"], report["generator"]["frequencies_alone"]
+    rows = [
+        [scale["map"], str(scale["used"]), f"{scale['perplexity']:.1f}", f"{bits:.3f}", f"{alone:.3f}"]
+        for scale, bits, alone in zip(*columns, strict=True)
+    ]
     return table(head, rows)
 
 
@@ -93,27 +91,25 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def scale_bars(report: Mapping[str, Any], path: Path) -> None:
-    """For each scale: codes used and perplexity; with a generator also bits per token beside two bounds."""
-    tokenizer, generator = report["tokenizer"], report.get("generator")
+def draw(report: Mapping[str, Any], folder: Path) -> None:
+    """Write scales.png and confusion.png."""
+    _scale_bars(report, folder / "scales.png")
+    _confusion_matrix(report["samples"]["confusion"], report["samples"]["classes"], folder / "confusion.png")
+
+
+def _scale_bars(report: Mapping[str, Any], path: Path) -> None:
+    """For each scale: codes used and perplexity, and bits per token beside two bounds."""
+    tokenizer, generator = report["tokenizer"], report["generator"]
     scales = tokenizer["scales"]
-    names = [scale["map"] for scale in scales]
+    codes = {"used at least once": [s["used"] for s in scales], "perplexity": [s["perplexity"] for s in scales]}
+    bits = {"generator": generator["scales"], "code frequencies alone": generator["frequencies_alone"]}
     panels = [
-        (
-            "Codes used by the test images",
-            {"used at least once": [s["used"] for s in scales], "perplexity": [s["perplexity"] for s in scales]},
-            (tokenizer["vocab_size"], "vocabulary"),
-        )
+        ("Codes used by the test images", codes, tokenizer["vocab_size"], "vocabulary"),
+        ("Bits per token of the test images", bits, generator["log2_vocab"], "log2 of the vocabulary"),
     ]
-    if generator:
-        bits = {"generator": generator["scales"], "code frequencies alone": generator["frequencies_alone"]}
-        bound = generator["log2_vocab"], "log2 of the vocabulary"
-        panels.append(("Bits per token of the test images", bits, bound))
-    figure = new_figure(10 if generator else 5.2, 3.6)
-    for axes, (title, series, (bound, label)) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        _bars(axes, names, series)
+    figure = new_figure(10, 3.6)
+    for axes, (title, series, bound, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        _bars(axes, [scale["map"] for scale in scales], series)
         axes.axhline(bound, color=GREY, linestyle="--", label=label)
         finish(axes, title, "token map")
         axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
@@ -121,7 +117,7 @@ def scale_bars(report: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
+def _confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
     """For each requested class (rows), the percentage that the judge assigns to each class (columns)."""
     counts_CC = np.asarray(counts, dtype=float)
     percent_CC = 100 * counts_CC / counts_CC.sum(1, keepdims=True).clip(min=1)

@@ -47,7 +47,7 @@ def tokenizer_report(loaded: Model, form: Form, data: str, test: Labelled) -> tu
         "psnr": float(psnr(trip.images_Nchw, test.images_Nchw).mean()),
         "vocab_size": V,
         "scales": [{"map": name, **use} for name, use in zip(scale_names(loaded), by_scale, strict=True)],
-        "from_3x3": usage(torch.cat(fine), V)._asdict() if fine else None,
+        "from_3x3": usage(torch.cat(fine), V)._asdict(),
     }, trip
 
 

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import read_bundle
 from mvar.data.subset import evenly_spaced
-from mvar.features.judge import Judge, accuracy, train_judge
+from mvar.features.judge import accuracy, train_judge
 from mvar.files import writable_folder
 from mvar.machine import machine
-from mvar.model import Model, load
+from mvar.model import Model
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
 from mvar.settings import Count, Several, check
 from mvar.studies import measuring
 from mvar.studies.distance import IMAGES, Distance
-from mvar.studies.measuring import Form
+from mvar.studies.measuring import Form, Labelled
 from mvar.studies.page import read_json
 from mvar.studies.sweep import TRIED, Grid, sweep
 from mvar.training.run.curves import draw_curves
@@ -143,8 +143,8 @@ class Recipe:
         self,
         model: str,
         data: str,
+        judge: str,
         out: str,
-        judge: str | None = None,
         samples_per_class: int = 1000,
         seed: int = 0,
         sheet: str | None = None,
@@ -152,13 +152,13 @@ class Recipe:
         generator_run: str | None = None,
         device: str | None = None,
     ) -> dict[str, Any]:
-        """Measure a model, or a tokenizer alone, on the test images; writes report.json and figures.
+        """Measure a model on the test images; writes report.json and figures.
 
         Args:
             model: packaged name, bundle or run folder.
-            data: folder with val/<class>, the test images.
+            data: folder with train/<class> and val/<class>, the test images.
+            judge: file that `judge` wrote.
             out: folder to write into.
-            judge: its file; by default one is trained on train/<class> and written into `out`.
             samples_per_class: number of samples, drawn with the model's own settings.
             seed: of the samples.
             sheet: file for the sheet of samples; samples.png in `out` by default.
@@ -170,48 +170,40 @@ class Recipe:
             The contents of report.json.
 
         Raises:
-            ValueError: too few samples, an unusable file or folder, or a run of other weights.
+            ValueError: no generator, too few samples, an unusable file or folder, or a run of other weights.
         """
         check("samples_per_class", samples_per_class, Several)
         start = time.perf_counter()
         folder = writable_folder(out, "out")
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
-        loaded = load(model, device)
+        loaded = measuring.load_with_generator(model, device)
+        critic = measuring.load_judge(judge, loaded.classes)
         given = {"tokenizer": tokenizer_run, "generator": generator_run}
         runs = {name: _run(path, name, loaded) for name, path in given.items() if path is not None}
         test = measuring.originals(data, "val", self.form, loaded.classes)
+        real = measuring.originals(data, "train", self.form, loaded.classes, IMAGES // len(test.classes))
 
-        report: dict[str, Any] = {
+        tokenizer, round_trip = measures.tokenizer_report(loaded, self.form, data, test)
+        drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
+        report = {
             "machine": machine(),
             "model": measures.facts(loaded),
             "training": {name: {key: run[key] for key in run if key != "records"} for name, run in runs.items()},
+            "tokenizer": tokenizer,
+            "distance": _distances(test, real, round_trip.images_Nchw, drawn.images),
+            "generator": measures.generator_report(loaded, round_trip.tokens, test.labels_N),
+            "samples": {
+                **measures.samples_report(critic, drawn, test, round_trip.images_Nchw),
+                "seed": seed,
+                "settings": asdict(loaded.defaults),
+            },
         }
-        report["tokenizer"], round_trip = measures.tokenizer_report(loaded, self.form, data, test)
-        restored_Nchw = round_trip.images_Nchw
-        save_image(measures.reconstruction_sheet(test, restored_Nchw), folder / "reconstructions.png")
-        real = measuring.originals(data, "train", self.form, loaded.classes, IMAGES // len(test.classes))
-        distance = Distance(test.images_Nchw)
-        report["distance"] = {
-            "reference": len(test.labels_N),
-            "real": _compared(distance, real.images_Nchw),
-            "reconstructed": _compared(distance, restored_Nchw),
-        }
-        if loaded.generator is not None:
-            if judge is None:
-                judge = str(folder / "judge.safetensors")
-                self.judge(data, judge)
-            report["generator"] = measures.generator_report(loaded, round_trip.tokens, test.labels_N)
-            drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
-            report["samples"] = measures.samples_report(Judge.load(judge), drawn, test, restored_Nchw)
-            report["samples"] |= {"seed": seed, "settings": asdict(loaded.defaults)}
-            report["distance"]["samples"] = _compared(distance, drawn.images.images_Nchw)
-            save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
-            save_image(measures.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
-            figures.confusion_matrix(report["samples"]["confusion"], test.classes, folder / "confusion.png")
-        figures.scale_bars(report, folder / "scales.png")
+        save_image(measures.reconstruction_sheet(test, round_trip.images_Nchw), folder / "reconstructions.png")
+        save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
+        save_image(measures.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
+        figures.draw(report, folder)
         for name, run in runs.items():
-            scales = measures.scale_names(loaded)
-            draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], scales)
+            draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], measures.scale_names(loaded))
         report["minutes"] = (time.perf_counter() - start) / 60
         publish(report, folder, self.results(report), None)
         return report
@@ -251,10 +243,13 @@ def write_classifier(form: Form, data: str, out: str, epochs: int, seed: int) ->
     return share
 
 
-def _compared(distance: Distance, images_Nchw: Tensor) -> dict[str, Any]:
-    """The distance of at most 2,000 of the images, and their number."""
-    some = images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)]
-    return {"images": len(some), "value": distance.of(some)}
+def _distances(test: Labelled, real: Labelled, restored_Nchw: Tensor, samples: Labelled) -> dict[str, Any]:
+    """The distances of at most 2,000 images of each kind to all test images."""
+    distance = Distance(test.images_Nchw)
+    kinds = {"real": real.images_Nchw, "reconstructed": restored_Nchw, "samples": samples.images_Nchw}
+    some = {kind: images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)] for kind, images_Nchw in kinds.items()}
+    found = {kind: {"images": len(images), "value": distance.of(images)} for kind, images in some.items()}
+    return {"reference": len(test.labels_N), **found}
 
 
 def _run(folder: str, network: str, model: Model) -> dict[str, Any]:

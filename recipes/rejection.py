@@ -11,7 +11,7 @@ all rows have the same number of images, and their distances can be compared. Th
 sees pixels as the model returns them, as with `mvar sample --judge`. Another one (the judge) measures the accuracy, on
 images in the originals' form.
 
-Shapes: N groups of n candidates, B = N n candidates, or those of one batch; F features; c h w of an image.
+Shapes: N groups of n candidates, B = N n candidates, or those of one batch; M images, F features; c h w of an image.
 """
 
 import time
@@ -30,7 +30,6 @@ from mvar.data.subset import evenly_spaced
 from mvar.evaluation.frechet import too_few
 from mvar.evaluation.intervals import share
 from mvar.evaluation.manifold import overlap
-from mvar.evaluation.report import Value
 from mvar.features.judge import Judge, accuracy
 from mvar.files import file_sha256, writable_folder
 from mvar.machine import machine
@@ -40,7 +39,7 @@ from mvar.sampling.protocol import hashes
 from mvar.sampling.rejection import SELF, Choice, best, best_places, find_scorer
 from mvar.studies import measuring
 from mvar.studies.distance import NAME, Distance
-from mvar.studies.measuring import Form
+from mvar.studies.measuring import Form, Labelled
 from mvar.studies.page import rounded
 from recipes.fashion_mnist import FashionMnist
 from recipes.measures import scale_names
@@ -56,6 +55,30 @@ METRICS = {"distance": NAME, "accuracy": "Judged right, %", "precision": "Precis
 KEYS = ("value", "low", "high")  # of a metric, and the ends of its 90 % interval
 ASIDE = 0.09  # offset between lines, so that their error bars can be told apart
 BARS = {"marker": "o", "markersize": 4, "elinewidth": 1, "capsize": 2}
+
+
+class Measures:
+    """What is measured of a set of images beside the test images."""
+
+    def __init__(self, critic: Judge, test: Labelled, some: list[int]) -> None:
+        """Args:
+        critic: the judge.
+        test: the test images, all of which the distance refers to.
+        some: indices of those that precision and recall refer to.
+        """
+        self.critic, self.distance = critic, Distance(test.images_Nchw)
+        self._manifold_NF = self.distance.features(test.images_Nchw[some])
+
+    def of(self, features_NF: Tensor, judged_Mchw: Tensor, labels_M: Tensor) -> dict[str, dict[str, float | None]]:
+        """The metrics of images with these features, and the judge's accuracy on images with these labels."""
+        both = overlap(self._manifold_NF, features_NF, NEIGHBOURS)
+        values = {
+            "accuracy": share(accuracy(self.critic, judged_Mchw, labels_M), len(labels_M)),
+            "distance": self.distance.with_interval(features_NF),
+            "precision": share(both.precision, len(features_NF)),
+            "recall": share(both.recall, len(self._manifold_NF)),
+        }
+        return {name: {key: getattr(value, key) for key in KEYS} for name, value in values.items()}
 
 
 class Candidates(NamedTuple):
@@ -119,32 +142,23 @@ def study(
     loaded = load(model)
     test = measuring.originals(data, "val", form, loaded.classes)
     files = measuring.originals(data, "val", _as_drawn(form), loaded.classes)
+    train = measuring.originals(data, "train", form, loaded.classes)
     some = evenly_spaced(len(test.labels_N), groups)
     labels_N = test.labels_N[some]
-    train = measuring.originals(data, "train", form, loaded.classes)
     real_Nchw = train.images_Nchw[evenly_spaced(len(train.labels_N), len(some))]
-    distance = Distance(test.images_Nchw)
-    manifold_NF = distance.features(test.images_Nchw[some])
-
-    def compared(features_NF: Tensor) -> dict[str, Value]:
-        both = overlap(manifold_NF, features_NF, NEIGHBOURS)
-        shares = {"precision": share(both.precision, len(features_NF)), "recall": share(both.recall, len(manifold_NF))}
-        return {"distance": distance.with_interval(features_NF), **shares}
-
-    def right(images_Nchw: Tensor, labels_N: Tensor) -> Value:
-        return share(accuracy(critic, images_Nchw, labels_N), len(labels_N))
+    measures = Measures(critic, test, some)
 
     rows, seconds = [], {}
     middle = len(loaded.tokenizer.config.sides) // 2
     for fork_at in (0, middle):
         found = _candidates(loaded, form, chooser, labels_N, seed, fork_at)
         seconds[str(fork_at)] = found.seconds
-        features_BF = distance.features(found.images_Bchw)
+        features_BF = measures.distance.features(found.images_Bchw)
         for name, scores_Nn in found.scores.items():
             for of in OF:
                 kept_N = best_places(scores_Nn[:, :of], 1)[:, 0] + torch.arange(len(labels_N)) * max(OF)
-                values = {"accuracy": right(found.images_Bchw[kept_N], labels_N), **compared(features_BF[kept_N])}
-                rows.append({"fork_at": fork_at, "judge": name, "of": of, **_plain(values)})
+                values = measures.of(features_BF[kept_N], found.images_Bchw[kept_N], labels_N)
+                rows.append({"fork_at": fork_at, "judge": name, "of": of, **values})
                 print(rows[-1], flush=True)
     measured = {
         "model": model,
@@ -152,17 +166,13 @@ def study(
         "seed": seed,
         "settings": asdict(loaded.defaults),
         "sha256": {"model": hashes(find(model)), "judge": file_sha256(judge), "selector": file_sha256(selector)},
-        "features": distance.describe(),
+        "features": measures.distance.describe(),
         "shared": scale_names(loaded)[middle - 1],
         "reference": len(test.labels_N),
         "neighbours": NEIGHBOURS,
         "selector_accuracy": accuracy(chooser, files.images_Nchw, files.labels_N),
-        "real": _plain(
-            {
-                "accuracy": right(test.images_Nchw, test.labels_N),  # not trained on
-                **compared(distance.features(real_Nchw)),
-            }
-        ),
+        # The judge was trained on these real images, so it classifies the test images instead.
+        "real": measures.of(measures.distance.features(real_Nchw), test.images_Nchw, test.labels_N),
         "rows": rows,
         "seconds": seconds,
         "minutes": (time.perf_counter() - begun) / 60,
@@ -184,11 +194,6 @@ def _form(model: str) -> Form:
 def _as_drawn(form: Form) -> Form:
     """The form of the files, which is what the model draws."""
     return Form(form.side)
-
-
-def _plain(values: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
-    """Values for a report."""
-    return {name: {"value": v.value, "low": v.low, "high": v.high} for name, v in values.items()}
 
 
 def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, seed: int, fork_at: int) -> Candidates:

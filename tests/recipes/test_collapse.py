@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from mvar.training.stopping import Stopped
 from mvar.training.tokenizer.task import train
@@ -23,20 +22,19 @@ def few(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def arguments(fashion_arrays, tmp_path_factory):
+def arguments(few_images, tmp_path_factory):
     """Arguments of the study except `runs`: 40 training and 20 validation images."""
     root = tmp_path_factory.mktemp("collapse")
-    for split, images in (("train", fashion_arrays["train"][:2, :20]), ("val", fashion_arrays["val"][:2, :10])):
-        for name, row in zip(("boot", "bag"), images, strict=True):
-            (root / "data" / split / name).mkdir(parents=True)
-            for i, image in enumerate(row):
-                Image.fromarray(image).save(root / "data" / split / name / f"{i}.png")
-    return {"data": str(root / "data"), "out": str(root / "out"), "preset": "quick32", "steps": 3, "batch_size": 4}
+    data = few_images(root / "data", 20, classes=2)
+    for image in Path(data).glob("val/*/*"):
+        if image.stem > "0009":
+            image.unlink()
+    return {"data": data, "out": str(root / "out"), "preset": "quick32", "steps": 3, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
 def begun(arguments, tmp_path_factory):
-    """Runs of which the first was stopped after two of three steps, and the other was not begun."""
+    """Runs of which the first was interrupted after two of three steps, and the other not started."""
     runs = tmp_path_factory.mktemp("begun") / "runs"
 
     def stopped(config):
