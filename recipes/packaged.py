@@ -185,7 +185,7 @@ class Recipe:
 
         tokenizer, round_trip = measures.tokenizer_report(loaded, self.form, data, test)
         drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
-        report = {
+        report: dict[str, Any] = {
             "machine": machine(),
             "model": measures.facts(loaded),
             "training": {name: {key: run[key] for key in run if key != "records"} for name, run in runs.items()},

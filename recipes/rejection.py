@@ -1,7 +1,6 @@
 """What rejection sampling buys: quality and variety of samples against the fraction that is kept.
 
-    python -m recipes.rejection selector --model fashion-mnist --data data/fashion-mnist --epochs 2 --seed 1 \
-        --out runs/selector.safetensors
+    python -m recipes.rejection selector --data data/fashion-mnist --epochs 2 --seed 1 --out runs/selector.safetensors
     python -m recipes.rejection study --model fashion-mnist --data data/fashion-mnist \
         --judge runs/judge.safetensors --selector runs/selector.safetensors \
         --out docs/images/rejection/fashion-mnist --page-file docs/rejection.md
@@ -15,7 +14,7 @@ Shapes: N groups of n candidates, B = N n candidates, or those of one batch; M i
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +46,8 @@ from recipes.packaged import write_classifier
 from recipes.shared import measured_on, publish, run_cli
 from recipes.shared import table as markdown
 
-FORMS = {recipe.name: recipe.form for recipe in (FashionMnist,)}
+FORM = FashionMnist.form
+FILES = Form(FORM.side)  # the form of the files, which is what the model draws
 OF = (1, 2, 4, 8)  # candidates of which one is kept
 NEIGHBOURS = 3  # of precision and recall
 METRICS = {"distance": NAME, "accuracy": "Judged right, %", "precision": "Precision, %", "recall": "Recall, %"}
@@ -89,20 +89,16 @@ class Candidates(NamedTuple):
     seconds: dict[str, float]  # per candidate: to draw, and to score by each scorer
 
 
-def selector(model: str, data: str, out: str, epochs: int, seed: int = 1) -> float:
+def selector(data: str, out: str, epochs: int, seed: int = 1) -> float:
     """Train the selector on the training images as their files are; return its accuracy on the test images.
 
     Args:
-        model: packaged model whose samples it will choose among.
         data: folder with train/<class> and val/<class>.
         out: file to write, .safetensors.
         epochs: passes over the training images.
         seed: of initialisation and order; not that of the judge.
-
-    Raises:
-        ValueError: a model of another data set; raised before any work.
     """
-    return write_classifier(_as_drawn(_form(model)), data, out, epochs, seed)
+    return write_classifier(FILES, data, out, epochs, seed)
 
 
 def study(
@@ -118,7 +114,7 @@ def study(
     """Measure the kept images for each fraction and scorer, maps shared or not; writes report.json and rejection.png.
 
     Args:
-        model: a packaged model.
+        model: of Fashion-MNIST.
         data: folder with train/<class> and val/<class>.
         judge: file of the classifier that measures the accuracy.
         selector: file that `selector` wrote.
@@ -132,34 +128,22 @@ def study(
         The contents of report.json.
 
     Raises:
-        ValueError: a model of another data set, or one classifier for both purposes; raised before any work.
+        ValueError: one classifier for both purposes, or a model of other classes; raised before any long work.
     """
     folder, begun = writable_folder(out, "out"), time.perf_counter()
-    form = _form(model)
     critic, chooser = Judge.load(judge), Judge.load(selector)
     if all(map(torch.equal, critic.state_dict().values(), chooser.state_dict().values())):
         raise ValueError(f"selector = {selector!r}: is the judge itself; train another with another seed")
     loaded = load(model)
-    test = measuring.originals(data, "val", form, loaded.classes)
-    files = measuring.originals(data, "val", _as_drawn(form), loaded.classes)
-    train = measuring.originals(data, "train", form, loaded.classes)
+    test = measuring.originals(data, "val", FORM, loaded.classes)
+    files = measuring.originals(data, "val", FILES, loaded.classes)
+    train = measuring.originals(data, "train", FORM, loaded.classes)
     some = evenly_spaced(len(test.labels_N), groups)
     labels_N = test.labels_N[some]
     real_Nchw = train.images_Nchw[evenly_spaced(len(train.labels_N), len(some))]
     measures = Measures(critic, test, some)
-
-    rows, seconds = [], {}
     middle = len(loaded.tokenizer.config.sides) // 2
-    for fork_at in (0, middle):
-        found = _candidates(loaded, form, chooser, labels_N, seed, fork_at)
-        seconds[str(fork_at)] = found.seconds
-        features_BF = measures.distance.features(found.images_Bchw)
-        for name, scores_Nn in found.scores.items():
-            for of in OF:
-                kept_N = best_places(scores_Nn[:, :of], 1)[:, 0] + torch.arange(len(labels_N)) * max(OF)
-                values = measures.of(features_BF[kept_N], found.images_Bchw[kept_N], labels_N)
-                rows.append({"fork_at": fork_at, "judge": name, "of": of, **values})
-                print(rows[-1], flush=True)
+    candidates = {fork_at: _candidates(loaded, chooser, labels_N, seed, fork_at) for fork_at in (0, middle)}
     measured = {
         "model": model,
         "groups": len(labels_N),
@@ -173,8 +157,8 @@ def study(
         "selector_accuracy": accuracy(chooser, files.images_Nchw, files.labels_N),
         # The judge was trained on these real images, so it classifies the test images instead.
         "real": measures.of(measures.distance.features(real_Nchw), test.images_Nchw, test.labels_N),
-        "rows": rows,
-        "seconds": seconds,
+        "rows": [row for fork_at, of_fork in candidates.items() for row in _rows(of_fork, fork_at, labels_N, measures)],
+        "seconds": {str(fork_at): of_fork.seconds for fork_at, of_fork in candidates.items()},
         "minutes": (time.perf_counter() - begun) / 60,
         "machine": machine(),
     }
@@ -184,19 +168,17 @@ def study(
     return report
 
 
-def _form(model: str) -> Form:
-    """The form in which images are compared."""
-    if model not in FORMS:
-        raise ValueError(f"model = {model!r}: choose from {', '.join(FORMS)}")
-    return FORMS[model]
+def _rows(found: Candidates, fork_at: int, labels_N: Tensor, measures: Measures) -> Iterator[dict[str, Any]]:
+    """What is measured of the kept images, for each scorer and fraction."""
+    features_BF = measures.distance.features(found.images_Bchw)
+    for name, scores_Nn in found.scores.items():
+        for of in OF:
+            kept_N = best_places(scores_Nn[:, :of], 1)[:, 0] + torch.arange(len(labels_N)) * max(OF)
+            values = measures.of(features_BF[kept_N], found.images_Bchw[kept_N], labels_N)
+            yield {"fork_at": fork_at, "judge": name, "of": of, **values}
 
 
-def _as_drawn(form: Form) -> Form:
-    """The form of the files, which is what the model draws."""
-    return Form(form.side)
-
-
-def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, seed: int, fork_at: int) -> Candidates:
+def _candidates(loaded: Model, chooser: Judge, labels_N: Tensor, seed: int, fork_at: int) -> Candidates:
     """Draw a group for each label and score it in both ways, as `mvar sample --judge` does."""
     sampler, size, n = loaded.sampler(seed), loaded.fitting_batch_size(), max(OF)
     scorers = {name: find_scorer(judge, sampler, labels_N) for name, judge in (("self", SELF), ("classifier", chooser))}
@@ -209,7 +191,7 @@ def _candidates(loaded: Model, form: Form, chooser: Judge, labels_N: Tensor, see
             sampler, _equal, labels_N[groups_g], groups_g.tolist(), Choice(keep=n, of=n, fork_at=fork_at), size
         )
         seconds["draw"] += drawn.seconds
-        images.append(form.of(drawn.pixels))
+        images.append(FORM.of(drawn.pixels))
         labels_B = labels_N[groups_g].repeat_interleave(n)
         for name, scorer in scorers.items():
             start = time.perf_counter()

@@ -231,9 +231,9 @@ def test_mistakes_are_named(work, data, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_cli("recipe", *RECIPE.commands(), argv=["package", "--model", str(work / "tokenizer-alone"), *places])
     assert "a tokenizer without a generator; give the generator's run" in capsys.readouterr().err
-    for options, said in ((["--modle", "m"], "--modle"), (["--samples-per-class", "few"], "few")):
+    for options, said in ((["--sede", "1"], "--sede"), (["--epochs", "few"], "few")):
         with pytest.raises(SystemExit, match="2"):
-            run_cli("recipe", *RECIPE.commands(), argv=["measure", "--model", model, "--data", data, *options])
+            run_cli("recipe", *RECIPE.commands(), argv=["judge", "--data", data, "--out", "judge", *options])
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("recipe: ")
         assert said in line
