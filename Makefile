@@ -1,9 +1,9 @@
-# make demo: images from the packaged model.  make test, make lint: checks.  Each sets up what it needs.
+# make demo: images from the packaged model. make test, make lint: checks. Each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-# What the environment was made from; a change to either file installs anew.
+# Marks the environment as installed; a change to either file reinstalls it.
 READY := .venv/.ready
-# Of the first picture.
+# Concepts of the first picture.
 CONCEPTS := anchor,bell,camera,cloud,heart,house,key,lock,star,umbrella
 
 .PHONY: demo test lint format docs results clean
@@ -69,7 +69,7 @@ results: $(READY) out/fashion-mnist out/icons
 
 # Of a model: as many samples, and reconstructions, as there are held-out images, against these.
 define measured
-	$(BIN)/mvar sample --model $(1) --protocol imagenet-50k --counts-of out/$(1)/val --npz out/$(1)-samples.npz
+	$(BIN)/mvar sample-set --model $(1) --counts-of out/$(1)/val --npz out/$(1)-samples.npz
 	$(BIN)/mvar evaluate --samples out/$(1)-samples.npz --reference out/$(1)/val --floor out/$(1)/train \
 		--cache out/features --out docs/images/results/$(1)/samples
 	$(BIN)/mvar evaluate --model $(1) --reference out/$(1)/val --floor out/$(1)/train \

@@ -1,16 +1,14 @@
-"""What each measure against codebook collapse does: a tokenizer with all of them, and without one at a time.
+"""What each measure against codebook collapse does: a tokenizer with all of them, and with one left out at a time.
 
     python -m recipes.collapse --data data/fashion-mnist --preset tiny32 --runs runs/collapse-fashion-mnist \
         --out docs/images/collapse/fashion-mnist --page-file docs/collapse.md
 
-Same seed, same steps, same images. A run that is there already is not trained again, one that was stopped goes on, and
-one of other settings is refused.
-
-Shapes: K scales.
+Same seed, same steps, same images. A finished run is not trained again, an interrupted one is resumed, and one with
+other settings is refused.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,24 +21,23 @@ from mvar.data.splits import open_splits
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.model import Model, load
-from mvar.progress import track
 from mvar.settings import raise_problems
-from mvar.studies import page
 from mvar.studies.distance import IMAGES, NAME, Distance
+from mvar.studies.measuring import batches
+from mvar.studies.page import read_json
 from mvar.training.config import TokenizerTraining
 from mvar.training.run import checkpoints
 from mvar.training.run.folder import DATA, METRICS, SETTINGS
 from mvar.training.tokenizer.task import train
-from recipes.cli import run_cli
+from recipes.shared import publish, run_cli
+from recipes.shared import table as markdown
 
-BATCH = 100
-# Settings of a run that change nothing in its results.
+# Settings that do not affect the results of a run.
 INDIFFERENT = {
     "out", "resume", "workers", "rank_timeout", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints",
 }  # fmt: skip
 # What is left out of the full recipe.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "all measures": {},
     "no start from data": {"start_from_data": False},
     "no revival": {"revive_until": 0.0},
     "no quantiser dropout": {"scale_dropout": 0.0},
@@ -48,15 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "discriminator from the start": {"adversarial_start": 0.0},
     "no discriminator": {"adversarial": 0.0},
     "no perceptual loss": {"perceptual": 0.0},
-    "none of them": {
-        "start_from_data": False,
-        "revive_until": 0.0,
-        "scale_dropout": 0.0,
-        "ema": 0.0,
-        "adversarial": 0.0,
-        "perceptual": 0.0,
-    },
 }
+_LEFT_OUT = {name: value for changes in VARIANTS.values() for name, value in changes.items()}
+del _LEFT_OUT["adversarial_start"]  # there is no discriminator to start
+VARIANTS = {"all measures": {}, **VARIANTS, "none of them": _LEFT_OUT}
 
 
 def study(
@@ -74,41 +66,29 @@ def study(
     Args:
         data: folder of images.
         out: folder to write into.
-        runs: folder of the runs; those that are there must have the same settings.
+        runs: folder of the runs; existing ones must have the same settings.
         preset: of the tokenizer.
-        steps: updates of each run.
-        batch_size: images of an update.
+        steps: optimizer steps of each run.
+        batch_size: images per optimizer step.
         seed: of all runs.
-        page_file: Markdown page that takes the table, between markers with the name of `out`.
+        page_file: documentation page to fill in, between the markers named like the last part of `out`.
 
     Returns:
-        What report.json holds.
+        The contents of report.json.
 
     Raises:
-        ValueError: a run that is there has other settings, a line for each; before any training.
+        ValueError: an existing run has other settings, one line each; raised before any training.
     """
     folder = writable_folder(out, "out")
-    shared = {"data": data, "steps": steps, "batch_size": batch_size, "seed": seed}
-    every = {"validate_every": steps, "checkpoint_every": steps}
-    configs = {}
-    for name, changes in VARIANTS.items():
-        run = Path(runs) / name.replace(" ", "-")
-        begun = checkpoints.exist(run)
-        config = TokenizerTraining.preset(preset, out=str(run), resume=begun, **shared, **every, **changes)
-        if begun:
-            _check_same(config, preset, given={*shared, *changes})
-        configs[name] = config
-    for config in configs.values():
-        if not _is_complete(config):
-            train(config)
+    configs = _trained(runs, preset, {"data": data, "steps": steps, "batch_size": batch_size, "seed": seed})
+    config = configs["all measures"]
     results = {name: _validation(Path(config.out)) for name, config in configs.items()}
     train_images, val_images = open_splits(data, config.model.image_shape, resize_factor=config.resize_factor)
     if not isinstance(train_images, PixelSource):
         raise ValueError(f"data = {data!r}: is a stream; give a folder or local shards")
     distance = Distance(_pixels(val_images))
     for name, result in results.items():
-        restored = _restored(load(configs[name].out), val_images.at_most(IMAGES))
-        result["distance"] = distance.of(restored)
+        result["distance"] = distance.of(_restored(load(configs[name].out), val_images.at_most(IMAGES)))
     report = {
         "preset": preset,
         "steps": steps,
@@ -123,11 +103,8 @@ def study(
         "variants": results,
         "machine": machine(),
     }
-    page.write_json(folder / "report.json", report)
     draw(report, folder / "collapse.png")
-    print(table(report))
-    if page_file is not None:
-        page.fill(page_file, table(report), folder.name)
+    publish(report, folder, table(report), page_file, folder.name)
     return report
 
 
@@ -144,16 +121,16 @@ def table(report: Mapping[str, Any]) -> str:
         for name, result in report["variants"].items()
     ]
     return (
-        f"{page.table(head, rows)}\n\n"
+        f"{markdown(head, rows)}\n\n"
         f"Preset `{report['preset']}`, {report['steps']:,} steps of {report['batch_size']}, seed {report['seed']}; "
         f"{report['images']:,} training and {report['validation_images']:,} validation images. PSNR and the codes "
-        f"used are those of {report['validated']:,} validation images. {NAME} is that of {report['compared']:,} "
-        f"reconstructions against all validation images; as many real training images have {report['real']:.1f}."
+        f"used are measured on {report['validated']:,} validation images. {NAME} compares {report['compared']:,} "
+        f"reconstructions with all validation images; the same number of real training images has {report['real']:.1f}."
     )
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """PSNR and distance as bars, and the share of codes that each map uses as shades."""
+    """PSNR and distance as bars, and the share of codes used by each map as shades."""
     names = list(report["variants"])
     results = list(report["variants"].values())
     figure = new_figure(13, 0.5 * len(names) + 1)
@@ -175,18 +152,34 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def _trained(runs: str, preset: str, shared: dict[str, Any]) -> dict[str, TokenizerTraining]:
+    """The settings of every variant's run, once all runs are complete."""
+    every = {"validate_every": shared["steps"], "checkpoint_every": shared["steps"]}
+    configs = {}
+    for name, changes in VARIANTS.items():
+        run = Path(runs) / name.replace(" ", "-")
+        begun = checkpoints.exist(run)
+        configs[name] = TokenizerTraining.preset(preset, out=str(run), resume=begun, **shared, **every, **changes)
+        if begun:
+            _check_same(configs[name], preset, given={*shared, *changes})
+    for config in configs.values():
+        if not any(found.step == config.steps for found in checkpoints.complete(Path(config.out))):
+            train(config)
+    return configs
+
+
 def _check_same(config: TokenizerTraining, preset: str, given: set[str]) -> None:
-    """Raise where the run in `config.out` was told otherwise.
+    """Raise ValueError where the run in `config.out` has other settings.
 
     Args:
-        config: what is wanted.
-        preset: that it comes from.
-        given: settings that the preset does not decide.
+        config: the wanted settings.
+        preset: from which they come, except those in `given`.
+        given: names of settings that the preset does not decide.
     """
     run = Path(config.out)
-    wanted, before = _settings(asdict(config)), _settings(page.read_json(run / SETTINGS, "runs"))
-    if before.get("steps") == config.steps:  # the phases of a run that was prolonged are shares of fewer steps
-        before["steps"] = page.read_json(run / DATA, "runs").get("steps", config.steps)
+    wanted, before = _settings(asdict(config)), _settings(read_json(run / SETTINGS, "runs"))
+    if before.get("steps") == config.steps:  # the phases of a prolonged run are fractions of fewer steps
+        before["steps"] = read_json(run / DATA, "runs").get("steps", config.steps)
     raise_problems(
         [
             f"{name} = {value!r}{'' if name in given else f' of preset = {preset!r}'}: the run in {config.out!r} has "
@@ -198,14 +191,10 @@ def _check_same(config: TokenizerTraining, preset: str, given: set[str]) -> None
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run's results, by name, as JSON has it; the model's settings one by one."""
+    """The settings that affect the results of a run, as JSON, with those of the model prefixed by `model.`"""
     plain = {name: value for name, value in json.loads(json.dumps(config)).items() if name not in INDIFFERENT}
     plain |= {f"model.{name}": value for name, value in plain.pop("model", {}).items()}
     return {**plain, "data": str(Path(plain.get("data", "")).resolve())}
-
-
-def _is_complete(config: TokenizerTraining) -> bool:
-    return any(found.step == config.steps for found in checkpoints.whole(Path(config.out)))
 
 
 def _validation(run: Path) -> dict[str, Any]:
@@ -218,18 +207,17 @@ def _validation(run: Path) -> dict[str, Any]:
 
 def _pixels(images: PixelSource) -> torch.Tensor:
     """All images as the tokenizer sees them, uint8 (N, 3, h, w)."""
-    return torch.cat([images.batch(rows_B)[0] for rows_B in torch.arange(len(images)).split(BATCH)])
+    return torch.cat([images.batch(rows_B)[0] for rows_B in batches(len(images), "reading images")])
 
 
 def _restored(model: Model, images: PixelSource) -> torch.Tensor:
     """Images after a round trip through the tokenizer, uint8 (N, 3, h, w)."""
-    parts: Sequence[torch.Tensor] = torch.arange(len(images)).split(BATCH)
     restored = []
-    for rows_B in track(parts, len(parts), "reconstructing images"):
+    for rows_B in batches(len(images), "reconstructing images"):
         pixels_B3hw = images.batch(rows_B)[0].to(model.device) / 255
         restored.append((model.tokenizer.reconstruct(pixels_B3hw) * 255).round().to(torch.uint8).cpu())
     return torch.cat(restored)
 
 
 if __name__ == "__main__":
-    run_cli(study, "python -m recipes.collapse")
+    run_cli("python -m recipes.collapse", study)

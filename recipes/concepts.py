@@ -1,10 +1,10 @@
 """How well a model of many classes draws: whether a classifier recognises its samples, and how new they are.
 
-Novelty is measured as the data set was cleaned of near-duplicates: by the difference of two pictures' ink, wherever and
-however large it is drawn (`mvar.data.sets.icon_drawing`). Of samples and of held-out images alike the nearest training
-image is found, whatever its class.
+Novelty uses the measure by which near-duplicates were removed from the data set: the difference of two pictures' ink,
+independent of position and size (`mvar.data.sets.icon_drawing`). Samples and held-out images are compared with the
+nearest training image of any class.
 
-Shapes: N M images, C classes; P pixels of a picture's shape; h w pixels.
+Shapes: N M images, B images per batch, C classes, P pixels of a picture's shape, h w pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
-from mvar.data.processes import in_processes
 from mvar.data.sets.icon_drawing import nearest, shape_of_ink
 from mvar.data.sets.icons import SAME
+from mvar.data.workers import in_processes
 from mvar.evaluation import intervals
 from mvar.evaluation.images import Classifier
 from mvar.progress import track
 from mvar.sampling.engine import to_images
 from mvar.sampling.sheet import class_sheet
-from mvar.studies import page
 from mvar.studies.measuring import Labelled
-from mvar.studies.sweep import TRIED
 from mvar.text import counted
+from recipes.figures import settings
+from recipes.shared import table
 
 PAIRS = 12  # of the sheet
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -36,7 +36,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @torch.inference_mode()
 def ranks(judge: Classifier, images: Labelled) -> Tensor:
-    """How many classes the judge finds likelier than the right one, int64 (N,); 0 where it is right."""
+    """The number of classes that the judge finds likelier than the right one, int64 (N,); 0 where it is right."""
     found = []
     for images_Bchw, labels_B in zip(images.images_Nchw.split(500), images.labels_N.split(500), strict=True):
         logits_BC = judge(images_Bchw.expand(-1, 3, -1, -1).float() / 255)
@@ -45,7 +45,7 @@ def ranks(judge: Classifier, images: Labelled) -> Tensor:
 
 
 def recognised(judge: Classifier, images: Labelled) -> dict[str, Any]:
-    """How often the judge's first guess, and one of its first five, is right: of all images and of each class."""
+    """How often the judge's first guess, and one of its first five, is right: for all images and for each class."""
     ranks_N, counts_C = ranks(judge, images), images.labels_N.bincount(minlength=len(images.classes))
     result: dict[str, Any] = {"images": len(ranks_N), "class_images": counts_C.tolist()}
     for name, most in (("top1", 1), ("top5", 5)):
@@ -60,20 +60,20 @@ def recognised(judge: Classifier, images: Labelled) -> dict[str, Any]:
 def novelty(images_Nchw: Tensor, train_MP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest training image of each image, int64 (N,), and the difference of their shapes, float (N,).
 
-    An image without ink is as far as can be.
+    An image without ink has the largest difference.
     """
     return nearest(shapes(images_Nchw), train_MP)
 
 
 def shapes(images_Nchw: Tensor) -> np.ndarray:
-    """What pictures are compared by, int16 (N, P); zeros where there is no ink."""
+    """The shapes by which pictures are compared, int16 (N, P); zeros where there is no ink."""
     ink_Nhw = 255 - images_Nchw.float().mean(1).round().byte().numpy()
     found = in_processes(shape_of_ink, list(ink_Nhw))
     return np.stack(list(track(found, len(ink_Nhw), "comparing pictures")))
 
 
 def novelty_report(samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
-    """The distances of samples and of held-out images to their nearest training image, side by side."""
+    """Distances of samples and of held-out images to their nearest training image."""
     return {
         name: {
             "images": len(distances),
@@ -85,7 +85,7 @@ def novelty_report(samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
 
 
 def nearest_pairs(samples: Labelled, train: Labelled, nearest_N: np.ndarray, distances: np.ndarray) -> Image.Image:
-    """The samples that lie nearest to a training image, each over it, with the difference of the two."""
+    """The samples that are nearest to a training image, each above that image."""
     chosen = np.argsort(distances, kind="stable")[:PAIRS]
     rows = [
         ("sample", to_images(samples.images_Nchw[chosen].expand(-1, 3, -1, -1) / 255)),
@@ -95,7 +95,7 @@ def nearest_pairs(samples: Labelled, train: Labelled, nearest_N: np.ndarray, dis
 
 
 def draw_novelty(samples: np.ndarray, held_out: np.ndarray, path: Path) -> None:
-    """How distances to the nearest training image are spread, of samples and of held-out images."""
+    """Histograms of the distances of samples and of held-out images to their nearest training image."""
     figure = new_figure(7, 3.4)
     axes = figure.subplots()
     bins = np.linspace(0, max(samples.max(), held_out.max()), 60).tolist()
@@ -108,10 +108,9 @@ def draw_novelty(samples: np.ndarray, held_out: np.ndarray, path: Path) -> None:
 
 
 def results(report: Mapping[str, Any]) -> str:
-    """Tables of what was measured: in short, and concept by concept, best first."""
+    """Tables of the report: a summary, and all concepts, best first."""
     samples, held_out = (report["recognised"][name] for name in ("samples", "held_out"))
     ours, others = (report["novelty"][name] for name in ("samples", "held out"))
-    settings = ", ".join(f"{name.replace('_', '-')} {page.numbers(report['settings'][name])}" for name in TRIED)
     rows = [
         ["Images", f"{samples['images']:,}", f"{held_out['images']:,}"],
         *(
@@ -119,25 +118,25 @@ def results(report: Mapping[str, Any]) -> str:
             for key, text in (("top1", "first guess"), ("top5", "among the first five"))
         ),
         [
-            "Concepts of which most are (first five)",
+            "Concepts recognised in most images (first five)",
             *(_percent(p["classes_mostly_recognised"]) for p in (samples, held_out)),
         ],
         ["Distance to the nearest training icon, median", *(f"{p['quantiles']['0.5']:.3f}" for p in (ours, others))],
-        ["The same, nearest twentieth", *(f"{p['quantiles']['0.05']:.3f}" for p in (ours, others))],
+        ["The same, 5th percentile", *(f"{p['quantiles']['0.05']:.3f}" for p in (ours, others))],
         [f"Copies of a training icon (distance below {SAME:g})", *(_percent(p["copies"]) for p in (ours, others))],
     ]
     machine = report["machine"]
     note = (
-        f"Samples with {settings}, seed {report['seed']}; {report['seconds_per_image']:.2f} s an image "
-        f"({counted(machine['threads'], 'thread')}, {machine['processor']}, torch {machine['torch']}). "
-        "In brackets 90 % intervals."
+        f"Samples with {settings(report['settings'])}, seed {report['seed']}; {report['seconds_per_image']:.2f} s per "
+        f"image ({counted(machine['threads'], 'thread')}, {machine['processor']}, torch {machine['torch']}). "
+        "90 % intervals in brackets."
     )
     head = ["Concept", "Samples, first guess", "first five", "Held-out icons, first five"]
     return "\n\n".join(
         [
-            page.table(["", "Samples", "Held-out icons"], rows),
+            table(["", "Samples", "Held-out icons"], rows),
             note,
-            page.table(head, by_concept(report["classes"], samples, held_out)),
+            table(head, by_concept(report["classes"], samples, held_out)),
         ]
     )
 
@@ -152,7 +151,7 @@ def _interval(value: float, images: int) -> str:
 
 
 def by_concept(classes: Sequence[str], samples: dict[str, Any], held_out: dict[str, Any]) -> list[list[str]]:
-    """A row for each class, best first: its share of samples recognised, and of real images."""
+    """A row for each class, best first: the fraction recognised of its samples and of its real images."""
     order = sorted(range(len(classes)), key=lambda c: (-samples["class_top5"][c], -samples["class_top1"][c], c))
     shares = (samples["class_top1"], samples["class_top5"], held_out["class_top5"])
     return [[classes[c], *(_percent(share_C[c]) for share_C in shares)] for c in order]

@@ -3,12 +3,13 @@
     python -m recipes.editing --model fashion-mnist --data data/fashion-mnist --out docs/images/editing \
         --page-file docs/editing.md --sheet docs/images/editing.png
 
-Some minutes on two cores. Expect: "reencode" closer to the image than "own" outside the hole; "own" closer inside,
-where its coarse tokens still know what was there.
+A few minutes on two cores. Expected: "reencode" is closer to the image than "own" outside the hole; "own" is closer
+inside, where its coarse tokens still describe what was there.
 """
 
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from mvar.data.images.decoding import as_image
 from mvar.data.images.folders import ImageFolder
-from mvar.data.subset import evenly_spaced
 from mvar.data.views import fitted
 from mvar.files import writable_folder
 from mvar.machine import machine
@@ -28,10 +28,11 @@ from mvar.sampling.config import EditMode
 from mvar.sampling.export import save_image
 from mvar.sampling.masks import distance, read_hole
 from mvar.sampling.sheet import class_sheet, with_hole
-from mvar.studies import page
-from recipes.cli import run_cli
+from mvar.studies.measuring import subset
+from recipes.shared import measured_on, publish, run_cli
+from recipes.shared import table as markdown
 
-SHOWN = 4  # results in a row of the sheet
+SHOWN = 4  # results per row of the sheet
 RINGS = ((1, 1), (2, 2), (3, 4), (5, 8))  # distances from the hole, in pixels of the model
 
 
@@ -61,17 +62,16 @@ def compare(
         model: with a generator.
         data: folder with val/<class>.
         out: folder to write into.
-        images: at most so many, evenly spaced.
+        images: how many to use at most, evenly spaced.
         n: results for each image, hole and mode.
         seed: of the results.
-        page_file: documentation page whose table is filled in.
-        sheet: picture with an image of some classes, its hole, and results of the default mode.
+        page_file: documentation page to fill in.
+        sheet: picture to write: images of some classes, their holes, and results of the default mode.
     """
     folder, loaded = writable_folder(out, "out"), load(model)
-    index = ImageFolder.scan(Path(data) / "val")
-    chosen = evenly_spaced(len(index.paths), images)
-    pictures = [as_image(index.paths[i]) for i in chosen]
-    labels = [loaded.label_ids(index.classes[index.labels[i]])[0] for i in chosen]
+    index = subset(ImageFolder.scan(Path(data) / "val"), images)
+    pictures = [as_image(path) for path in index.paths]
+    labels = loaded.label_ids([index.classes[label] for label in index.labels])
     start = time.perf_counter()
     rows = []
     for name, hole_HW in holes(loaded.tokenizer.config.image_shape).items():
@@ -79,16 +79,14 @@ def compare(
             rows.append({"hole": name, "mode": mode, **_measured(loaded, pictures, labels, hole_HW, mode, n, seed)})
             print(rows[-1], flush=True)
     report = {
-        "images": len(chosen),
+        "images": len(pictures),
         "results": n,
         "seed": seed,
         "rows": rows,
         "minutes": (time.perf_counter() - start) / 60,
         "machine": machine(),
     }
-    page.write_json(folder / "report.json", report)
-    if page_file is not None:
-        page.fill(page_file, table(report))
+    publish(report, folder, table(report), page_file)
     if sheet is not None:
         save_image(_sheet(loaded, pictures, labels, seed), sheet, "sheet")
     return report
@@ -114,8 +112,9 @@ def _measured(
     n: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Mean absolute distance from the image in 8-bit levels: inside the hole and in rings around it; and the mean step
-    between neighbouring pixels on either side of the border, beside the image's own.
+    """Mean absolute error in 8-bit levels inside the hole and in rings around it, and the mean step across its border.
+
+    The tokenizer's own error in the rings and the image's own step are the baselines.
     """
     shape = loaded.tokenizer.config.image_shape
     steps_HW = distance(hole_HW)
@@ -149,30 +148,22 @@ def _step(pixels_B3HW: Tensor, hole_HW: Tensor) -> float:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """The report as Markdown: for each hole both modes, and the tokenizer alone."""
     names = [f"{near}" if near == far else f"{near}-{far}" for near, far in RINGS]
     head = ["Hole", "Mode", "Inside", *(f"{name} px outside" for name in names), "Step at the border"]
     rows: list[list[str]] = []
-    before: dict[str, Any] | None = None
-    for row in report["rows"]:
-        if before is not None and row["hole"] != before["hole"]:
-            rows.append(_alone(before))
-        values = (row["inside"], *row["rings"], row["border_step"])
-        rows.append([row["hole"], f"`{row['mode']}`", *(f"{v:.2f}" for v in values)])
-        before = row
-    rows.append(_alone(report["rows"][-1]))
-    machine = report["machine"]
+    for hole, group in groupby(report["rows"], key=lambda row: row["hole"]):
+        for row in group:
+            values = (row["inside"], *row["rings"], row["border_step"])
+            rows.append([hole, f"`{row['mode']}`", *(f"{v:.2f}" for v in values)])
+        own_step = f"{row['border_step_of_image']:.2f} (the image)"
+        rows.append([hole, "tokenizer alone", "", *(f"{v:.2f}" for v in row["tokenizer"]), own_step])
     return (
-        f"{page.table(head, rows)}\n\n{report['images']} held-out images, {report['results']} results each, with their "
-        f"class; mean absolute distance from the image in 8-bit levels. Measured in {report['minutes']:.1f} minutes on "
-        f"{machine['cores']} cores ({machine['processor']}, torch {machine['torch']})."
+        f"{markdown(head, rows)}\n\n{report['images']} held-out images, {report['results']} results each, given their "
+        f"class; mean absolute error in 8-bit levels. Measured in {report['minutes']:.1f} minutes on "
+        f"{measured_on(report['machine'])}."
     )
 
 
-def _alone(row: dict[str, Any]) -> list[str]:
-    own_step = f"{row['border_step_of_image']:.2f} (the image)"
-    return [row["hole"], "tokenizer alone", "", *(f"{v:.2f}" for v in row["tokenizer"]), own_step]
-
-
 if __name__ == "__main__":
-    run_cli(compare, "python -m recipes.editing")
+    run_cli("python -m recipes.editing", compare)

@@ -1,26 +1,10 @@
-"""The packaged Fashion-MNIST model: all commands from the original data to the figures in its documentation.
-
-    mvar data fashion-mnist --out data/fashion-mnist
-    mvar train tokenizer --preset tiny32 --data data/fashion-mnist --out runs/tokenizer
-    mvar train generator --preset tiny32 --data data/fashion-mnist --tokenizer runs/tokenizer --out runs/generator
-    python -m recipes.fashion_mnist judge --data data/fashion-mnist --out runs/judge.safetensors
-    python -m recipes.fashion_mnist sweep --model runs/generator --data data/fashion-mnist \
-        --judge runs/judge.safetensors --out docs/images/fashion-mnist
-    python -m recipes.fashion_mnist package --model runs/generator --tokenizer-run runs/tokenizer \
-        --sweep docs/images/fashion-mnist/sweep.json --out src/mvar/models/fashion-mnist
-    python -m recipes.fashion_mnist measure --model fashion-mnist --data data/fashion-mnist \
-        --judge runs/judge.safetensors --tokenizer-run runs/tokenizer --generator-run runs/generator \
-        --out docs/images/fashion-mnist --sheet docs/images/fashion-mnist-samples.png
-    python -m recipes.fashion_mnist page
-
-What ships came about in stages, which its page tells.
-"""
+"""The packaged Fashion-MNIST model; docs/models/fashion-mnist.md has its commands, from the data to the figures."""
 
 from mvar.data.sets.fashion_mnist import FRAME
 from mvar.studies.measuring import Form
 from mvar.studies.sweep import Grid
-from recipes.cli import run_cli
 from recipes.packaged import Recipe
+from recipes.shared import run_cli
 
 
 class FashionMnist(Recipe):
@@ -43,4 +27,4 @@ class FashionMnist(Recipe):
 
 
 if __name__ == "__main__":
-    run_cli(FashionMnist, "python -m recipes.fashion_mnist")
+    run_cli("python -m recipes.fashion_mnist", *FashionMnist().commands())

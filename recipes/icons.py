@@ -1,4 +1,4 @@
-"""Icons: what the data set holds, and the packaged model of them (docs/models/icons.md has its commands).
+"""The icon data set, and the packaged model trained on it; docs/models/icons.md has the model's commands.
 
     python -m recipes.icons describe --data data/icons --page-file docs/data.md \
         --credits src/mvar/models/icons/LICENCES.md --sheet docs/images/icons-data.png
@@ -6,26 +6,29 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mvar.data.images.decoding import decode
 from mvar.data.images.folders import ImageFolder
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.files import writable_folder, write_text
 from mvar.machine import machine
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 from mvar.settings import Several, check
-from mvar.studies import measuring, page
+from mvar.studies import measuring
 from mvar.studies.measuring import Form
 from mvar.studies.sweep import Grid
 from recipes import concepts
-from recipes.cli import run_cli
+from recipes.measures import facts
 from recipes.packaged import Recipe
+from recipes.shared import fill, publish, run_cli, table
 
-TIERS = {"25 or more": 25, "15 to 24": 15, "fewer": 0}  # sets that draw a concept, and the least of them
-SHOWN = 12  # concepts of the sheet, and images of each
+TIERS = {"25 or more": 25, "15 to 24": 15, "fewer": 0}  # number of sets that draw a concept, and its lower bound
+SHOWN = 12  # concepts on the sheet, and images of each
 
 
 class Icons(Recipe):
@@ -43,15 +46,18 @@ class Icons(Recipe):
         top_p=(0.96, 0.9, 0.8, 0.7),
     )
     judge_epochs = 20
-    _results = staticmethod(concepts.results)
+    results = staticmethod(concepts.results)
+
+    def commands(self) -> list[Callable[..., Any]]:
+        return [*super().commands(), self.describe]
 
     def describe(self, data: str, page_file: str, credits: str, sheet: str) -> None:
         """Count concepts and images, draw the first images of some concepts, and copy the credits.
 
         Args:
             data: folder that `mvar data icons` wrote.
-            page_file: documentation page whose table is filled in.
-            credits: Markdown file to write: whose icons they are.
+            page_file: documentation page to fill in.
+            credits: Markdown file to write: the authors of the icons.
             sheet: .png or .webp to write.
         """
         train = ImageFolder.scan(Path(data) / "train")
@@ -65,11 +71,11 @@ class Icons(Recipe):
         images = [Counter(tier_of[label] for label in folder.labels) for folder in (train, val)]
         rows = [[tier, f"{len(members[tier]):,}", *(f"{n[tier]:,}" for n in images)] for tier in TIERS]
         rows.append(["together", f"{len(train.classes):,}", *(f"{n.total():,}" for n in images)])
-        table = page.table(["Sets that draw a concept", "Concepts", "Training", "Validation"], rows)
+        counts = table(["Sets that draw a concept", "Concepts", "Training", "Validation"], rows)
         names = [f"Drawn by {tier}: {', '.join(members[tier])}." for tier in TIERS]
         without = [name for label, name in enumerate(train.classes) if label not in {*val.labels}]
         names.append(f"Without images for validation: {', '.join(without) or 'none'}.")
-        page.fill(page_file, "\n\n".join([table, *names]))
+        fill(page_file, "\n\n".join([counts, *names]))
         write_text(credits, (Path(data) / "LICENCES.md").read_text(encoding="utf-8"))
 
         shown = []
@@ -81,7 +87,7 @@ class Icons(Recipe):
     def measure(  # type: ignore[override]  # hundreds of classes, some without test images
         self, model: str, data: str, judge: str, out: str, samples_per_class: int = 4, seed: int = 0
     ) -> dict[str, Any]:
-        """Ask the judge about samples and held-out icons, and look for each one's nearest training icon.
+        """Classify samples and held-out icons with the judge, and find the nearest training icon of each.
 
         Writes report.json, novelty.png, and nearest.png with the samples nearest to a training icon.
 
@@ -90,19 +96,19 @@ class Icons(Recipe):
             data: folder that `mvar data icons` wrote.
             judge: its file.
             out: folder to write into.
-            samples_per_class: drawn with the model's own settings.
+            samples_per_class: number of samples, drawn with the model's own settings.
             seed: of the samples.
 
         Returns:
-            What report.json holds.
+            The contents of report.json.
 
         Raises:
-            ValueError: too few samples, or a file or folder that cannot be used.
+            ValueError: too few samples, or an unusable file or folder.
         """
         check("samples_per_class", samples_per_class, Several)
         start = time.perf_counter()
         folder = writable_folder(out, "out")
-        loaded = measuring.load_whole(model, None)
+        loaded = measuring.load_with_generator(model)
         critic = measuring.load_judge(judge, loaded.classes)
         train = measuring.originals(data, "train", self.form, loaded.classes)
         held_out = measuring.originals(data, "val", self.form, loaded.classes, lacking=True)
@@ -116,8 +122,8 @@ class Icons(Recipe):
         others = concepts.novelty(held_out.images_Nchw, shapes)[1]
         report = {
             "machine": machine(),
-            "model": measuring.facts(loaded),
-            "settings": measuring.settings_of(loaded),
+            "model": facts(loaded),
+            "settings": asdict(loaded.defaults),
             "seed": seed,
             "seconds_per_image": drawn.seconds,
             "classes": loaded.classes,
@@ -125,12 +131,11 @@ class Icons(Recipe):
             "novelty": concepts.novelty_report(distances, others),
             "minutes": (time.perf_counter() - start) / 60,
         }
-        page.write_json(folder / "report.json", report)
         concepts.draw_novelty(distances, others, folder / "novelty.png")
         save_image(concepts.nearest_pairs(drawn.images, train, nearest_N, distances), folder / "nearest.png")
-        print(self._results(report))
+        publish(report, folder, self.results(report), None)
         return report
 
 
 if __name__ == "__main__":
-    run_cli(Icons, "python -m recipes.icons")
+    run_cli("python -m recipes.icons", *Icons().commands())

@@ -3,11 +3,12 @@
     python -m recipes.likelihood --model fashion-mnist --data data/fashion-mnist --out docs/images/likelihood \
         --page-file docs/likelihood.md
 
-Some minutes on two cores; the page has what came out.
+A few minutes on two cores; the page has the results.
+
+Shapes: N images, C classes, K scales.
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ import torch
 
 from mvar.data.images.folders import ImageFolder
 from mvar.data.source import PixelSource
-from mvar.data.subset import evenly_spaced
 from mvar.files import writable_folder
 from mvar.machine import machine
-from mvar.model import load
-from mvar.progress import track
 from mvar.sampling.likelihood import class_log_probs
-from mvar.studies import measuring, page
-from recipes.cli import run_cli
+from mvar.studies.measuring import batches, load_with_generator, subset
+from recipes.measures import scale_names
+from recipes.shared import measured_on, publish, run_cli
+from recipes.shared import table as markdown
 
 BATCH = 50
 
@@ -34,30 +34,28 @@ def measure(model: str, data: str, out: str, images: int = 1000, page_file: str 
         model: with a generator and classes.
         data: folder with val/<class>.
         out: folder to write into.
-        images: at most so many, evenly spaced.
-        page_file: documentation page whose table is filled in.
+        images: how many to use at most, evenly spaced.
+        page_file: documentation page to fill in.
     """
-    folder, loaded = writable_folder(out, "out"), load(model)
-    if loaded.generator is None:
-        raise ValueError(f"model = {model!r}: has no generator to measure")
-    index = ImageFolder.scan(Path(data) / "val")
-    chosen = evenly_spaced(len(index.paths), images)
-    some = replace(index, paths=[index.paths[i] for i in chosen], labels=[index.labels[i] for i in chosen])
-    source = PixelSource.read(some, loaded.tokenizer.config.image_shape, resize_factor=1.0)
+    folder, loaded = writable_folder(out, "out"), load_with_generator(model)
+    assert loaded.generator is not None
+    config = loaded.tokenizer.config
+    index = subset(ImageFolder.scan(Path(data) / "val"), images)
+    source = PixelSource.read(index, config.image_shape, resize_factor=1.0)
     labels_N = torch.tensor(loaded.label_ids(index.classes))[source.labels]
 
     start = time.perf_counter()
     parts = []
-    batches = torch.arange(len(source)).split(BATCH)
-    for rows_B in track(batches, len(batches), "batches"):
+    for rows_B in batches(len(source), "batches", BATCH):
         maps = loaded.tokenizer.encode(source.batch(rows_B)[0].to(loaded.device) / 255)
         parts.append(class_log_probs(loaded.tokenizer, loaded.generator, maps))
     log_prob_NCK = torch.cat(parts)
     seconds = time.perf_counter() - start
-    right_NK = log_prob_NCK.cumsum(2).argmax(1) == labels_N[:, None]  # by the first maps only, up to each
+    right_NK = log_prob_NCK.cumsum(2).argmax(1) == labels_N[:, None]  # by all maps up to each
     alone_NK = log_prob_NCK.argmax(1) == labels_N[:, None]  # by each map alone, given the coarser ones
     own_NK = log_prob_NCK[torch.arange(len(labels_N)), labels_N]
-    bits_K = -own_NK.mean(0) / torch.tensor(loaded.tokenizer.config.schedule.areas) / torch.tensor(2.0).log()
+    bits_K = -own_NK.mean(0) / torch.tensor(config.schedule.areas) / torch.tensor(2.0).log()
+    columns = [values.tolist() for values in (right_NK.float().mean(0), alone_NK.float().mean(0), bits_K)]
     report = {
         "images": len(source),
         "accuracy": float(right_NK[:, -1].float().mean()),
@@ -65,18 +63,13 @@ def measure(model: str, data: str, out: str, images: int = 1000, page_file: str 
             name: float(right_NK[labels_N == c, -1].float().mean()) for c, name in enumerate(loaded.classes)
         },
         "scales": [
-            {"map": name, "up_to": float(up_to), "alone": float(alone), "bits": float(bits)}
-            for name, up_to, alone, bits in zip(
-                measuring.scale_names(loaded), right_NK.float().mean(0), alone_NK.float().mean(0), bits_K, strict=True
-            )
+            dict(zip(("map", "up_to", "alone", "bits"), row, strict=True))
+            for row in zip(scale_names(loaded), *columns, strict=True)
         ],
         "seconds_per_image": seconds / len(source),
         "machine": machine(),
     }
-    page.write_json(folder / "report.json", report)
-    print(table(report))
-    if page_file is not None:
-        page.fill(page_file, table(report))
+    publish(report, folder, table(report), page_file)
     return report
 
 
@@ -88,13 +81,12 @@ def table(report: dict[str, Any]) -> str:
         for s in report["scales"]
     ]
     classes = ", ".join(f"{name} {100 * share:.0f} %" for name, share in report["class_accuracy"].items())
-    machine = report["machine"]
     return (
-        f"{page.table(head, rows)}\n\n**{100 * report['accuracy']:.1f} %** of {report['images']:,} test images are "
-        f"classified right by all maps: {classes}. {report['seconds_per_image']:.3f} s an image on {machine['cores']} "
-        f"cores ({machine['processor']}, torch {machine['torch']})."
+        f"{markdown(head, rows)}\n\nAll maps together classify **{100 * report['accuracy']:.1f} %** of "
+        f"{report['images']:,} test images correctly: {classes}. {report['seconds_per_image']:.3f} s per image on "
+        f"{measured_on(report['machine'])}."
     )
 
 
 if __name__ == "__main__":
-    run_cli(measure, "python -m recipes.likelihood")
+    run_cli("python -m recipes.likelihood", measure)

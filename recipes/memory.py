@@ -1,8 +1,8 @@
-"""What a GPU must hold to train a generator: arithmetic from torch's meta device.
+"""GPU memory for training a generator, computed on torch's meta device.
 
     python -m recipes.memory --page-file docs/cluster.md
 
-Shapes: B images, L tokens of all scales, l those after the first scale, Z latent channels, U random numbers an image.
+Shapes: B images, L tokens of all scales, l those after the first scale, Z latent channels, U random numbers per image.
 """
 
 import math
@@ -17,10 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.studies import page
 from mvar.training.config import GENERATOR_PRESETS
 from mvar.training.generator.loss import GeneratorLoss
-from recipes.cli import run_cli
+from recipes.shared import fill, run_cli, table
 
 NAMES = ("d16", "d20", "d24", "d30", "d32")
 RANKS, IMAGES = 8, 32
@@ -28,53 +27,53 @@ FLOAT, HALF = 4, 2  # bytes of float32 and bfloat16
 
 
 class Memory(NamedTuple):
-    """Bytes on one GPU at the fullest moment of a step."""
+    """Bytes on one GPU at the peak of a step."""
 
     weights: int
     gradients: int
     moments: int
     average: int
-    working: int  # gathered or cast weights, and gradients on their way to the other ranks
+    working: int  # gathered or cast weights, and gradients being reduced
     activations: int
 
     @property
     def state(self) -> int:
-        """What stays from step to step."""
+        """What persists from step to step."""
         return self.weights + self.gradients + self.moments + self.average
 
 
 def fsdp_memory(config: GeneratorConfig, ranks: int, activations: int) -> Memory:
-    """Of rank 0, whose share is the largest, where `mvar.training.parallel.shard` has spread the model.
+    """Memory of rank 0, which has the largest shard, where `mvar.training.parallel.shard` has sharded the model.
 
     Args:
-        config: of the generator; its blocks' products are in bfloat16.
-        ranks: GPUs.
+        config: of the generator, whose blocks run in bfloat16.
+        ranks: number of GPUs.
         activations: see `activation_bytes`.
     """
     generator = _on_meta(config)
-    share = FLOAT * sum(-(-len(p) // ranks) * math.prod(p.shape[1:]) for p in generator.parameters())
+    shard = FLOAT * sum(-(-len(p) // ranks) * math.prod(p.shape[1:]) for p in generator.parameters())
     blocks = [parameters(block) for block in generator.each_block()]
     block, rest = max(blocks), parameters(generator) - sum(blocks)
-    # Two blocks gathered, this one and the next; one block's gradients, which are cast to float32 to be reduced;
-    # embeddings and head with their gradients, all step long.
+    # Two gathered blocks, this one and the next; one block's gradients, cast to float32 to be reduced; embeddings and
+    # head with their gradients throughout the step.
     working = 2 * HALF * block + (HALF + FLOAT) * block + 2 * FLOAT * rest
-    return Memory(share, share, 2 * share, share, working, activations)
+    return Memory(shard, shard, 2 * shard, shard, working, activations)
 
 
 def ddp_memory(config: GeneratorConfig, activations: int) -> Memory:
-    """Of any rank where each holds a copy; arguments as `fsdp_memory`."""
+    """Memory of any rank where each holds a copy of the model; arguments as in `fsdp_memory`."""
     generator = _on_meta(config)
-    whole = FLOAT * parameters(generator)
+    model = FLOAT * parameters(generator)
     block = max(parameters(block) for block in generator.each_block())
     adaln = sum(p.numel() for name, p in generator.blocks.named_parameters() if ".adaln." in name)
-    working = HALF * (block + adaln)  # autocast's copies are one block's, and all AdaLN's, which run first
-    return Memory(whole, whole, 2 * whole, whole, working, activations)
+    working = HALF * (block + adaln)  # autocast copies the weights of one block, and of all AdaLN, which runs first
+    return Memory(model, model, 2 * model, model, working, activations)
 
 
 def activation_bytes(config: GeneratorConfig, images: int) -> int:
-    """Largest sum of tensors that a step's forward and backward pass make and hold, with activation checkpointing.
+    """Peak of the live tensors made by a step's forward and backward pass, with activation checkpointing.
 
-    Weights and their gradients are not counted. The blocks must be alike: two depths then tell that of any.
+    Weights and their gradients are not counted. All blocks must have the same shape: two depths then give that of any.
     """
     one, two = (step_bytes(as_gathered(replace(config, depth=depth)), images) for depth in (1, 2))
     return one + (config.depth - 1) * (two - one)
@@ -90,7 +89,7 @@ def as_gathered(config: GeneratorConfig, device: str = "meta") -> Generator:
 
 
 def step_bytes(generator: Generator, images: int) -> int:
-    """`activation_bytes` counted in one pass over all blocks of this generator, on its device."""
+    """`activation_bytes` of this generator, counted in one pass over all its blocks on its device."""
     for parameter in generator.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     with _Live() as live:
@@ -115,7 +114,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 class _Live(TorchDispatchMode):
-    """Sums the storages that operations make, until they are freed."""
+    """Tracks the bytes of storages that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,42 +148,33 @@ def _on_meta(config: GeneratorConfig) -> Generator:
 
 
 def parameters(module: nn.Module) -> int:
-    """How many numbers it learns."""
+    """Number of parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def tables() -> str:
-    """Both ways and all presets as Markdown, in GB."""
-    spread, copied, disk = [], [], []
+    """FSDP and DDP for all presets as Markdown, in GB."""
+    sharded, copied, disk = [], [], []
     for name in NAMES:
         config, size = PRESETS[name], parameters(_on_meta(PRESETS[name]))
         activations = activation_bytes(config, IMAGES)
         fsdp, ddp = fsdp_memory(config, RANKS, activations), ddp_memory(config, activations)
-        whole = FLOAT * size
-        parts = GENERATOR_PRESETS[name]["batch_size"] // (RANKS * IMAGES)
-        spread.append(_row(name, size, fsdp))
+        weights = FLOAT * size
+        micro_batches = GENERATOR_PRESETS[name]["batch_size"] // (RANKS * IMAGES)
+        sharded.append(_row(name, size, fsdp))
         copied.append(_row(name, size, ddp))
-        disk.append([f"`{name}`", str(parts), _gb(fsdp.state + whole), _gb(4 * whole), _gb(whole)])
-    head = ["GB a GPU", "Parameters", "Weights", "Gradients", "Adam", "Average", "Working", "Activations", "Together"]
-    return "\n\n".join(
-        [
-            f"FSDP, {RANKS} GPUs, {IMAGES} images of 256 px a GPU at once, activation checkpointing, bfloat16:",
-            page.table(head, spread),
-            "DDP, the same images:",
-            page.table(head, copied),
-            "What follows from these sizes:",
-            page.table(
-                [
-                    "",
-                    "`--accumulate` for the preset's batch",
-                    "Rank 0 in a preview, FSDP, GB",
-                    "A checkpoint, GB",
-                    "The bundle, GB",
-                ],
-                disk,
-            ),
-        ]
-    )
+        disk.append([f"`{name}`", str(micro_batches), _gb(fsdp.state + weights), _gb(4 * weights), _gb(weights)])
+    head = ["GB per GPU", "Parameters", "Weights", "Gradients", "Adam", "Average", "Working", "Activations", "Total"]
+    sizes = ["", "`--accumulate` for the preset's batch", "Rank 0 in a preview, FSDP", "A checkpoint", "The bundle"]
+    parts = [
+        f"FSDP, {RANKS} GPUs, micro-batches of {IMAGES} images of 256 px per GPU, activation checkpointing, bfloat16:",
+        table(head, sharded),
+        "DDP, the same micro-batches:",
+        table(head, copied),
+        "What follows from these sizes, in GB:",
+        table(sizes, disk),
+    ]
+    return "\n\n".join(parts)
 
 
 def _row(name: str, size: int, memory: Memory) -> list[str]:
@@ -196,13 +186,9 @@ def _gb(size: int) -> str:
 
 
 def write(page_file: str) -> None:
-    """Fill in the tables of a documentation page.
-
-    Args:
-        page_file: the page.
-    """
-    page.fill(page_file, tables())
+    """Fill in the tables of a documentation page."""
+    fill(page_file, tables())
 
 
 if __name__ == "__main__":
-    run_cli(write, "python -m recipes.memory")
+    run_cli("python -m recipes.memory", write)

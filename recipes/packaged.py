@@ -1,14 +1,14 @@
-"""What the recipes of the packaged models share: the way from training runs to a bundle and its documentation.
+"""From training runs to a bundle and its documentation page: what the packaged models share.
 
-A model's own module says how it was trained, and its `Recipe` what is asked of it. Settings are chosen on training
-images only; `measure` alone looks at the validation images, and `page` writes its figures into docs/models/<name>.md.
+Settings are chosen on training images only. Only `measure` looks at the validation images, and `page` writes what it
+found into docs/models/<name>.md.
 """
 
 import json
-import re
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import read_bundle
-from mvar.data.subset import evenly_spaced
-from mvar.features.judge import Judge, accuracy, train_judge
+from mvar.data.order import evenly_spaced
+from mvar.features.judge import accuracy, train_judge
 from mvar.files import writable_folder
 from mvar.machine import machine
-from mvar.model import Model, load
+from mvar.model import Model
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
 from mvar.settings import Count, Several, check
-from mvar.studies import measuring, page
+from mvar.studies import measuring
 from mvar.studies.distance import IMAGES, Distance
-from mvar.studies.measuring import Form
+from mvar.studies.measuring import Form, Labelled
+from mvar.studies.page import read_json
 from mvar.studies.sweep import TRIED, Grid, sweep
 from mvar.training.run.curves import draw_curves
 from mvar.training.run.folder import METRICS, SETTINGS
-from recipes import figures
+from recipes import figures, measures
+from recipes.shared import fill, publish
 
-LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # of the provenance: folders of whoever trained
+LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # provenance entries that are folders of whoever trained
 
 PANELS = {
     "tokenizer": {
@@ -53,14 +55,14 @@ PANELS = {
 
 
 class Recipe:
-    """A packaged model; its public methods are the commands.
+    """A packaged model.
 
     Attributes:
         name: of the bundle, of its page in docs/models and of its folder in docs/images.
         form: in which images are compared.
         data: what it was trained on, for the bundle's card.
-        most_bytes: that the bundle may take.
-        grid: what `sweep` tries for its sampling defaults, and what these shall keep.
+        most_bytes: largest size of the bundle.
+        grid: settings that `sweep` tries, and the bounds on accuracy and spread that the chosen one must meet.
         judge_epochs: passes of the judge over the training images.
     """
 
@@ -70,6 +72,11 @@ class Recipe:
     most_bytes: int
     grid: Grid
     judge_epochs: int
+    results = staticmethod(figures.results)  # a report as Markdown
+
+    def commands(self) -> list[Callable[..., Any]]:
+        """What a user can run."""
+        return [self.judge, self.sweep, self.package, self.measure, self.page]
 
     def judge(self, data: str, out: str, epochs: int | None = None, seed: int = 0) -> float:
         """Train the judge on the real training images; print and return its accuracy on the test images.
@@ -77,28 +84,28 @@ class Recipe:
         Args:
             data: folder with train/<class> and val/<class>.
             out: file to write, .safetensors.
-            epochs: passes over the training images; as many as the recipe says by default.
-            seed: of its start and order.
+            epochs: passes over the training images; those of the recipe by default.
+            seed: of initialisation and order.
         """
         return write_classifier(self.form, data, out, self.judge_epochs if epochs is None else epochs, seed)
 
     def sweep(
         self, model: str, data: str, judge: str, out: str, samples_per_class: int = 100, seed: int = 1
     ) -> dict[str, Any]:
-        """Choose the sampling defaults: `mvar study run sweep` with this recipe's grid, in its form.
+        """Choose the sampling defaults: `mvar study run sweep` with the grid and form of this recipe.
 
         Args:
             model: run or bundle.
             data: folder with train/<class>.
-            judge: what `judge` wrote.
+            judge: file that `judge` wrote.
             out: folder to write into.
-            samples_per_class: drawn for each setting.
+            samples_per_class: number of samples for each setting.
             seed: of the samples.
         """
         return sweep(model, data, judge, out, self.grid, self.form, samples_per_class, seed)
 
     def package(self, model: str, sweep: str, out: str, tokenizer_run: str | None = None) -> Path:
-        """Write the model as it ships: bfloat16 weights, the chosen sampling defaults, and where it comes from.
+        """Write the bundle that ships: bfloat16 weights, the chosen sampling defaults, and the provenance.
 
         Args:
             model: run folder of the generator.
@@ -107,11 +114,10 @@ class Recipe:
             tokenizer_run: run folder of the tokenizer, whose number of steps is recorded.
 
         Raises:
-            ValueError: no model with a generator, no chosen setting, a run of another tokenizer, or a bundle that is
-                too large.
+            ValueError: no generator, no chosen setting, a run of another tokenizer, or too large a bundle.
         """
-        loaded = measuring.load_whole(model, "cpu")
-        chosen = page.read_json(sweep, "sweep").get("chosen", {})
+        loaded = measuring.load_with_generator(model, "cpu")
+        chosen = read_json(sweep, "sweep").get("chosen", {})
         if missing := [name for name in TRIED if name not in chosen]:
             raise ValueError(f"sweep = {sweep!r}: has no chosen {missing[0]}; write it with the recipe's sweep")
         loaded.defaults = SamplingSettings(**{name: chosen[name] for name in TRIED})
@@ -128,9 +134,7 @@ class Recipe:
             trial = loaded.save(Path(scratch, Path(out).name), "bfloat16")
             size = sum(file.stat().st_size for file in trial.iterdir())
         if size > self.most_bytes:
-            raise ValueError(
-                f"model = {model!r}: takes {size} bytes and may take {self.most_bytes}; train a smaller one"
-            )
+            raise ValueError(f"model = {model!r}: takes {size} bytes, at most {self.most_bytes}; train a smaller one")
         folder = loaded.save(out, "bfloat16")
         print(f"wrote {folder}: {size / 1e6:.2f} MB")
         return folder
@@ -139,8 +143,8 @@ class Recipe:
         self,
         model: str,
         data: str,
+        judge: str,
         out: str,
-        judge: str | None = None,
         samples_per_class: int = 1000,
         seed: int = 0,
         sheet: str | None = None,
@@ -148,14 +152,14 @@ class Recipe:
         generator_run: str | None = None,
         device: str | None = None,
     ) -> dict[str, Any]:
-        """Measure a model on the test images, write report.json and figures; of a tokenizer alone, what there is.
+        """Measure a model on the test images; writes report.json and figures.
 
         Args:
             model: packaged name, bundle or run folder.
-            data: folder with val/<class>, the test images.
+            data: folder with train/<class> and val/<class>, the test images.
+            judge: file that `judge` wrote.
             out: folder to write into.
-            judge: its file; by default one is trained on train/<class> and left in `out`.
-            samples_per_class: drawn with the model's own settings.
+            samples_per_class: number of samples, drawn with the model's own settings.
             seed: of the samples.
             sheet: file for the sheet of samples; samples.png in `out` by default.
             tokenizer_run: run folder of the tokenizer, for its curves.
@@ -163,58 +167,46 @@ class Recipe:
             device: cpu, cuda, ...; a GPU where there is one by default.
 
         Returns:
-            What report.json holds.
+            The contents of report.json.
 
         Raises:
-            ValueError: too few samples, a file or folder that cannot be used, or a run of other weights.
+            ValueError: no generator, too few samples, an unusable file or folder, or a run of other weights.
         """
         check("samples_per_class", samples_per_class, Several)
         start = time.perf_counter()
         folder = writable_folder(out, "out")
         sheet_path = target(sheet or folder / "samples.png", IMAGE_SUFFIXES, "sheet")
-        loaded = load(model, device)
+        loaded = measuring.load_with_generator(model, device)
+        critic = measuring.load_judge(judge, loaded.classes)
         given = {"tokenizer": tokenizer_run, "generator": generator_run}
         runs = {name: _run(path, name, loaded) for name, path in given.items() if path is not None}
         test = measuring.originals(data, "val", self.form, loaded.classes)
-
-        report: dict[str, Any] = {
-            "commands": commands(type(self)),
-            "machine": machine(),
-            "model": measuring.facts(loaded),
-            "training": {name: {key: run[key] for key in run if key != "records"} for name, run in runs.items()},
-        }
-        report["tokenizer"], round_trip = measuring.tokenizer_report(loaded, self.form, data, test)
-        save_image(measuring.reconstruction_sheet(test, round_trip.images_Nchw), folder / "reconstructions.png")
         real = measuring.originals(data, "train", self.form, loaded.classes, IMAGES // len(test.classes))
-        distance = Distance(test.images_Nchw)
-        report["distance"] = {
-            "reference": len(test.labels_N),
-            "real": _compared(distance, real.images_Nchw),
-            "reconstructed": _compared(distance, round_trip.images_Nchw),
-        }
-        if loaded.generator is not None:
-            if judge is None:
-                judge = str(folder / "judge.safetensors")
-                self.judge(data, judge)
-            critic = Judge.load(judge)
-            report["generator"] = measuring.generator_report(loaded, round_trip.tokens, test.labels_N)
-            drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
-            report["samples"] = measuring.samples_report(critic, drawn, test, round_trip.images_Nchw)
-            report["samples"] |= {"seed": seed, "settings": measuring.settings_of(loaded)}
-            report["distance"]["samples"] = _compared(distance, drawn.images.images_Nchw)
-            save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
-            save_image(measuring.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
-            figures.confusion_matrix(report["samples"]["confusion"], test.classes, folder / "confusion.png")
-        figures.scale_bars(report, folder / "scales.png")
-        for name, run in runs.items():
-            scales = measuring.scale_names(loaded)
-            draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], scales)
-        report["minutes"] = (time.perf_counter() - start) / 60
-        page.write_json(folder / "report.json", report)
-        print(self._results(report))
-        return report
 
-    _results = staticmethod(page.results)  # a report as Markdown
+        tokenizer, round_trip = measures.tokenizer_report(loaded, self.form, data, test)
+        drawn = measuring.draw(loaded, self.form, samples_per_class, seed, loaded.defaults)
+        report: dict[str, Any] = {
+            "machine": machine(),
+            "model": measures.facts(loaded),
+            "training": {name: {key: run[key] for key in run if key != "records"} for name, run in runs.items()},
+            "tokenizer": tokenizer,
+            "distance": _distances(test, real, round_trip.images_Nchw, drawn.images),
+            "generator": measures.generator_report(loaded, round_trip.tokens, test.labels_N),
+            "samples": {
+                **measures.samples_report(critic, drawn, test, round_trip.images_Nchw),
+                "seed": seed,
+                "settings": asdict(loaded.defaults),
+            },
+        }
+        save_image(measures.reconstruction_sheet(test, round_trip.images_Nchw), folder / "reconstructions.png")
+        save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
+        save_image(measures.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
+        figures.draw(report, folder)
+        for name, run in runs.items():
+            draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], measures.scale_names(loaded))
+        report["minutes"] = (time.perf_counter() - start) / 60
+        publish(report, folder, self.results(report), None)
+        return report
 
     def page(self, report: str | None = None, out: str | None = None) -> None:
         """Put the results of report.json between the markers of the documentation page.
@@ -224,7 +216,7 @@ class Recipe:
             out: Markdown file with the two markers; the model's page in docs/models by default.
         """
         report, out = report or f"docs/images/{self.name}/report.json", out or f"docs/models/{self.name}.md"
-        page.fill(out, self._results(page.read_json(report, "report")))
+        fill(out, self.results(read_json(report, "report")))
         print(f"wrote {out}")
 
 
@@ -232,11 +224,11 @@ def write_classifier(form: Form, data: str, out: str, epochs: int, seed: int) ->
     """Train a classifier on the training images in a form; print and return its accuracy on the test images.
 
     Args:
-        form: that it shall know images in.
+        form: of the images it sees.
         data: folder with train/<class> and val/<class>.
         out: file to write, .safetensors.
         epochs: passes over the training images.
-        seed: of its start and order.
+        seed: of initialisation and order.
     """
     check("epochs", epochs, Count)
     path = target(out, (".safetensors",), "out")
@@ -251,22 +243,19 @@ def write_classifier(form: Form, data: str, out: str, epochs: int, seed: int) ->
     return share
 
 
-def commands(recipe: type[Recipe]) -> list[str]:
-    """The recipe's commands, as its module's description lists them."""
-    description = sys.modules[recipe.__module__].__doc__ or ""
-    return [" ".join(line.split()) for line in re.findall(r"^    ((?:mvar|python) .*)$", description, re.MULTILINE)]
-
-
-def _compared(distance: Distance, images_Nchw: Tensor) -> dict[str, Any]:
-    """The distance of at most 2,000 of the images, and how many they are."""
-    some = images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)]
-    return {"images": len(some), "value": distance.of(some)}
+def _distances(test: Labelled, real: Labelled, restored_Nchw: Tensor, samples: Labelled) -> dict[str, Any]:
+    """The distances of at most 2,000 images of each kind to all test images."""
+    distance = Distance(test.images_Nchw)
+    kinds = {"real": real.images_Nchw, "reconstructed": restored_Nchw, "samples": samples.images_Nchw}
+    some = {kind: images_Nchw[evenly_spaced(len(images_Nchw), IMAGES)] for kind, images_Nchw in kinds.items()}
+    found = {kind: {"images": len(images), "value": distance.of(images)} for kind, images in some.items()}
+    return {"reference": len(test.labels_N), **found}
 
 
 def _run(folder: str, network: str, model: Model) -> dict[str, Any]:
-    """The training run of a model's network: steps, batch size, how long it took, and the records of its metrics."""
+    """The training run of a model's network: steps, batch size, minutes, and the records of its metrics."""
     field = f"{network}_run"
-    settings = page.read_json(Path(folder) / SETTINGS, field)
+    settings = read_json(Path(folder) / SETTINGS, field)
     try:
         lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
@@ -275,13 +264,13 @@ def _run(folder: str, network: str, model: Model) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{field} = {folder!r}: no readable {METRICS} ({error}); give the folder of a run") from error
     if not _is_same(getattr(read_bundle(folder), network), getattr(model, network)):
-        raise ValueError(f"{field} = {folder!r}: its {network} is not the model's; give the run that the model is of")
+        raise ValueError(f"{field} = {folder!r}: its {network} is not the model's; give the run that the model is from")
     minutes = steps * batch_size / rate / 60
     return {"steps": steps, "batch_size": batch_size, "minutes": minutes, "records": records}
 
 
 def _is_same(trained: nn.Module | None, used: nn.Module | None) -> bool:
-    """Whether two networks have the same weights, as far as bfloat16 tells, in which models are packaged."""
+    """Whether two networks have the same weights in bfloat16, as which models are packaged."""
     if trained is None or used is None:
         return False
     weights, others = trained.state_dict(), used.state_dict()

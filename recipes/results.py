@@ -1,4 +1,4 @@
-"""docs/results.md: what `mvar evaluate` found of the packaged models, a table each; `make results` runs all of it."""
+"""docs/results.md: what `mvar evaluate` measured of the packaged models, one table each; see `make results`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 from mvar.checkpoint.bundle import TOKENIZER
 from mvar.evaluation.report import Report, Value, check_comparable, number, read
-from mvar.studies import page
-from recipes.cli import run_cli
+from mvar.studies.page import numbers
+from recipes.shared import fill, run_cli, table
 
 MODELS = ("fashion-mnist", "icons")
 SAMPLES, RECONSTRUCTIONS = "samples", "reconstructions"
@@ -20,21 +20,21 @@ def write_page(
     """Put the tables between the page's markers, and draw results.png beside the reports.
 
     Args:
-        folder: with the reports, in <model>/samples and <model>/reconstructions.
+        folder: of the reports, which are in <model>/samples and <model>/reconstructions.
         page_file: Markdown file with the two markers.
-        models: which, in this order.
+        models: to show, in this order.
 
     Raises:
-        ValueError: a report is missing, or a model's two were made by different protocols or tokenizers.
+        ValueError: a report is missing, or the two of a model have different protocols or tokenizers.
     """
     reports = read_reports(folder, models)
-    page.fill(page_file, text(reports))
+    fill(page_file, text(reports))
     _chart(reports, Path(folder, "results.png"))
     print(f"wrote {page_file}")
 
 
 def read_reports(folder: str | Path, models: Sequence[str] = MODELS) -> dict[str, dict[str, Report]]:
-    """Each model's two reports; arguments and errors as of `write_page`."""
+    """The two reports of each model; arguments and errors are those of `write_page`."""
     reports = {
         model: {kind: read(Path(folder, model, kind)) for kind in (SAMPLES, RECONSTRUCTIONS)} for model in models
     }
@@ -44,7 +44,7 @@ def read_reports(folder: str | Path, models: Sequence[str] = MODELS) -> dict[str
             pair[kind].samples.get("drawn_with", {}).get("sha256", {}) for kind in (SAMPLES, RECONSTRUCTIONS)
         )
         if drew.get(TOKENIZER) != restored.get(TOKENIZER):
-            raise ValueError(f"{model}: samples and reconstructions are of two tokenizers; measure both again")
+            raise ValueError(f"{model}: samples and reconstructions are from different tokenizers; measure both again")
     return reports
 
 
@@ -57,19 +57,19 @@ def _section(model: str, samples: Report, restored: Report) -> str:
     names = [name for name in samples.metrics if name in restored.metrics]
     rows = [
         ["other real images", *(_plain(samples.metrics[name].floor) for name in names)],
-        ["reconstructions", *(_whole(restored.metrics[name]) for name in names)],
-        ["samples", *(_whole(samples.metrics[name]) for name in names)],
+        ["reconstructions", *(_interval(restored.metrics[name]) for name in names)],
+        ["samples", *(_interval(samples.metrics[name]) for name in names)],
     ]
     settings = samples.samples.get("drawn_with", {})
     drawn = ", ".join(f"{name} {_setting(settings[name])}" for name in SETTINGS if name in settings)
-    fidelity = ", ".join(f"{name} {_whole(restored.metrics[name])}" for name in restored.metrics if name not in names)
+    fidelity = ", ".join(f"{name} {_interval(value)}" for name, value in restored.metrics.items() if name not in names)
     protocol = samples.protocol
     lines = [
         f"## {model}",
-        page.table(["", *names], rows),
+        table(["", *names], rows),
         f"{samples.samples['images']:,} samples and {restored.samples['images']:,} reconstructions against "
         f"{protocol['reference_images']:,} held-out images; {samples.floor['images']:,} of {samples.floor['name']!r} "
-        f"for the first row. In brackets 90 % intervals. Samples: {drawn}. Reconstructions: {fidelity}.",
+        f"for the first row. 90 % intervals in brackets. Samples: {drawn}. Reconstructions: {fidelity}.",
         f"Protocol: {protocol['network']} (weights {protocol['weights_sha256'][:12]}), {protocol['resize']}, "
         f"{protocol['dtype']}, reference {protocol['reference_sha256'][:12]}.",
         *(f"Note: {note}." for note in dict.fromkeys([*samples.notes, *restored.notes])),
@@ -78,14 +78,14 @@ def _section(model: str, samples: Report, restored: Report) -> str:
 
 
 def _setting(value: object) -> str:
-    return page.numbers(value) if isinstance(value, (int, float, list)) else str(value)
+    return numbers(value) if isinstance(value, (int, float, list)) else str(value)
 
 
 def _plain(value: float | None) -> str:
     return "" if value is None else number(value)
 
 
-def _whole(value: Value) -> str:
+def _interval(value: Value) -> str:
     interval = "" if value.low is None or value.high is None else f" ({number(value.low)} to {number(value.high)})"
     return number(value.value) + interval
 
@@ -101,12 +101,12 @@ def _chart(reports: Mapping[str, Mapping[str, Report]], path: Path) -> None:
             "samples": value.value,
         }
         axes.bar(list(bars), list(bars.values()), 0.6, color=[GREY, ORANGE, BLUE])
-        for place, shown in ((1, restored.metrics[name]), (2, value)):
+        for x, shown in ((1, restored.metrics[name]), (2, value)):
             if shown.low is not None and shown.high is not None:
-                axes.plot([place, place], [shown.low, shown.high], color="black", linewidth=1.5)
+                axes.plot([x, x], [shown.low, shown.high], color="black", linewidth=1.5)
         finish(axes, f"{model}: {name}", f"N = {pair[SAMPLES].samples['images']:,}")
     save(figure, path)
 
 
 if __name__ == "__main__":
-    run_cli(write_page, "python -m recipes.results")
+    run_cli("python -m recipes.results", write_page)

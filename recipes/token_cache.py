@@ -1,12 +1,13 @@
-"""What a token cache gains: images a second of generator training with and without it, random crops included.
+"""What a token cache gains: images per second of generator training with and without it, random crops included.
 
     python -m recipes.token_cache --data data/fashion-mnist/val --out docs/images/tokens --page-file docs/tokens.md
 
-Machine: 2 cores (Intel Xeon with AMX). Minutes: 3. Expect: 1.08 times as many.
+Machine: 2 cores (Intel Xeon with AMX). Minutes: 3. Expected gain: 1.08.
 """
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,17 +16,17 @@ from torch import nn
 
 from mvar.checkpoint.placement import find_device
 from mvar.data.images.folders import ImageFolder
-from mvar.data.subset import evenly_spaced
 from mvar.data.tokens.writer import write_cache
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.progress import track
-from mvar.studies import page
+from mvar.studies.measuring import subset
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.task import GeneratorTask
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.parallel import Ranks
-from recipes.cli import run_cli
+from recipes.shared import measured_on, publish, run_cli
+from recipes.shared import table as markdown
 
 FACTOR = 1.125
 SOURCES = ("images", "cache")
@@ -37,23 +38,23 @@ def measure(
     tokenizer: str = "fashion-mnist",
     preset: str = "tiny32",
     images: int = 640,
-    batch_sizes: list[int] = [64, 32],  # noqa: B006 - the parser shows it, nothing changes it
+    batch_sizes: Sequence[int] = (64, 32),
     rounds: int = 15,
     steps: int = 1,
     page_file: str | None = None,
 ) -> dict[str, Any]:
-    """Train on images and on their cache in turns, in one process; writes report.json.
+    """Train alternately on images and on their cache, in one process; writes report.json.
 
     Args:
         data: folder of images.
         out: folder to write into.
         tokenizer: packaged name, bundle or run folder.
         preset: of the generator.
-        images: how many of them to train on.
-        batch_sizes: images an update.
-        rounds: turns of each; the median counts.
-        steps: updates a turn.
-        page_file: documentation page whose table is filled in.
+        images: number of training images.
+        batch_sizes: images per optimizer step, to try.
+        rounds: turns of each source, of which the median is reported.
+        steps: optimizer steps per turn.
+        page_file: documentation page to fill in.
     """
     folder = writable_folder(out, "out")
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,30 +69,27 @@ def measure(
         "images_per_second": rates,
         "machine": machine(),
     }
-    page.write_json(folder / "report.json", report)
-    print(table(report))
-    if page_file is not None:
-        page.fill(page_file, table(report))
+    publish(report, folder, table(report), page_file)
     return report
 
 
 def _link(data: str, folder: str, most: int) -> None:
-    """A folder with links to some of the images of another, evenly spaced."""
-    index = ImageFolder.scan(data)
-    for i in evenly_spaced(len(index.paths), most):
-        link = Path(folder, str(index.labels[i]), f"{i}{index.paths[i].suffix}")
+    """Make a folder of links to at most this many images of another, evenly spaced."""
+    index = subset(ImageFolder.scan(data), most)
+    for i, (path, label) in enumerate(zip(index.paths, index.labels, strict=True)):
+        link = Path(folder, str(label), f"{i}{path.suffix}")
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(index.paths[i].resolve())
+        link.symlink_to(path.resolve())
 
 
 def _rates(
     data: str, cache: str, tokenizer: str, preset: str, batch_size: int, rounds: int, steps: int
 ) -> dict[str, float]:
-    """Median images a second of each source."""
+    """Median images per second of each source."""
     tasks, ranks = {}, Ranks(device=find_device(None))
-    for name, place in zip(SOURCES, (data, cache), strict=True):
+    for name, folder in zip(SOURCES, (data, cache), strict=True):
         config = GeneratorTraining.preset(
-            preset, data=place, tokenizer=tokenizer, out="-", batch_size=batch_size, resize_factor=FACTOR
+            preset, data=folder, tokenizer=tokenizer, out="-", batch_size=batch_size, resize_factor=FACTOR
         )
         opened = TokenData.open(config, ranks, load_tokenizer(tokenizer, ranks.device))
         tasks[name] = GeneratorTask(config, ranks, opened.ready(val_images=1))
@@ -100,13 +98,13 @@ def _rates(
         for name, task in tasks.items():
             start = time.perf_counter()
             for step in range(turn * steps, (turn + 1) * steps):
-                _update(task, step)
+                _optimizer_step(task, step)
             taken[name].append(time.perf_counter() - start)
     return {name: batch_size * steps / median(times[1:]) for name, times in taken.items()}  # the first warms up
 
 
-def _update(task: GeneratorTask, step: int) -> None:
-    """One step of the training loop."""
+def _optimizer_step(task: GeneratorTask, step: int) -> None:
+    """What the training loop does in one step."""
     loss, _ = task.loss(step, 0)
     task.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -120,14 +118,12 @@ def table(report: dict[str, Any]) -> str:
         [f"batch {size}", *(f"{rates[name]:.0f}" for name in SOURCES), f"{rates['cache'] / rates['images']:.2f}"]
         for size, rates in report["images_per_second"].items()
     ]
-    machine = report["machine"]
     return (
-        f"{page.table(['Images a second', 'from images', 'from the cache', 'gain'], rows)}\n\n"
-        f"Preset `{report['preset']}`, random crops, median of {report['rounds']} turns (updates a turn: "
-        f"{report['steps']}), taken alternately in one process on {machine['cores']} cores ({machine['processor']}, "
-        f"{machine['threads']} threads, torch {machine['torch']})."
+        f"{markdown(['Images per second', 'from images', 'from the cache', 'gain'], rows)}\n\n"
+        f"Preset `{report['preset']}`, random crops, median of {report['rounds']} turns (optimizer steps per turn: "
+        f"{report['steps']}), taken alternately in one process on {measured_on(report['machine'])}."
     )
 
 
 if __name__ == "__main__":
-    run_cli(measure, "python -m recipes.token_cache")
+    run_cli("python -m recipes.token_cache", measure)

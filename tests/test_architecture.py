@@ -25,9 +25,10 @@ LAYERS = [
     {"checkpoint", "data"},
     {"generator", "tokenizer", "features"},
     {"nn"},
-    {"ops", "charts", "output", "options"},
-    {"scales"},
-    {"settings", "files", "tensor_files", "machine", "text", "progress"},
+    {"ops", "charts", "options"},
+    {"scales", "job"},
+    {"settings", "output"},
+    {"files", "tensor_files", "machine", "text", "progress"},
 ]
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}
 # What anyone may take from the package itself, whose __init__ names public parts of all layers.
@@ -133,7 +134,7 @@ for command in ([], *map(str.split, cli.COMMANDS)):
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         cli.main([*command, "--help"])
-    if not text.getvalue().startswith("usage: mvar"):
+    if not text.getvalue().startswith("Usage: mvar"):
         print("no help for", command)
     if "torch" in sys.modules:
         print("torch by", command)

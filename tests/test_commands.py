@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from PIL import Image
 
 from mvar.checkpoint import hub
 from mvar.cli import main
-from mvar.commands.labels import parse_labels
 from mvar.model import Model, load
+from mvar.sampling.labels import parse_labels
 
 
 @pytest.fixture
@@ -142,7 +141,7 @@ NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk
     ],
 )
 def test_labels_between_commas(text, labels):
-    assert parse_labels(text, SimpleNamespace(classes=NAMED)) == labels
+    assert parse_labels(text, NAMED) == labels
 
 
 @pytest.mark.parametrize(
@@ -157,7 +156,7 @@ def test_labels_between_commas(text, labels):
 )
 def test_labels_of_two_meanings_or_none_are_refused(text, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        parse_labels(text, SimpleNamespace(classes=NAMED))
+        parse_labels(text, NAMED)
 
 
 def test_join_takes_the_decoder_of_one_and_the_generator_of_another(bundle, tmp_path, refused, capsys):

@@ -95,7 +95,6 @@ def test_places_are_checked_and_nothing_is_made(tmp_path, monkeypatch, check):
     for good in ("new", "a/b", tmp_path / "a" / "b", "../elsewhere", "n" * 200):
         assert check(good, "run") == Path(good)
     for bad, reason in (
-        ("file/b", "Not a directory"),
         ("file/b/c", "Not a directory"),
         ("gone/b", "No such file or directory"),
         ("n" * 256, "File name too long"),
@@ -107,8 +106,6 @@ def test_places_are_checked_and_nothing_is_made(tmp_path, monkeypatch, check):
             check(bad, "run")
         assert f"run = {bad!r}: cannot be written ({reason}" in str(caught.value)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "gone"]
-
-
-def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match=r"^run = '.*': is a folder; give a file's name$"):
-        writable_file(tmp_path, "run")
+    if check is writable_file:
+        with pytest.raises(ValueError, match=r"^run = '.*': is a folder; give a file's name$"):
+            check(tmp_path, "run")

@@ -1,4 +1,4 @@
-"""The models that ship with the package are there, whole, small, and do what they were trained for."""
+"""The models that ship with the package are there, complete, small, and do what they were trained for."""
 
 import math
 from pathlib import Path

@@ -36,14 +36,9 @@ def test_sides_round_trip_as_users_write_them():
     assert ScaleSchedule([2, 3]) != ScaleSchedule([2, [3, 4]])
 
 
-def test_no_scales_are_refused():
-    with pytest.raises(ValueError, match="sides is empty: give at least one scale"):
-        ScaleSchedule([])
-
-
 @pytest.mark.parametrize(
     "side",
-    [0, -1, [0, 2], [2, -1], [1, 2, 3], [2], [], 2.0, [2.0, 3], True, [2, True], "2", "23", ["2", "3"], None, {}],
+    [0, [2, -1], [1, 2, 3], [], 2.0, [2, True], "23", ["2", "3"], None, {}],
 )
 def test_what_is_no_side_is_refused(side):
     with pytest.raises(ValueError, match=re.escape(f"sides has {side!r}: a side is an integer >= 1 or a pair")):
@@ -54,3 +49,5 @@ def test_what_is_no_side_is_refused(side):
 def test_a_map_smaller_than_the_one_before_it_is_refused(after):
     with pytest.raises(ValueError, match=r"sides must grow from coarse to fine, but \(\d, \d\) follows \(3, 3\)"):
         ScaleSchedule([1, 3, after])
+    with pytest.raises(ValueError, match="sides is empty: give at least one scale"):
+        ScaleSchedule([])

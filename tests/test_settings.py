@@ -131,7 +131,7 @@ def test_no_float_of_a_config_is_infinite(kind, name, value):
 
 def test_a_whole_number_beyond_all_floats(refused):
     (line,) = refused(*TRAIN["tokenizer"], "--base-lr", "1" + "0" * 400)
-    assert "a number has more than 308 digits; give a smaller one" in line
+    assert line == "mvar: base_lr = inf: must be a finite number"
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_training_beyond_memory_is_refused_before_data_are_read(refused, tmp_pat
         ("sample", ["--npz", "new/a.npz", "--batch-size", "1000000", "--per-class", "9000"],
             "batch_size = 18,000: so many images at once"),
         ("sample", ["--npz", "new/a.npz", "--per-class", "1000000"], "per_class: 2,000,000 images of 8x8 pixels"),
-        ("sample", ["--npz", "new/a.npz", "--judge", "self", "--of", "100000"], "of, keep, labels: 100,001 images of"),
-        ("sample", ["--npz", "new/a.npz", "--protocol", "imagenet-50k", "--per-class", "1000000"],
+        ("sample-best", ["--npz", "new/a.npz", "--of", "100000"], "of, keep, labels: 100,001 images of"),
+        ("sample-set", ["--npz", "new/a.npz", "--per-class", "1000000"],
             "per_class: 2,000,000 images of 2 classes, listed by number,"),
         ("vary", ["--out", "new/a.png", "--from-scale", "1", "--n", "100", "--image", "photo.png"], "n: 100 images of"),
         ("edit", ["--out-dir", "new", "--box", "0,0,4,4", "--n", "100", "--image", "photo.png"], "n: 100 images of"),

@@ -6,9 +6,6 @@ from mvar.text import Names, clean, counted, join_names, shown, some, split_name
 @pytest.mark.parametrize("name", ["\ufeffcafé", "cafe\u0301", " café ", "café\n"])
 def test_equal_names_are_one(name):
     assert clean(name) == "café"
-
-
-def test_inner_spaces_are_single():
     assert clean("polar\u00a0 \t bear") == "polar bear"
 
 
@@ -39,17 +36,14 @@ def test_a_long_line_is_cut_in_its_middle():
 def test_counts_have_their_plural():
     assert [counted(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
     assert counted(2, "class", "classes") == "2 classes"
+    assert some(["a", "b"], 2) == "a, b"
+    assert some([str(i) for i in range(1007)], 3) == "0, 1, 2 and 1,004 more"
 
 
 def test_names_are_found_as_they_are_written_first_then_without_case():
     names = Names(["Cat", "cat", " polar bear\ufeff", "cafe\u0301", "STRASSE"])
     found = [names.find(name) for name in ("cat", "CAT", "Polar  Bear", "caf\u00e9", "stra\u00dfe", "bear", "")]
     assert found == [[1], [0, 1], [2], [3], [4], [], []]
-
-
-def test_some_names_are_shown_and_the_others_counted():
-    assert some(["a", "b"], 2) == "a, b"
-    assert some([str(i) for i in range(1007)], 3) == "0, 1, 2 and 1,004 more"
 
 
 @pytest.mark.parametrize("names", [["Cats, dogs", 'a "b"', "c"], [], ["-1", "0"]])

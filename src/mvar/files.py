@@ -1,7 +1,7 @@
-"""Files: their hash, and writing them and folders so that an interruption leaves the old content or the new, no half.
+"""Files: their hash, and writing files and folders atomically: an interruption leaves the old content or the new.
 
-Everything is written under a hidden name beside its target (the same file system) and renamed when complete. Checking
-where something can be written makes nothing: a folder comes with what is written into it.
+Everything is written under a hidden name beside its target (the same file system) and renamed when complete. Checks of
+where something can be written create nothing: a folder is created with the first file in it.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ def file_sha256(path: str | Path) -> str:
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write(partial)` on a hidden sibling of `path`, then rename it to `path`, replacing what was there.
 
-    The sibling keeps the suffix, as many writers choose the format by it. If `write` fails, `path` is untouched. Its
-    folder is made where it is missing.
+    The sibling keeps the suffix, as many writers choose the format by it. If `write` fails, `path` is untouched. A
+    missing folder is created.
     """
     path = Path(path)
     partial = _sibling(path)
@@ -40,25 +40,22 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def cache_folder(name: str) -> Path:
-    """Where this package keeps what it can make again: `$XDG_CACHE_HOME/mvar`, by default `~/.cache/mvar`.
-
-    Args:
-        name: of the folder inside, which may be missing.
+    """The folder `name`, which may be missing, in `$XDG_CACHE_HOME/mvar` or else `~/.cache/mvar`.
 
     Raises:
-        RuntimeError: there is no home.
+        RuntimeError: the user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mvar", name)
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """The content of a regular file that has at most so many bytes.
+    """The content of a regular file of at most `most` bytes.
 
     Raises:
-        ValueError: the reason, where it is larger or is no file.
+        ValueError: it is larger, or is not a file.
         OSError: it cannot be read.
     """
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
+    if not os.path.isfile(path):  # opening a pipe would wait forever
         raise ValueError("is a broken link" if os.path.islink(path) else "is not a file")
     if (size := os.path.getsize(path)) > most:
         raise ValueError(f"has {size:,} bytes, more than {most:,}")
@@ -66,10 +63,7 @@ def read_bounded(path: str | Path, most: int) -> bytes:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, as `atomic_write` does; what UTF-8 cannot hold becomes an escape, as JSON has it.
-
-    So do names of files that are no text.
-    """
+    """Write a text file in UTF-8, atomically; what UTF-8 cannot hold is escaped as in JSON, as in file names."""
     content = text.encode("utf-8", "backslashreplace")
     atomic_write(path, lambda partial: partial.write_bytes(content))
 
@@ -78,7 +72,7 @@ def atomic_folder(path: str | Path, write: Callable[[Path], object], field: str 
     """Call `write(partial)` on an empty hidden sibling folder of `path`, then rename it to `path`.
 
     Raises:
-        ValueError: `path` is a file or a folder with something in it, or cannot be written.
+        ValueError: `path` is a file or a folder that is not empty, or cannot be written.
     """
     path = new_folder(path, field)
     partial = _sibling(path)
@@ -95,9 +89,7 @@ def atomic_folder(path: str | Path, write: Callable[[Path], object], field: str 
 
 @contextmanager
 def made_folder(path: Path) -> Iterator[Path]:
-    """A folder, made with those above it where they are missing; where the body fails, what was made is removed again,
-    unless something lies in it.
-    """
+    """Create a folder and its missing parents; if the body fails, remove those that it created and that are empty."""
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -110,19 +102,19 @@ def made_folder(path: Path) -> Iterator[Path]:
 
 
 def new_folder(path: str | Path, field: str) -> Path:
-    """Check that a folder is still to be made, or empty, and can be written.
+    """Check that a folder does not exist yet, or is empty, and can be written.
 
     Raises:
         ValueError: one line with the field, its value and the fix.
     """
-    path = _place(path, field, "give a new name in a writable folder")
+    path = _writable(path, field, "give a new name in a writable folder")
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{field} = {str(path)!r}: already exists and is not an empty folder; give a new name")
     return path
 
 
 def writable_folder(path: str | Path, field: str) -> Path:
-    """Check that files can be written into a folder, which is there or can be made.
+    """Check that files can be written into a folder, which exists or can be created.
 
     Args:
         field: the option that named the folder, for the message.
@@ -130,37 +122,37 @@ def writable_folder(path: str | Path, field: str) -> Path:
     Raises:
         ValueError: one line with the field, its value, the reason and the fix.
     """
-    return _place(Path(path) / "x", field, "give a writable folder", shown=path).parent
+    return _writable(Path(path) / "x", field, "give a writable folder", shown=path).parent
 
 
 def writable_file(path: str | Path, field: str) -> Path:
-    """Check that a file can be written, whose folder is there or can be made.
+    """Check that a file can be written, whose folder exists or can be created.
 
     Raises:
         ValueError: one line with the field, its value, the reason and the fix.
     """
-    path = _place(path, field, "give a name in a writable folder")
+    path = _writable(path, field, "give a name in a writable folder")
     if path.is_dir():
         raise ValueError(f"{field} = {str(path)!r}: is a folder; give a file's name")
     return path
 
 
-def _place(path: str | Path, field: str, fix: str, shown: str | Path | None = None) -> Path:
-    """The path of a file or folder, checked to lie where it can be written, under a name that is not too long.
+def _writable(path: str | Path, field: str, fix: str, shown: str | Path | None = None) -> Path:
+    """Check that a file or folder can be created here and that its name is not too long.
 
     Args:
         shown: the path as the user gave it; by default the same.
     """
     path = Path(path)
     try:
-        whole = path.absolute()
-        here = next((folder for folder in whole.parents if os.path.lexists(folder)), whole)
-        for name in (*whole.parts[len(here.parts) : -1], _sibling(whole).name, str(whole)):
+        full = path.absolute()
+        here = next((folder for folder in full.parents if os.path.lexists(folder)), full)
+        for name in (*full.parts[len(here.parts) : -1], _sibling(full).name, str(full)):
             with suppress(FileNotFoundError):
-                os.lstat(here / name)  # says whether the file system takes such a name
+                os.lstat(here / name)  # raises if the file system does not take such a name
         with tempfile.TemporaryFile(dir=here):
             pass
-    except (OSError, ValueError) as error:  # the latter for a name that holds a NUL
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         reason = getattr(error, "strerror", None) or error
         where = str(path if shown is None else shown)
         raise ValueError(f"{field} = {where!r}: cannot be written ({reason}); {fix}") from error
@@ -168,5 +160,5 @@ def _place(path: str | Path, field: str, fix: str, shown: str | Path | None = No
 
 
 def _sibling(path: Path) -> Path:
-    # Of a long name only a part, as a file system that takes the name itself must take this one too.
+    # Only the start of a long name: this one must not be longer than a file system allows.
     return path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")

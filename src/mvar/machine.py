@@ -1,9 +1,11 @@
-"""The process and the machine: what figures are measured on, and how much memory is free."""
+"""The process and the machine: what measurements ran on, how much memory is free, which extras are installed."""
 
 import os
 import platform
 import sys
+import warnings
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
-    """Memory that is free on a device, with what torch keeps there for itself."""
+    """Free memory of a device, with what torch has reserved there and does not use."""
     device = torch.device(device)
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -21,11 +23,11 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
 
 
 def check_memory(needed: int, what: str, fix: str, device: torch.device | str = "cpu") -> None:
-    """Refuse, before anything is allocated, what does not fit into memory.
+    """Refuse what does not fit into memory, before it is allocated.
 
     Args:
-        needed: bytes, by an estimate.
-        what: field and value, and what takes the memory, such as "n = 100: 100 images".
+        needed: estimated bytes.
+        what: field, value and what takes the memory, such as "n = 100: 100 images".
         fix: what to do about it.
 
     Raises:
@@ -38,6 +40,14 @@ def check_memory(needed: int, what: str, fix: str, device: torch.device | str = 
 
 def _amount(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def has_extra(package: str, extra: str, left_out: str) -> bool:
+    """Whether an optional package is installed; if not, warns what is left out and which extra installs it."""
+    if find_spec(package) is not None:
+        return True
+    warnings.warn(f"{left_out}: left out without {package}; pip install 'mvar-torch[{extra}]'", stacklevel=3)
+    return False
 
 
 def peak_bytes() -> int:
@@ -59,7 +69,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, if the system knows it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

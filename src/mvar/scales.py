@@ -19,7 +19,7 @@ SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 MOST_SCALES = 64
 
 # One scale's side as users write it: 8 for an 8x8 map, or (h, w).
-Side = Union[int, Sequence[int]]  # noqa: UP007 - jsonargparse shows this alias in --help
+Side = Union[int, Sequence[int]]  # noqa: UP007
 
 # Of both networks.
 Sides = Annotated[list[Side], Whole(1, 512)]

@@ -1,4 +1,4 @@
-"""Files of tensors: reading what others wrote, .pth or .safetensors, and writing. Pickled code never runs."""
+"""Files of tensors: reading .pth and .safetensors, writing .safetensors. Pickled code never runs."""
 
 import argparse
 import re
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def read_tensors(path: Path) -> Any:
-    """What the file holds, on the CPU: mostly a state dict, but any container of tensors and plain values.
+    """The file's content on the CPU: mostly a state dict, but any container of tensors and plain values.
 
     Raises:
-        ValueError: no such file, a damaged one, or one that holds pickled code; one line that names the file.
+        ValueError: the file is missing, damaged, or holds pickled code; one line that names it.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")

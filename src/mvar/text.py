@@ -1,4 +1,4 @@
-"""Text from outside: names of classes and files as they are compared, and as they are shown."""
+"""Text from users and files: names of classes and files, how they are compared and how they are shown."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 MOST_SHOWN = 500  # characters of a message's line
-# Text directions that a reader does not see: they can make a name look like another one.
+# Invisible text directions, which can make a name look like another one.
 DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -17,14 +17,14 @@ def clean(name: str) -> str:
 
 
 def split_names(text: str, field: str) -> list[str]:
-    """Names between commas, as in a line of CSV: a name with a comma stands in double quotes. Empty ones are left out.
+    """Names between commas, as in a line of CSV: a name with a comma is in double quotes. Empty names are left out.
 
     Args:
         text: the names.
         field: the option that gave them, for the message.
 
     Raises:
-        ValueError: one line with field, value and fix, where a double quote is not closed or something follows it.
+        ValueError: a double quote is not closed, or something follows it.
     """
     try:
         (names,) = csv.reader([text], skipinitialspace=True, strict=True)
@@ -34,17 +34,17 @@ def split_names(text: str, field: str) -> list[str]:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Names as one text, for `split_names`."""
+    """The inverse of `split_names`."""
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(names)
     return line.getvalue()
 
 
 def shown(text: str, most: int | None = None) -> str:
-    """Text that is safe to print: control characters and bytes that are no text are escaped, line breaks stay.
+    """Text that is safe to print: control characters and undecodable bytes are escaped, line breaks stay.
 
     Args:
-        most: characters of a line, whose middle is left out where it is longer; None keeps all.
+        most: characters per line; the middle of a longer one is left out. None keeps all.
     """
     safe = "".join(c if _printable(c) else c.encode("unicode_escape").decode() for c in text)
     return safe if most is None else "\n".join(_cut(line, most) for line in safe.split("\n"))
@@ -56,22 +56,22 @@ def counted(n: int, noun: str, plural: str | None = None) -> str:
 
 
 def some(names: Collection[str], most: int = 5) -> str:
-    """The first of some names, and how many more there are."""
+    """The first names, and how many more there are."""
     first = ", ".join(list(names)[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most:,} more"
 
 
 class Names:
-    """The places of names in a list, found by how people write them."""
+    """Finds names in a list, tolerant of case and spacing."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._exact, self._folded = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
-        for place, name in enumerate(map(clean, names)):
-            self._exact[name].append(place)
-            self._folded[name.casefold()].append(place)
+        for index, name in enumerate(map(clean, names)):
+            self._exact[name].append(index)
+            self._folded[name.casefold()].append(index)
 
     def find(self, name: str) -> list[int]:
-        """Places of the names that are equal to this one once both are cleaned, else but for their letters' case."""
+        """Indices of the names equal to this one once cleaned; if there are none, of those that differ in case only."""
         name = clean(name)
         return self._exact.get(name) or self._folded.get(name.casefold()) or []
 

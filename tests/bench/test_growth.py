@@ -13,7 +13,7 @@ def test_the_command_reports_every_kind_at_every_length(monkeypatch, tmp_path, c
     monkeypatch.setattr(growth, "SCHEDULES", ((1, 2), (1, 2, 4)))
     main(["bench", "growth", "--preset", "tiny", "--rounds", "2", "--out", str(tmp_path / "out")])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["microseconds", "a", "token", "L", "=", "5", "L", "=", "21"]
+    assert lines[0].split() == ["microseconds", "per", "token", "L", "=", "5", "L", "=", "21"]
     assert all("(1.00x)" in line for line in lines[1:])
     report = json.loads((tmp_path / "out" / "growth.json").read_text())
     found = {(row["kind"], row["tokens"]) for row in report["results"]}

@@ -92,7 +92,7 @@ def test_saved_and_loaded_from_a_folder(bundle, tmp_path):
     assert torch.equal(again.sample([0, 1]).pixels, model.sample([0, 1]).pixels)
     assert (again.classes, again.defaults) == (model.classes, model.defaults)
     half = Model.from_pretrained(tmp_path / "clothes", dtype="bfloat16")
-    with pytest.raises(ValueError, match="load the model with dtype='float32' to save it whole"):
+    with pytest.raises(ValueError, match="load the model with dtype='float32' to save it exactly"):
         half.save_pretrained(tmp_path / "half")
     assert Model.from_pretrained("fashion-mnist").classes == load("fashion-mnist").classes
 

@@ -56,12 +56,12 @@ def test_every_hyperparameter_is_read_from_the_tensors(parity):
 
 def test_round_trip_is_bit_equal(parity):
     tokenizer, generator = parity.tokenizer, parity.generator
-    back = official.generator_to_official(official.build_generator(*official.read_generator(generator)))
+    back = official.generator_to_official(official.build(Generator, *official.read_generator(generator)))
     assert back.keys() == generator.keys()
     for name, tensor in generator.items():
         torch.testing.assert_close(back[name], tensor, atol=0, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     back = official.tokenizer_to_official(
-        official.build_tokenizer(*official.read_tokenizer(tokenizer, parity.settings["scales"]))
+        official.build(Tokenizer, *official.read_tokenizer(tokenizer, parity.settings["scales"]))
     )
     assert back.keys() == tokenizer.keys()
     for name, tensor in tokenizer.items():
@@ -259,19 +259,19 @@ def test_files_convert_to_a_bundle(load_parity, tmp_path, suffix):
 def test_half_precision_is_read_as_float32_and_never_aliased(load_parity):
     state = load_parity("var").generator
     halves = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
-    generator = official.build_generator(*official.read_generator(halves))
+    generator = official.build(Generator, *official.read_generator(halves))
     assert {p.dtype for p in generator.parameters()} == {torch.float32}
     ours = official.read_generator(state)[1]
     assert not {t.data_ptr() for t in ours.values()} & {t.data_ptr() for t in state.values()}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_file_is_one_line(load_parity, tmp_path, suffix, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.999])
+def test_a_truncated_file_is_one_line(load_parity, tmp_path, suffix, fraction):
     path = tmp_path / f"d16{suffix}"
     (torch.save if suffix == ".pth" else save_file)(load_parity("var").generator, path)
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
+    path.write_bytes(whole[: int(fraction * len(whole))])
     with pytest.raises(ValueError, match=f"^d16{suffix} .*$"):
         official.read_generator(path)
 

@@ -28,18 +28,14 @@ ORIENTED = {  # what gives orientation 6
 }
 UPRIGHT = {  # what does not
     "no TIFF": chunk(b"eXIf", b"hello"),
-    "nothing": chunk(b"eXIf", b""),
     "cut off": chunk(b"eXIf", exif(6)[:15]),
-    "far away": chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
     "endless": chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff"),
     "9": chunk(b"eXIf", exif(9)),
     "a text": chunk(b"eXIf", exif(b"6", kind=2)),
     "a rational": chunk(b"eXIf", exif(0, kind=5)),
     "wrong checksum": chunk(b"eXIf", exif(6), crc=1),
-    "broken raw profile": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n5\nzz"),
     "raw profile, not compressed": chunk(b"zTXt", b"Raw profile type exif\0\0\nexif\n"),
     "much text": chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_100_000))),
-    "much other text": chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(1_100_000))),
     "empty chunks": b"".join(chunk(kind, b"") for kind in (b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"acTL", b"fcTL")),
     "chunks that nobody knows": chunk(b"vpAg", b"a", crc=1) + chunk(b"\xff\xfe\0a", b"b"),
 }
@@ -60,9 +56,7 @@ BAD_SEGMENTS = {
     "short EXIF": segment(0xE1, b"Exif\0"),
     "short JFIF": segment(0xE0, b"JFIF\0\1"),
     "short Adobe": segment(0xEE, b"Adobe"),
-    "short Photoshop": segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed"),
     "MPF without MPF": segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff"),
-    "short ICC": segment(0xE2, b"ICC_PROFILE\0"),
     "length 0": b"\xff\xe5\0\0",
     "filling": b"\xff" * 99,
 }
@@ -99,16 +93,15 @@ def test_metadata_of_a_webp_does_no_harm(profiles):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation(kind, orientation):
+def test_every_orientation(kind):
     stored = np.zeros((16, 24, 3), np.uint8)
     stored[:8, :8], stored[:8, 8:], stored[8:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    by_rows = [None, stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1]]
+    by_rows = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1]]
     by_columns = [np.swapaxes(part, 0, 1) for part in (stored, stored[::-1], stored[::-1, ::-1], stored[:, ::-1])]
-    expected = [*by_rows, *by_columns][orientation]
-    content = saved(Image.fromarray(stored), kind, exif=b"Exif\0\0" + exif(orientation))
-    assert (np.abs(rgb(content) - expected) > 60).mean() < 0.05  # JPEG blurs colours
-    assert take_apart(content).upright_size == expected.shape[1::-1]
+    for orientation, expected in enumerate(by_rows + by_columns, start=1):
+        content = saved(Image.fromarray(stored), kind, exif=b"Exif\0\0" + exif(orientation))
+        assert (np.abs(rgb(content) - expected) > 60).mean() < 0.05  # JPEG blurs colours
+        assert take_apart(content).upright_size == expected.shape[1::-1]
 
 
 # --- damage ---
@@ -139,7 +132,7 @@ def test_files_cut_or_changed_anywhere_give_pixels_or_one_line(kind, profiles):
         else:
             np.testing.assert_array_equal(found, expected)
     assert cuts > len(whole) // 2
-    for _ in range(500):
+    for _ in range(200):
         content = bytearray(whole)
         for at in rng.choices(range(len(content)), k=rng.randint(1, 4)):
             content[at : at + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 2))
@@ -160,17 +153,13 @@ NEXT = GOOD.index(b"IDAT", PIXELS + 8) - 4
         (GOOD[:-12], None),
         (GOOD + b"more", None),
         (GOOD[:PIXELS] + struct.pack(">I", 2**32 - 1) + b"tEXt" + GOOD[PIXELS:], "truncated"),
-        (GOOD[:PIXELS] + struct.pack(">I", 2**31 - 1) + GOOD[PIXELS + 4 :], "truncated"),
         (GOOD[:PIXELS] + chunk(b"IEND", b""), "holds no pixels"),
         (PNG_START + GOOD[PIXELS:], "holds no pixels"),
         (GOOD[:PIXELS] + chunk(b"IDAT", b"no zlib") + chunk(b"IEND", b""), "broken data stream"),
         (GOOD[: PIXELS + 9] + b"?" + GOOD[PIXELS + 10 :], r"damaged \(checksum of IDAT\)"),
         (png(bytes(128), bits=3, colour=0), "no PNG has 3 bits and colour type 0"),
-        (png(bytes(128), colour=3), "has no palette"),
         (png(bytes(128), colour=3, before=chunk(b"PLTE", b"ab")), "has no palette"),
-        (png(b"", size=(0, 8), data=b"a"), "0x8 pixels, a side must have at least 8"),
         (png(b"", size=(2**32 - 1, 2**32 - 1), data=b"a"), "more than 250 million in all"),
-        (png(b"", size=(20_000, 20_000), data=b"a"), "20000x20000 pixels, more than 250 million in all"),
         (riff((b"VP8X", bytes(4) + b"\xff" * 6), (b"VP8L", b"/")), "16777216x16777216 pixels, more than 250 million"),
         (riff((b"VP8L", b"")), "1x1 pixels"),
         (riff((b"VP8X", b"\2" + bytes(3) + b"\x10\0\0" * 2), (b"ANMF", b"")), "could not create decoder object"),
@@ -184,13 +173,6 @@ def test_hostile_files(content, reason):
         with pytest.raises(ValueError, match=reason) as caught:
             decode(BytesIO(content))
         assert "\n" not in str(caught.value)
-
-
-def test_only_metadata_is_taken_out_of_a_png():
-    some = chunk(b"eXIf", exif(6)) + chunk(b"tEXt", b"a\0b")
-    file = png(bytes(RED) * 128, before=some, after=some, parts=3)
-    assert take_apart(file).pixels == GOOD
-    assert take_apart(file[: -12 - len(some) - 6]).pixels == GOOD[: -12 - 6]  # an IEND would be read as pixels
 
 
 def test_a_file_of_nothing_but_tiny_parts_ends_soon(monkeypatch):

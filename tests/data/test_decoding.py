@@ -12,9 +12,29 @@ from PIL import Image
 
 from mvar.data.images import colour, decoding
 from mvar.data.images.decoding import as_image, as_stored, decode
-from mvar.data.threads import in_threads
+from mvar.data.workers import in_threads
 
 from .by_hand import KINDS, RED, chunk, exif, plain, png, rgb, samples, saved, segment
+
+# --- modes ---
+
+
+def test_every_mode_becomes_rgb_whatever_the_suffix(tmp_path):
+    assert (rgb(saved(plain(1, "1"), "PNG")) == 255).all()
+    palette = plain(0, "P")
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    palette.putpixel((3, 5), 1)
+    found = rgb(saved(palette, "PNG", transparency=0))
+    assert tuple(found[5, 3]) == (10, 200, 30)
+    assert (np.delete(found.reshape(-1, 3), 5 * 16 + 3, 0) == 255).all()
+    assert (rgb(saved(plain((1, 2, 3)), "WEBP")) == (1, 2, 3)).all()
+    assert np.abs(rgb(saved(plain((0, 0, 0, 128), "RGBA"), "WEBP")) - 127).max() <= 1
+    assert np.abs(rgb(saved(plain((0, 51), "LA"), "PNG")) - 204).max() <= 1
+    deep = np.linspace(0, 65535, 128).astype(np.uint16).reshape(8, 16)
+    assert (rgb(saved(Image.fromarray(deep), "PNG"))[..., 1] == np.round(deep / 257)).all()
+    (tmp_path / "really-a-jpeg.png").write_bytes(saved(plain((50, 100, 150)), "JPEG"))
+    assert np.abs(np.asarray(decode(tmp_path / "really-a-jpeg.png")).astype(int) - (50, 100, 150)).max() < 8
+
 
 # --- colours ---
 
@@ -37,12 +57,9 @@ def test_display_p3_becomes_srgb(profiles):
     assert np.abs(clear - (255, 127, 127)).max() <= 1
     palette = plain(RED).quantize(2)
     assert np.abs(rgb(saved(palette, "PNG", icc_profile=profiles["p3"])) - (255, 13, 14)).max() <= 3
-
-
-def test_a_profile_of_srgb_changes_no_pixel(profiles):
-    levels = np.arange(0, 256, 5, dtype=np.uint8)
-    every = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
-    np.testing.assert_array_equal(rgb(saved(Image.fromarray(every), "PNG", icc_profile=profiles["srgb"])), every)
+    srgb = saved(Image.fromarray(pixels), "PNG", icc_profile=profiles["srgb"])
+    np.testing.assert_array_equal(rgb(srgb), pixels)
+    assert colour._transform(profiles["p3"], "RGB") is colour._transform(bytes(bytearray(profiles["p3"])), "RGB")
 
 
 def test_grey_and_cmyk_have_profiles_too(profiles):
@@ -65,27 +82,11 @@ def test_a_profile_that_does_not_serve_counts_as_srgb(profiles):
         for kind in KINDS:
             assert np.abs(rgb(saved(plain(RED), kind, icc_profile=profile)) - RED).max() <= 2
     assert (rgb(saved(plain(100, "L"), "PNG", icc_profile=p3)) == 100).all()
-    for body in (
-        b"",
-        b"n",
-        b"n\0",
-        b"n\0\7abc",
-        b"n\0\0" + zlib.compress(p3)[:99],
-        b"n\0\0" + zlib.compress(bytes(2**25)),
-    ):
+    for body in (b"", b"n", b"n\0\7abc", b"n\0\0" + zlib.compress(p3)[:99], b"n\0\0" + zlib.compress(bytes(2**25))):
         assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", body))) == RED).all()
     sound = b"n\0\0" + zlib.compress(p3)
     assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", sound, crc=7))) == RED).all()
     assert (rgb(png(bytes(RED) * 128, before=chunk(b"iCCP", sound)))[0, 0] != RED).all()
-
-
-def test_a_set_may_have_a_hundred_profiles(profiles, monkeypatch):
-    made, make = [], colour.ImageCmsTransform
-    monkeypatch.setattr(colour, "ImageCmsTransform", lambda *args, **more: made.append(args) or make(*args, **more))
-    contents = [saved(plain(RED), "PNG", icc_profile=profiles["p3"] + b"a set" + bytes(i)) for i in range(100)]
-    for content in contents * 2:
-        assert np.abs(rgb(content) - (255, 13, 14)).max() <= 3
-    assert len(made) == 100
 
 
 def test_a_profile_may_be_spread_over_a_jpeg(profiles):
@@ -102,7 +103,7 @@ def test_a_profile_may_be_spread_over_a_jpeg(profiles):
 # --- transparency ---
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("bits", [1, 4, 8, 16])
 def test_one_transparent_grey_at_every_depth(bits):
     top = 2**bits - 1
     row = [0, top, 1, top // 2] * 4
@@ -126,17 +127,16 @@ def test_deep_alpha_and_transparent_palettes():
     np.testing.assert_array_equal(rgb(grey)[0, :2, 0], [round(100 * 128 / 255 + 255 * 127 / 255), 100])
     colour = png(samples((0xFFFF, 0, 0, 0x8000) * 16, 16) * 8, bits=16, colour=6)
     assert np.abs(rgb(colour) - (255, 127, 127)).max() <= 1
-    for bits in (1, 2, 4, 8):
-        file = png(
-            samples((0, 1) * 8, bits) * 8,
-            bits=bits,
-            colour=3,
-            before=chunk(b"PLTE", bytes((9, 8, 7, 1, 2, 3))) + chunk(b"tRNS", b"\0" * 1 + b"\xff" * 300),
-        )
+    palette = chunk(b"PLTE", bytes((9, 8, 7, 1, 2, 3))) + chunk(b"tRNS", b"\0" * 1 + b"\xff" * 300)
+    for bits in (1, 4):
+        file = png(samples((0, 1) * 8, bits) * 8, bits=bits, colour=3, before=palette)
         np.testing.assert_array_equal(rgb(file)[5, :2], [(255, 255, 255), (1, 2, 3)])
 
 
 def test_images_of_pillow_are_read_as_files_are(tmp_path, profiles):
+    image = plain(RED)
+    as_stored(image).putpixel((0, 0), (1, 2, 3))
+    assert image.getpixel((0, 0)) == RED, "it was copied"
     for content in (
         saved(plain(RED), "PNG", icc_profile=profiles["p3"]),
         saved(plain((9, 9, 9)), "PNG", transparency=(9, 9, 9)),
@@ -157,18 +157,6 @@ def test_images_of_pillow_are_read_as_files_are(tmp_path, profiles):
         as_image(image, "picture")
 
 
-def test_a_plain_image_is_copied_only_for_whoever_gave_it(monkeypatch):
-    image = plain(RED)
-    stored = as_stored(image)
-    stored.putpixel((0, 0), (1, 2, 3))
-    assert image.getpixel((0, 0)) == RED
-    contents = [saved(image, kind) for kind in KINDS]
-    for name in ("copy", "convert"):
-        monkeypatch.delattr(Image.Image, name)
-    for content in contents:
-        assert np.abs(rgb(content) - RED).max() <= 2
-
-
 # --- files ---
 
 
@@ -185,7 +173,6 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
         "loop.png": "broken link",
         "empty.png": "empty file",
         "huge.png": "larger than 1 GiB",
-        "": "not a file",
         "n" * 999: "not a file",
         "nul\0": "not a file",
     }.items():

@@ -9,7 +9,6 @@ import torch
 import webdataset
 
 from mvar.data.images.folders import ImageFolder
-from mvar.data.loader import Loader
 from mvar.data.shards import local as shards
 from mvar.data.shards.local import ShardSet, expand
 from mvar.data.source import PixelSource
@@ -46,6 +45,8 @@ def test_shards_give_the_images_and_labels_that_webdataset_reads(three_shards, t
 
 
 def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
+    nothing = ShardSet.scan([write_shard(tmp_path / "bare.tar", {str(i): {"png": picture(i)} for i in range(3)})])
+    assert (nothing.classes, nothing.labels) == ([], [0, 0, 0])
     samples = {
         "a/one.x": {"png": picture(0), "cls": b"dog"},
         "a/two": {"jpg": picture(1, kind="JPEG"), "json": {"label": "cat 10", "caption": "no"}, "mask.png": b""},
@@ -55,7 +56,7 @@ def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
         ".hidden": {"png": picture(4)},
     }
     found = ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
-    assert [(path.key, path.image_size) for path in found.paths] == [
+    assert [(path.key, (path.width, path.height)) for path in found.paths] == [
         (key, (20, 16)) for key in ("a/one.x", "a/two", "b/two", "three")
     ]
     assert found.classes == ["cat 9", "cat 10", "dog"]
@@ -69,31 +70,6 @@ def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
     (tmp_path / "classes.json").write_text('["dog", "cat 10"]')
     with pytest.raises(ValueError, match=r"^data: '.*0\.tar/b/two\.webp' has label 'cat 9', which is none of the 2"):
         ShardSet.scan([tmp_path / "0.tar"])
-
-
-def test_without_labels_there_are_no_classes(write_shard, picture, tmp_path):
-    found = ShardSet.scan([write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i)} for i in range(3)})])
-    assert (found.classes, found.labels) == ([], [0, 0, 0])
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ([1, "cat"], "labels must be all numbers or all names: '.*0.png' has a number, '.*1.png' has a name"),
-        ([1, None], "'.*0.png' has a number, '.*1.png' has no label"),
-    ],
-)
-def test_labels_of_two_kinds_are_refused(write_shard, picture, tmp_path, labels, message):
-    samples = {str(i): {"png": picture(i), "json": {"label": label}} for i, label in enumerate(labels)}
-    with pytest.raises(ValueError, match=message):
-        ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
-
-
-def test_names_of_classes_match_however_they_are_encoded(write_shard, picture, tmp_path):
-    names = ["caf\u00e9", "cafe\u0301 ", "\ufefftea  time", "tea time\n"]
-    samples = {str(i): {"png": picture(i), "cls": name.encode()} for i, name in enumerate(names)}
-    found = ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
-    assert (found.classes, found.labels) == (["caf\u00e9", "tea time"], [0, 0, 1, 1])
 
 
 def test_validation_names_match_without_case(write_shard, picture, tmp_path, recwarn):
@@ -111,11 +87,17 @@ def test_validation_names_match_without_case(write_shard, picture, tmp_path, rec
     with pytest.raises(ValueError, match="lists other classes than the training set"):
         open_splits(tmp_path / "photos", (8, 8), val_data=path)
     both = ShardSet.scan([write_shard(tmp_path / "0.tar", {n: {"png": picture(0), "cls": n} for n in ("Cat", "cat")})])
-    assert (both.classes, both.labels) == (["Cat", "cat"], [0, 1])
-    assert not recwarn
+    assert (both.classes, both.labels, recwarn.list) == (["Cat", "cat"], [0, 1], [])
 
 
-@pytest.mark.parametrize("label", [999, 10**9, int("9" * 4000)])
+@pytest.mark.parametrize(("other", "said"), [("cat", "a name"), (None, "no label")])
+def test_labels_of_two_kinds_are_refused(write_shard, picture, tmp_path, other, said):
+    samples = {str(i): {"png": picture(i), "json": {"label": label}} for i, label in enumerate((1, other))}
+    with pytest.raises(ValueError, match=f"all numbers or all names: '.*0.png' has a number, '.*1.png' has {said}"):
+        ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
+
+
+@pytest.mark.parametrize("label", [999, int("9" * 4000)])
 def test_a_number_that_makes_far_more_classes_than_images_is_refused(write_shard, picture, tmp_path, label):
     labels = [0, 1, 2, label]
     path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": n} for i, n in enumerate(labels)})
@@ -130,38 +112,12 @@ def test_a_number_that_makes_far_more_classes_than_images_is_refused(write_shard
             assert ShardSet.scan([path]).labels == labels
 
 
-def test_a_few_classes_without_images_are_named(write_shard, picture, tmp_path):
-    samples = {str(i): {"png": picture(i), "cls": label} for i, label in enumerate([0, 1, 4])}
-    with pytest.warns(UserWarning, match=r"^data: 2 of 5 classes have no images: '2', '3'$"):
-        assert ShardSet.scan([write_shard(tmp_path / "0.tar", samples)]).classes == list("01234")
-
-
 def test_folders_of_shards_must_list_the_same_classes(write_shard, picture, tmp_path):
     shards = [write_shard(tmp_path / part / "0.tar", {"0": {"png": picture(0), "cls": 0}}) for part in "ab"]
     for shard, text in zip(shards, ("cat\ndog", "dog\ncat"), strict=True):
         shard.with_name("classes.txt").write_text(text)
     with pytest.raises(ValueError, match=r"a' and '.*b' do not list the same classes"):
         ShardSet.scan(shards)
-
-
-def test_labels_count_wherever_they_lie(write_tar, picture, tmp_path):
-    pictures = [(f"{i}.png", picture(i)) for i in range(4)]
-    labels = [(f"{i}.cls", str(i % 2).encode()) for i in reversed(range(4))]
-    found = ShardSet.scan([write_tar(tmp_path / "0.tar", pictures + labels)])
-    assert (found.classes, found.labels) == (["0", "1"], [0, 1, 0, 1])
-
-
-def test_links_show_the_image_that_they_lead_to(write_tar, picture, tmp_path):
-    members = [("c.png", "b.png"), ("b.png", "sub/../a.png"), ("a.png", picture(5)), ("d.png", "/etc/passwd")]
-    read = source(write_tar(tmp_path / "good.tar", members[:3]), cache_bytes=0)
-    assert keys(read) == ["c", "b", "a"]
-    pixels = read.batch(range(3))[0]
-    assert torch.equal(pixels[0], pixels[2])
-    assert torch.equal(pixels[1], pixels[2])
-    with pytest.warns(
-        UserWarning, match=r"'0\.tar/d\.png': is a link that leads to '/etc/passwd', which is not in this"
-    ):
-        assert len(source(write_tar(tmp_path / "0.tar", members))) == 3
 
 
 def test_ranges_in_braces():
@@ -214,57 +170,49 @@ def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(write_sh
     assert ShardSet.scan([path]) == first
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda index: [],
-        lambda index: {**index, "samples": None},
-        lambda index: {**index, "samples": []},
-        lambda index: {**index, "samples": [["0.png", 0, 1]]},
-        *(
-            lambda index, i=i, value=value: {
-                **index,
-                "samples": [[*row[:i], value, *row[i + 1 :]] for row in index["samples"]],
-            }
-            for i, value in enumerate([7, 10**9, -1, "20", None, ["broken"], {"label": 1}])
-        ),
-        *(lambda index, key=key: {k: v for k, v in index.items() if k != key} for key in ("samples", "others")),
-        *(lambda index, others=others: {**index, "others": others} for others in ([], {".gif": -1}, {"word": 1})),
-    ],
-)
-def test_an_index_that_cannot_be_of_its_shard_is_made_again(write_shard, picture, tmp_path, change):
+def with_row(i, value):
+    return lambda index: index | {"samples": [[*row[:i], value, *row[i + 1 :]] for row in index["samples"]]}
+
+
+CHANGES = {
+    "no object": lambda index: [],
+    "no samples": lambda index: index | {"samples": []},
+    "short rows": lambda index: index | {"samples": [["0.png", 0, 1]]},
+    **{f"column {i}": with_row(i, value) for i, value in enumerate([7, 10**9, -1, "20", None, ["x"], {"label": 1}])},
+    "no others": lambda index: {key: value for key, value in index.items() if key != "others"},
+    **{str(others): lambda index, o=others: index | {"others": o} for others in ([], {".gif": -1}, {"word": 1})},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_index_that_cannot_be_of_its_shard_is_made_again(write_shard, picture, tmp_path, name):
     path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": i} for i in range(2)})
     first = ShardSet.scan([path])
     index = tmp_path / "0.tar.index.json"
     stored = index.read_text()
-    index.write_text(json.dumps(change(json.loads(stored))))
+    index.write_text(json.dumps(CHANGES[name](json.loads(stored))))
     assert ShardSet.scan([path]) == first
     assert index.read_text() == stored
 
 
-def test_an_index_that_is_no_file_of_sensible_size_is_made_again(write_shard, picture, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "is_replaced"),
+    [
+        (lambda index: index.symlink_to("nowhere"), True),
+        (os.mkfifo, True),
+        (lambda index: index.write_text("[" * 100_000), True),
+        (lambda index: (index.touch(), os.truncate(index, 2**40)), False),
+    ],
+)
+def test_an_index_that_is_no_file_of_sensible_size_is_not_read(write_shard, picture, tmp_path, make, is_replaced):
     path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": i} for i in range(2)})
     first = ShardSet.scan([path])
     index = tmp_path / "0.tar.index.json"
     stored = index.read_text()
-
-    def huge():
-        with open(index, "wb") as file:
-            file.truncate(2**40)
-
-    makers = {
-        "dangling": lambda: index.symlink_to("nowhere"),
-        "loop": lambda: index.symlink_to(index.name),
-        "pipe": lambda: os.mkfifo(index),
-        "nested": lambda: index.write_text("[" * 100_000),
-        "huge": huge,
-    }
-    for name, make in makers.items():
-        index.unlink()
-        make()
-        assert ShardSet.scan([path]) == first, name
-        if name != "huge":
-            assert index.read_text() == stored, name
+    index.unlink()
+    make(index)
+    assert ShardSet.scan([path]) == first
+    assert not is_replaced or index.read_text() == stored
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -280,25 +228,14 @@ def test_a_shard_cut_anywhere_is_named_with_its_last_whole_member(shard):
     with tarfile.open(shard) as tar:
         members = tar.getmembers()
     starts = {member.offset for member in members}
-    for cut in range(0, members[-1].offset_data, 300):
+    for cut in range(0, members[-1].offset_data, 500):
         if cut in starts:
             continue  # such a shard is whole, only smaller
         shard.write_bytes(whole[:cut])
         done = [member.name for member in members if member.offset_data + member.size <= cut]
         where = f"breaks off after '{done[-1]}'" if done else "is no plain .tar file"
-        with pytest.raises(ValueError, match=rf"^data = '.*/0\.tar': {where}") as caught:
+        with pytest.raises(ValueError, match=rf"^data = '.*/0\.tar': {where}[^\n]*$"):
             ShardSet.scan([shard])
-        assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_header_is_no_end(shard):
-    with tarfile.open(shard) as tar:
-        third = tar.getmembers()[2]
-    content = bytearray(shard.read_bytes())
-    content[third.offset : third.offset + 200] = b"x" * 200
-    shard.write_bytes(content)
-    with pytest.raises(ValueError, match=r"0\.tar': breaks off after '00.png' \(damaged header\); write or fetch"):
-        ShardSet.scan([shard])
 
 
 def test_shards_that_are_none(tmp_path, write_shard, picture):
@@ -306,7 +243,6 @@ def test_shards_that_are_none(tmp_path, write_shard, picture):
         tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     (tmp_path / "empty.tar").touch()
     (tmp_path / "broken.tar").symlink_to("nowhere")
-    (tmp_path / "loop.tar").symlink_to("loop.tar")
     (tmp_path / "folder.tar").mkdir()
     none = write_shard(tmp_path / "none.tar", {"a": {"txt": "text"}})
     good = write_shard(tmp_path / "good.tar", {"a": {"png": picture(0)}})
@@ -319,13 +255,10 @@ def test_shards_that_are_none(tmp_path, write_shard, picture):
         "missing": "does not exist",
         "m-{0..5}": r"m-0.tar' does not exist \(6 are missing in all\)",
         "broken": "is a broken link",
-        "loop": "is a broken link",
         "folder": "is not a file",
     }.items():
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(ValueError, match=f"^data[^\n]*{message}[^\n]*$"):
             open_splits(tmp_path / f"{name}.tar", (8, 8))
-        assert str(caught.value).startswith("data")
-        assert "\n" not in str(caught.value)
 
 
 def test_bad_members_are_reported_like_bad_files(write_shard, picture, tmp_path):
@@ -370,7 +303,7 @@ def test_images_of_other_kinds_are_named_whenever_the_set_is_read(write_tar, pic
         write_tar(tmp_path / "0.tar", [("a.png", picture(0)), label, ("b.bmp", b""), ("c.BMP", b"")]),
         write_tar(tmp_path / "1.tar", [("a.png", picture(1)), label, ("d.tiff", b""), (".e.gif", b""), ("a.txt", b"")]),
     ]
-    said = r"^data = '.*': passes over 3 files of other kinds \(2 \.bmp, 1 \.tiff\); convert what you need to PNG$"
+    said = r"^data = '.*': ignores 3 files of other kinds \(2 \.bmp, 1 \.tiff\); convert what you need to PNG$"
     with pytest.warns(UserWarning, match=said):
         first = ShardSet.scan(paths)
     monkeypatch.setattr(shards, "decode", None)
@@ -387,6 +320,12 @@ def test_train_and_val_shards_share_their_classes(three_shards, write_shard, pic
         train, val = open_splits(tmp_path / "shards", (8, 8))
     assert (len(train), keys(val), val.labels.tolist()) == (24, ["v"], [1])
     assert train.classes == val.classes == ["0", "1", "2", "3"]
+    write_shard(tmp_path / "shards" / "val-0.tar", {f"v{i}": {"png": picture(99), "cls": i} for i in (3, 4)})
+    with (
+        pytest.warns(UserWarning, match="leaves out 1 image of classes that the training images lack: 4$"),
+        pytest.warns(UserWarning, match="3 classes without validation images"),
+    ):
+        assert open_splits(tmp_path / "shards", (8, 8))[1].labels.tolist() == [3]
     write_shard(tmp_path / "shards" / "val-0.tar", {"v": {"png": picture(99), "cls": 4}})
     with pytest.raises(ValueError, match=r"shards': has labels 4, the training images are of 0, 1, 2, 3; correct"):
         open_splits(tmp_path / "shards", (8, 8))
@@ -399,34 +338,6 @@ def test_without_val_shards_a_share_is_held_out_by_key(three_shards, write_shard
     backwards = {f"{i:03d}": {"png": picture(i), "cls": i % 4} for i in reversed(range(24))}
     write_shard(tmp_path / "other" / "all.tar", backwards)
     assert set(keys(open_splits(tmp_path / "other", (8, 8))[1])) == set(keys(val))
-
-
-def test_val_data_leaves_all_of_data_to_training(three_shards, write_shard, picture, tmp_path, recwarn):
-    for name in "0123":
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        (tmp_path / "photos" / name / "a.png").write_bytes(picture(50))
-    train, val = open_splits(three_shards, (8, 8), val_data=tmp_path / "photos")
-    assert (len(train), len(val)) == (24, 4)
-    train, val = open_splits(tmp_path / "photos", (8, 8), val_data=three_shards)
-    assert (len(train), len(val)) == (4, 24)
-    (tmp_path / "photos" / "3").rename(tmp_path / "photos" / "cat")
-    _, val = open_splits(three_shards, (8, 8), val_data=tmp_path / "photos")
-    assert (val.classes, val.labels.tolist()) == (["0", "1", "2", "3"], [0, 1, 2])
-    assert [str(warning.message).partition("': ")[2] for warning in recwarn] == [
-        "leaves out 1 image of classes that the training images lack: cat",
-        "1 class without validation images, trained all the same: 3",
-    ]
-
-
-def test_the_order_goes_on_exactly_whatever_the_workers(three_shards):
-    train, _ = open_splits(three_shards, (8, 8), cache_bytes=0, resize_factor=1.5, seed=2)
-    plain = Loader(train, 5, 2, workers=0)
-    expected = [plain.batch(step) for step in range(9)]
-    for workers, start in ((1, 0), (3, 4)):
-        resumed = Loader(train, 5, 2, workers=workers)
-        for step in range(start, 9):
-            assert all(map(torch.equal, resumed.batch(step), expected[step]))
-        resumed.close()
 
 
 def test_members_are_read_although_their_descriptor_is_not_kept(shard, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mvar import job
 from mvar.cli import main
 from mvar.data.splits import open_splits
 from mvar.data.tokens import writer as token_writer
@@ -72,9 +73,7 @@ def shards(folder: Path) -> list[str]:
 ALL = ("shift", "scale", "flip")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "factor", "augment"), [("float32", FACTOR, ()), ("bfloat16", FACTOR, ()), ("float32", 1.0, ALL)]
-)
+@pytest.mark.parametrize(("dtype", "factor", "augment"), [("bfloat16", FACTOR, ()), ("float32", 1.0, ALL)])
 def test_a_view_is_that_of_its_epoch_and_validation_the_centre(data, tokenizer, dtype, factor, augment, tmp_path):
     changes = {"resize_factor": factor, "augment": augment}
     write_cache(str(data), str(tmp_path / "c"), tokenizer, **{**SETTINGS, **changes}, dtype=dtype)
@@ -162,10 +161,10 @@ def test_killed_and_finished_by_two_processes_it_is_the_same_bytes(finished, com
 
 def test_a_rank_that_does_not_come_is_not_waited_for_forever(finished, data, tokenizer, tmp_path, monkeypatch):
     out = tmp_path / "cache"
-    monkeypatch.setattr(token_writer, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(token_writer, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(job, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(job, "POLL_SECONDS", 0.0)
     for _ in range(2):  # the second time there is nothing left for rank 0 to write
-        with pytest.raises(TimeoutError, match=r"train-00001.npy, train-00003.npy are missing; .* it goes on$"):
+        with pytest.raises(TimeoutError, match=r"2 of 5 shards are missing \(train-00001.npy, train-00003.npy\); .*"):
             write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=0, ranks=2)
     assert write_cache(str(data), str(out), tokenizer, **SETTINGS, rank=1, ranks=2)
     assert not (out / "manifest.json").exists()
@@ -200,7 +199,6 @@ def flip(path):
         ("train-00001.npy", flip, r"train-00001.npy is damaged \(its checksum differs\)"),
         ("train-00003.npy", lambda path: os.truncate(path, 100), r"train-00003.npy is damaged \(100 bytes instead of"),
         ("val-00000.npy", Path.unlink, "val-00000.npy is missing"),
-        ("train-names.json", flip, "train-names.json is damaged"),
     ],
 )
 def test_a_file_that_is_not_whole_is_named_and_mended_alone(finished, command, tmp_path, name, spoil, told, capsys):
@@ -234,16 +232,17 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
         (out / ".unfinished").mkdir()
         (out / "manifest.json").rename(out / ".unfinished" / "settings.json")
     before = contents(out / ".unfinished" if state == "begun" else out)
+    changes = {"views": (2, 3), "augment": (["flip"], []), "seed": (9, 4)}
     assert refused(*command(out, views=2, augment="flip", seed=9)) == [
-        f"mvar: out = '{out}': holds a cache with views = 3 (here 2), augment = [] (here ['flip']), seed = 4 (here 9); "
-        "give its settings, or a new folder"
+        f"mvar: {name} = {now}: out = '{out}' was started with {before}; give the same settings, or another out"
+        for name, (now, before) in changes.items()
     ]
     assert contents(out / ".unfinished" if state == "begun" else out) == before
     if state == "begun":
         more = shutil.copytree(data, tmp_path / "elsewhere" / data.name)
         shutil.copy(more / "train" / "bag" / "0.png", more / "train" / "bag" / "new.png")
         assert refused(*command(out, data=more))[-1] == (
-            f"mvar: data = '{more}': has 8 + 2 images, other ones than the cache '{out}' was begun with (7 + 2); "
+            f"mvar: data = '{more}': has 8 + 2 images, other ones than the cache '{out}' was started with (7 + 2); "
             "restore them, or give a new folder as out"
         )
         other = shutil.copytree(data, tmp_path / "another" / data.name)
@@ -254,21 +253,18 @@ def test_other_settings_are_refused_in_one_line(finished, data, command, refused
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"views": 0}, "views = 0: must lie in 1 to 1,000"),
         (
             {"resize_factor": 1},
             "views = 3: all are the same where nothing is cropped or augmented; give 1, or augment, or",
         ),
         ({"resize_factor": 0.5}, "resize_factor = 0.5: must lie in [1, 4]"),
-        ({"seed": -1}, "seed = -1: must lie in 0 to 9,223"),
-        ({"tokenizer": "./nowhere"}, "tokenizer = './nowhere': no such model"),
         ({"data": "nowhere"}, "data = 'nowhere': does not exist"),
     ],
 )
 def test_unsound_settings_are_refused_before_anything_is_written(refused, command, tmp_path, changes, message):
     (line,) = refused(*command(tmp_path / "cache", **changes))
     assert line.startswith(f"mvar: {message}")
-    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_in_use_is_refused(refused, command, data, tmp_path):
@@ -283,7 +279,6 @@ def test_a_cache_is_no_folder_of_images_and_no_model(refused, finished, bundle, 
     out = str(tmp_path / "out")
     train, cache = ["train", "tokenizer", "--preset", "tiny32", "--perceptual", "0", "--out", out], str(finished)
     for arguments, field in (
-        ([*train, "--data", cache], "data"),
         ([*train, "--data", str(data / "train"), "--val-data", cache], "val_data"),
         (["score", "--model", bundle, "--images", cache], "images"),
     ):
@@ -293,7 +288,6 @@ def test_a_cache_is_no_folder_of_images_and_no_model(refused, finished, bundle, 
         )
     for arguments, field in (
         (["info", cache], "model"),
-        (["sample", "--model", cache, "--out", str(tmp_path / "a.png")], "model"),
         (["tokenize", "--data", str(data), "--tokenizer", cache, "--out", out], "tokenizer"),
     ):
         assert refused(*arguments) == [
@@ -315,7 +309,7 @@ def test_a_full_disk_leaves_whole_shards_only(finished, command, tmp_path, capsy
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert exit_.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"mvar: out = '{out}': cannot be written (File too large); mend it and call again, it goes on"
+        f"mvar: out = '{out}': cannot be written (File too large); fix it and run the same command again: it continues"
     )
     assert [path.name for path in out.iterdir()] == [".unfinished"]
     main(words)
@@ -323,7 +317,7 @@ def test_a_full_disk_leaves_whole_shards_only(finished, command, tmp_path, capsy
     assert torch.equal(*tokens)
 
 
-@pytest.mark.parametrize("content", ["", '{"format": "mvar-tokens"}', '{"format": "mvar-tokens", "version": 9}'])
+@pytest.mark.parametrize("content", ["", '{"format": "mvar-tokens", "version": 9}'])
 def test_a_manifest_that_cannot_be_read(finished, command, refused, tmp_path, content):
     out = shutil.copytree(finished, tmp_path / "cache")
     (out / "manifest.json").write_text(content)

@@ -9,8 +9,7 @@ from torch import nn
 
 from mvar.evaluation.frechet import fit, frechet_distance
 from mvar.evaluation.images import ssim
-from mvar.evaluation.inception_score import inception_score
-from mvar.evaluation.kernel import kid
+from mvar.evaluation.scores import inception_score, kid
 
 
 class Features(nn.Module):
@@ -88,3 +87,5 @@ def test_ssim(sets, C, h, w):
     expected = map_NChw[..., 5:-5, 5:-5].mean((1, 2, 3))
     torch.testing.assert_close(ssim(a, b), expected, rtol=1e-9, atol=1e-9)
     assert (expected < 0.95).all()
+    torch.testing.assert_close(ssim(a, a), torch.ones(4).double())
+    torch.testing.assert_close(ssim(b, a), ssim(a, b))

@@ -5,7 +5,6 @@ import torch
 from scipy.stats import t as student
 
 from mvar.evaluation.frechet import Gaussian, bootstrap, bootstrap_pairs, fit, frechet_distance, from_arrays, too_few
-from mvar.evaluation.measures import ROUNDS
 
 
 def features(n, F, seed, scale=1.0, shift=0.0):
@@ -41,18 +40,7 @@ def test_it_equals_the_formula_and_is_symmetric(n, rtol):
     assert distance == pytest.approx(exact_of_few(a, b), rel=1e-12)
     assert distance == pytest.approx(frechet_distance(fit(b), fit(a)), rel=1e-12)
     assert distance > 1
-
-
-@pytest.mark.parametrize(("n", "F"), [(300, 24), (10, 24), (2, 24), (5, 1)])
-def test_a_set_has_no_distance_to_itself_in_any_order(n, F):
-    a = fit(features(n, F, seed=2))
-    assert 0 <= frechet_distance(a, fit(features(n, F, seed=2).flip(0))) < 1e-12 * a.covariance_FF.trace()
-
-
-def test_equal_images_have_no_covariance():
-    a, b = fit(torch.full((3, 4), 2.0)), fit(torch.full((2, 4), 5.0))
-    assert frechet_distance(a, b) == 4 * 3**2
-    assert bootstrap(torch.full((3, 4), 2.0), b, rounds=5) == (36, 36)
+    assert 0 <= frechet_distance(fit(a), fit(a.flip(0))) < 1e-12 * fit(a).covariance_FF.trace()
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e4])
@@ -71,6 +59,9 @@ def test_known_closed_forms():
     assert frechet_distance(a, b) == pytest.approx((4 - 1) ** 2 + 3**2)
     far = features(50, 4, seed=3)
     assert frechet_distance(fit(far), fit(far + 1000)) == pytest.approx(4 * 1000**2)
+    a, b = fit(torch.full((3, 4), 2.0)), fit(torch.full((2, 4), 5.0))  # equal images have no covariance
+    assert frechet_distance(a, b) == 4 * 3**2
+    assert bootstrap(torch.full((3, 4), 2.0), b, rounds=5) == (36, 36)
 
 
 def test_the_interval_is_that_of_resampled_sets():
@@ -79,29 +70,30 @@ def test_the_interval_is_that_of_resampled_sets():
     drawn = [x[torch.randint(40, (40,), generator=random)] for _ in range(30)]
     distances = np.array([frechet_distance(fit(d), reference) for d in drawn])
     value, reach = frechet_distance(fit(x), reference), student.ppf(0.95, 29) * distances.std(ddof=1)
-    assert bootstrap(x, reference, rounds=30, seed=11) == pytest.approx([value - reach, value + reach], rel=1e-3)
+    assert bootstrap(x, reference, rounds=30, seed=11) == pytest.approx([value - reach, value + reach])
+    assert bootstrap(x, reference, rounds=30, seed=12) != bootstrap(x, reference, rounds=30, seed=11)
     few = fit(features(3, 5, seed=9))  # a singular reference, and fewer images than features
     low, high = bootstrap(x[:4], few, rounds=30)
     assert 0 <= low <= frechet_distance(fit(x[:4]), few) <= high
 
 
-def test_the_interval_covers_what_another_draw_gives():
-    F, N, sets = 4, 200, 300
-    reference = fit(features(4000, F, seed=10))
+def test_the_interval_covers_what_other_samples_give():
+    F, N, sets = 4, 200, 100
+    every = features(4000, F, seed=10)
+    reference = fit(every)
 
     def draw(seed):
-        mixed = features(4000, F, seed=10)[torch.randperm(4000, generator=torch.Generator().manual_seed(seed))[:N]]
-        return mixed * 1.3
+        return 1.3 * every[torch.randperm(4000, generator=torch.Generator().manual_seed(seed))[:N]]
 
-    expected = np.mean([frechet_distance(fit(draw(1000 + i)), reference) for i in range(400)])
-    intervals = [bootstrap(draw(i), reference, rounds=ROUNDS, seed=i) for i in range(sets)]
+    expected = np.mean([frechet_distance(fit(draw(1000 + i)), reference) for i in range(200)])
+    intervals = [bootstrap(draw(i), reference, rounds=20, seed=i) for i in range(sets)]
     covered = sum(low <= expected <= high for low, high in intervals) / sets
-    assert 0.84 < covered < 0.96  # 0.9 within 3.5 deviations of so few sets
-    assert bootstrap(draw(0), reference, ROUNDS, seed=0) == intervals[0]
-    assert bootstrap(draw(0), reference, ROUNDS, seed=1) != intervals[0]
+    assert 0.8 < covered < 0.99  # 0.9 within 3 deviations of so few sets
+    widths = [high - low for low, high in (bootstrap(1.3 * every[:n], reference, 100) for n in (100, 1600))]
+    assert 2.5 < widths[0] / widths[1] < 6  # 4 by the root of N
 
 
-def test_pairs_are_drawn_again_together():
+def test_pairs_are_resampled_together():
     originals = features(50, 4, seed=20)
     restored = originals + 0.1 * features(50, 4, seed=21)
     random = torch.Generator().manual_seed(3)
@@ -109,18 +101,29 @@ def test_pairs_are_drawn_again_together():
     distances = [frechet_distance(fit(restored[rows]), fit(originals[rows])) for rows in drawn]
     value, reach = frechet_distance(fit(restored), fit(originals)), student.ppf(0.95, 7) * np.std(distances, ddof=1)
     expected = [max(0, value - reach), value + reach]
-    assert bootstrap_pairs(restored, originals, rounds=8, seed=3) == pytest.approx(expected, rel=1e-3)
+    assert bootstrap_pairs(restored, originals, rounds=8, seed=3) == pytest.approx(expected)
     alone = bootstrap(restored, fit(originals), rounds=8, seed=3)
     assert alone[1] - alone[0] > 3 * reach  # what pairs share moves neither
-    with pytest.raises(ValueError, match="are no pairs"):
-        bootstrap_pairs(restored, originals[:-1])
 
 
-def test_the_interval_shrinks_with_the_number_of_images():
-    reference = fit(features(4000, 4, seed=10))
-    x = 1.3 * features(4000, 4, seed=10)
-    widths = [high - low for low, high in (bootstrap(x[:N], reference, 200) for N in (100, 1600))]
-    assert 2.5 < widths[0] / widths[1] < 6  # 4 by the root of N
+def test_too_few_images_are_warned_of():
+    assert too_few(4096, 2048) is None
+    assert "N = 4095 is below 2 x 2048 dimensions" in too_few(4095, 2048)
+
+
+def test_bad_features_are_named():
+    spoilt = torch.ones(3, 4)
+    spoilt[1, 2] = torch.inf
+    for bad, message in (
+        (torch.ones(1, 4), "features: 1 images are too few; give at least 2"),
+        (torch.ones(8), r"features have shape \(8,\): give \(N, F\)"),
+        (spoilt, "features are not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(bad)
+    four, five = fit(torch.rand(3, 4)), fit(torch.rand(3, 5))
+    with pytest.raises(ValueError, match="the sets have 4 and 5 features: use one network for both"):
+        frechet_distance(four, five)
 
 
 def test_published_statistics_are_taken_as_they_are():
@@ -129,44 +132,3 @@ def test_published_statistics_are_taken_as_they_are():
     assert frechet_distance(from_arrays(mu, sigma), b) == frechet_distance(a, b)
     single = from_arrays(mu.astype(np.float32), sigma.astype(np.float32))
     assert frechet_distance(single, b) == pytest.approx(frechet_distance(a, b), rel=1e-5)
-
-
-def test_too_few_images_are_warned_of():
-    assert too_few(4096, 2048) is None
-    assert "N = 4095 is below 2 x 2048 dimensions" in too_few(4095, 2048)
-
-
-def test_what_cannot_be_compared_is_named():
-    spoilt = torch.ones(3, 4)
-    spoilt[1, 2] = torch.inf
-    for bad, message in (
-        (torch.ones(1, 4), "the set has 1 images: a covariance needs at least 2"),
-        (torch.ones(0, 4), "the set has 0 images"),
-        (torch.ones(8), r"features have shape \(8,\): give \(N, F\)"),
-        (spoilt, "features are not finite"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            fit(bad)
-    one_network = "the sets have 4 and 5 features: use one network for both"
-    four, five = fit(torch.rand(3, 4)), fit(torch.rand(3, 5))
-    with pytest.raises(ValueError, match=one_network):
-        frechet_distance(four, five)
-    with pytest.raises(ValueError, match=one_network):
-        bootstrap(torch.rand(3, 4), five)
-    with pytest.raises(ValueError, match="bootstrap: 1 images and 40 rounds; give at least 2 and 5"):
-        bootstrap(torch.rand(1, 4), four)
-
-
-@pytest.mark.parametrize(
-    ("mu", "sigma", "message"),
-    [
-        (np.zeros(3), np.eye(4), r"ref.npz: mu is \(3,\) and sigma \(4, 4\), expected \(F,\) and \(F, F\)"),
-        (np.zeros((3, 1)), np.eye(3), r"mu is \(3, 1\)"),
-        (np.array([0, np.nan]), np.eye(2), "mu or sigma is not finite"),
-        (np.zeros(2), np.array([[1.0, 0.5], [0.4, 1.0]]), "sigma is no covariance"),
-        (np.zeros(2), np.diag([1.0, -1.0]), "sigma is no covariance"),
-    ],
-)
-def test_damaged_statistics_are_named(mu, sigma, message):
-    with pytest.raises(ValueError, match=message):
-        from_arrays(mu, sigma, "ref.npz")

@@ -20,34 +20,6 @@ def test_psnr_is_the_definition_for_each_image():
     assert psnr(a, a).tolist() == [100.0] * 3
 
 
-def test_ssim_is_the_definition_in_every_window():
-    a = random_images(2, 3, 12, 14)
-    b = (0.6 * a + 0.4 * random_images(2, 3, 12, 14, seed=1)).byte()
-    weights = [math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2)) for i in range(11) for j in range(11)]
-    total = sum(weights)
-
-    def mean(values):
-        return sum(w * v for w, v in zip(weights, values, strict=True)) / total
-
-    def similarity(x, y):
-        mean_x, mean_y = mean(x), mean(y)
-        var_x, var_y = mean([(v - mean_x) ** 2 for v in x]), mean([(v - mean_y) ** 2 for v in y])
-        both = mean([(v - mean_x) * (u - mean_y) for v, u in zip(x, y, strict=True)])
-        c1, c2 = 2.55**2, 7.65**2
-        return (2 * mean_x * mean_y + c1) * (2 * both + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-
-    for value, x, y in zip(ssim(a, b).tolist(), a, b, strict=True):
-        windows = [
-            similarity(*(plane[c, i : i + 11, j : j + 11].flatten().tolist() for plane in (x, y)))
-            for c in range(3)
-            for i in range(2)
-            for j in range(4)
-        ]
-        assert value == pytest.approx(sum(windows) / len(windows), abs=1e-12)
-    assert ssim(a, a).tolist() == pytest.approx([1, 1], abs=1e-12)
-    torch.testing.assert_close(ssim(b, a), ssim(a, b))
-
-
 def test_mean_distance_equals_the_double_loop():
     images, labels = random_images(9, 1, 4, 4), torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 1])
     expected = []
@@ -79,13 +51,5 @@ def test_mistakes_are_named():
         psnr(images, images[:3])
     with pytest.raises(ValueError, match=r"shape \(4, 1, 4, 4\): SSIM needs .* at least 11 pixels a side"):
         ssim(images, images)
-    with pytest.raises(ValueError, match=r"expected torch.uint8"):
-        ssim(images.float(), images.float())
     with pytest.raises(ValueError, match=r"class 2 has 0 images: .* at least 2"):
         mean_distance(images, labels, 3)
-    with pytest.raises(ValueError, match=r"4 labels .* from 0 to 0"):
-        mean_distance(images, labels, 1)
-    with pytest.raises(ValueError, match="judge: knows 5 classes, the images have 2"):
-        confusion(lambda pixels: torch.zeros(len(pixels), 5), images, labels, 2)
-    with pytest.raises(ValueError, match=r"expected \(N, 1 or 3, h, w\)"):
-        confusion(lambda pixels: pixels, images[:, 0], labels, 2)

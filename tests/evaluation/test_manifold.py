@@ -29,7 +29,7 @@ def naive(real, fake, k):
     return precision, recall, density, coverage
 
 
-@pytest.mark.parametrize("block", [2**22, 100, 1])  # elements: all rows at once, a few rows, single rows
+@pytest.mark.parametrize("block", [2**22, 100])  # elements: all rows at once, a few rows
 @pytest.mark.parametrize(("N", "M", "F", "k"), [(40, 57, 5, 3), (57, 40, 4, 2), (30, 6, 2, 1), (6, 6, 3, 5)])
 def test_it_equals_the_double_loop(monkeypatch, block, N, M, F, k):
     monkeypatch.setattr(manifold, "BLOCK", block)
@@ -41,7 +41,7 @@ def test_it_equals_the_double_loop(monkeypatch, block, N, M, F, k):
     assert F < 4 or all(0 < value < 1 for value in expected)  # nothing is decided beforehand
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("unit", [1.0, 0.1, 1e4])  # the definition is that of integers; tenths make products round
 def test_ties_and_duplicates_are_inside(k, unit):
     grid = torch.cartesian_prod(*[torch.arange(3.0)] * 3).double()  # nearly all distances occur many times
@@ -59,19 +59,16 @@ def test_a_set_beside_itself_and_far_away():
     assert overlap(copies, copies)[:2] == (1, 1)
 
 
-def test_mistakes_are_named():
+def test_bad_features_are_named():
     spoilt = features(9, 3, 0)
     spoilt[4, 1] = torch.nan
     good = features(9, 3, 1)
-    for real, fake, k, message in (
-        (good[:4], good, 4, "real images: 4 images are too few, the neighbour k = 4 needs at least 5"),
-        (good, good[:4], 4, "samples: 4 images are too few"),
-        (good, spoilt, 3, "features of samples are not finite"),
-        (good, good[:, :2], 3, "the sets have 3 and 2 features"),
-        (good, good[0], 3, r"features of samples have shape \(3,\): give \(N, F\)"),
-        (good, good, 0, "k = 0: must be an integer of at least 1"),
+    for real, fake, message in (
+        (good[:5], good, "features of real images: 5 images are too few; give at least 6"),
+        (good, good[:4], "features of samples: 4 images are too few"),
+        (good, spoilt, "features of samples are not finite"),
+        (good, good[:, :2], "the sets have 3 and 2 features"),
+        (good, good[0], r"features of samples have shape \(3,\): give \(N, F\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            overlap(real, fake, k)
-    with pytest.raises(ValueError, match="the neighbour density_k = 9 needs at least 10"):
-        overlap(good, good, 3, 9)
+            overlap(real, fake)

@@ -33,7 +33,7 @@ def test_the_text_tells_protocol_value_interval_floor_and_notes():
         "2.9 .. 3.1",
         "1.2",
         "note: N is small",
-        "31 s, 2 GB; 10 samples a second",
+        "31 s, 2 GB; 10 samples per second",
     ):
         assert part in text
 

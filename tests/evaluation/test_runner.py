@@ -49,6 +49,11 @@ def save(path, array, **others):
     return str(path)
 
 
+def seen(extractor, array):
+    """Features of images."""
+    return extractor(torch.from_numpy(array).permute(0, 3, 1, 2))
+
+
 def folder(path, array, classes=2):
     for i, image in enumerate(array):
         target = path / f"c{i % classes}"
@@ -60,7 +65,7 @@ def folder(path, array, classes=2):
 def test_every_measure_is_that_of_the_features(pixels, tmp_path):
     fake, real = images(60, 0), images(50, 1)
     report = mvar.evaluate(save(tmp_path / "a.npz", fake), save(tmp_path / "b.npz", real), out=tmp_path / "out")
-    ours, theirs = (pixels(torch.from_numpy(x).permute(0, 3, 1, 2)) for x in (fake, real))
+    ours, theirs = (seen(pixels, x) for x in (fake, real))
     expected = {
         "FID": frechet_distance(fit(ours.pooled_BF), fit(theirs.pooled_BF)),
         "sFID": frechet_distance(fit(ours.spatial_BS), fit(theirs.spatial_BS)),
@@ -75,6 +80,9 @@ def test_every_measure_is_that_of_the_features(pixels, tmp_path):
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert written["protocol"]["samples"] == 60
     assert written["floor"]["name"] == "some of the reference"
+    same = mvar.evaluate(save(tmp_path / "a.npz", fake), save(tmp_path / "a.npz", fake)).metrics
+    assert same["FID"].value == pytest.approx(0, abs=1e-6)
+    assert same["precision"].value == same["recall"].value == same["coverage"].value == 1
 
 
 def test_the_floor_is_of_other_real_images_as_many_as_the_samples(pixels, tmp_path):
@@ -83,21 +91,21 @@ def test_the_floor_is_of_other_real_images_as_many_as_the_samples(pixels, tmp_pa
     report = mvar.evaluate(*paths[:2], floor=paths[2])
     chosen = torch.randperm(90, generator=torch.Generator().manual_seed(0))[[i * 90 // 40 for i in range(40)]]
     some = other[chosen.sort().values]
-    ours, theirs = (pixels(torch.from_numpy(x).permute(0, 3, 1, 2)).pooled_BF for x in (some, real))
+    ours, theirs = (seen(pixels, x).pooled_BF for x in (some, real))
     assert report.metrics["FID"].floor == pytest.approx(frechet_distance(fit(ours), fit(theirs)), rel=1e-6)
     assert report.floor["images"] == 40
-
-
-def test_equal_sets_are_at_no_distance(pixels, tmp_path):
-    path = save(tmp_path / "a.npz", images(60, 0))
-    metrics = mvar.evaluate(path, path).metrics
-    assert metrics["FID"].value == pytest.approx(0, abs=1e-6)
-    assert metrics["precision"].value == metrics["recall"].value == metrics["coverage"].value == 1
+    few, many = (save(tmp_path / f"{n}.npz", images(n, n)) for n in (20, 90))
+    report = mvar.evaluate(few, many)
+    assert (report.floor["images"], report.floor["against"]) == (20, "its other 70")
+    assert not any(note.startswith("floor:") for note in report.notes if "dimensions" not in note)
+    report = mvar.evaluate(many, few)
+    assert report.floor["images"] == 10
+    assert any("fewer than the samples" in note for note in report.notes)
 
 
 def test_statistics_stand_for_images_where_they_are_of_the_same_network(pixels, tmp_path):
     fake, real = images(60, 0), images(50, 1)
-    features = pixels(torch.from_numpy(real).permute(0, 3, 1, 2))
+    features = seen(pixels, real)
     names = {"mu": fit(features.pooled_BF)[0], "sigma": fit(features.pooled_BF)[1]}
     names |= {"mu_s": fit(features.spatial_BS)[0], "sigma_s": fit(features.spatial_BS)[1]}
     np.savez(tmp_path / "statistics.npz", **{name: tensor.numpy() for name, tensor in names.items()})
@@ -117,7 +125,7 @@ def test_classes_have_their_own_measures(pixels, tmp_path):
     fake, real = images(30, 0), images(40, 1)
     report = mvar.evaluate(folder(tmp_path / "a", fake), folder(tmp_path / "b", real))
     assert [(row["class"], row["samples"], row["real"]) for row in report.classes] == [("c0", 15, 20), ("c1", 15, 20)]
-    ours, theirs = (pixels(torch.from_numpy(x[::2]).permute(0, 3, 1, 2)).pooled_BF for x in (fake, real))
+    ours, theirs = (seen(pixels, x[::2]).pooled_BF for x in (fake, real))
     assert report.classes[0].items() >= overlap(theirs, ours)._asdict().items()
 
 
@@ -137,13 +145,13 @@ def test_floor_and_limit_do_not_depend_on_the_order_of_classes(pixels, tmp_path,
 def test_images_with_statistics_are_measured_by_them_in_one_pipeline_only(pixels, tmp_path):
     """As ADM's references: the statistics are of more images than there are."""
     fake, real, more = images(60, 0), images(50, 1), images(90, 2)
-    whole = pixels(torch.from_numpy(more).permute(0, 3, 1, 2))
+    whole = seen(pixels, more)
     statistics = {"mu": fit(whole.pooled_BF)[0], "sigma": fit(whole.pooled_BF)[1]}
     path = save(tmp_path / "both.npz", real, **{name: tensor.numpy() for name, tensor in statistics.items()})
     samples = save(tmp_path / "a.npz", fake)
     options = {"features": "inception"}
     by_file = mvar.evaluate(samples, path, **options)
-    ours = pixels(torch.from_numpy(fake).permute(0, 3, 1, 2))
+    ours = seen(pixels, fake)
     assert by_file.metrics["FID"].value == pytest.approx(frechet_distance(fit(ours.pooled_BF), fit(whole.pooled_BF)))
     assert by_file.floor["against"] == "its statistics"
     assert "precision" in by_file.metrics
@@ -159,22 +167,9 @@ def test_images_with_statistics_are_measured_by_them_in_one_pipeline_only(pixels
         mvar.evaluate(samples, path, **options)
 
 
-def test_settings_of_the_samples_are_in_the_report(pixels, tmp_path):
-    index = np.arange(20)[::-1]
-    path = save(tmp_path / "a.npz", images(20, 0), arr_1=index // 10, index=index)
-    settings = {"protocol": "imagenet-50k", "counts": [10, 10], "classes": ["c0", "c1"], "guidance": 1.5, "sha256": {}}
-    (tmp_path / "a.protocol.json").write_text(json.dumps(settings | {"classes": [1, 2]}))
-    with pytest.raises(ValueError, match=r"a\.protocol\.json: was not written by mvar; remove it"):
-        mvar.evaluate(path, path)
-    (tmp_path / "a.protocol.json").write_text(json.dumps(settings))
-    report = mvar.evaluate(path, save(tmp_path / "b.npz", images(30, 1)))
-    assert report.samples["drawn_with"]["guidance"] == 1.5
-    assert len(report.samples["sha256"]) == 64
-
-
 def test_how_samples_were_chosen_is_in_the_report(bundle, pixels, tmp_path):
     drawn, path = tmp_path / "drawn", tmp_path / "a.npz"
-    command = ["sample", "--model", bundle, "--per-class", "6", "--judge", "self", "--of", "2", "--guidance", "2"]
+    command = ["sample-best", "--model", bundle, "--per-class", "6", "--of", "2", "--guidance", "2"]
     main([*command, "--out-dir", str(drawn), "--npz", str(path)])
     for samples in (drawn, path):
         report = mvar.evaluate(str(samples), str(samples), limit=8)
@@ -187,15 +182,8 @@ def test_how_samples_were_chosen_is_in_the_report(bundle, pixels, tmp_path):
         mvar.evaluate(str(drawn), str(path))
 
 
-def test_other_shares_of_the_classes_are_told(pixels, tmp_path):
-    even = save(tmp_path / "a.npz", images(40, 0), arr_1=np.arange(40) % 2)
-    uneven = save(tmp_path / "b.npz", images(40, 1), arr_1=np.arange(40) % 4 // 3)
-    assert any("different shares" in note for note in mvar.evaluate(even, uneven).notes)
-    assert not any("different shares" in note for note in mvar.evaluate(even, even).notes)
-
-
 class Third:
-    """One of three processes, of which the others' parts and problems are known."""
+    """One of three processes; it knows the others' parts and problems."""
 
     size = 3
 
@@ -284,11 +272,14 @@ def test_the_command_tells_which_tokenizer_restored(bundle, tmp_path, monkeypatc
     assert {*json.loads((tmp_path / "out" / "report.json").read_text())["speed"]} == {"seconds", "peak_bytes"}
 
 
-def test_a_floor_of_other_classes_is_refused_before_the_work(pixels, tmp_path):
+def test_classes_of_the_sides_are_compared(pixels, tmp_path):
     two, three = (save(tmp_path / f"{n}.npz", images(30, n), arr_1=np.arange(30) % n) for n in (2, 3))
     plain = save(tmp_path / "plain.npz", images(30, 5))
+    uneven = save(tmp_path / "uneven.npz", images(40, 1), arr_1=np.arange(40) % 4 // 3)
     with pytest.raises(ValueError, match="samples and floor have 2 and 3 classes; give a floor of the same classes"):
         mvar.evaluate(two, two, floor=three)
+    assert any("different shares" in note for note in mvar.evaluate(two, uneven).notes)
+    assert not any("different shares" in note for note in mvar.evaluate(two, two).notes)
     mvar.evaluate(plain, two, floor=three)  # samples without classes are compared with any
     assert any("the very images of the reference" in note for note in mvar.evaluate(plain, two, floor=two).notes)
 
@@ -307,16 +298,6 @@ def test_a_floor_may_hold_more_classes_and_these_count_for_nothing(pixels, tmp_p
         mvar.evaluate(samples, two, floor=other)
 
 
-def test_the_floor_has_no_more_images_than_the_samples(pixels, tmp_path):
-    few, many = (save(tmp_path / f"{n}.npz", images(n, n)) for n in (20, 90))
-    report = mvar.evaluate(few, many)
-    assert (report.floor["images"], report.floor["against"]) == (20, "its other 70")
-    assert not any(note.startswith("floor:") for note in report.notes if "dimensions" not in note)
-    report = mvar.evaluate(many, few)
-    assert report.floor["images"] == 10
-    assert any("fewer than the samples" in note for note in report.notes)
-
-
 def test_limits_take_some_images_always_the_same(pixels, tmp_path):
     fake, real = images(60, 0), images(60, 1)
     limited = mvar.evaluate(save(tmp_path / "a.npz", fake), save(tmp_path / "b.npz", real), limit=30)
@@ -326,15 +307,12 @@ def test_limits_take_some_images_always_the_same(pixels, tmp_path):
     assert limited.protocol["reference_sha256"] != taken.protocol["reference_sha256"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_input_is_one_line_before_the_work(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.npz", images(8, 0))
+    save(tmp_path / "b.npz", images(8, 0, side=32))
+    for arguments, message in (
         (["--samples", "a.npz"], "samples and reference have 16x16 and 32x32 pixels"),
-        (["--samples", "b.npz", "--limit", "0"], "limit = 0: must lie in 1 to 1,000,000,000"),
-        (
-            ["--samples", "b.npz", "--seed", str(2**64)],
-            "seed = 18446744073709551616: must lie in 0 to 9,223,372,",
-        ),
         (["--samples", "b.npz", "--pipeline", "pytorch-fid"], "pipeline = 'pytorch-fid': is Inception's"),
         (["--samples", "b.npz", "--features", "inception"], "inception needs its file; give --weights"),
         (
@@ -343,14 +321,9 @@ def test_limits_take_some_images_always_the_same(pixels, tmp_path):
         ),
         (["--samples", "b.npz", "--model", "fashion-mnist"], "give one of them"),
         (["--samples", "missing"], "samples = 'missing': does not exist"),
-    ],
-)
-def test_bad_input_is_one_line_before_the_work(tmp_path, arguments, message, refused, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(tmp_path / "a.npz", images(8, 0))
-    save(tmp_path / "b.npz", images(8, 0, side=32))
-    (line,) = refused("evaluate", "--reference", "b.npz", *arguments)
-    assert message in line
+    ):
+        (line,) = refused("evaluate", "--reference", "b.npz", *arguments)
+        assert message in line
 
 
 def test_in_two_processes_as_in_one(processes, tmp_path, monkeypatch, capsys):
@@ -368,8 +341,3 @@ def test_in_two_processes_as_in_one(processes, tmp_path, monkeypatch, capsys):
     assert shown.splitlines()[2].startswith("| one | ")
     assert shown.splitlines()[2].replace("one", "two") == shown.splitlines()[3]
     assert "Protocol: network effnet-lite0, " in shown
-
-
-def test_real_features_come_from_the_package():
-    described = find_extractor("effnet-lite0").describe()
-    assert len(described["weights_sha256"]) == 64

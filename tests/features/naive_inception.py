@@ -33,53 +33,47 @@ class Naive:
         return x
 
     def fine(self, x, block, pooled):
-        one, three, five = (1, 1), (3, 3), (5, 5)
+        double = self.chain(x, block, ("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)))
         return torch.cat([
-            self.chain(x, block, ("branch1x1", 64, one)),
-            self.chain(x, block, ("branch5x5_1", 48, one), ("branch5x5_2", 64, five)),
-            self.chain(x, block, ("branch3x3dbl_1", 64, one), ("branch3x3dbl_2", 96, three),
-                       ("branch3x3dbl_3", 96, three)),
-            self.chain(mean_of_what_is_there(x), block, ("branch_pool", pooled, one)),
+            self.chain(x, block, ("branch1x1", 64, (1, 1))),
+            self.chain(x, block, ("branch5x5_1", 48, (1, 1)), ("branch5x5_2", 64, (5, 5))),
+            self.chain(double, block, ("branch3x3dbl_3", 96, (3, 3))),
+            self.chain(mean_of_what_is_there(x), block, ("branch_pool", pooled, (1, 1))),
         ], 1)  # fmt: skip
 
     def to_middle(self, x, block):
         double = self.chain(x, block, ("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)))
-        return torch.cat([
-            self.unit(x, f"{block}.branch3x3", 384, (3, 3), stride=2),
-            self.unit(double, f"{block}.branch3x3dbl_3", 96, (3, 3), stride=2),
-            F.max_pool2d(x, 3, 2),
-        ], 1)  # fmt: skip
+        three = self.unit(x, f"{block}.branch3x3", 384, (3, 3), stride=2)
+        double = self.unit(double, f"{block}.branch3x3dbl_3", 96, (3, 3), stride=2)
+        return torch.cat([three, double, F.max_pool2d(x, 3, 2)], 1)
 
     def middle(self, x, block, c):
         row, column = (1, 7), (7, 1)
+        double = self.chain(x, block, ("branch7x7dbl_1", c, (1, 1)), ("branch7x7dbl_2", c, column))
+        double = self.chain(double, block, ("branch7x7dbl_3", c, row), ("branch7x7dbl_4", c, column))
         return torch.cat([
             self.chain(x, block, ("branch1x1", 192, (1, 1))),
             self.chain(x, block, ("branch7x7_1", c, (1, 1)), ("branch7x7_2", c, row), ("branch7x7_3", 192, column)),
-            self.chain(x, block, ("branch7x7dbl_1", c, (1, 1)), ("branch7x7dbl_2", c, column),
-                       ("branch7x7dbl_3", c, row), ("branch7x7dbl_4", c, column), ("branch7x7dbl_5", 192, row)),
+            self.chain(double, block, ("branch7x7dbl_5", 192, row)),
             self.chain(mean_of_what_is_there(x), block, ("branch_pool", 192, (1, 1))),
         ], 1)  # fmt: skip
 
     def to_coarse(self, x, block):
         three = self.chain(x, block, ("branch3x3_1", 192, (1, 1)))
-        seven = self.chain(x, block, ("branch7x7x3_1", 192, (1, 1)), ("branch7x7x3_2", 192, (1, 7)),
-                           ("branch7x7x3_3", 192, (7, 1)))  # fmt: skip
-        return torch.cat([
-            self.unit(three, f"{block}.branch3x3_2", 320, (3, 3), stride=2),
-            self.unit(seven, f"{block}.branch7x7x3_4", 192, (3, 3), stride=2),
-            F.max_pool2d(x, 3, 2),
-        ], 1)  # fmt: skip
+        seven = self.chain(x, block, ("branch7x7x3_1", 192, (1, 1)), ("branch7x7x3_2", 192, (1, 7)))
+        seven = self.chain(seven, block, ("branch7x7x3_3", 192, (7, 1)))
+        three = self.unit(three, f"{block}.branch3x3_2", 320, (3, 3), stride=2)
+        seven = self.unit(seven, f"{block}.branch7x7x3_4", 192, (3, 3), stride=2)
+        return torch.cat([three, seven, F.max_pool2d(x, 3, 2)], 1)
 
     def coarse(self, x, block, pool):
+        ends = (("a", (1, 3)), ("b", (3, 1)))
         three = self.chain(x, block, ("branch3x3_1", 384, (1, 1)))
         double = self.chain(x, block, ("branch3x3dbl_1", 448, (1, 1)), ("branch3x3dbl_2", 384, (3, 3)))
-        row, column = (1, 3), (3, 1)
         return torch.cat([
             self.chain(x, block, ("branch1x1", 320, (1, 1))),
-            self.chain(three, block, ("branch3x3_2a", 384, row)),
-            self.chain(three, block, ("branch3x3_2b", 384, column)),
-            self.chain(double, block, ("branch3x3dbl_3a", 384, row)),
-            self.chain(double, block, ("branch3x3dbl_3b", 384, column)),
+            *(self.chain(three, block, (f"branch3x3_2{end}", 384, size)) for end, size in ends),
+            *(self.chain(double, block, (f"branch3x3dbl_3{end}", 384, size)) for end, size in ends),
             self.chain(pool(x), block, ("branch_pool", 192, (1, 1))),
         ], 1)  # fmt: skip
 

@@ -58,14 +58,16 @@ def test_inception_gives_everything_and_says_what_it_is(inception, weights):
     }
 
 
-def test_the_ports_pipeline_and_bfloat16_are_told(weights, inception):
-    other = find_extractor("inception", str(weights), dtype="bfloat16", pipeline="pytorch-fid")
-    assert other.resize == "299x299, bilinear with half-pixel centres, as pytorch-fid, not antialiased"
-    assert other.describe()["dtype"] == "bfloat16"
+def test_the_ports_pipeline_and_bfloat16_are_recorded(weights, inception):
+    rounded = find_extractor("inception", str(weights), dtype="bfloat16")
+    ported = find_extractor("inception", str(weights), pipeline="pytorch-fid")
+    assert ported.resize == "299x299, bilinear with half-pixel centres, as pytorch-fid, not antialiased"
+    assert rounded.describe()["dtype"] == "bfloat16"
     batch = images(1, 3, 20, 20)
-    a, b = (extractor(batch).pooled_BF for extractor in (inception, other))
-    assert b.dtype == torch.float32
-    assert not torch.equal(a, b)
+    for exact, near, other in zip(*(extractor(batch)[:2] for extractor in (inception, rounded, ported)), strict=True):
+        assert near.dtype == torch.float32
+        assert 0 < (exact - near).norm() / exact.norm() < 0.05
+        assert not torch.equal(exact, other)
 
 
 def packaged_pages(images_NChw):
@@ -81,7 +83,7 @@ def packaged_pages(images_NChw):
         return EffNetLite0()(pixels)
 
 
-@pytest.mark.parametrize("shape", [(3, 28, 28), (1, 28, 28), (3, 31, 20), (3, 32, 32), (3, 64, 64), (3, 40, 64)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 31, 20), (3, 32, 32), (3, 40, 64)])
 def test_small_images_come_to_effnet_as_on_the_packaged_pages(shape, effnet):
     batch = images(3, *shape)
     expected = packaged_pages(batch)
@@ -123,14 +125,12 @@ def test_effnet_says_what_it_is(effnet):
 @pytest.mark.parametrize("name", ["inception", "effnet"])
 def test_features_do_not_depend_on_the_batch(name, request):
     extractor = request.getfixturevalue(name)
-    batch = images(3, 3, 30, 30)
-    whole = extractor(batch)
-    parts = [extractor(part) for part in batch.split([1, 2])]
-    for i, tensor in enumerate(whole):
-        if tensor is not None:
-            joined = torch.cat([part[i] for part in parts])
-            torch.testing.assert_close(joined, tensor, rtol=1e-3, atol=1e-4)
-            assert (tensor[0] - tensor[1]).abs().max() > 0
+    batch = images(2, 3, 30, 30)
+    whole, alone = extractor(batch), extractor(batch[:1])
+    for both, first in zip(whole, alone, strict=True):
+        if both is not None:
+            torch.testing.assert_close(both[:1], first, rtol=1e-3, atol=1e-4)
+            assert (both[0] - both[1]).abs().max() > 0
 
 
 # --- what is refused ---

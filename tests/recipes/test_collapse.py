@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from mvar.training.stopping import Stopped
 from mvar.training.tokenizer.task import train
 from recipes import collapse
+from recipes.shared import markers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
 CHOSEN = ("all measures", "none of them")
@@ -22,20 +22,19 @@ def few(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def arguments(fashion_arrays, tmp_path_factory):
-    """What a study is told, runs aside: 40 training and 20 validation images."""
+def arguments(few_images, tmp_path_factory):
+    """Arguments of the study except `runs`: 40 training and 20 validation images."""
     root = tmp_path_factory.mktemp("collapse")
-    for split, images in (("train", fashion_arrays["train"][:2, :20]), ("val", fashion_arrays["val"][:2, :10])):
-        for name, row in zip(("boot", "bag"), images, strict=True):
-            (root / "data" / split / name).mkdir(parents=True)
-            for i, image in enumerate(row):
-                Image.fromarray(image).save(root / "data" / split / name / f"{i}.png")
-    return {"data": str(root / "data"), "out": str(root / "out"), "preset": "quick32", "steps": 3, "batch_size": 4}
+    data = few_images(root / "data", 20, classes=2)
+    for image in Path(data).glob("val/*/*"):
+        if image.stem > "0009":
+            image.unlink()
+    return {"data": data, "out": str(root / "out"), "preset": "quick32", "steps": 3, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
 def begun(arguments, tmp_path_factory):
-    """Runs of which the first was stopped after two of three steps, and the other was not begun."""
+    """Runs of which the first was interrupted after two of three steps, and the other not started."""
     runs = tmp_path_factory.mktemp("begun") / "runs"
 
     def stopped(config):
@@ -50,7 +49,7 @@ def begun(arguments, tmp_path_factory):
 
 def test_every_variant_is_trained_once_and_compared(arguments, begun, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
-    page.write_text("\n".join(("before", *collapse.page.markers("out"), "after")))
+    page.write_text("\n".join(("before", *markers("out"), "after")))
     runs = tmp_path / "runs"
     report = collapse.study(**arguments, runs=str(runs), page_file=str(page))
     assert list(report["variants"]) == list(CHOSEN)
@@ -58,7 +57,7 @@ def test_every_variant_is_trained_once_and_compared(arguments, begun, tmp_path, 
     assert len({result["psnr"] for result in report["variants"].values()}) == 2
     assert 0 < report["real"] < min(result["distance"] for result in report["variants"].values())
     assert "| none of them |" in page.read_text()
-    assert "PSNR and the codes used are those of 20 validation images." in page.read_text()
+    assert "PSNR and the codes used are measured on 20 validation images." in page.read_text()
     written = json.loads((Path(arguments["out"]) / "report.json").read_text())
     assert (written["validated"], written["compared"]) == (20, 15)
 
@@ -78,8 +77,6 @@ def test_every_variant_is_trained_once_and_compared(arguments, begun, tmp_path, 
         ({"data": "elsewhere"}, r"data = '.*elsewhere': the run in '.*all-measures' has '.*data'"),
         ({"preset": "tiny64"}, r"perceptual = 0.3 of preset = 'tiny64': the run in '.*all-measures' has 1.0"),
         ({"seed": 1}, r"seed = 1: the run in '.*all-measures' has 0"),
-        ({"batch_size": 5}, r"batch_size = 5: the run in '.*all-measures' has 4"),
-        ({"steps": 2}, r"steps = 2: the run in '.*all-measures' has 3"),
         ({"steps": 4}, r"steps = 4: the run in '.*all-measures' has 3"),
     ],
 )
@@ -93,11 +90,10 @@ def test_runs_of_other_settings_are_refused(asked, message, arguments, begun, mo
     ("file", "changes", "message"),
     [
         ("run.json", {"scale_dropout": 0.2}, r"scale_dropout = 0.1 of preset = 'quick32': the run in '.*' has 0.2"),
-        ("run.json", {"val_images": 10}, r"val_images = 2000 of preset = 'quick32': the run in '.*' has 10"),
-        ("data.json", {"steps": 2}, r"steps = 3: the run in '.*' has 2"),  # prolonged: its phases are shares of 2
+        ("data.json", {"steps": 2}, r"steps = 3: the run in '.*' has 2"),  # prolonged: its phases are fractions of 2
     ],
 )
-def test_a_run_that_was_told_otherwise_is_refused(file, changes, message, arguments, begun, tmp_path, monkeypatch):
+def test_a_run_with_edited_settings_is_refused(file, changes, message, arguments, begun, tmp_path, monkeypatch):
     runs = shutil.copytree(begun, tmp_path / "runs")
     path = runs / "all-measures" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

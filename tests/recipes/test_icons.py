@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from mvar.features.judge import Judge
-from mvar.studies import page
 from recipes import concepts
 from recipes.icons import Icons
+from recipes.shared import markers
 
 
 def test_page_credits_and_sheet(tmp_path):
@@ -20,7 +20,7 @@ def test_page_credits_and_sheet(tmp_path):
                 Image.new("L", (16, 16), 100 if name == "bell" else 200).save(folder / f"{split}-{i}_icon.png")
                 Image.new("L", (16, 16), 50).save(folder / f"{split}-{i}_other.png")  # of the same set
     (tmp_path / "icons" / "LICENCES.md").write_text("# Whose é\n", encoding="utf-8")
-    (tmp_path / "page.md").write_text(f"Before\n{page.BEGIN}\n{page.END}\nafter\n")
+    (tmp_path / "page.md").write_text("\n".join(("Before", *markers(), "after\n")))
     files = [str(tmp_path / name) for name in ("icons", "page.md", "credits.md", "sheet.png")]
     Icons().describe(*files)
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
@@ -58,7 +58,6 @@ def data(tmp_path):
         for i, picture in enumerate(pictures):
             picture.save(folder / f"{i}.png")
     Judge(2, channels=1).eval().save(tmp_path / "judge.safetensors")
-    Judge(3, channels=1).eval().save(tmp_path / "of-three.safetensors")
     return tmp_path
 
 
@@ -80,8 +79,3 @@ def test_samples_and_held_out_icons_are_measured_alike(bundle, data, tmp_path):
     table = concepts.results(report)
     assert "| Copies of a training icon (distance below 0.16) |" in table
     assert "| dog |" in table
-
-
-def test_a_judge_of_other_classes_is_refused(bundle, data, tmp_path):
-    with pytest.raises(ValueError, match=r"^judge = '.*': knows 3 classes, the model 2; give another$"):
-        Icons().measure(bundle, str(data), str(data / "of-three.safetensors"), str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""What a GPU must hold: the page's table is today's arithmetic, and the arithmetic is that of real tensors."""
+"""GPU memory: the page shows the current arithmetic, and the arithmetic agrees with real tensors."""
 
 import re
 from dataclasses import replace
@@ -13,10 +13,10 @@ from torch.profiler import profile
 
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.studies import page
 from mvar.training.generator.loss import GeneratorLoss
 from mvar.training.parallel import shard
 from recipes import memory
+from recipes.shared import between
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
 SMALL = GeneratorConfig(depth=3, width=128, num_classes=10, vocab_size=256, latent_channels=8, sides=[1, 2, 4, 8, 12])
@@ -24,7 +24,7 @@ SMALL = GeneratorConfig(depth=3, width=128, num_classes=10, vocab_size=256, late
 
 def test_the_page_shows_what_the_networks_take_today(monkeypatch):
     """The smallest; the others follow the same rule."""
-    written = PAGE.read_text(encoding="utf-8").split(page.BEGIN)[1].split(page.END)[0].strip().splitlines()
+    written = between(PAGE).splitlines()
     kept = [line for line in written if not re.match(r"\| `d(20|24|30|32)`", line)]
     assert len(written) - len(kept) == 12
     monkeypatch.setattr(memory, "NAMES", ("d16",))

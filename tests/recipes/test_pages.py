@@ -10,13 +10,14 @@ import pytest
 from mvar.evaluation.report import number, read
 from mvar.model import load
 from mvar.sampling.config import SamplingSettings
-from mvar.studies import page
-from recipes import collapse, concepts, editing, likelihood, rejection, results, token_cache
+from mvar.studies.page import read_json, rounded
+from recipes import collapse, concepts, editing, figures, likelihood, rejection, results, token_cache
+from recipes.shared import between
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Page and name of the markers: the report's folder, and what makes Markdown of it.
 BLOCKS = {
-    ("models/fashion-mnist.md", "results"): ("fashion-mnist", page.results),
+    ("models/fashion-mnist.md", "results"): ("fashion-mnist", figures.results),
     ("models/icons.md", "results"): ("icons", concepts.results),
     ("likelihood.md", "results"): ("likelihood", likelihood.table),
     ("editing.md", "results"): ("editing", editing.table),
@@ -40,9 +41,7 @@ SETTINGS = {field.name for field in fields(SamplingSettings)}
 def test_a_page_shows_its_report(name, marker):
     folder, markdown = BLOCKS[name, marker]
     report = json.loads((DOCS / "images" / folder / "report.json").read_text(encoding="utf-8"))
-    begin, end = page.markers(marker)
-    written = (DOCS / name).read_text(encoding="utf-8").split(begin)[1].split(end)[0]
-    assert written.strip() == markdown(report)
+    assert between(DOCS / name, marker) == markdown(report)
 
 
 def test_no_generated_block_and_no_report_is_forgotten():
@@ -58,9 +57,7 @@ def test_no_generated_block_and_no_report_is_forgotten():
 
 
 def test_the_results_page_shows_its_reports():
-    begin, end = page.markers("results")
-    written = (DOCS / "results.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0]
-    assert written.strip() == results.text(results.read_reports(DOCS / "images" / "results"))
+    assert between(DOCS / "results.md") == results.text(results.read_reports(DOCS / "images" / "results"))
 
 
 def settings_in(value):
@@ -76,10 +73,10 @@ def settings_in(value):
 
 @pytest.mark.parametrize(("folder", "model"), DRAWN.items())
 def test_samples_were_drawn_with_the_packages_settings(folder, model):
-    """Else the model was packaged anew since, and the report is to be made again."""
-    found = settings_in(page.read_json(DOCS / "images" / folder / "report.json", "report"))
+    """Otherwise the model has been packaged again, and the report is out of date."""
+    found = settings_in(read_json(DOCS / "images" / folder / "report.json", "report"))
     assert found
-    assert page.rounded(found) == [page.rounded(asdict(load(model).defaults))] * len(found)
+    assert rounded(found) == [rounded(asdict(load(model).defaults))] * len(found)
 
 
 def test_no_report_of_samples_is_forgotten():
@@ -87,7 +84,7 @@ def test_no_report_of_samples_is_forgotten():
     found = {
         path.parent.relative_to(DOCS / "images").as_posix()
         for path in reports
-        if settings_in(page.read_json(path, "report"))
+        if settings_in(read_json(path, "report"))
     }
     assert found == DRAWN.keys()
 

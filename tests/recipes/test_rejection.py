@@ -1,6 +1,5 @@
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -8,35 +7,30 @@ import torch
 
 from mvar.checkpoint.hub import find
 from mvar.evaluation.frechet import bootstrap, fit
-from mvar.evaluation.measures import share
+from mvar.evaluation.intervals import share
 from mvar.evaluation.report import Value
 from mvar.features.judge import Judge, train_judge
 from mvar.model import load
 from mvar.studies import measuring
 from mvar.studies.distance import Distance
 from recipes import rejection
-from recipes.cli import run_cli
+from recipes.shared import markers, run_cli
 
 
 @pytest.fixture
-def arguments(fashion_excerpt, tmp_path):
-    """What a study is told: few images, and two untrained judges."""
+def arguments(few_images, tmp_path):
+    """Arguments of a study: few images, and two untrained judges."""
     # The selector of this seed chooses other images than the model does, and than it would without the black frame.
     for name, channels, seed in (("judge", 1, 0), ("selector", 3, 8)):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             Judge(10, channels).save(tmp_path / f"{name}.safetensors")
     files = {name: str(tmp_path / f"{name}.safetensors") for name in ("judge", "selector")}
-    for folder in fashion_excerpt.glob("*/*"):
-        few = tmp_path / "data" / folder.relative_to(fashion_excerpt)
-        few.mkdir(parents=True)
-        for image in sorted(folder.iterdir())[:3]:
-            shutil.copy(image, few)
-    return {"model": "fashion-mnist", "data": str(tmp_path / "data"), **files, "out": str(tmp_path / "out")}
+    return {"model": "fashion-mnist", "data": few_images(tmp_path / "data", 3), **files, "out": str(tmp_path / "out")}
 
 
 class Brightness:
-    """Stands for the distance: quick, and plain to compute again."""
+    """Stands in for the distance: fast, and easy to recompute."""
 
     def __init__(self, reference):
         self.features(reference)
@@ -60,12 +54,12 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
     monkeypatch.setattr(rejection, "OF", (1, 2))
     monkeypatch.setattr(rejection, "Distance", Brightness)
     page = tmp_path / "page.md"
-    page.write_text("\n".join(("before", *rejection.page.markers("out"), "after")))
+    page.write_text("\n".join(("before", *markers("out"), "after")))
     report = rejection.study(**arguments, groups=6, page_file=str(page))
     rows = {(row.pop("judge"), row.pop("fork_at"), row.pop("of")): row for row in report["rows"]}
     assert rows.keys() == {(judge, k, n) for judge in ("self", "classifier") for k in (0, 3) for n in (1, 2)}
-    # What the study chose is what the library gives, which `mvar sample --judge` draws with.
-    model, form = load("fashion-mnist"), rejection.FORMS["fashion-mnist"]
+    # The study chooses what the library does, as used by `mvar sample --judge`.
+    model, form = load("fashion-mnist"), rejection.FORM
     labels = [0, 1, 3, 5, 6, 8]  # of every fifth of 30 images
 
     def brightness(out):
@@ -92,7 +86,6 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
     assert f"| classifier | to 3x3 | 1 of 2 | {cell} |" in text
     assert "Note: N = 6 is below 2 x 4 dimensions" in text
     assert (tmp_path / "out" / "rejection.png").stat().st_size > 10_000
-    # Where it comes from, by the bytes of the files.
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     files = ("config.json", "tokenizer.safetensors", "generator.safetensors")
     assert written["sha256"] == {
@@ -106,9 +99,8 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
 
 def test_the_selector_knows_images_as_their_files_are(arguments, tmp_path):
     out = tmp_path / "chosen.safetensors"
-    options = ["--model", "fashion-mnist", "--data", arguments["data"], "--epochs", "2", "--seed", "3"]
-    commands = {"selector": rejection.selector, "study": rejection.study}
-    run_cli(commands, "recipe", ["selector", *options, "--out", str(out)])
+    options = ["--data", arguments["data"], "--epochs", "2", "--seed", "3"]
+    run_cli("recipe", rejection.selector, rejection.study, argv=["selector", *options, "--out", str(out)])
     whole = measuring.originals(arguments["data"], "train", measuring.Form(32))
     assert whole.images_Nchw.shape == (30, 3, 32, 32)
     expected = train_judge(whole.images_Nchw, whole.labels_N, num_classes=10, epochs=2, seed=3).state_dict()
@@ -128,12 +120,7 @@ def test_a_distance_has_its_interval():
     assert {"network", "weights_sha256", "resize", "dtype"} <= distance.describe().keys()
 
 
-def test_refused_before_any_work(arguments, monkeypatch):
+def test_one_classifier_cannot_choose_and_judge(arguments, monkeypatch):
     monkeypatch.setattr(rejection, "load", None)
-    monkeypatch.setattr(measuring, "originals", None)
     with pytest.raises(ValueError, match=r"selector = .*: is the judge itself; train another"):
         rejection.study(**{**arguments, "selector": arguments["judge"]})
-    with pytest.raises(ValueError, match="model = 'other': choose from fashion-mnist"):
-        rejection.study(**{**arguments, "model": "other"})
-    with pytest.raises(ValueError, match="model = 'other': choose from fashion-mnist"):
-        rejection.selector("other", arguments["data"], arguments["out"], epochs=1)

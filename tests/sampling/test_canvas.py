@@ -121,22 +121,15 @@ def test_filters_by_scale(build):
     assert sampler.filters == ((9.0, 1, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.5), (1e-3, 0, 1.0))
     last = greedy.follow(greedy.start(LABELS, [0, 1, 2]), out.tokens[:3])
     assert torch.equal(out.tokens[3], greedy.draw(last).tokens[3])
-    # Between them, each token is among those that its scale's filter leaves, and not always the likeliest.
     tokenizer, generator = parts
     with torch.no_grad():
         logits = generator(LABELS, tokenizer.generator_inputs(out.tokens))
-    others = 0
-    for k, rank in ((1, 5), (2, None)):
+    for k in (1, 2):  # each token is among those that its scale's filter leaves, and not always the likeliest
         rows = logits[:, generator.schedule.slice(k)]
-        chosen = rows.gather(-1, out.tokens[k][..., None])
-        likelier = (rows > chosen).sum(-1)
-        if rank is None:
-            mass = rows.softmax(-1).where(rows > chosen, torch.zeros(())).sum(-1)
-            assert (mass < 0.5).all()
-        else:
-            assert (likelier < rank).all()
-        others += int((likelier > 0).sum())
-    assert others > 5
+        likelier = rows > rows.gather(-1, out.tokens[k][..., None])
+        assert likelier.any()
+        mass = (rows.softmax(-1) * likelier).sum(-1)
+        assert (likelier.sum(-1) < 5).all() if k == 1 else (mass < 0.5).all()
 
 
 def test_the_unconditional_branch_ends_with_the_last_weight(build, monkeypatch):
@@ -149,19 +142,3 @@ def test_the_unconditional_branch_ends_with_the_last_weight(build, monkeypatch):
     alone = Sampler(tokenizer, generator, 0, SamplingSettings(guidance=0.0, top_k=9))
     rest = alone.finish(alone.follow(alone.start(LABELS, [0, 1, 2]), out.tokens[:2]))
     assert same_maps(out.tokens, rest.tokens)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"guidance": [1.0, 2.0]}, "guidance has 2 values: give one number, or one for each of the 4 scales"),
-        ({"top_k": [1, 2, 3, -4]}, "top_k = -4: must lie in 0 to 1,000,000,000"),
-        ({"top_p": [0.5, 0, 1, 1]}, r"top_p = 0: must lie in \(0, 1\]"),
-        ({"guidance_schedule": "cosine"}, "guidance_schedule = 'cosine': choose from linear or constant"),
-        ({"temperature": [1.0, 1.0, 1.0, 0.0]}, "temperature = 0.0: must be above 0"),
-        ({"temperature": "hot"}, "temperature = 'hot': must be a number"),
-    ],
-)
-def test_wrong_settings_by_scale(build, settings, message):
-    with pytest.raises(ValueError, match=message):
-        Sampler(*build(), 0, SamplingSettings(**settings))

@@ -118,9 +118,6 @@ def test_distance_is_the_number_of_steps_to_the_hole():
     for y in range(9):
         for x in range(7):
             assert steps[y, x] == min(max(abs(y - v), abs(x - u)) for v, u in ((2, 3), (8, 0)))
-    assert torch.equal(masks.distance(hole, most=2), steps.clamp(max=3))
-    with pytest.raises(ValueError, match="hole: is nowhere"):
-        masks.distance(torch.zeros(3, 3, dtype=torch.bool))
 
 
 def test_drift_by_distance():
@@ -180,20 +177,13 @@ def test_the_feather_mixes_colours_by_how_opaque_they_are(profiles):
     assert np.abs(np.asarray(deep)[half].astype(int) - (300 + 200 * 257) // 2).max() <= 1
 
 
-def test_pasting_enlarges_what_was_painted():
-    painted = torch.rand(1, 3, 10, 15, generator=torch.Generator().manual_seed(0))
-    (result,) = masks.pasted(painted, stored("RGB"), HOLE, 0)
-    large = F.interpolate(painted, size=(20, 30), mode="bicubic", antialias=True).clamp(0, 1)[0].permute(1, 2, 0) * 255
-    assert np.abs(np.asarray(result) - large.numpy())[HOLE.numpy()].max() <= 0.51
-
-
 @pytest.mark.parametrize("size", [(20, 30), (47, 80), (9, 11)])
 def test_only_the_box_around_the_hole_is_worked_on(size, monkeypatch):
     """The same pixels as when all of what was painted is resized, at the image's edges too."""
     painted = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     large = F.interpolate(painted, size=(20, 30), mode="bicubic", antialias=True).clamp(0, 1)
     seen, distance = [], masks.distance
-    monkeypatch.setattr(masks, "distance", lambda hole, most: seen.append(hole.shape) or distance(hole, most))
+    monkeypatch.setattr(masks, "distance", lambda hole: seen.append(hole.shape) or distance(hole))
     for rows, columns in ((slice(0, 4), slice(26, 30)), (slice(15, 20), slice(0, 7)), (slice(8, 9), slice(9, 14))):
         hole = torch.zeros(20, 30, dtype=torch.bool)
         hole[rows, columns] = True

@@ -70,43 +70,26 @@ def test_tokens_are_the_decisions_of_the_teacher_forced_forward(build, settings,
     assert not out.pixels.requires_grad
 
 
-def test_an_image_does_not_depend_on_its_batch(build):
-    tokenizer, generator = build()
-    labels, index, seed = torch.tensor([0, 1, 2, CLASSES, 0]), [0, 1, 2, 3, 4], 5
-    whole = sample(tokenizer, generator, labels, index, seed, USUAL)
-    order = [3, 0, 4, 2, 1]
-    shuffled = sample(tokenizer, generator, labels[order], order, seed, USUAL)
-    alone = [sample(tokenizer, generator, labels[i : i + 1], [i], seed, USUAL) for i in index]
-    for i in index:
-        for other in ([t[order.index(i)] for t in shuffled.tokens], [t[0] for t in alone[i].tokens]):
-            # Where images part, it is at a close call: their own prefixes make both right.
-            tokens = [t[None] for t in other]
-            scores = decisions(tokenizer, generator, labels[i : i + 1], [i], seed, USUAL, tokens)
-            differing = sum(int((a[i] != b).any()) for a, b in zip(whole.tokens, other, strict=True))
-            assert differing == 0 or close_calls(tokens, scores) + close_calls(
-                [t[i : i + 1] for t in whole.tokens],
-                decisions(
-                    tokenizer, generator, labels[i : i + 1], [i], seed, USUAL, [t[i : i + 1] for t in whole.tokens]
-                ),
-            )
-    assert not torch.equal(whole.tokens[-1][0], whole.tokens[-1][4])  # same label, other index
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_random_batch_splits_change_no_clear_decision(build, seed):
+@pytest.mark.parametrize("seed", range(2))
+def test_neither_batch_nor_order_changes_a_clear_decision(build, seed):
     tokenizer, generator = build()
     rng = torch.Generator().manual_seed(seed)
     labels, index = torch.randint(0, 4, (12,), generator=rng), torch.randperm(1000, generator=rng)[:12].tolist()
     whole = sample(tokenizer, generator, labels, index, seed, USUAL)
     cuts = sorted({0, 12, *torch.randint(1, 12, (4,), generator=rng).tolist()})
-    pieces = [sample(tokenizer, generator, labels[a:b], index[a:b], seed, USUAL) for a, b in pairwise(cuts)]
-    tokens = [torch.cat(maps) for maps in zip(*(piece.tokens for piece in pieces), strict=True)]
+    order = torch.randperm(12, generator=rng)
+    pieces = []
+    for a, b in pairwise(cuts):
+        rows = order[a:b]
+        pieces.append(sample(tokenizer, generator, labels[rows], [index[i] for i in rows], seed, USUAL))
+    tokens = [torch.cat(maps)[order.argsort()] for maps in zip(*(piece.tokens for piece in pieces), strict=True)]
     # Every decision of either is the right one but for close calls, which matmuls of another size may round otherwise.
     close = sum(
         close_calls(t, decisions(tokenizer, generator, labels, index, seed, USUAL, t)) for t in (whole.tokens, tokens)
     )
     differing = sum(int((a != b).sum()) for a, b in zip(whole.tokens, tokens, strict=True))
     assert differing == 0 or close > 0
+    assert len(whole.tokens[-1].unique(dim=0)) == 12  # each index has a noise of its own
 
 
 class Rows:
@@ -149,26 +132,12 @@ def test_one_scale_and_no_classes(build):
     assert out.pixels.shape == (1, 3, 8, 8)
 
 
-def test_smooth_mixes_code_vectors(build):
-    tokenizer, generator = build()
-    labels = torch.tensor([0, 1])
-    smooth = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(smooth=True, top_k=5))
-    assert smooth.tokens is None
-    assert smooth.pixels.min() >= 0
-    assert smooth.pixels.max() <= 1
-    sharp = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(top_k=5))
-    assert not torch.allclose(smooth.pixels, sharp.pixels, atol=1e-3)
-    # With one code left there is nothing to mix.
-    greedy = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(top_k=1))
-    mixed = sample(tokenizer, generator, labels, [0, 1], 0, SamplingSettings(top_k=1, smooth=True))
-    torch.testing.assert_close(mixed.pixels, greedy.pixels, rtol=0, atol=1e-5)
-
-
 def test_smooth_is_the_definition(build):
     tokenizer, generator = build()
     quantizer, K = tokenizer.quantizer, 4
     settings = SamplingSettings(smooth=True, top_k=6, top_p=1.0, guidance=0.0)
     out = sample(tokenizer, generator, torch.tensor([2]), [3], 1, settings)
+    assert out.tokens is None
     inputs = torch.zeros(1, 29, Z)  # filled scale by scale; later tokens do not matter
     f_hat = quantizer.zeros(1)
     for k, side in enumerate(tokenizer.config.sides):
@@ -207,17 +176,16 @@ def test_images_round_to_nearest():
     assert image.getpixel((2, 0)) == (1, 1, 1)
 
 
-def test_settings_report_every_problem_at_once():
-    with pytest.raises(ValueError, match="guidance = -1: must be 0") as error:
-        SamplingSettings(guidance=-1, top_k=-2, top_p=0, temperature=0)
-    lines = str(error.value).splitlines()
-    assert [line.split(" = ")[0] for line in lines] == ["guidance", "top_k", "top_p", "temperature"]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"guidance": -1, "top_k": [1, 2, 3, -4], "top_p": [0.5, 0, 1, 1], "temperature": 0},
+            r"(?s)^guidance = -1: must be 0.*\ntop_k = -4: must lie in 0 to .*\ntop_p = 0: must lie in \(0.*\ntemp",
+        ),
         ({"top_p": 1.01}, r"top_p = 1.01: must lie in \(0, 1\]"),
+        ({"guidance": [1.0, 2.0]}, "guidance has 2 values: give one number, or one for each of the 4 scales"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule = 'cosine': choose from linear or constant"),
         ({"top_k": 3.5}, "top_k = 3.5: must be an integer"),
         ({"guidance": float("nan")}, "guidance = nan: must be a finite number"),
         ({"temperature": -1}, "temperature = -1: must be above 0; for greedy sampling set top_k = 1"),
@@ -227,7 +195,7 @@ def test_settings_report_every_problem_at_once():
 )
 def test_settings_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        SamplingSettings(**settings)
+        SamplingSettings(**settings).check(4)
 
 
 def test_top_k_above_the_codebook_keeps_all(build):
@@ -240,8 +208,6 @@ def test_top_k_above_the_codebook_keeps_all(build):
 
 def test_index_and_seed_refused(build):
     tokenizer, generator = build()
-    with pytest.raises(ValueError, match="index has 1 numbers for 2 labels"):
-        sample(tokenizer, generator, torch.tensor([0, 1]), [0], 0, USUAL)
     with pytest.raises(ValueError, match="seed = -5: give an integer"):
         sample(tokenizer, generator, torch.tensor([0]), [0], -5, USUAL)
 

@@ -3,30 +3,29 @@
 import json
 import shutil
 import signal
-import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import mvar
-from mvar import model
+from mvar import job, model
 from mvar.cli import main
 from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.sampling import engine, protocol, report
+from mvar.sampling import protocol
 from mvar.sampling.labels import places
-from mvar.sampling.protocol import counts_like, read_protocol
+from mvar.sampling.protocol import counts_like
+from mvar.sampling.report import read_protocol
 
-PACKAGED = ["sample", "--model", "fashion-mnist", "--protocol", "imagenet-50k", "--per-class", "2", "--batch-size", "3"]
+PACKAGED = ["sample-set", "--model", "fashion-mnist", "--per-class", "2", "--batch-size", "3"]
 
 
 def tiny(bundle, *more):
-    return ["sample", "--model", bundle, "--protocol", "imagenet-50k", "--per-class", "5", "--batch-size", "2", *more]
+    return ["sample-set", "--model", bundle, "--per-class", "5", "--batch-size", "2", *more]
 
 
 def contents(folder):
@@ -105,40 +104,13 @@ def test_the_images_are_those_of_sample(packaged, tmp_path):
     assert len(images) == 6
 
 
-def test_an_archive_takes_the_memory_of_its_pixels_once(bundle, tmp_path, monkeypatch):
-    """Drawn without a protocol, images are in memory until they are written."""
-    size, sizes, count = 2000, model.Model.fitting_batch_size, 40000
-    nothing = engine.SampleOutput(torch.zeros(size, 3, 8, 8), None)
-
-    def watched(self, *asked):
-        tracemalloc.start()
-        return sizes(self, *asked)
-
-    def written(images, image_shape, labels, path, seed):
-        assert (sum(image.nbytes for image in images(range(count))), len(labels)) == (8 * 8 * 3 * count, count)
-        peaks.append(tracemalloc.get_traced_memory()[1] / (8 * 8 * 3 * count))
-        return path
-
-    peaks = []
-    monkeypatch.setattr(model.Model, "fitting_batch_size", watched)
-    monkeypatch.setattr(model.Model, "sample", lambda *_, **__: nothing)
-    monkeypatch.setattr(engine, "to_uint8", lambda pixels: np.zeros((size, 8, 8, 3), np.uint8))  # numpy's are counted
-    monkeypatch.setattr(report, "save_npz", written)
-    try:
-        draw = ["sample", "--model", bundle, "--per-class", str(count // 2), "--batch-size", str(size)]
-        main([*draw, "--npz", str(tmp_path / "a.npz")])
-    finally:
-        tracemalloc.stop()
-    assert 1 < peaks[0] < 1.8  # the names of so small images count too
-
-
 def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
     like, out = tmp_path / "like", tmp_path / "drawn"
     for name, count in (("cat", 3), ("dog", 1)):
         (like / name).mkdir(parents=True)
         for i in range(count):
             Image.new("RGB", (8, 8)).save(like / name / f"{i}.png")
-    command = ["sample", "--model", bundle, "--protocol", "imagenet-50k", "--batch-size", "2"]
+    command = ["sample-set", "--model", bundle, "--batch-size", "2"]
     main([*command, "--counts-of", str(like), "--out-dir", str(out), "--npz", str(tmp_path / "drawn.npz")])
     assert read_protocol(out)["counts"] == [3, 1]
     assert sorted(path.name for path in out.glob("*.png")) == [
@@ -149,18 +121,17 @@ def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
     assert open_set(str(out), "samples", allow_jpeg=False).labels_N.tolist() == [0, 0, 0, 1]
     both = [*command, "--out-dir", str(out)]
     for wrong, message in (
-        (["--counts-of", str(like), "--per-class", "4"], f"per_class = 4, counts_of = {str(like)!r}: both say"),
         (["--counts-of", str(like / "cat")], f"counts_of = {str(like / 'cat')!r}: holds no classes, the model draws"),
         (["--counts-of", str(tmp_path / "none")], f"counts_of = {str(tmp_path / 'none')!r}: does not exist"),
         (
             ["--per-class", "2"],
-            f"out_dir = {str(out)!r}: was begun with counts = 4 in all, 1 to 3 of a class, not 2 of",
+            f"counts = [2, 2]: out_dir = {str(out)!r} was started with [3, 1]; give the same",
         ),
     ):
         (line,) = refused(*both, *wrong)
         assert line.startswith(f"mvar: {message}")
-    (line,) = refused("sample", "--model", bundle, "--counts-of", str(like), "--out", str(tmp_path / "a.png"))
-    assert line.startswith(f"mvar: counts_of = {str(like)!r}: belongs to --protocol")
+    main([*command, "--labels", "dog", "--per-class", "2", "--out-dir", str(tmp_path / "dogs")])
+    assert read_protocol(tmp_path / "dogs")["counts"] == [0, 2]
 
 
 def test_classes_are_those_of_folders_whose_names_differ_in_form_only(tmp_path):
@@ -202,30 +173,6 @@ def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
     assert read_protocol(tmp_path) is None
 
 
-def test_an_archive_goes_on_where_it_was_stopped(bundle, tmp_path, monkeypatch, capsys):
-    whole, stopped = tmp_path / "whole.npz", tmp_path / "stopped.npz"
-    main(tiny(bundle, "--npz", str(whole)))
-    save, batches = protocol.save_pngs, []
-
-    def full(*arguments):
-        batches.append(arguments)
-        if len(batches) == 3:
-            raise OSError("disk full")
-        return save(*arguments)
-
-    monkeypatch.setattr(protocol, "save_pngs", full)
-    with pytest.raises(SystemExit):
-        main(tiny(bundle, "--npz", str(stopped)))
-    assert not stopped.exists()
-    monkeypatch.undo()
-    capsys.readouterr()
-    main(tiny(bundle, "--npz", str(stopped)))
-    assert "10 images, 6 of them drawn now" in capsys.readouterr().out
-    assert stopped.read_bytes() == whole.read_bytes()
-    main(tiny(bundle, "--npz", str(stopped)))
-    assert "10 images, 0 of them drawn now" in capsys.readouterr().out
-
-
 def test_damaged_images_are_drawn_again(bundle, tmp_path, monkeypatch, capsys):
     """As a loss of power leaves them; those of another process are waited for, not joined as they are."""
     out, npz, whole = tmp_path / "drawn", tmp_path / "drawn.npz", tmp_path / "whole.npz"
@@ -246,11 +193,11 @@ def test_damaged_images_are_drawn_again(bundle, tmp_path, monkeypatch, capsys):
     assert contents(out) == before
     damage()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(job, "PATIENCE_SECONDS", 0)
     both = tiny(bundle, "--out-dir", str(out), "--npz", str(npz))
     with pytest.raises(SystemExit):
         main(both)  # batches 0, 2 and 4 are its own
-    assert "2 of 10 images are missing; see" in capsys.readouterr().err
+    assert "2 of 5 batches are missing (images 2 to 3, images 6 to 7); see" in capsys.readouterr().err
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         main(both)
@@ -269,7 +216,7 @@ def test_an_image_that_cannot_be_joined_is_named(bundle, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(protocol, "draw_missing", damaging)
     (line,) = refused(*tiny(bundle, "--npz", str(tmp_path / "a.npz")))
-    assert line == f"mvar: {path}: empty file; call again, which draws it once more"
+    assert line == f"mvar: {path}: empty file; run the same command again, which draws it again"
     monkeypatch.undo()
     main(tiny(bundle, "--npz", str(tmp_path / "a.npz")))
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.protocol.json"}
@@ -283,22 +230,23 @@ def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
     weights = other / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     for changed, message in {
-        ("--seed", "1"): "seed = 0, not 1",
-        ("--guidance", "2"): "guidance = 1.5, not 2.0",
-        ("--top-k", "3"): "top_k = 900, not 3",
-        ("--dtype", "bfloat16"): "dtype = float32, not bfloat16",
-        ("--batch-size", "3"): "batch_size = 2, not 3",
-        ("--per-class", "6"): "counts = 5 of each class, not 6 of each class",
-        ("--model", str(other)): "other sha256",
+        ("--seed", "1", "--guidance", "2", "--top-k", "3"): (("guidance", 2.0, 1.5), ("seed", 1, 0), ("top_k", 3, 900)),
+        ("--dtype", "bfloat16", "--batch-size", "3"): (("batch_size", 3, 2), ("dtype", "bfloat16", "float32")),
+        ("--per-class", "6"): (("counts", [6, 6], [5, 5]),),
     }.items():
-        (line,) = refused(*tiny(bundle, target, out), *changed)
         field = target[2:].replace("-", "_")
-        assert line == f"mvar: {field} = {out!r}: was begun with {message}; give the same settings, or a new name"
+        assert sorted(refused(*tiny(bundle, target, out), *changed)) == [
+            f"mvar: {name} = {now!r}: {field} = {out!r} was started with {before!r}; "
+            f"give the same settings, or another {field}"
+            for name, now, before in message
+        ]
+    (line,) = refused(*tiny(bundle, target, out), "--model", str(other))
+    assert line.startswith("mvar: sha256.generator.safetensors = ")
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
 def test_what_does_not_go_with_a_protocol_is_refused(bundle, tmp_path, refused):
-    sample = ["sample", "--model", bundle, "--protocol", "imagenet-50k"]
+    sample = ["sample-set", "--model", bundle]
     folder, file = tmp_path / "mine", tmp_path / "mine.npz"
     folder.mkdir()
     Path(tmp_path, ".gone.npz.parts").mkdir()
@@ -306,9 +254,7 @@ def test_what_does_not_go_with_a_protocol_is_refused(bundle, tmp_path, refused):
         path.write_bytes(b"mine")
     out_dir = ["--out-dir", str(tmp_path / "new")]
     for arguments, message in (
-        ([], "protocol: needs a place for its images; give --out-dir or --npz"),
-        ([*out_dir, "--labels", "cat"], "labels = 'cat': a protocol draws all classes; leave it out"),
-        ([*out_dir, "--out", "a.png"], "protocol: draws no sheet; leave --out and --show-scales away"),
+        ([], "out_dir, npz: give at least one of them"),
         ([*out_dir, "--per-class", "0"], "per_class = 0: must lie in 1 to 1,000,000"),
         ([*out_dir, "--smooth"], "smooth = True: is for looks and never for metrics; give --smooth=false"),
         (["--npz", str(tmp_path / "a.npy")], f"npz = {str(tmp_path / 'a.npy')!r}: give a name that ends in .npz"),
@@ -326,8 +272,8 @@ def test_images_of_a_protocol_are_not_replaced_by_others(bundle, tmp_path, refus
     main(tiny(bundle, "--out-dir", out))
     (tmp_path / "drawn.protocol.json").write_text("{}")  # begun by another process, and not yet drawn
     before = contents(out)
-    for judge in ([], ["--judge", "self"]):
-        assert refused("sample", "--model", bundle, "--seed", "1", "--out-dir", out, "--npz", npz, *judge) == [
+    for command in ("sample", "sample-best"):
+        assert refused(command, "--model", bundle, "--seed", "1", "--out-dir", out, "--npz", npz) == [
             f"mvar: out_dir = {out!r}: is a protocol's, by protocol.json; give a new name",
             f"mvar: npz = {npz!r}: is a protocol's, by drawn.protocol.json; give a new name",
         ]
@@ -337,12 +283,12 @@ def test_images_of_a_protocol_are_not_replaced_by_others(bundle, tmp_path, refus
 
 def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_path, monkeypatch):
     out = str(tmp_path / "drawn")
-    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(job, "PATIENCE_SECONDS", 0)
     for rank, fitting in ((1, 3), (0, 5)):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setattr(model, "fitting_batch", lambda *_, fitting=fitting: fitting)
-        main(["sample", "--model", bundle, "--protocol", "imagenet-50k", "--out-dir", out])
+        main(["sample-set", "--model", bundle, "--out-dir", out])
     assert len(contents(out)) == 101
     assert read_protocol(out)["batch_size"] == 64
 
@@ -379,20 +325,3 @@ def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):
         assert arrays["arr_0"].shape == (5, 8, 8, 3)
         assert arrays["arr_1"].tolist() == [0] * 5
     assert read_protocol(tmp_path / "a.npz")["classes"] == ["no class"]
-
-
-def test_rank_0_does_not_wait_for_ever(bundle, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(protocol, "PATIENCE_SECONDS", 0.6)
-    monkeypatch.setattr(protocol, "TELL_SECONDS", 0)
-    out = str(tmp_path / "drawn")
-    with pytest.raises(SystemExit) as exit_:
-        main(tiny(bundle, "--out-dir", out))
-    assert exit_.value.code == 1
-    told, *_, last = capsys.readouterr().err.splitlines()
-    assert told.startswith("waiting for other processes: 4 of 10 images are missing, the last came ")
-    assert "4 of 10 images are missing; see what became of the other processes" in last
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    main(tiny(bundle, "--out-dir", out))
-    assert len(contents(out)) == 11

@@ -148,7 +148,7 @@ def test_candidates_share_their_coarse_maps_which_run_once(model, monkeypatch):
 
 def test_the_report_says_what_was_accepted_and_what_it_cost(model):
     out = model.sample_best(LABELS, brightness, keep=2, of=8)
-    found = out.report
+    found = rejection.report(out.quota, out.scores_Gn, out.seconds)
     assert (found["acceptance"], found["kept"], found["candidates"], found["candidates_per_kept"]) == (0.25, 6, 24, 4)
     best = np.sort(out.scores_Gn.numpy(), axis=1)[:, -2:]
     assert found["mean_score_kept"] == pytest.approx(best.mean())
@@ -158,7 +158,7 @@ def test_the_report_says_what_was_accepted_and_what_it_cost(model):
 
 def test_the_command_writes_the_kept_images_and_what_they_took(bundle, tmp_path, capsys):
     images, npz, sheet = tmp_path / "images", tmp_path / "all" / "a.npz", tmp_path / "a.png"
-    sample = ["sample", "--model", bundle, "--labels", "dog,cat", "--per-class", "4", "--judge", "self", "--seed", "3"]
+    sample = ["sample-best", "--model", bundle, "--labels", "dog,cat", "--per-class", "4", "--seed", "3"]
     sample += ["--keep", "2", "--of", "5", "--fork-at", "1"]
     main([*sample, "--out-dir", str(images), "--npz", str(npz), "--out", str(sheet)])
     assert capsys.readouterr().out.startswith("kept 8 of 20 candidates (40 %) by judge self: mean score ")
@@ -186,11 +186,11 @@ def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, t
     monkeypatch.chdir(tmp_path)
     network(2).save("two.safetensors")
     network(3).save("three.safetensors")
-    main(["sample", "--model", bundle, "--judge", "two.safetensors", "--of", "3", "--npz", "a.npz"])
+    main(["sample-best", "--model", bundle, "--judge", "two.safetensors", "--of", "3", "--npz", "a.npz"])
     report = json.loads((tmp_path / "a.samples.json").read_text())
     assert report["judge_sha256"] == hashlib.sha256(Path("two.safetensors").read_bytes()).hexdigest()
     assert (report["judge"], report["kept"], report["candidates"]) == ("two.safetensors", 2, 6)
-    lines = refused("sample", "--model", bundle, "--judge", "three.safetensors", "--npz", "b.npz")
+    lines = refused("sample-best", "--model", bundle, "--judge", "three.safetensors", "--npz", "b.npz")
     assert lines == ["mvar: judge: tells 3 classes apart, the model has 2; train one on these"]
     assert not (tmp_path / "b.npz").exists()
 
@@ -198,7 +198,6 @@ def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--keep", "1", "--of", "8"], "mvar: keep = 1: candidates are chosen by a judge; give --judge too"),
         (["--judge", "self", "--keep", "9"], "mvar: keep = 9: of 8 candidates give 1 to 8 to keep"),
         (["--judge", "self", "--of", "0"], "mvar: of = 0: must lie in 1 to 100,000"),
         (["--judge", "self", "--fork-at", "-1"], "mvar: fork_at = -1: must lie in 0 to 63"),
@@ -210,12 +209,11 @@ def test_the_command_takes_a_classifier_of_the_models_classes(bundle, refused, t
         (["--judge", "self", "--smooth"], "mvar: smooth = True: judge = 'self' needs tokens, which smooth samples"),
         (["--judge", "self", "--labels", "-1"], "mvar: labels has -1: judge = 'self' compares a class with none"),
         (["--judge", "nowhere.safetensors"], "mvar: judge = 'nowhere.safetensors': not a judge's file; train one"),
-        (["--judge", "self", "--show-scales", "--out", "a.png"], "mvar: show_scales = True: shows how a plain sample"),
     ],
 )
 def test_the_command_refuses(refused, bundle, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    lines = refused("sample", "--model", bundle, *arguments)
+    lines = refused("sample-best", "--model", bundle, *arguments)
     assert lines[0].startswith(message)
     assert not list(tmp_path.iterdir())
 
@@ -250,7 +248,7 @@ def test_refused_before_any_work(build, monkeypatch, classes, call, message):
             lambda pixels, labels: pixels.mean((2, 3)),
             r"judge: gave scores of shape \(4, 3\) for 4 images; expected \(4,\)",
         ),
-        (lambda pixels, labels: pixels.mean((1, 2, 3)) * torch.nan, "judge: gave a score that is no number"),
+        (lambda pixels, labels: pixels.mean((1, 2, 3)) * torch.nan, "judge: gave NaN as a score"),
     ],
 )
 def test_a_judge_that_gives_no_scores(model, judge, message):

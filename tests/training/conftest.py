@@ -1,5 +1,6 @@
 """Runs small enough for tests: 8x8 images, a tokenizer and a generator of a few thousand parameters."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def trained_tokenizer(photos, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def finished(trained_tokenizer, tokenizer_run) -> TokenizerTraining:
+    """A tokenizer's run of two steps that is over, in a folder of its own."""
+    config = tokenizer_run(steps=2)
+    shutil.copytree(trained_tokenizer, config.out)
+    return config
+
+
+@pytest.fixture
 def generator_run(photos, trained_tokenizer, tmp_path):
     """A generator's run, with changes."""
 
@@ -73,3 +82,14 @@ def generator_run(photos, trained_tokenizer, tmp_path):
         return GeneratorTraining(**{**RUN, **own, "tokenizer": str(trained_tokenizer), **changes})
 
     return config
+
+
+@pytest.fixture(scope="session")
+def trained_generator(photos, trained_tokenizer, tmp_path_factory) -> Path:
+    """The folder of a generator that was trained for two steps."""
+    from mvar.training.generator.task import train
+
+    out = tmp_path_factory.mktemp("runs") / "generator"
+    own = {"data": str(photos), "out": str(out), "model": GENERATOR, "preview_per_class": 1, "steps": 2}
+    train(GeneratorTraining(**{**RUN, **own}, tokenizer=str(trained_tokenizer)))
+    return out

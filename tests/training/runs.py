@@ -1,9 +1,10 @@
-"""What tests of training runs share: reading what a run left, and letting it die at a step."""
+"""What tests of training runs share: reading what a run left, and killing it at a step."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -44,15 +45,23 @@ def same_bits(a, b) -> bool:
 
 
 def poison(monkeypatch, task, step, how) -> None:
-    """Let the loss of one step (from 0) be spoilt."""
-    whole = task.loss
+    """Change the loss of one step (from 0)."""
+    original = task.loss
 
     def loss(self, i, part):
-        value, parts = whole(self, i, part)
-        return (how(value) if i == step else value), parts
+        value, terms = original(self, i, part)
+        return (how(value) if i == step else value), terms
 
     monkeypatch.setattr(task, "loss", loss)
 
 
-def kill(_):
-    raise Killed
+def train_until(step, train, task, config) -> None:
+    """Train a run that is killed in a step (from 0)."""
+
+    def kill(_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, task, step, kill)
+        with pytest.raises(Killed):
+            train(config)

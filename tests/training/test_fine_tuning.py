@@ -12,16 +12,14 @@ from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.model import load
 from mvar.training.config import GeneratorTraining
-from mvar.training.generator.fine_tuning import PARTS, freeze
+from mvar.training.generator.fine_tuning import PARTS, belongs, freeze
 from mvar.training.generator.task import train
 
 
 @pytest.fixture
-def start(generator_run, tmp_path) -> str:
-    """The folder of a model that knows bag, coat and shoe."""
-    config = generator_run(steps=1, out=str(tmp_path / "start"))
-    train(config)
-    return config.out
+def start(trained_generator, tmp_path) -> str:
+    """The folder of a model that knows bag, coat and shoe; it may be deleted."""
+    return str(shutil.copytree(trained_generator, tmp_path / "start"))
 
 
 @pytest.fixture
@@ -37,11 +35,6 @@ def fine_tuned(generator_run, start):
 
 def weights(generator, without=()):
     return {name: t for name, t in generator.state_dict().items() if name not in without}
-
-
-def test_it_starts_from_the_weights_of_the_model(fine_tuned):
-    before, after = fine_tuned()
-    torch.testing.assert_close(weights(after), weights(before), rtol=0, atol=0)
 
 
 def test_classes_keep_their_embedding_by_name(fine_tuned, photos, tmp_path, capsys):
@@ -140,7 +133,7 @@ def test_frozen_parts_stay_and_the_others_learn(generator_run, start):
     before = load(start, "cpu", "float32").generator
     after = train(generator_run(steps=2, init_from=start, freeze=parts)).generator.state_dict()
     moved = {name for name, t in before.state_dict().items() if not torch.equal(t, after[name])}
-    frozen = {name for name in after if any(PARTS[part](f".{name}") for part in parts)}
+    frozen = {name for name in after if any(belongs(name, part) for part in parts)}
     assert frozen
     assert moved == after.keys() - frozen
 
@@ -148,7 +141,7 @@ def test_frozen_parts_stay_and_the_others_learn(generator_run, start):
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_parts_cover_the_generator(shared):
     generator = Generator(GeneratorConfig(depth=1, width=64, num_classes=2, vocab_size=8, shared_adaln=shared))
-    parts = {part: {n for n, _ in generator.named_parameters() if PARTS[part](f".{n}")} for part in PARTS}
+    parts = {part: {n for n, _ in generator.named_parameters() if belongs(n, part)} for part in PARTS}
     assert parts["blocks"] == parts["attention"] | parts["mamba"] | parts["mlp"] | parts["adaln"]
     apart = [parts[name] for name in PARTS if name != "blocks"]
     assert sum(map(len, apart)) == len(set().union(*apart)) == len(list(generator.parameters()))

@@ -10,9 +10,7 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import cross_entropy
 from mvar.scales import ScaleSchedule
-from mvar.training.compiling import compile_blocks
-from mvar.training.config import GeneratorTraining
-from mvar.training.generator.loss import GeneratorLoss, scales_in_use
+from mvar.training.generator.loss import Compiling, GeneratorLoss, compile_blocks, scales_in_use
 from mvar.training.generator.task import GeneratorTask, train
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.parallel import Ranks
@@ -56,8 +54,7 @@ def gradients(generator, nll):
 
 
 @each_config
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(("checkpointing", "smoothing"), [(False, 0.0), (True, 0.2)])
 def test_values_and_gradients_equal_those_of_full_logits(config, checkpointing, smoothing, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", 10 * config.vocab_size)
     generator = network(config)
@@ -84,24 +81,6 @@ def test_checkpointed_gradients_are_the_same_under_autocast(config):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_checkpointing_keeps_less(monkeypatch):
-    kept = {}
-    for checkpointing in (False, True):
-        generator = network(M_VAR)
-        generator.activation_checkpointing = checkpointing
-        sizes = []
-
-        def pack(tensor, sizes=sizes):
-            sizes.append(tensor.numel())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            labels, inputs, tokens, noise = batch(generator)
-            GeneratorLoss(generator)(labels, inputs, tokens, noise)
-        kept[checkpointing] = sum(sizes)
-    assert kept[True] < kept[False] / 4
-
-
 def test_the_first_maps_alone_give_the_same_losses():
     generator = network(M_VAR)
     labels, inputs, tokens, noise = batch(generator)
@@ -126,13 +105,12 @@ def test_labels_are_smoothed_in_training_only():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_blocks_give_the_same_losses_and_gradients(checkpointing):
+def test_compiled_blocks_give_the_same_losses_and_gradients():
     """Traced and differentiated as torch.compile does it, but run without its C++, which takes a minute to build."""
     results = []
     for compiled in (False, True):
         generator = network(M_VAR)
-        generator.activation_checkpointing = checkpointing
+        generator.activation_checkpointing = True
         if compiled:
             compile_blocks(generator, backend="aot_eager")
         labels, inputs, tokens, noise = batch(generator)
@@ -140,6 +118,76 @@ def test_compiled_blocks_give_the_same_losses_and_gradients(checkpointing):
         results.append((nll, gradients(generator, nll)))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
     assert "blocks.0.mlp.fc1.weight" in generator.state_dict(), "names stay"
+
+
+def loss(generator, scales=None):
+    labels, inputs, tokens, noise = batch(generator)
+    length = generator.schedule.offsets[scales or len(generator.schedule)]
+    inputs = inputs[:, : length - generator.schedule.areas[0]]
+    return generator.token_losses(labels, inputs, tokens[:, :length], noise if generator.training else None)[0]
+
+
+class Graphs(list):
+    """A backend that keeps what it is given and runs it as it is."""
+
+    def __call__(self, graph, inputs):
+        self.append(graph)
+        return graph
+
+
+@pytest.fixture
+def fresh_dynamo():
+    """As in a new process, before and after."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
+def test_blocks_that_are_alike_are_compiled_once_and_for_training_alone(fresh_dynamo):
+    graphs = Graphs()
+    one = network(replace(M_VAR, depth=1))
+    compile_blocks(one, backend=graphs)
+    loss(one).sum().backward()
+    needed = len(graphs)
+    assert needed > 0
+    torch._dynamo.reset()
+    graphs.clear()
+    three = network(replace(M_VAR, depth=3))
+    compile_blocks(three, backend=graphs)
+    for _ in range(2):  # other branches are dropped each time
+        loss(three).sum().backward()
+    assert len(graphs) == needed
+    with torch.no_grad():
+        three.eval()
+        plain = network(replace(M_VAR, depth=3)).eval()
+        torch.testing.assert_close(loss(three), loss(plain))
+        loss(three, scales=2)
+    assert len(graphs) == needed
+
+
+def test_a_run_says_what_it_waits_for(capsys):
+    compiling = Compiling(visible=True)
+    for scales in (2, 2, 3):  # progressive training takes in another map at the third step
+        compiling.before_step(scales)
+        compiling.before_step(scales)  # another part of the batch
+        compiling.after_step()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in said[1::2]] == ["compile: done"] * 2
+    assert all(line.startswith("compile: the blocks are compiled during this step") for line in said[::2])
+    assert len(said) == 4
+    quiet = Compiling(visible=False)
+    quiet.before_step(1)
+    quiet.after_step()
+    assert not capsys.readouterr().err
+
+
+def test_compiling_without_a_compiler_is_refused(generator_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"^compile = True: finds no C\+\+ compiler here; install g\+\+, or leave"):
+        train(generator_run(compile=True))
 
 
 # --- progressive training ---
@@ -207,10 +255,3 @@ def test_noise_belongs_to_the_image_of_the_run_not_to_the_batch(generator_run, t
             parts.append(task.loss(step, 0)[0])
         losses.append(torch.stack(parts).mean())
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
-
-
-def test_wrong_options_are_named():
-    with pytest.raises(ValueError) as caught:
-        GeneratorTraining(data="d", out="o", tokenizer="t", progressive=1.5, progressive_from=0, freeze=("heads",))
-    found = [line.split(":")[0] for line in str(caught.value).splitlines()]
-    assert found == ["progressive = 1.5", "progressive_from = 0", "freeze = 'heads'"]

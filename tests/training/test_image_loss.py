@@ -12,8 +12,7 @@ from mvar.training.config import TokenizerTraining
 from mvar.training.parallel import Ranks
 from mvar.training.tokenizer import image_loss
 from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator, augment, hinge
-from mvar.training.tokenizer.image_loss import ImageLoss
-from mvar.training.tokenizer.perceptual import perceptual_loss
+from mvar.training.tokenizer.image_loss import ImageLoss, perceptual_loss
 
 
 class TwoMaps(FeatureNetwork):
@@ -73,79 +72,41 @@ def test_small_images_are_enlarged_and_gradients_reach_every_pixel():
 
 # --- augmentation ---
 
-NEUTRAL = (0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0)  # the cut-out covers the corner
+
+def augmented(image, numbers):
+    """The naive augmentation of one image, pixel by pixel."""
+    H, W = image.shape[1:]
+    bright, colour, contrast, down, right, top, left = numbers.tolist()
+    x = image + bright - 0.5
+    x = x.mean(0) + (x - x.mean(0)) * 2 * colour
+    x = x.mean() + (x - x.mean()) * (0.5 + contrast)
+    dy, dx, found = round((2 * down - 1) * H / 8), round((2 * right - 1) * W / 8), torch.zeros_like(x)
+    for i in range(H):
+        for j in range(W):
+            cut_out = -H / 4 <= i - int(top * H) < H / 4 and -W / 4 <= j - int(left * W) < W / 4
+            if not cut_out and 0 <= i + dy < H and 0 <= j + dx < W:
+                found[:, i, j] = x[:, i + dy, j + dx]
+    return found
 
 
-def numbers(*rows):
-    return torch.tensor(rows)
-
-
-def shown(H, W, top, left):
-    """Where the cut-out leaves the image as it is."""
-    centre = int(top * H), int(left * W)
-    inside = [
-        [-n / 4 <= place - middle < n / 4 for place in range(n)] for n, middle in zip((H, W), centre, strict=True)
-    ]
-    return torch.tensor([[not (y and x) for x in inside[1]] for y in inside[0]])
-
-
-def test_neutral_numbers_change_nothing_but_the_cut_out():
-    pixels = 2 * images(2, 3, 16, 24) - 1
-    found = augment(pixels, numbers(NEUTRAL, (*NEUTRAL[:5], 0.9, 0.3)))
-    for image, original, corner in zip(found, pixels, ((0.0, 0.0), (0.9, 0.3)), strict=True):
-        kept = shown(16, 24, *corner)
-        assert 0.7 < kept.float().mean() < 1
-        torch.testing.assert_close(image[:, kept], original[:, kept])
-        assert not image[:, ~kept].any()
-
-
-def test_shifts_move_by_whole_pixels_up_to_an_eighth():
-    H, W = 16, 24
-    pixels = 2 * images(5, 3, H, W) - 1
-    moves = [(0.0, 0.5), (0.999, 0.5), (0.5, 0.0), (0.5, 0.999), (0.2, 0.9)]
-    found = augment(pixels, numbers(*((*NEUTRAL[:3], *move, 0, 0) for move in moves)))
-    seen = set()
-    for image, original, (down, right) in zip(found, pixels, moves, strict=True):
-        dy, dx = round((2 * down - 1) * H / 8), round((2 * right - 1) * W / 8)
-        seen.add((dy, dx))
-        expected = torch.zeros_like(original)
-        for y in range(H):
-            for x in range(W):
-                if 0 <= y + dy < H and 0 <= x + dx < W:
-                    expected[:, y, x] = original[:, y + dy, x + dx]
-        torch.testing.assert_close(image, expected * shown(H, W, 0, 0))
-    assert seen == {(-2, 0), (2, 0), (0, -3), (0, 3), (-1, 2)}
-
-
-def test_colours_of_each_image_change_by_its_own_numbers():
-    pixels = 2 * images(3, 3, 8, 8) - 1
-    corner = shown(8, 8, 0, 0)
-    bright, grey, strong = augment(
-        pixels, numbers((0.9, *NEUTRAL[1:]), (0.5, 0.0, *NEUTRAL[2:]), (0.5, 0.5, 1.0, *NEUTRAL[3:]))
-    )
-    torch.testing.assert_close(bright[:, corner], pixels[0][:, corner] + 0.4)
-    torch.testing.assert_close(grey[:, corner], pixels[1].mean(0)[corner].expand(3, -1))
-    mean = pixels[2].mean()
-    torch.testing.assert_close(strong[:, corner], mean + 1.5 * (pixels[2][:, corner] - mean))
-
-
-def test_gradients_pass_through_the_augmentation():
-    pixels = images(4, 3, 8, 12).double().requires_grad_()
-    noise = images(4, AUGMENT_NUMBERS, seed=2)
-    noise[:, 5:] *= 0.5
-    assert torch.autograd.gradcheck(lambda x: augment(x, noise.double()), pixels, fast_mode=True)
-    assert augment(pixels, noise.double()).isfinite().all()
+def test_each_image_is_augmented_by_its_own_numbers():
+    pixels, numbers = 2 * images(12, 3, 16, 24) - 1, images(12, AUGMENT_NUMBERS, seed=2)
+    numbers[0] = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0])  # a cut-out in the corner alone
+    found = augment(pixels, numbers)
+    for image, original, own in zip(found, pixels, numbers, strict=True):
+        torch.testing.assert_close(image, augmented(original, own), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0, :, 4:], pixels[0, :, 4:])
+    assert not found[0, :, :4, :6].any()
 
 
 # --- discriminator ---
 
 
-@pytest.mark.parametrize("levels", [2, 3])
-@pytest.mark.parametrize("size", [(8, 8), (64, 64), (40, 72)])
-def test_the_discriminator_scores_patches(size, levels):
-    network = PatchDiscriminator(4, levels)
+@pytest.mark.parametrize("size", [(8, 8), (40, 72)])
+def test_the_discriminator_scores_patches(size):
+    network = PatchDiscriminator(4)
     scores = network(images(2, 3, *size))
-    assert scores.shape == (2, 1, size[0] // 2**levels, size[1] // 2**levels)
+    assert scores.shape == (2, 1, size[0] // 8, size[1] // 8)
     scores.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     for _ in range(60):  # the power iteration settles
@@ -245,9 +206,3 @@ def test_float16_holds_the_gradients_of_many_pixels(players):
     torch.testing.assert_close(half_weight, weight, rtol=0.02, atol=0)
     for a, b in zip(half, expected, strict=True):
         assert (a - b).norm() < 0.02 * b.norm()
-
-
-def test_without_a_discriminator_there_is_no_adversarial_loss(players):
-    decoder, _, z = players
-    with pytest.raises(ValueError, match="adversarial = 0: there is no discriminator"):
-        build(None).adversarial(decoder(z), images(3, 3, 16, 16), 0.4, decoder[2].weight, images(3, AUGMENT_NUMBERS))

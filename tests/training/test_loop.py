@@ -13,12 +13,17 @@ from mvar.model import load
 from mvar.training.generator import task as generator
 from mvar.training.generator.task import GeneratorTask
 from mvar.training.optim import lr_factor
+from mvar.training.parallel import Ranks
+from mvar.training.run.folder import RunFolder
+from mvar.training.run.origin import environment
+from mvar.training.task import open_images
 from mvar.training.tokenizer import task as tokenizer
 from mvar.training.tokenizer.task import TokenizerTask
 
-from .runs import Killed, checkpoint, kill, metrics, poison, same_bits
+from .runs import checkpoint, metrics, poison, same_bits, train_until
 
 TASKS = {"tokenizer": (tokenizer.train, TokenizerTask), "generator": (generator.train, GeneratorTask)}
+ALONE = Ranks(device=torch.device("cpu"))
 
 
 @pytest.fixture(params=TASKS)
@@ -27,16 +32,19 @@ def kind(request, tokenizer_run, generator_run):
     return *TASKS[request.param], {"tokenizer": tokenizer_run, "generator": generator_run}[request.param]
 
 
-@pytest.mark.parametrize(("resize_factor", "augment"), [(1.0, ()), (1.5, ("shift", "scale", "flip"))])
-def test_an_interrupted_run_equals_the_unbroken_one_bit_for_bit(kind, resize_factor, augment, tmp_path, monkeypatch):
+def scalars(out, name):
+    """What TensorBoard shows of a metric: (step, value)."""
+    events = EventAccumulator(str(out))
+    events.Reload()
+    return [(scalar.step, scalar.value) for scalar in events.Scalars(name)]
+
+
+def test_an_interrupted_run_equals_the_unbroken_one_bit_for_bit(kind, tmp_path):
     train, task, config = kind
-    config = config(steps=4, resize_factor=resize_factor, augment=augment)
+    config = config(steps=4, resize_factor=1.5, augment=("shift", "scale", "flip"))
     whole, broken = replace(config, out=str(tmp_path / "whole")), replace(config, out=str(tmp_path / "broken"))
     unbroken = train(whole)
-    poison(monkeypatch, task, 3, kill)
-    with pytest.raises(Killed):
-        train(broken)
-    monkeypatch.undo()
+    train_until(3, train, task, broken)
     assert checkpoint(broken.out)["step"] == 2
     assert metrics(broken.out)[-1]["step"] == 3
     with open(Path(broken.out, "metrics.jsonl"), "a") as file:
@@ -51,6 +59,7 @@ def test_an_interrupted_run_equals_the_unbroken_one_bit_for_bit(kind, resize_fac
         assert (a is None and b is None) or same_bits(a.state_dict(), b.state_dict())
     for path in Path(whole.out, "previews").iterdir():
         assert path.read_bytes() == Path(broken.out, "previews", path.name).read_bytes()
+    assert scalars(broken.out, "loss") == scalars(whole.out, "loss"), "events after the checkpoint are hidden"
 
 
 def test_training_changes_every_weight_and_lowers_the_loss(kind):
@@ -68,50 +77,40 @@ def test_training_changes_every_weight_and_lowers_the_loss(kind):
 
 def test_the_run_folder_is_complete_and_loads_as_the_model(kind):
     train, _, config = kind
-    config = config()
+    config = config(steps=4)
     model = train(config)
     out = Path(config.out)
-    assert sorted(path.name for path in (out / "previews").iterdir()) == [f"000000{i}.png" for i in (2, 4, 6)]
-    with Image.open(out / "previews" / "0000006.png") as image:
+    assert sorted(path.name for path in (out / "previews").iterdir()) == ["0000002.png", "0000004.png"]
+    with Image.open(out / "previews" / "0000004.png") as image:
         assert min(image.size) > 96
     loaded = load(out, device="cpu")
     assert loaded.classes == model.classes == ["bag", "coat", "shoe"]
     assert same_bits(loaded.tokenizer.state_dict(), model.tokenizer.state_dict())
     assert model.provenance == loaded.provenance
-    assert loaded.provenance["steps"] == 6
+    assert loaded.provenance["steps"] == 4
     assert not list(out.glob(".*")), "nothing half-written is left"
     assert (out / "curves.png").is_file()
-    environment = json.loads((out / "environment.json").read_text())["starts"]
-    assert [start["from_step"] for start in environment] == [0]
+    starts = json.loads((out / "environment.json").read_text())["starts"]
+    assert [(start["from_step"], start["device"]) for start in starts] == [(0, "cpu")]
 
     lines = metrics(out)
-    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
-    events = EventAccumulator(str(out))
-    events.Reload()
-    logged = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
-    assert logged == pytest.approx({line["step"]: line["loss"] for line in lines if "loss" in line})
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4]
+    assert scalars(out, "loss") == [(line["step"], pytest.approx(line["loss"])) for line in lines if "loss" in line]
     per_scale = "used" if loaded.generator is None else "val_loss_scales"
     assert len(lines[-1][per_scale]) == 3
-    assert [s.value for s in events.Scalars(f"{per_scale}/scale_2")][-1] == pytest.approx(lines[-1][per_scale][2])
+    assert scalars(out, f"{per_scale}/scale_2")[-1] == (4, pytest.approx(lines[-1][per_scale][2]))
+    if model.generator is not None:
+        assert not any(module.training for module in model.generator.modules())
+        a, b = model.sample([0, "shoe", -1]), loaded.sample([0, "shoe", -1])
+        assert torch.equal(a.pixels, b.pixels)
+        assert a.pixels.shape == (3, 3, 8, 8)
 
 
-def test_train_returns_a_model_that_samples_as_the_loaded_one(generator_run):
-    config = generator_run()
-    model = generator.train(config)
-    assert not any(module.training for module in model.generator.modules())
-    a, b = model.sample([0, "shoe", -1]), load(config.out, device="cpu").sample([0, "shoe", -1])
-    assert torch.equal(a.pixels, b.pixels)
-    assert a.pixels.shape == (3, 3, 8, 8)
-
-
-@pytest.mark.parametrize("layout", ["flat", "one class"])
-def test_folders_without_classes_train_without_classes(layout, photos, tokenizer_run, generator_run, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(photos / "bag", data if layout == "flat" else data / "bag")
-    short = {"data": str(data), "steps": 2}
-    tokenizer_config = tokenizer_run(**short)
-    tokenizer.train(tokenizer_config)
-    model = generator.train(generator_run(**short, tokenizer=tokenizer_config.out))
+def test_a_folder_without_classes_trains_without_classes(photos, tokenizer_run, generator_run):
+    short = {"data": str(photos / "bag"), "steps": 1}
+    coded = tokenizer_run(**short)
+    tokenizer.train(coded)
+    model = generator.train(generator_run(**short, tokenizer=coded.out))
     assert model.classes == []
     assert model.generator.config.num_classes == 0
     assert model.sample(None).pixels.shape == (1, 3, 8, 8)
@@ -147,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(kind, what, monkeypat
 def test_the_first_step_has_no_checkpoint_to_resume_from(tokenizer_run, monkeypatch):
     poison(monkeypatch, TokenizerTask, 0, lambda loss: loss * torch.inf)
     config = tokenizer_run()
-    with pytest.raises(FloatingPointError, match=r"loss = inf at step 1, images .*; start anew, with a lower base_lr"):
+    with pytest.raises(FloatingPointError, match=r"loss = inf at step 1, images .*; start again, with a lower base_lr"):
         tokenizer.train(config)
     monkeypatch.undo()
     Path(config.out, "metrics.jsonl").write_text('{"step": 1, "loss": 1e9}\n')  # as if it had logged
@@ -156,155 +155,109 @@ def test_the_first_step_has_no_checkpoint_to_resume_from(tokenizer_run, monkeypa
     assert metrics(config.out)[0]["loss"] < 1e9
 
 
-def test_a_folder_with_a_run_is_not_overwritten(kind):
-    train, _, config = kind
-    config = config(steps=1)
-    train(config)
-    before = checkpoint(config.out)
+# --- the folder of an earlier run ---
+
+
+def test_a_folder_with_a_run_or_a_model_is_not_overwritten(finished, generator_run, trained_tokenizer, tmp_path):
+    before, lines = checkpoint(finished.out), metrics(finished.out)
     with pytest.raises(ValueError, match=r"^out = .*: holds a run; give --resume to go on with it, or a new folder$"):
-        train(config)
-    assert same_bits(checkpoint(config.out), before)
-    train(replace(config, resume=True))  # nothing is left to do
-    assert [line["step"] for line in metrics(config.out)] == [1, 1]
+        tokenizer.train(finished)
+    tokenizer.train(replace(finished, resume=True))  # nothing is left to do
+    assert same_bits(checkpoint(finished.out), before)
+    assert metrics(finished.out) == lines
 
-
-def test_a_folder_with_a_model_is_not_overwritten(tokenizer_run, generator_run, trained_tokenizer):
-    bundle = Path(load(trained_tokenizer, device="cpu").save(tokenizer_run().out))
-    for train, config in ((tokenizer.train, tokenizer_run()), (generator.train, generator_run(out=str(bundle)))):
-        with pytest.raises(ValueError, match=r"^out = .*: holds a model, which this run would replace"):
-            train(config)
+    bundle = Path(load(trained_tokenizer, device="cpu").save(tmp_path / "bundle"))
+    with pytest.raises(ValueError, match=r"^out = .*: holds a model, which this run would replace"):
+        generator.train(generator_run(out=str(bundle)))
     assert not (bundle / "run.json").exists()
-
-
-def test_resuming_needs_a_run(kind):
-    train, _, config = kind
     with pytest.raises(ValueError, match=r"^out = .*: holds no checkpoint to resume; leave --resume out to start$"):
-        train(config(resume=True))
+        generator.train(generator_run(resume=True))
 
 
-def test_resuming_with_other_settings_names_them_all(tokenizer_run):
-    config = tokenizer_run(steps=1)
-    tokenizer.train(config)
-    settings = Path(config.out, "run.json").read_bytes()
+def test_resuming_with_other_settings_names_them_all(finished, generator_run):
+    settings = Path(finished.out, "run.json").read_bytes()
     with pytest.raises(ValueError) as caught:
-        tokenizer.train(replace(config, resume=True, batch_size=9, l1=3.0, log_every=7))
+        tokenizer.train(replace(finished, resume=True, batch_size=9, l1=3.0, log_every=7))
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["batch_size = 9", "l1 = 3"]
     assert lines[1].endswith("has 0.2; resume with its settings, or start a new run")
-    assert Path(config.out, "run.json").read_bytes() == settings
+    with pytest.raises(ValueError, match=r"model = .*: the run in .* has .*; resume with its settings"):
+        generator.train(generator_run(steps=2, out=finished.out, resume=True))
+    assert Path(finished.out, "run.json").read_bytes() == settings
 
 
-def test_a_run_of_a_version_with_fewer_settings_goes_on(tokenizer_run):
-    config = tokenizer_run(steps=1)
-    tokenizer.train(config)
-    path = Path(config.out, "run.json")
+def test_a_run_of_an_older_version_is_prolonged_with_its_schedule_stretched(finished):
+    path = Path(finished.out, "run.json")
     settings = json.loads(path.read_text())
-    assert settings.pop("augment") == []
-    assert settings["model"].pop("norm_groups") == config.model.norm_groups
+    assert settings.pop("augment") == []  # settings that the version did not have yet
+    assert settings["model"].pop("norm_groups") == finished.model.norm_groups
     path.write_text(json.dumps(settings))
-    with pytest.warns(UserWarning, match="steps = 2"):
-        tokenizer.train(replace(config, steps=2, resume=True))
-    assert metrics(config.out)[-1]["step"] == 2
-
-
-def test_a_run_is_prolonged_with_its_schedule_stretched(kind):
-    train, _, config = kind
-    config = config(steps=2, log_every=1)
-    train(config)
-    more = replace(config, resume=True, steps=4)
+    more = replace(finished, resume=True, steps=4)
     with pytest.warns(UserWarning, match=r"steps = 4: the run in .* has 2; it goes on with the new value"):
-        train(more)
-    lr = {line["step"]: line["lr"] for line in metrics(config.out) if "lr" in line}
-    assert list(lr) == list(range(1, 5))
+        tokenizer.train(more)
+    lr = {line["step"]: line["lr"] for line in metrics(finished.out) if "lr" in line}
+    assert list(lr) == [1, 2, 3, 4]
     assert lr[3] == more.peak_lr * lr_factor(2, 4, more.warmup, more.lr_end) > lr[2]
     with pytest.raises(ValueError, match=r"^steps = 3: the run in .* has done 4; give at least as many$"):
-        train(replace(config, resume=True, steps=3))
+        tokenizer.train(replace(more, steps=3))
 
 
-def test_a_run_of_the_other_kind_is_not_resumed(generator_run, tokenizer_run):
-    config = tokenizer_run(steps=1)
-    tokenizer.train(config)
-    with pytest.raises(ValueError, match=r"model = .*: the run in .* has .*; resume with its settings"):
-        generator.train(generator_run(steps=1, out=config.out, resume=True))
-
-
-def test_a_tokenizer_that_changed_is_noticed_and_one_that_moved_is_not(generator_run, tokenizer_run, tmp_path):
-    trained = tokenizer_run(steps=1)
-    tokenizer.train(trained)
-    config = generator_run(steps=1, tokenizer=trained.out)
+def test_a_tokenizer_that_changed_is_noticed_and_one_that_moved_is_not(
+    generator_run, trained_generator, trained_tokenizer, tmp_path
+):
+    moved = shutil.copytree(trained_tokenizer, tmp_path / "moved")
+    out = shutil.copytree(trained_generator, tmp_path / "generator")
+    config = generator_run(steps=2, tokenizer=str(moved), out=str(out), resume=True)
     generator.train(config)
-    moved = shutil.copytree(trained.out, tmp_path / "moved")
-    generator.train(replace(config, tokenizer=str(moved), resume=True))
     weights = load_file(moved / "tokenizer.safetensors")
     weights["quantizer.codebook"][0] += 1
     save_file(weights, moved / "tokenizer.safetensors")
     with pytest.raises(ValueError, match="tokenizer: has other weights than the one the run began with"):
-        generator.train(replace(config, tokenizer=str(moved), resume=True))
+        generator.train(config)
 
 
-@pytest.mark.parametrize("content", ["half", b"", b"[1]"])
-def test_a_damaged_file_of_settings_is_named(tokenizer_run, content):
-    config = tokenizer_run(steps=1)
-    tokenizer.train(config)
-    path = Path(config.out, "run.json")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+@pytest.mark.parametrize("content", [b'{"steps": 2', b"[1]"])
+def test_a_damaged_file_of_settings_is_named(finished, content):
+    Path(finished.out, "run.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"run.json: cannot be read \(.*\); the file is damaged, start a new run$"):
-        tokenizer.train(replace(config, resume=True))
+        tokenizer.train(replace(finished, resume=True))
 
 
-def test_resuming_with_other_data(generator_run, photos, tmp_path):
-    data = shutil.copytree(photos, tmp_path / "data")
-    config = generator_run(data=str(data), steps=2)
-    generator.train(config)
-    moved = data.rename(tmp_path / "moved")
-    again = replace(config, data=str(moved), resume=True)
-    generator.train(again)  # the folder may move
-    for path in (moved / "coat").glob("*.png"):
-        shutil.copy(moved / "bag" / path.name, path)
-    trained = pytest.warns(UserWarning, match="other training images .*, though as many; the result will not be that")
-    with trained, pytest.warns(UserWarning, match="other validation images than the run had; losses"):
-        generator.train(again)
-    shutil.copy(moved / "bag" / "0.png", moved / "bag" / "new.png")
-    with pytest.warns(UserWarning, match="has 22 training images, the run had 21"):
-        generator.train(again)
-    (moved / "bag").rename(moved / "sack")
+def test_resuming_with_other_data(finished, photos, tmp_path):
+    data = shutil.copytree(photos, tmp_path / "data")  # the folder may move
+
+    def check():
+        config = replace(finished, data=str(data), resume=True)
+        images, held_out = open_images(config, config.model.image_shape)
+        with RunFolder(config, ALONE) as folder:
+            folder.check(images, held_out.at_most(config.val_images))
+
+    check()
+    for path in (data / "coat").glob("*.png"):
+        shutil.copy(data / "bag" / path.name, path)
+    said = "other training images .*, though as many; the result will not be that"
+    held_out = "other validation images than the run had; losses"
+    with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match=held_out):
+        check()
+    shutil.copy(data / "bag" / "0.png", data / "bag" / "new.png")
+    said = "has 22 training images, the run had 21"
+    with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match=held_out):
+        check()
+    (data / "bag").rename(data / "sack")
     with pytest.raises(ValueError, match=r"has classes \['coat', 'sack', 'shoe'\], the run began with \['bag',"):
-        generator.train(again)
+        check()
 
 
-def test_bad_settings_are_refused_before_anything_is_written(kind):
+def test_bad_settings_are_refused_before_anything_is_written(kind, generator_run):
     train, _, config = kind
     for changes in ({"steps": 0}, {"device": "warp"}):
         with pytest.raises(ValueError, match=r"steps = 0|device = 'warp': not available here"):
             train(config(**changes))
         assert not Path(config().out).exists()
-
-
-def test_an_unknown_tokenizer_is_named(generator_run):
     with pytest.raises(ValueError, match=r"^tokenizer = './nowhere': no such model"):
         generator.train(generator_run(tokenizer="./nowhere"))
 
 
-def test_a_run_starts_where_there_is_no_git(tokenizer_run, monkeypatch):
+def test_a_run_starts_where_there_is_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    config = tokenizer_run(steps=1)
-    tokenizer.train(config)
-    start = json.loads(Path(config.out, "environment.json").read_text())["starts"][0]
-    assert start["git"] is None
-    assert start["device"] == "cpu"
-
-
-def test_events_after_the_checkpoint_are_hidden_when_the_run_goes_on(tokenizer_run, monkeypatch):
-    config = tokenizer_run(steps=4)
-    poison(monkeypatch, TokenizerTask, 3, kill)
-    with pytest.raises(Killed):
-        tokenizer.train(config)
-    monkeypatch.undo()
-    tokenizer.train(replace(config, resume=True))
-    lines = [line for line in metrics(config.out) if "loss" in line]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    events = EventAccumulator(config.out)
-    events.Reload()
-    logged = [(scalar.step, scalar.value) for scalar in events.Scalars("loss")]
-    assert logged == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert environment(ALONE, 0)["git"] is None

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from mvar.generator.config import PRESETS, GeneratorConfig
+from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 from mvar.training.generator.task import decays
-from mvar.training.optim import build_optimizer, lr_factor, set_schedule, weight_decay_at
+from mvar.training.optim import WeightAverage, build_optimizer, lr_factor, set_schedule, weight_decay_at
+
+from .runs import same_bits
 
 # Names of one M-VAR block with QK-norm; with shared AdaLN the projection gives way to `adaln_offset`.
 DECAYED = {
@@ -25,45 +27,11 @@ DECAYED = {
     "blocks.0.mlp.fc1.weight",
     "blocks.0.mlp.fc2.weight",
 }
-UNDECAYED = {
-    "start_pos",
-    "pos_embed",
-    "level_embed.weight",
-    "word_embed.bias",
-    "head_adaln.bias",
-    "head.bias",
-    "blocks.0.adaln.bias",
-    "blocks.0.attention.q_bias",
-    "blocks.0.attention.v_bias",
-    "blocks.0.attention.log_scale",
-    "blocks.0.attention.proj.bias",
-    "blocks.0.mamba.conv_bias",
-    "blocks.0.mamba.dt_bias",
-    "blocks.0.mamba.A_log",
-    "blocks.0.mamba.D",
-    "blocks.0.mamba.norm_weight",
-    "blocks.0.mlp.fc1.bias",
-    "blocks.0.mlp.fc2.bias",
-}
-SHARED = {"blocks.0.adaln.weight": "shared_adaln.weight", "blocks.0.adaln.bias": "shared_adaln.bias"}
+SHARED = {"blocks.0.adaln.weight": "shared_adaln.weight"}
 
 
 def run(**changes):
     return GeneratorTraining(**{"data": "d", "out": "o", "tokenizer": "t"} | changes)
-
-
-@pytest.mark.parametrize(
-    ("steps", "warmup", "end"), [(1000, 0.02, 0.1), (137, 0.1, 0.01), (40, 0.0, 1.0), (10, 0.05, 0.0)]
-)
-def test_learning_rate_follows_the_formula_at_every_step(steps, warmup, end):
-    w = round(warmup * steps)
-    for i in range(steps):
-        if i < w:
-            expected = 0.005 + (1 - 0.005) * i / w
-        else:
-            u = (i - w) / (steps - 1 - w)
-            expected = 1 if u < 0.05 else end + (1 - end) * (1 - u) / 0.95
-        assert lr_factor(i, steps, warmup, end) == pytest.approx(expected, abs=1e-12)
 
 
 def test_learning_rate_at_its_known_points():
@@ -102,28 +70,10 @@ def groups(generator):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_what_is_decayed(shared):
-    expected_decayed, expected_undecayed = DECAYED, UNDECAYED
-    if shared:
-        expected_decayed = {SHARED.get(name, name) for name in DECAYED}
-        expected_undecayed = {SHARED.get(name, name) for name in UNDECAYED} | {"blocks.0.adaln_offset"}
-    found = groups(Generator(GeneratorConfig(depth=1, width=64, shared_adaln=shared, num_classes=2, vocab_size=8)))
-    assert found == {True: expected_decayed, False: expected_undecayed}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_groups_cover_every_preset(name):
-    with torch.device("meta"):
-        generator = Generator(PRESETS[name])
-    found = groups(generator)
-    assert found[True] | found[False] == {name for name, _ in generator.named_parameters()}
-    assert not found[True] & found[False]
-
-
-def test_parameters_without_gradient_are_left_out():
-    layer = nn.Linear(2, 2)
-    layer.bias.requires_grad_(False)
-    optimizer = build_optimizer(layer, run(), lambda *_: True)
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
+    generator = Generator(GeneratorConfig(depth=1, width=64, shared_adaln=shared, num_classes=2, vocab_size=8))
+    decayed = {SHARED.get(name, name) if shared else name for name in DECAYED}
+    others = {name for name, _ in generator.named_parameters()} - decayed
+    assert groups(generator) == {True: decayed, False: others}
 
 
 def test_the_recipes_are_the_official_ones():
@@ -139,20 +89,14 @@ def test_the_recipes_are_the_official_ones():
     assert recipe("var-d36-s") == (350, 768, 8e-5, 0.01, 0.08)
 
 
-@pytest.mark.parametrize("name", [name for name in GENERATOR_PRESETS if not name.startswith(("tiny", "quick"))])
-def test_what_all_official_recipes_share(name):
-    config = run(**GENERATOR_PRESETS[name])
-    assert (config.betas, config.grad_clip, config.warmup, config.weight_decay) == ((0.9, 0.95), 2.0, 0.02, 0.05)
-    assert (config.label_smoothing, config.progressive, config.resize_factor) == (0.0, 0.0, 1.125)
-    assert config.model.class_dropout == 0.1
-    assert config.model.stochastic_depth == pytest.approx(0.1 * config.model.depth / 24)
-    assert not config.activation_checkpointing
-    assert not config.compile
-
-
-def test_every_preset_is_a_sound_run():
-    for preset in GENERATOR_PRESETS.values():
-        run(**preset)
+def test_what_all_official_recipes_share():
+    for name, preset in GENERATOR_PRESETS.items():
+        config = run(**preset)
+        if not name.startswith(("tiny", "quick")):
+            assert (config.betas, config.grad_clip, config.warmup, config.weight_decay) == ((0.9, 0.95), 2, 0.02, 0.05)
+            assert (config.label_smoothing, config.progressive, config.resize_factor) == (0.0, 0.0, 1.125)
+            assert config.model.class_dropout == 0.1
+            assert config.model.stochastic_depth == pytest.approx(0.1 * config.model.depth / 24)
     for preset in TOKENIZER_PRESETS.values():
         TokenizerTraining(data="d", out="o", **preset)
 
@@ -172,3 +116,91 @@ def test_all_that_is_wrong_with_a_run_is_said_at_once():
     starts = ("out = 'd/run': lies inside data", "batch_size = 5: cannot be cut into accumulate = 2 equal parts")
     lines = str(caught.value).splitlines()
     assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 2, lines
+
+
+# --- the average of the weights ---
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    network[0].bias.requires_grad_(False)
+    return network
+
+
+def state(module):
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def walk(module):
+    """A step of training."""
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.requires_grad:
+                p += torch.randn(p.shape)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99])
+def test_it_is_the_moving_average_with_a_warm_up(module, decay):
+    average = WeightAverage(module, decay)
+    expected = module[2].weight.tolist()
+    for step in range(40):
+        walk(module)
+        average.update(step)
+        past = min(decay, (1 + step) / (10 + step))
+        live = module[2].weight.tolist()
+        expected = [
+            [past * a + (1 - past) * b for a, b in zip(*rows, strict=True)] for rows in zip(expected, live, strict=True)
+        ]
+    torch.testing.assert_close(average.state()["2.weight"], torch.tensor(expected))
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert average.state().keys() == trained == {"0.weight", "1.weight", "1.bias", "2.weight", "2.bias"}
+
+
+def test_applied_puts_it_in_and_takes_it_out_again(module):
+    average = WeightAverage(module, 0.9)
+    walk(module)
+    average.update(0)
+    live, averages = state(module), {name: t.clone() for name, t in average.state().items()}
+    places = [p.data_ptr() for p in module.parameters()]
+    with average.applied():
+        assert same_bits(state(module), live | averages)
+        assert not same_bits(state(module), live)
+    assert same_bits(state(module), live)
+    with pytest.raises(KeyError), average.applied():  # whatever goes wrong inside
+        raise KeyError
+    assert same_bits(state(module), live)
+    assert same_bits(average.state(), averages)
+    assert places == [p.data_ptr() for p in module.parameters()]  # the optimizer still knows them
+
+    average.take()
+    assert same_bits(state(module), live | averages)
+    average.update(1)
+    assert same_bits(state(module), live | averages)
+
+
+def test_moved_rows_forget_their_past(module):
+    average = WeightAverage(module, 0.9)
+    walk(module)
+    before = average.state()["2.weight"].clone()
+    average.restart("2.weight", torch.tensor([1]))
+    average.restart("0.bias", torch.tensor([1]))  # not trained, so there is no average of it
+    average.restart("0.weight", torch.tensor([], dtype=torch.long))
+    after = average.state()
+    assert torch.equal(after["2.weight"][1], module[2].weight[1])
+    assert torch.equal(after["2.weight"][0], before[0])
+    assert not torch.equal(after["0.weight"], module[0].weight)
+
+
+def test_without_decay_the_last_weights_count(module):
+    average = WeightAverage(module, 0.0)
+    walk(module)
+    average.update(0)
+    live = state(module)
+    average.restart("2.weight", torch.tensor([0]))
+    with average.applied():
+        assert same_bits(state(module), live)
+    average.take()
+    assert same_bits(state(module), live)
+    assert average.state() == {}

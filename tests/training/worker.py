@@ -18,7 +18,7 @@ from mvar.training.config import GeneratorTraining, TokenizerTraining
 from mvar.training.generator import task as generator
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.loop import backward
-from mvar.training.parallel import gathered, joined
+from mvar.training.parallel import full_state, joined
 from mvar.training.run import checkpoints, curves
 from mvar.training.tokenizer import task as tokenizer
 
@@ -34,7 +34,7 @@ def first_gradients(config: GeneratorTraining) -> dict[str, torch.Tensor]:
         data = TokenData.open(config, ranks, load_tokenizer(config.tokenizer, ranks.device)).ready(config.val_images)
         task = generator.GeneratorTask(config, ranks, data)
         backward(task, ranks, torch.amp.GradScaler("cpu", enabled=False), config.accumulate, 0)
-        return gathered({name: p.grad for name, p in task.model.named_parameters()})
+        return full_state({name: p.grad for name, p in task.model.named_parameters()})
 
 
 def slowly(function):

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from mvar.bench.parts import Ledger, Work, WorkCounter
 from mvar.checkpoint import hub
 from mvar.checkpoint.bundle import read_bundle
-from mvar.checkpoint.placement import Dtype, place
+from mvar.checkpoint.placement import Dtype, to_device
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
 from mvar.model import Model, load
 from mvar.nn.mamba2 import Mamba2
+from mvar.sampling.config import UNFILTERED
 from mvar.sampling.cost import peak_bytes
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
@@ -34,15 +35,10 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Subject:
-    """Which model is measured.
+    """Which model is measured."""
 
-    Attributes:
-        name: of a generator preset, which gets random weights, or of a model as `mvar.load` takes it.
-        dtype: of its weights.
-    """
-
-    name: str
-    dtype: Dtype
+    name: str  # of a generator preset, which gets random weights, or of a model as `mvar.load` takes it
+    dtype: Dtype  # of its weights
 
     def model(self) -> Model:
         """The model on the CPU."""
@@ -58,7 +54,7 @@ class Subject:
         return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
 
     def image_bytes(self) -> int:
-        """About the memory that drawing an image takes besides."""
+        """About the memory per image beside the weights."""
         return peak_bytes(*self._configs())
 
     def _configs(self) -> tuple[TokenizerConfig, GeneratorConfig]:
@@ -70,10 +66,10 @@ class Subject:
         return bundle.tokenizer.config, bundle.generator.config
 
 
-@cache  # it takes seconds, and is asked for more than once
+@cache  # takes seconds and is needed more than once
 def _work(subject: Subject, batch: int, guidance: float) -> list[Work]:
     model = Model(*_networks(*subject._configs(), subject.dtype))
-    case = Case(model.sampler(SEED, guidance=guidance, top_k=0, top_p=1.0))  # filters need numbers, not shapes
+    case = Case(model.sampler(SEED, guidance=guidance, **UNFILTERED))  # filters need numbers, not shapes
     ledger = Ledger()
     with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
         case.draw(batch, ledger)
@@ -81,14 +77,12 @@ def _work(subject: Subject, batch: int, guidance: float) -> list[Work]:
 
 
 def tokenizer_for(preset: str) -> TokenizerConfig:
-    """The tokenizer preset that a generator preset is for: the one of its name, else the first that fits."""
-    generator = PRESETS[preset]
-    fits = [
-        name
-        for name, config in TOKENIZERS.items()
-        if (config.vocab_size, config.latent_channels, config.schedule)
-        == (generator.vocab_size, generator.latent_channels, generator.schedule)
-    ]
+    """The tokenizer preset for a generator preset: the one of its name, else the first that fits."""
+
+    def form(config: TokenizerConfig | GeneratorConfig) -> tuple[Any, ...]:
+        return config.vocab_size, config.latent_channels, config.schedule
+
+    fits = [name for name, config in TOKENIZERS.items() if form(config) == form(PRESETS[preset])]
     return TOKENIZERS[preset if preset in fits else fits[0]]
 
 
@@ -96,12 +90,12 @@ def _networks(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dty
     """Both networks on the meta device."""
     with torch.device("meta"):
         networks = Tokenizer(tokenizer), Generator(generator)
-    place(*networks, torch.device("meta"), dtype)
+    to_device(*networks, torch.device("meta"), dtype)
     return networks
 
 
 def _random(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dtype) -> Model:
-    """A model of random weights, which never exist in another dtype than this."""
+    """A model of random weights, which never take the memory of another dtype."""
     networks = _networks(tokenizer, generator, dtype)
     for network in networks:
         network.to_empty(device="cpu")
@@ -110,32 +104,19 @@ def _random(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dtype
         for parameter in networks[0].parameters():
             parameter.copy_(0.02 * torch.randn(parameter.shape, generator=rng))
     initialise(networks[1], SEED)
-    place(*networks, "cpu", dtype)
+    to_device(*networks, "cpu", dtype)
     return Model(*networks, classes=[str(i) for i in range(generator.num_classes)])
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model that draws, and in which way.
-
-    Attributes:
-        sampler: of the model.
-        way: a context to draw in.
-    """
+    """A model that draws, and a context to draw in."""
 
     sampler: Sampler
     way: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def draw(self, batch: int, ledger: Ledger) -> float:
-        """Draw images of classes 0, 1, ... to their pixels.
-
-        Args:
-            batch: how many.
-            ledger: is told what is at work.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds to draw this many images of classes 0, 1, ... to their pixels; notifies the ledger."""
         classes = max(self.sampler.generator.config.num_classes, 1)
         start = time.perf_counter()
         with self.way():
@@ -152,11 +133,11 @@ class Case:
         return time.perf_counter() - start
 
 
-# --- the official way: Mamba runs over all scales so far again, AdaLN's vectors are computed at every scale ---
+# --- the official way: at every scale, Mamba runs over the whole prefix and AdaLN's vectors are computed again ---
 
 
 class Prefix(NamedTuple):
-    """What a re-running Mamba remembers: all of its inputs so far."""
+    """The state of a Mamba that re-runs: all of its inputs so far."""
 
     seen_BTC: Tensor
 
@@ -185,18 +166,18 @@ def rerunning(generator: Generator) -> Iterator[None]:
     blocks, step, modulation = generator.each_block(), generator.step, generator.modulation
     labels: list[Tensor] = []
 
-    def noting(labels_B: Tensor) -> Modulation:
+    def recording(labels_B: Tensor) -> Modulation:
         labels.append(labels_B)
         return modulation(labels_B)
 
-    def anew(x_BlC: Tensor, _: Modulation, *rest: Any, **options: Any) -> tuple[Tensor, GeneratorState]:
+    def recomputing(x_BlC: Tensor, _: Modulation, *rest: Any, **options: Any) -> tuple[Tensor, GeneratorState]:
         return step(x_BlC, modulation(labels[-1][: len(x_BlC)]), *rest, **options)
 
     mambas = [block.mamba for block in blocks]
     for block in blocks:
         if block.mamba is not None:
             block.mamba = RerunningMamba(block.mamba)  # type: ignore[assignment]
-    vars(generator).update(step=anew, modulation=noting)
+    vars(generator).update(step=recomputing, modulation=recording)
     try:
         yield
     finally:

@@ -1,31 +1,31 @@
-"""How the time of a token grows with the number of tokens: one block of M-VAR, and of VAR with its key-value cache.
+"""How the time per token grows with the number of tokens: one block of M-VAR, and of VAR with its key-value cache.
 
 Shapes: B images, L tokens of all scales.
 """
 
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from mvar import __version__
 from mvar.bench.cases import SEED
-from mvar.checkpoint.placement import Dtype, place
-from mvar.files import atomic_write, write_text
+from mvar.bench.results import columns, measured_on, write_results
+from mvar.charts import new_figure
+from mvar.checkpoint.placement import Dtype, to_device
 from mvar.generator.config import PRESETS, Attention, GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.machine import machine
 from mvar.progress import track
 from mvar.scales import SIDES_256, SIDES_512
 from mvar.settings import Count, check
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.network import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Sides for 256, 512 and 1024 pixels; the last are twice those of 512.
 SCHEDULES = (SIDES_256, SIDES_512, tuple(2 * side for side in SIDES_512))
@@ -35,19 +35,12 @@ KINDS: dict[str, tuple[Attention, bool]] = {
     "M-VAR without attention": ("none", True),
     "VAR": ("global", False),
 }
-RESULTS, CHART = "growth.json", "growth.png"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Growth:
-    """One kind of block at one number of tokens; microseconds a token of one image, the median of all rounds."""
-
-    kind: str
-    tokens: int
-    microseconds: float
+Growth = dict[str, dict[int, float]]  # by kind and number of tokens: microseconds per token, the median of all rounds
 
 
-def bench(preset: str, dtype: Dtype, rounds: int) -> list[Growth]:
+def bench(preset: str, dtype: Dtype, rounds: int) -> Growth:
     """Run one block of a preset's width over all scales, each kind at each length in turn.
 
     Raises:
@@ -56,55 +49,54 @@ def bench(preset: str, dtype: Dtype, rounds: int) -> list[Growth]:
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
     check("rounds", rounds, Count)
-    cases = {}
-    for sides in SCHEDULES:
-        for kind, (attention, mamba) in KINDS.items():
-            config = replace(PRESETS[preset], depth=1, sides=list(sides), attention=attention, mamba=mamba)
-            cases[kind, config.schedule.length] = _block(config, dtype)
-    taken: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
-    for turn in track(range(rounds + 1), rounds + 1, "rounds"):
-        for case, generator in cases.items():
-            seconds = _run(generator)
-            if turn > 0:  # the first warms up
-                taken[case].append(seconds)
-    return [Growth(kind=kind, tokens=L, microseconds=1e6 * median(seconds) / L) for (kind, L), seconds in taken.items()]
+    cases = [
+        (kind, _block(replace(PRESETS[preset], depth=1, sides=list(sides), attention=attention, mamba=mamba), dtype))
+        for sides in SCHEDULES
+        for kind, (attention, mamba) in KINDS.items()
+    ]
+    turns = [[_run(block) for _, block in cases] for _ in track(range(rounds + 1), rounds + 1, "rounds")]
+    results: Growth = {kind: {} for kind in KINDS}
+    for (kind, block), (_, *seconds) in zip(cases, zip(*turns, strict=True), strict=True):  # the first turn warms up
+        L = block.schedule.length
+        results[kind][L] = 1e6 * median(seconds) / L
+    return results
 
 
-def table(results: Sequence[Growth]) -> str:
-    """The results as lines of text: a row a kind, and how each length compares to the first."""
-    lengths = sorted({result.tokens for result in results})
-    lines = [f"{'microseconds a token':<26}" + "".join(f"{f'L = {L}':>18}" for L in lengths)]
-    for kind in KINDS:
-        of_kind = {result.tokens: result.microseconds for result in results if result.kind == kind}
-        cells = [f"{of_kind[L]:.2f} ({of_kind[L] / of_kind[lengths[0]]:.2f}x)" for L in lengths]
-        lines.append(f"{kind:<26}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+def table(results: Growth) -> str:
+    """The results as lines of text: a row for each kind, and each length relative to the first."""
+    rows = [["microseconds per token", *(f"L = {L}" for L in results["VAR"])]]
+    for kind, of_kind in results.items():
+        first = next(iter(of_kind.values()))
+        rows.append([kind, *(f"{value:.2f} ({value / first:.2f}x)" for value in of_kind.values())])
+    return columns(*rows)
 
 
-def write(results: Sequence[Growth], preset: str, dtype: str, folder: Path) -> None:
+def write(results: Growth, preset: str, dtype: str, folder: Path) -> None:
     """Write growth.json and growth.png."""
-    from matplotlib.figure import Figure
+    rows = [
+        {"kind": kind, "tokens": L, "microseconds": value}
+        for kind, of_kind in results.items()
+        for L, value in of_kind.items()
+    ]
+    report = {"preset": preset, "dtype": dtype, "results": rows, "machine": measured_on()}
 
-    report: dict[str, Any] = {"preset": preset, "dtype": dtype}
-    report |= {"results": [asdict(result) for result in results], "machine": {"mvar": __version__, **machine()}}
-    write_text(folder / RESULTS, json.dumps(report, indent=2) + "\n")
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for kind in KINDS:
-        of_kind = sorted((result.tokens, result.microseconds) for result in results if result.kind == kind)
-        axes.plot(*zip(*of_kind, strict=True), marker="o", label=kind)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens of an image")
-    axes.set_ylabel("microseconds a token")
-    axes.set_title(f"One block of {preset}'s width, {dtype}")
-    axes.legend(frameon=False)
-    atomic_write(folder / CHART, lambda partial: figure.savefig(partial, dpi=120))
+    def draw() -> "Figure":
+        figure = new_figure(6, 4)
+        axes = figure.subplots()
+        for kind, of_kind in results.items():
+            axes.plot([*of_kind], [*of_kind.values()], marker="o", label=kind)
+        axes.set(ylim=(0, None), xlabel="tokens per image", ylabel="microseconds per token")
+        axes.set_title(f"One block of {preset}'s width, {dtype}")
+        axes.legend(frameon=False)
+        return figure
+
+    write_results(report, folder, "growth", draw)
 
 
 def _block(config: GeneratorConfig, dtype: Dtype) -> Generator:
     generator = Generator(config)
     initialise(generator, SEED)
-    place(Tokenizer(TOKENIZERS["tiny32"]), generator, "cpu", dtype)  # it wants one; another's is as good
+    to_device(Tokenizer(TOKENIZERS["tiny32"]), generator, "cpu", dtype)  # any tokenizer will do
     return generator
 
 

@@ -1,6 +1,6 @@
 """What the machine can do at best, and the least time that a run's arithmetic takes on it.
 
-Source: Williams et al. 2009, "Roofline"; DESIGN: a product takes max(FLOP / peak, weight bytes / bandwidth).
+Source: Williams et al. 2009, "Roofline": a product takes max(FLOP / peak, weight bytes / bandwidth).
 """
 
 import time
@@ -13,24 +13,18 @@ from mvar.bench.parts import Work
 from mvar.checkpoint.placement import Dtype, find_dtype
 
 SIDES = (256, 1024, 2048, 4096)  # of the square products
-PATIENCE = 1.0  # seconds that a product may take: bfloat16 without instructions for it is a hundred times slower
+PATIENCE = 1.0  # seconds per product: bfloat16, where asked for, is a hundred times slower on processors without it
 READ_BYTES = 2**30  # of the array that is read: larger than caches
 HEADROOM = 4 * 2**30  # bytes that must be free for all of this
 
 
 @dataclass
 class Peaks:
-    """The best figures seen so far; call `measure` again and again between what is measured against them.
+    """The best figures so far; call `measure` repeatedly between the measurements to compare with them."""
 
-    Attributes:
-        dtype: of the products.
-        matmul_flops: of the best square product, FLOP/s.
-        bandwidth: of the best read of a large array, bytes/s.
-    """
-
-    dtype: torch.dtype
-    matmul_flops: float = 0.0
-    bandwidth: float = 0.0
+    dtype: torch.dtype  # of the products
+    matmul_flops: float = 0.0  # the best square product, FLOP/s
+    bandwidth: float = 0.0  # the best read of a large array, bytes/s
 
     def __post_init__(self) -> None:
         self._squares = [torch.randn(side, side).to(self.dtype) for side in SIDES]
@@ -55,5 +49,5 @@ class Peaks:
 
 
 def quickest() -> Dtype:
-    """The dtype in which this processor multiplies fastest."""
+    """The dtype in which this processor multiplies fastest: never one that it emulates."""
     return find_dtype(None, torch.device("cpu"))

@@ -1,15 +1,12 @@
-"""One case of the training benchmark in a process of its own, whose peak memory is then that of the case.
+"""One case of the training benchmark, for a process of its own, whose peak memory is then that of the case.
 
-Run as `python -m mvar.bench.training_worker SETTINGS`, with `Settings` in JSON. For each line that it reads it makes
-one training step and prints a `Step` in JSON.
-
-Shapes: B images, L tokens, l those after the first scale, Z latent channels, U random numbers of an image.
+Shapes: B images, L tokens, l those after the first scale, Z latent channels, U random numbers per image.
 """
 
-import json
-import sys
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 from torch import nn
@@ -27,29 +24,21 @@ from mvar.training.optim import autocast, build_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A case.
+    """A case."""
 
-    Attributes:
-        model: fields of the generator's config.
-        batch_size: images of a step.
-        dtype: of the matrix products.
-        activation_checkpointing: as of a training run.
-        full_logits: cross-entropy by plain autograd from all logits at once.
-    """
-
-    model: dict[str, object]
-    batch_size: int
-    dtype: str
-    activation_checkpointing: bool
-    full_logits: bool
+    config: GeneratorConfig
+    batch_size: int  # images per step
+    dtype: str  # of the matrix products
+    activation_checkpointing: bool = False
+    full_logits: bool = False  # cross-entropy by plain autograd from all logits at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step took: seconds, the process's largest resident set so far in bytes; and the loss."""
+    """One training step."""
 
     seconds: float
-    peak_bytes: int
+    peak_bytes: int  # largest resident set of the process so far
     loss: float
 
 
@@ -57,8 +46,7 @@ class Worker:
     """A generator that trains on random tokens."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        config = GeneratorConfig(**settings.model)  # type: ignore[arg-type]
+        self.settings, config = settings, settings.config
         self.generator = Generator(config)
         initialise(self.generator, seed=0)
         self.generator.train().activation_checkpointing = settings.activation_checkpointing
@@ -92,12 +80,10 @@ class Worker:
         return Step(seconds=seconds, peak_bytes=peak_bytes(), loss=float(loss.detach()))
 
 
-def main() -> None:
-    """Serve steps until the input ends."""
-    worker = Worker(Settings(**json.loads(sys.argv[1])))
-    for _ in sys.stdin:
-        print(json.dumps(asdict(worker.step())), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def serve(settings: Settings, connection: Connection) -> None:
+    """Answer each message with a `Step`, until the other end closes."""
+    worker = Worker(settings)
+    with suppress(EOFError):
+        while True:
+            connection.recv()
+            connection.send(worker.step())

@@ -6,30 +6,30 @@
     classes.json             class names in order of their index
     README.md                model card
 
-All files are written aside and then moved to their places, config.json last and the old one taken away first: what an
-interruption leaves is the old bundle, the new one, or none.
+All files are written aside and then moved into place, config.json last and the old one deleted first: an interruption
+leaves the old bundle, the new one, or none.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvar.checkpoint.card import model_card
-from mvar.checkpoint.placement import Dtype, dtype_for, find_device, halve
+from mvar.checkpoint.placement import Dtype, cast_to_bfloat16, dtype_for, find_device
 from mvar.files import atomic_write, made_folder, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 from mvar.tensor_files import write_tensors
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
@@ -37,7 +37,7 @@ from mvar.tokenizer.network import Tokenizer
 FORMAT, VERSION = "mvar-bundle", 1
 CONFIG, TOKENIZER, GENERATOR = "config.json", "tokenizer.safetensors", "generator.safetensors"
 CLASSES, CARD = "classes.json", "README.md"
-REOPENED = 16 << 20  # bytes
+REOPEN_BYTES = 16 << 20
 
 StoredDtype = Literal["float32", "bfloat16"]
 Config = TypeVar("Config", TokenizerConfig, GeneratorConfig)
@@ -50,8 +50,8 @@ class Bundle:
     Attributes:
         tokenizer, generator: networks; no generator in a tokenizer-only bundle.
         classes: names in order of their index; empty for a model without classes.
-        defaults: sampling settings that suit the model, by name; those left out are the library's.
-        provenance: where the weights come from: free text by key, shown on the card.
+        defaults: sampling settings that suit the model, by name; the library's where one is left out.
+        provenance: where the weights come from, free text by key; shown on the card.
     """
 
     tokenizer: Tokenizer
@@ -73,36 +73,37 @@ class Bundle:
 
 
 def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float32") -> Path:
-    """Write a bundle into a folder, which may exist and hold other files; what is no part of a bundle stays.
+    """Write a bundle into a folder, which may hold other files, and return it.
 
     Args:
-        folder: made where it is missing.
+        folder: created where it is missing.
         bundle: what to write.
         dtype: of the stored matrices; the quantiser and all vectors are always stored in float32.
 
-    Returns:
-        The folder.
-
     Raises:
-        ValueError: unknown dtype, parts that do not fit one another, or a folder that cannot be written.
+        ValueError: unknown dtype, parts that do not belong together, or a folder that cannot be written.
     """
-    if dtype not in ("float32", "bfloat16"):
+    if dtype not in get_args(StoredDtype):
         raise ValueError(f"dtype = {dtype!r}: store a bundle in float32 or bfloat16")
-    generator = bundle.generator
-    generator_config = None if generator is None else generator.config
-    if problem := _mismatch(bundle.tokenizer.config, generator_config, bundle.classes):
+    generator, config = bundle.generator, bundle.config()
+    networks = [network for network in (bundle.tokenizer, generator) if network is not None]
+    if dtype == "float32" and any(p.dtype == torch.bfloat16 for network in networks for p in network.parameters()):
+        raise ValueError(
+            "dtype = 'float32': the weights in use are rounded to bfloat16; "
+            "load the model with dtype='float32' to save it exactly, or save it as bfloat16"
+        )
+    if problem := _mismatch(bundle.tokenizer.config, None if generator is None else generator.config, bundle.classes):
         raise ValueError(problem)
     folder = writable_folder(folder, "out")
-    config = bundle.config()
     with made_folder(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".bundle-") as scratch:
         new = Path(scratch)
-        atomic_write(new / TOKENIZER, _saver(bundle.tokenizer, dtype))
+        atomic_write(new / TOKENIZER, partial(write_tensors, _stored(bundle.tokenizer, dtype)))
         if generator is not None:
-            atomic_write(new / GENERATOR, _saver(generator, dtype))
+            atomic_write(new / GENERATOR, partial(write_tensors, _stored(generator, dtype)))
         write_text(new / CLASSES, _json(bundle.classes))
         write_text(new / CARD, model_card(folder.resolve().name, config, bundle.classes))
         write_text(new / CONFIG, _json(config))
-        # From here to the last line the folder is no bundle: a mixture of two must not load.
+        # Until the last move the folder is no bundle: a mixture of two must not load.
         (folder / CONFIG).unlink(missing_ok=True)
         for name in (TOKENIZER, GENERATOR, CLASSES, CARD, CONFIG):
             if (new / name).exists():
@@ -113,7 +114,7 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
 
 
 def is_bundle(folder: str | Path) -> bool:
-    """Whether a folder looks like a bundle: it has a config.json of our format, of whatever version."""
+    """Whether a folder has a config.json of a bundle, of whatever version."""
     try:
         config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -124,15 +125,15 @@ def is_bundle(folder: str | Path) -> bool:
 def read_bundle(
     folder: str | Path, device: str | torch.device | None = "cpu", dtype: Dtype | None = "float32"
 ) -> Bundle:
-    """Read a bundle: networks in eval mode, on the CPU, each weight in the dtype it will run in and in no other.
+    """Read a bundle: networks in eval mode, on the CPU, each weight read directly in the dtype that it will run in.
 
     Args:
-        device, dtype: where and how the networks will run; as of `mvar.checkpoint.placement.place`.
+        device, dtype: where and how the networks will run; as for `mvar.checkpoint.placement.to_device`.
 
     Raises:
-        ValueError: one line that names the file and what is wrong: missing, damaged, of another format or version,
-            an unknown or unsound setting, weights or classes that do not fit the config, weights that are not finite
-            in the dtype they will run in; or more weights than there is memory for.
+        ValueError: one line that names the file and what is wrong: missing, damaged, of another format or version, an
+            unknown or invalid setting, weights or classes that do not fit the config, weights that are not finite in
+            their dtype; or more weights than fit into memory.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -145,11 +146,14 @@ def read_bundle(
         tokenizer = Tokenizer(tokenizer_config)
         generator = Generator(generator_config) if generator_config else None
     if dtype_for(generator, find_device(device), dtype) == "bfloat16":
-        halve(tokenizer, generator)
-    _check_room(folder, [network for network in (tokenizer, generator) if network is not None])
-    _fill(tokenizer, folder / TOKENIZER)
+        cast_to_bfloat16(tokenizer, generator)
+    files: dict[str, Tokenizer | Generator] = {TOKENIZER: tokenizer}
     if generator is not None:
-        _fill(generator, folder / GENERATOR)
+        files[GENERATOR] = generator
+    needed = sum(p.nbytes for network in files.values() for p in network.parameters())
+    check_memory(needed, f"{folder}: its weights", "free some, or give bfloat16 as dtype where it is not")
+    for name, network in files.items():
+        _fill(network, folder / name)
     return Bundle(
         tokenizer=tokenizer,
         generator=generator,
@@ -168,19 +172,16 @@ def read_generator_config(folder: str | Path) -> GeneratorConfig | None:
 # --- writing ---
 
 
-def _saver(network: Tokenizer | Generator, dtype: StoredDtype) -> Callable[[Path], None]:
-    """The function that writes a network's weights to a path."""
-    tensors = {
-        name: _stored(name, tensor.detach(), dtype).contiguous().cpu() for name, tensor in network.state_dict().items()
-    }
-    return partial(write_tensors, tensors)
+def _stored(network: Tokenizer | Generator, dtype: StoredDtype) -> dict[str, Tensor]:
+    """A network's tensors as they are stored."""
 
+    def cast(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        is_matrix = sum(n > 1 for n in tensor.shape) > 1 and not name.startswith("quantizer.")
+        return tensor.to(torch.bfloat16 if is_matrix and dtype == "bfloat16" else torch.float32)
 
-def _stored(name: str, tensor: Tensor, dtype: StoredDtype) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    is_matrix = sum(n > 1 for n in tensor.shape) > 1 and not name.startswith("quantizer.")
-    return tensor.to(torch.bfloat16 if is_matrix and dtype == "bfloat16" else torch.float32)
+    return {name: cast(name, t.detach()).contiguous().cpu() for name, t in network.state_dict().items()}
 
 
 def _json(value: object) -> str:
@@ -218,13 +219,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("version") != VERSION:
         raise ValueError(
             f"{folder / CONFIG}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
-            "install the mvar that wrote the bundle, or write it anew"
+            "install the mvar that wrote the bundle, or write it again"
         )
     return config
 
 
 def _config(kind: type[Config], name: str, config: Mapping[str, Any], folder: Path) -> Config:
-    """One network's config out of config.json."""
+    """One network's config from config.json."""
     try:
         return kind(**_section(config, name, folder))
     except ValueError as error:
@@ -234,7 +235,7 @@ def _config(kind: type[Config], name: str, config: Mapping[str, Any], folder: Pa
 
 
 def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig | None, classes: list[str]) -> str | None:
-    """Why these parts are not one model, in one line; None where they are."""
+    """Why these parts are not one model, in one line; None if they are."""
     if generator is None:
         return None
     for name in ("vocab_size", "latent_channels"):
@@ -247,30 +248,26 @@ def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig | None, cla
     return None
 
 
-def _check_room(folder: Path, networks: Sequence[nn.Module]) -> None:
-    needed = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
-    check_memory(needed, f"{folder}: its weights", "free some, or give bfloat16 as dtype where it is not")
-
-
 def _fill(network: Tokenizer | Generator, path: Path) -> None:
-    """Give a network without memory the file's tensors, each in the dtype that the network has for it."""
+    """Give a network on the meta device the file's tensors, each in the dtype that the network has for it."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; the bundle is not complete")
-    expected: dict[str, Tensor] = network.state_dict()
+        raise ValueError(f"{path}: no such file; the bundle is incomplete")
+    tensors: dict[str, Tensor] = network.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         wrong = [
-            f"{name} is {shapes.get(name, 'absent')}, expected {_shape(expected.get(name))}"
-            for name in [*expected, *(name for name in shapes if name not in expected)]
-            if str(shapes.get(name, "absent")) != _shape(expected.get(name))
+            f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
+            for name in {**expected, **found}
+            if found.get(name) != expected.get(name)
         ]
         if wrong:
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise ValueError(f"{path}: does not fit {CONFIG}: {wrong[0]}{more}")
-        state = _read(path, {name: like.dtype for name, like in expected.items()})
+        state = _read(path, {name: tensor.dtype for name, tensor in tensors.items()})
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or not complete") from error
+        raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or incomplete") from error
     if problem := damage(state):
         raise ValueError(f"{path}: {problem}")
     network.load_state_dict(state, assign=True)
@@ -278,8 +275,10 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
 
 
 def _read(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """Tensors of a file by name. It is opened again every few megabytes: what an open file has read counts as memory of
-    this process."""
+    """Tensors of a file by name.
+
+    It is reopened every few megabytes: what was read from an open file counts as memory of this process.
+    """
     state: dict[str, Tensor] = {}
     names = iter(dtypes)
     while len(state) < len(dtypes):
@@ -288,10 +287,6 @@ def _read(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
             for name in names:
                 state[name] = file.get_tensor(name).to(dtypes[name], copy=True)
                 read += state[name].nbytes
-                if read > REOPENED:
+                if read > REOPEN_BYTES:
                     break
     return state
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(tuple(tensor.shape))

@@ -1,11 +1,16 @@
-"""Where models come from: those that ship with the package, folders, the Hugging Face hub, and the official files."""
+"""Where models come from and go to: the package, folders, the Hugging Face hub; and the public official files."""
 
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelHubMixin
+
+from mvar.checkpoint.bundle import CARD, Bundle
+from mvar.checkpoint.card import TAGS, model_card
 from mvar.checkpoint.placement import first_line
+from mvar.files import write_text
 
 BUNDLE_FILES = ["*.json", "*.safetensors", "README.md"]
 
@@ -22,14 +27,9 @@ def packaged_root() -> Path:
 
 
 def find(source: str | Path, **download: Any) -> Path:
-    """The folder of a bundle: a packaged one of this name, a folder, or one fetched from the hub.
+    """The folder of a bundle: packaged under this name, a folder, or downloaded from the hub as owner/name.
 
-    Args:
-        source: name, folder, or owner/name of the hub.
-        download: how to fetch, as huggingface_hub's `snapshot_download` takes it.
-
-    Raises:
-        ValueError: nothing is found there.
+    `download` is passed to huggingface_hub's `snapshot_download`. Raises ValueError where nothing is found.
     """
     packaged = packaged_models()
     if source in packaged:
@@ -67,6 +67,35 @@ def _download(repo: str, options: dict[str, Any]) -> Path:
         ) from error
 
 
+class HubModel(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
+    """What huggingface_hub's `save_pretrained` and `push_to_hub` do with a model: they write a bundle."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model as a bundle and return its folder."""
+        raise NotImplementedError
+
+    def bundle(self) -> Bundle:
+        """The parts of the model."""
+        raise NotImplementedError
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> str | None:
+        """Write the model as a bundle; arguments are those of huggingface_hub's `save_pretrained`."""
+        result = super().save_pretrained(save_directory, model_card_kwargs=model_card_kwargs, **options)
+        if name := (model_card_kwargs or {}).get("name"):
+            bundle = self.bundle()
+            write_text(Path(save_directory) / CARD, model_card(name, bundle.config(), bundle.classes))
+        return result
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model as huggingface_hub's `push_to_hub` does, with a card that names the repository."""
+        return super().push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options)
+
+
 # --- official files ---
 
 VAR_REPO, OFFICIAL_TOKENIZER = "FoundationVision/var", "vae_ch160v4096z32.pth"
@@ -79,10 +108,7 @@ OFFICIAL = {
 
 
 def official_files(name: str) -> tuple[Path, Path]:
-    """Fetch a public official model's tokenizer and generator files, or say where they are.
-
-    Args:
-        name: "d16", ... for M-VAR, "var-d16", ... for VAR.
+    """Download a public official model's tokenizer and generator: "d16", ... for M-VAR, "var-d16", ... for VAR.
 
     Raises:
         ValueError: no public model of this name; or the hub cannot be reached: the addresses, and what to do.

@@ -1,7 +1,7 @@
 """The files of the official VAR and M-VAR code: read, checked against the network they describe, and written.
 
-A file is a flat state dict (`.pth` or `.safetensors`), or a trainer's checkpoint that holds one for the tokenizer and
-one for the generator. Every hyperparameter is read from the tensors themselves, never from a file's name.
+A file is a flat state dict (`.pth` or `.safetensors`), or a trainer's checkpoint that holds one of the tokenizer and
+one of the generator. Every hyperparameter is read from the tensors, never from a file's name.
 
 Shapes: C width, Z latent channels, V codes, K scales, L tokens; N Mamba's state, D its convolved channels, W its kernel
 width.
@@ -24,7 +24,7 @@ from mvar.files import atomic_folder, new_folder
 from mvar.generator.config import Attention, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 from mvar.scales import SIDES_256, ScaleSchedule, Side
 from mvar.settings import raise_problems
 from mvar.tokenizer.config import TokenizerConfig
@@ -32,7 +32,7 @@ from mvar.tokenizer.network import Tokenizer
 
 Network = TypeVar("Network", Tokenizer, Generator)
 
-# (ours, official) fragments of parameter names: the first that fits is replaced; reading inverts the result.
+# (ours, official) fragments of parameter names: the first that matches is replaced; reading inverts the result.
 GENERATOR_NAMES = (
     ("start_pos", "pos_start"),
     ("pos_embed", "pos_1LC"),
@@ -53,7 +53,7 @@ TOKENIZER_NAMES = (
     ("quantizer.codebook", "quantize.embedding.weight"),
     ("quantizer.phi.", "quantize.quant_resi.qresi_ls."),
 )
-# The official code nests the phis in another way where there is one for each scale (0 here) or one for all (1).
+# The official code names the phis differently if there is one per scale (0 here) or one for all (1).
 PHI_NAMES = {
     0: ("quantizer.phi.", "quantize.quant_resi."),
     1: ("quantizer.phi.0.", "quantize.quant_resi.qresi."),
@@ -66,11 +66,11 @@ def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple
 
     Args:
         source: path of a `.pth` or `.safetensors` file, or the flat or trainer's dict that such a file holds.
-        sides: the token maps, which no tensor of a tokenizer tells; None takes the trainer's settings where the file
-            has them, else the schedule of 256 pixels.
+        sides: of the token maps, which no tensor of a tokenizer shows; None takes those in the trainer's settings, else
+            the schedule of 256 pixels.
 
     Raises:
-        ValueError: the file is damaged or holds code; or keys are unknown, missing or misshapen, a line for each; or
+        ValueError: the file is damaged or holds code; keys are unknown, missing or misshapen, a line for each; or
             weights are not finite.
     """
     file = open_official(source, "tokenizer")
@@ -103,16 +103,14 @@ def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple
 def read_generator(source: Source, sides: Sequence[Side] | None = None) -> tuple[GeneratorConfig, dict[str, Tensor]]:
     """The generator of an official file: its config and its state dict under our names, in float32.
 
-    Masks, level ids and other buffers are checked against the config and dropped, and so are the settings that a
-    trainer's file carries.
+    Masks, level ids and other buffers, and a trainer's settings, are checked against the config and dropped.
 
     Args:
-        source: path of a `.pth` or `.safetensors` file, or the flat or trainer's dict that such a file holds.
-        sides: the token maps; needed only where a file was stripped of its buffers and has its own schedule.
+        source: as for `read_tokenizer`.
+        sides: of the token maps; needed only for a file that was stripped of its buffers and has its own schedule.
 
     Raises:
-        ValueError: the file is damaged or holds code; or keys are unknown, missing or misshapen, or buffers or settings
-            contradict the tensors, a line for each; or weights are not finite.
+        ValueError: as for `read_tokenizer`; or buffers or settings contradict the tensors, a line for each.
     """
     file = open_official(source, "generator")
     C = file.size(1, (0, "word_embed.*"), (1, "class_emb.*"), (1, "lvl_embed.*"), (2, "pos_*"), (1, "head.weight"))
@@ -143,17 +141,14 @@ def read_generator(source: Source, sides: Sequence[Side] | None = None) -> tuple
 
 
 def load(tokenizer: Source | None = None, generator: Source | None = None) -> Bundle:
-    """A model out of official files: networks in eval mode on the CPU, class names, provenance.
-
-    The tokenizer takes the generator's token maps. The classes of a model with 1000 are ImageNet's in the usual order,
-    other models' are numbers.
+    """A model from official files: networks in eval mode on the CPU, class names, provenance.
 
     Args:
         tokenizer: the tokenizer's file; None where the generator's is a trainer's file, which holds both.
-        generator: the generator's file; None for the tokenizer alone.
+        generator: the generator's file, whose token maps the tokenizer takes; None for the tokenizer alone.
 
     Raises:
-        ValueError: no file given, or as of `read_tokenizer` and `read_generator`.
+        ValueError: no file given, or as for `read_tokenizer` and `read_generator`.
     """
     source = generator if tokenizer is None else tokenizer
     if source is None:
@@ -164,11 +159,11 @@ def load(tokenizer: Source | None = None, generator: Source | None = None) -> Bu
         if isinstance(file, (str, Path))
     }
     if generator is None:
-        return Bundle(tokenizer=build_tokenizer(*read_tokenizer(source)), provenance=provenance)
+        return Bundle(tokenizer=build(Tokenizer, *read_tokenizer(source)), provenance=provenance)
     generator_config, generator_state = read_generator(generator)
     return Bundle(
-        tokenizer=build_tokenizer(*read_tokenizer(source, generator_config.sides)),
-        generator=build_generator(generator_config, generator_state),
+        tokenizer=build(Tokenizer, *read_tokenizer(source, generator_config.sides)),
+        generator=build(Generator, generator_config, generator_state),
         classes=class_names(generator_config.num_classes),
         provenance=provenance,
     )
@@ -178,20 +173,17 @@ def convert(tokenizer: Source | None, generator: Source | None, out: str | Path)
     """Write official files as a bundle into the folder `out`, and return it.
 
     Raises:
-        ValueError: as of `load`; or the two networks do not belong together, or the folder cannot be written.
+        ValueError: as for `load`; or the networks do not belong together, or the folder cannot be written.
     """
     new_folder(out, "out")
     return write_bundle(out, load(tokenizer, generator))
 
 
 def export(tokenizer: Tokenizer, generator: Generator | None, out: str | Path) -> list[Path]:
-    """Write networks as official files, tokenizer.pth and generator.pth in the folder `out`.
-
-    Returns:
-        The paths.
+    """Write networks as tokenizer.pth and generator.pth in the official format into the folder `out`; return the paths.
 
     Raises:
-        ValueError: see `tokenizer_to_official` and `generator_to_official`, or the folder cannot be written.
+        ValueError: as for `tokenizer_to_official` and `generator_to_official`, or the folder cannot be written.
     """
     new_folder(out, "out")
     states = {"tokenizer.pth": tokenizer_to_official(tokenizer)}
@@ -207,26 +199,24 @@ def export(tokenizer: Tokenizer, generator: Generator | None, out: str | Path) -
 
 
 def class_names(num_classes: int) -> list[str]:
-    """Names for the classes of an official model: ImageNet's where there are 1000, else their numbers."""
+    """Class names of an official model: ImageNet's if there are 1000, else numbers."""
     if num_classes == 1000:
         return (resources.files("mvar") / "data" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     return [str(i) for i in range(num_classes)]
 
 
-def build_tokenizer(config: TokenizerConfig, state: Mapping[str, Tensor]) -> Tokenizer:
-    """The tokenizer with these weights, in eval mode; the tensors are taken over, not copied."""
-    return _build(Tokenizer, config, state)
-
-
-def build_generator(config: GeneratorConfig, state: Mapping[str, Tensor]) -> Generator:
-    """The generator with these weights, in eval mode; the tensors are taken over, not copied."""
-    return _build(Generator, config, state)
+def build(network: type[Network], config: Any, state: Mapping[str, Tensor]) -> Network:
+    """The network with these weights, in eval mode; the tensors are not copied."""
+    with torch.device("meta"):
+        built = network(config)
+    built.load_state_dict(state, assign=True)
+    return built.eval()
 
 
 def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The official state dict of a tokenizer: float32 on the CPU, memory shared where nothing had to change.
+    """The official state dict of a tokenizer: float32 on the CPU, sharing memory where nothing had to change.
 
-    The counts of code use (`quantize.ema_vocab_hit_SV`) are not ours to know and are written as zeros.
+    The counts of code use (`quantize.ema_vocab_hit_SV`) are unknown here and written as zeros.
 
     Raises:
         ValueError: its normalisation has other groups than the official code's.
@@ -240,10 +230,10 @@ def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
 
 
 def generator_to_official(generator: Generator) -> dict[str, Tensor]:
-    """The official state dict of a generator, its buffers rebuilt: float32 on the CPU, memory shared where unchanged.
+    """The official state dict of a generator with its buffers: float32 on the CPU, sharing unchanged memory.
 
     Raises:
-        ValueError: the official format cannot say it: maps that are not square, or intra-scale attention in some
+        ValueError: what the official format cannot hold: maps that are not square, or intra-scale attention in some
             blocks and global attention in others.
     """
     config = generator.config
@@ -260,11 +250,11 @@ def generator_to_official(generator: Generator) -> dict[str, Tensor]:
     return {official: tensor for official, (_, tensor) in _named(generator).items()} | buffers
 
 
-# --- hyperparameters that take more than a size ---
+# --- hyperparameters that are more than a size ---
 
 
 def _sides(file: OfficialFile) -> Iterable[int]:
-    """The token maps, from the level ids; of a file stripped of those, from what else tells them."""
+    """Sides of the token maps: from the level ids, else from what else shows them."""
     levels, areas = file.state.get("lvl_1L"), file.state.get("blocks.0.attn.patch_nums")
     if isinstance(levels, Tensor):
         return [math.isqrt(count) for _, count in sorted(Counter(levels.flatten().tolist()).items())]
@@ -280,7 +270,7 @@ def _sides(file: OfficialFile) -> Iterable[int]:
 
 
 def _attention(file: OfficialFile) -> Attention:
-    """Which attention the mask allows: does the last token see the first? Without a mask, M-VAR's is inside scales."""
+    """Which attention the mask allows: does the last token see the first? Without a mask, M-VAR's is intra-scale."""
     mask = file.state.get("attn_bias_for_masking")
     if isinstance(mask, Tensor) and mask.dim() == 4 and mask.numel() and file.size(1, (0, "lvl_embed.weight")) > 1:
         return "global" if mask[0, 0, -1, 0] == 0 else "intra"
@@ -379,10 +369,3 @@ def _equal(value: Any, buffer: Tensor) -> bool:
     return (
         isinstance(value, Tensor) and value.shape == buffer.shape and torch.equal(value.float().cpu(), buffer.float())
     )
-
-
-def _build(network: type[Network], config: Any, state: Mapping[str, Tensor]) -> Network:
-    with torch.device("meta"):
-        built = network(config)
-    built.load_state_dict(state, assign=True)
-    return built.eval()

@@ -1,4 +1,4 @@
-"""Opening an official file: its state dict, and what the trainer's settings beside it claim.
+"""Opening an official file: its state dict, and what the trainer's settings in it claim.
 
 Source: the checkpoints of VAR (Tian et al. 2024): {epoch, iter, trainer: {config, var_wo_ddp, vae_local, *_opt}, args},
 or a flat state dict.
@@ -26,7 +26,7 @@ OWN_PREFIX = {"tokenizer": "quantize.", "generator": "blocks."}
 
 @dataclass
 class OfficialFile:
-    """An official state dict, and what the trainer's settings beside it claim: (where, config field, value)."""
+    """An official state dict, and what the trainer's settings claim about it: (where, config field, value)."""
 
     name: str
     state: dict[str, Any]
@@ -34,11 +34,11 @@ class OfficialFile:
 
     @property
     def claimed_sides(self) -> list[int] | None:
-        """The trainer's token maps."""
+        """Sides of the token maps in the trainer's settings."""
         return next((value for _, name, value in self.claims if name == "sides"), None)
 
     def has(self, *patterns: str) -> bool:
-        """Whether any key fits any of the patterns."""
+        """Whether any key matches any of the patterns."""
         return any(fnmatchcase(name, pattern) for pattern in patterns for name in self.state)
 
     def count(self, prefix: str) -> int:
@@ -46,11 +46,13 @@ class OfficialFile:
         numbers = (re.match(r"\d+(?=\.)", name.removeprefix(prefix)) for name in self.state if name.startswith(prefix))
         count = max((int(number[0]) + 1 for number in numbers if number), default=0)
         if count > MOST_BLOCKS:
-            raise ValueError(f"{self.name} has {prefix}{count - 1}: no network of this kind is so deep; it is damaged")
+            raise ValueError(
+                f"{self.name} has {prefix}{count - 1}: no network of this kind is so deep; the file is damaged"
+            )
         return count
 
     def size(self, default: int, *dims: tuple[int, str]) -> int:
-        """The length that most tensors agree on, given (dimension, name pattern): so a misshapen one stands out."""
+        """The length that most tensors have, given (dimension, name pattern): so a misshapen one stands out."""
         votes = Counter(
             tensor.shape[dim]
             for dim, pattern in dims
@@ -61,7 +63,7 @@ class OfficialFile:
 
 
 def open_official(source: Source, kind: Literal["tokenizer", "generator"]) -> OfficialFile:
-    """The state dict of one network: the source's own, or where the source is a trainer's file the one in that."""
+    """The state dict of one network: the source itself, or the one inside a trainer's file."""
     if isinstance(source, Mapping):
         name, content = "state dict", source
     else:

@@ -8,17 +8,17 @@ from torch import nn
 
 from mvar.generator.network import Generator
 from mvar.nn.linear import Linear
-from mvar.ops.precision import has_fast_bfloat16
+from mvar.ops.numerics import has_fast_bfloat16
 from mvar.tokenizer.network import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
 LARGE = 100_000_000  # parameters from which bfloat16 is the default: reading weights then takes most of the time
 
 
-def place(
+def to_device(
     tokenizer: Tokenizer, generator: Generator | None, device: str | torch.device | None, dtype: Dtype | None
 ) -> None:
-    """Move networks to a device and a dtype, ready to run.
+    """Move networks to a device and cast them to a dtype, ready to run.
 
     Args:
         device: None takes CUDA where there is one, else the CPU.
@@ -30,18 +30,21 @@ def place(
     """
     where = find_device(device)
     dtype = dtype_for(generator, where, dtype)
-    _arrange(generator, fast=False)
+    projections = [m for m in generator.modules() if isinstance(m, Linear)] if generator else []
+    for projection in projections:
+        projection.unpack()
     for network in (tokenizer, generator):
         if network is not None:
             network.to(where).eval()  # networks that come from training too
     if dtype == "bfloat16":
-        halve(tokenizer, generator)
-        _arrange(generator, fast=True)
+        cast_to_bfloat16(tokenizer, generator)
+        for projection in projections:
+            projection.prepack()
         tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
 
 def dtype_for(generator: Generator | None, device: torch.device, dtype: Dtype | None) -> Dtype:
-    """The dtype to run in; arguments and errors as of `place`."""
+    """The dtype to run in; arguments and errors are those of `to_device`."""
     if dtype is None:
         large = generator is not None and sum(p.numel() for p in generator.parameters()) >= LARGE
         return find_dtype(None, device) if large else "float32"
@@ -50,19 +53,13 @@ def dtype_for(generator: Generator | None, device: torch.device, dtype: Dtype | 
     return dtype
 
 
-def halve(tokenizer: Tokenizer, generator: Generator | None) -> None:
-    """Take bfloat16 for all that it is for."""
-    for module in halved(tokenizer, generator):
+def cast_to_bfloat16(tokenizer: Tokenizer, generator: Generator | None) -> None:
+    """Cast the modules that run in bfloat16."""
+    for module in _bfloat16_modules(tokenizer, generator):
         module.to(torch.bfloat16)
 
 
-def _arrange(generator: Generator | None, fast: bool) -> None:
-    for module in generator.modules() if generator else ():
-        if isinstance(module, Linear):
-            module.arrange(fast)
-
-
-def halved(tokenizer: Tokenizer, generator: Generator | None) -> Iterator[nn.Module]:
+def _bfloat16_modules(tokenizer: Tokenizer, generator: Generator | None) -> Iterator[nn.Module]:
     """What bfloat16 is for: the generator's projections and the decoder; what makes tokens of an image is exact."""
     head = generator.head if generator else None  # logits are computed in float32
     for module in generator.modules() if generator else ():
@@ -72,15 +69,15 @@ def halved(tokenizer: Tokenizer, generator: Generator | None) -> Iterator[nn.Mod
 
 
 def weight_bytes(tokenizer: Tokenizer, generator: Generator | None) -> tuple[int, int]:
-    """Memory that the weights of a model take in float32, and in bfloat16 as `place` does it."""
+    """Bytes that the weights of a model take in float32, and cast to bfloat16 by `to_device`."""
     networks = [tokenizer] if generator is None else [tokenizer, generator]
     count = sum(p.numel() for network in networks for p in network.parameters())
-    half = sum(p.numel() for module in halved(tokenizer, generator) for p in module.parameters())
-    return 4 * count, 4 * count - 2 * half
+    cast = sum(p.numel() for module in _bfloat16_modules(tokenizer, generator) for p in module.parameters())
+    return 4 * count, 4 * count - 2 * cast
 
 
 def find_dtype(dtype: Dtype | None, device: torch.device) -> Dtype:
-    """The dtype of matrix products: as asked, else bfloat16 where the processor multiplies it faster than float32."""
+    """The dtype of matrix products: as asked, else bfloat16 where it is faster than float32 on this processor."""
     if dtype is not None:
         return dtype
     return "bfloat16" if has_fast_bfloat16(device) else "float32"
@@ -92,18 +89,18 @@ def find_device(device: str | torch.device | None) -> torch.device:
     Raises:
         ValueError: there is no such device here.
     """
-    if device == torch.device("meta"):  # not the name: counting needs no values, all that users ask for does
+    if device == torch.device("meta"):  # not the name: counting needs no values, running does
         return device
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        place = torch.device(("cuda" if gpus else "cpu") if device is None else device)
-        torch.zeros(1, device=place).item()  # "meta" has no values
-    except (RuntimeError, AssertionError, ImportError) as error:  # all of them for a device that is not there
+        found = torch.device(("cuda" if gpus else "cpu") if device is None else device)
+        torch.zeros(1, device=found).item()  # "meta" has no values
+    except (RuntimeError, AssertionError, ImportError) as error:  # each may mean a missing device
         choices = "cpu" + ("" if not gpus else " or cuda" if gpus == 1 else f", or cuda:0 to cuda:{gpus - 1}")
         raise ValueError(f"device = {str(device)!r}: not available here; give {choices}") from error
-    return place
+    return found
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind."""
+    """The first line of an error's message, or its type."""
     return next(iter(str(error).splitlines()), type(error).__name__)

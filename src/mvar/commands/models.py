@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mvar.commands.labels import parse_label
+from mvar.sampling.labels import parse_label
 from mvar.scales import Sides
 from mvar.settings import Many
 from mvar.text import Names, counted
@@ -165,7 +165,7 @@ def score(
     if labels is not None and label is not None:
         raise ValueError(f"label = {label!r}: the folders of {images!r} give the classes; leave it out")
     if labels is None:
-        labels = loaded.label_ids(parse_label(label, loaded)) * len(source)
+        labels = loaded.label_ids(parse_label(label, loaded.classes)) * len(source)
     if sheet is not None:
         check_size(len({*labels}), 2 * RANKED, source.views.image_shape, "sheet")
     parts = []
@@ -250,8 +250,8 @@ def _images(place: str, limit: int | None, model: "Model") -> "tuple[PixelSource
         ValueError: nothing there, or class folders that the model does not know.
     """
     from mvar.data.images.folders import ImageFolder
+    from mvar.data.order import evenly_spaced
     from mvar.data.source import PixelSource
-    from mvar.data.subset import evenly_spaced
 
     path = Path(place)
     folder = ImageFolder(path.parent, [path], [0], []) if path.is_file() else ImageFolder.scan(path, "images")

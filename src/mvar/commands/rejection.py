@@ -1,4 +1,4 @@
-"""What `mvar sample --judge` adds: images that are the best of several, and what their report tells of that.
+"""What `mvar sample-best` adds to `mvar sample`: the best of several candidates, and the record of that.
 
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
@@ -6,8 +6,6 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
-
-from mvar.settings import given
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,47 +17,24 @@ if TYPE_CHECKING:
     from mvar.sampling.report import Samples
 
 
-def choice_problems(judge: str | None, numbers: dict[str, int | None], per_class: int, show_scales: bool) -> list[str]:
-    """What is wrong with the options of rejection sampling, a line each.
-
-    Args:
-        judge: as of `mvar sample`.
-        numbers: keep, of and fork_at; None where not given.
-        per_class, show_scales: as of `mvar sample`.
-    """
-    from mvar.sampling.rejection import Choice
-
-    asked = given(numbers)
-    if judge is None:
-        return [f"{name} = {n}: candidates are chosen by a judge; give --judge too" for name, n in asked.items()]
-    choice, found = Choice(**asked), []
-    if per_class % choice.keep:
-        found.append(
-            f"per_class = {per_class}: a group gives keep = {choice.keep} images; give a multiple of {choice.keep}"
-        )
-    if show_scales:
-        found.append("show_scales = True: shows how a plain sample grows; leave out --judge")
-    return found
-
-
 class BestOf:
     """Draws as `Model.sample` does, but keeps the best of several candidates; then says what that took.
 
     Image i of the run is of group i // keep.
     """
 
-    def __init__(self, judge: str, numbers: dict[str, int | None]) -> None:
+    def __init__(self, judge: str, keep: int, of: int, fork_at: int) -> None:
         """Args:
             judge: "self" or the file of a classifier, which is read at once.
-            numbers: sound keep, of and fork_at; None for the usual.
+            keep, of, fork_at: see `mvar.sampling.rejection.Quota`.
 
         Raises:
-            ValueError: the file is not a judge's.
+            ValueError: more to keep than there are, or a file that is not a judge's.
         """
         from mvar.features.judge import Judge
-        from mvar.sampling.rejection import SELF, Choice
+        from mvar.sampling.rejection import SELF, Quota
 
-        self._name, self._choice = judge, Choice(**given(numbers))
+        self._name, self._quota = judge, Quota(keep=keep, of=of, fork_at=fork_at)
         self._judge: JudgeLike = judge if judge == SELF else Judge.load(judge)
         self._scores: list[Tensor] = []
         self._chosen: list[dict[str, Any]] = []
@@ -67,16 +42,16 @@ class BestOf:
 
     def at_once(self, batch_size: int) -> int:
         """How many images to ask for at once: those of as many whole groups as a batch of candidates has."""
-        return self._choice.keep * max(1, batch_size // self._choice.of)
+        return self._quota.keep * max(1, batch_size // self._quota.of)
 
     def draw(
         self, model: "Model", labels: "Sequence[Label]", *, index: Sequence[int], batch_size: int, **settings: Any
     ) -> "SampleOutput":
         """The images of these numbers, all of whole groups; arguments are those of `Model.sample`."""
-        keep = self._choice.keep
+        keep = self._quota.keep
         groups = [i // keep for i in index[::keep]]
         out = model.sample_best(
-            labels[::keep], self._judge, **asdict(self._choice), index=groups, batch_size=batch_size, **settings
+            labels[::keep], self._judge, **asdict(self._quota), index=groups, batch_size=batch_size, **settings
         )
         self._scores.append(out.scores_Gn)
         self._seconds += out.seconds
@@ -92,7 +67,7 @@ class BestOf:
         from mvar.sampling.rejection import SELF
 
         weights = {} if self._name == SELF else {"judge_sha256": file_sha256(self._name)}
-        return {"judge": self._name, **weights, **asdict(self._choice)}
+        return {"judge": self._name, **weights, **asdict(self._quota)}
 
     def told(self, samples: "Samples") -> "Samples":
         """Print what was accepted and what it cost; give the images' report with it, and what each one scored."""
@@ -100,7 +75,7 @@ class BestOf:
 
         from mvar.sampling.rejection import report
 
-        found = report(self._choice, torch.cat(self._scores), self._seconds)
+        found = report(self._quota, torch.cat(self._scores), self._seconds)
         print(
             f"kept {found['kept']} of {found['candidates']} candidates ({100 * found['acceptance']:.3g} %) by judge "
             f"{self._name}: mean score {found['mean_score_kept']:.3f}, of all {found['mean_score_all']:.3f}; "

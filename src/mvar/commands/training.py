@@ -6,15 +6,30 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 import json
 import os
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mvar.data.augment import Augmentation, ResizeFactor, vary
 from mvar.data.sets.iconify import VERSION
 from mvar.generator.config import GeneratorConfig
+from mvar.options.fields import flat
+from mvar.options.values import NULL
 from mvar.settings import Count, Many, Seed, Size, Whole
 from mvar.text import counted
-from mvar.training.config import GeneratorTraining, TokenizerTraining
+from mvar.training.config import (
+    GENERATOR_PRESETS,
+    TOKENIZER_PRESETS,
+    GeneratorTraining,
+    TokenizerTraining,
+    preset_for,
+    preset_values,
+)
+
+# Any keeps type checkers from reading a Literal of names that are known at run time only.
+TokenizerPreset: Any = Literal[tuple(TOKENIZER_PRESETS)]
+GeneratorPreset: Any = Literal[tuple(GENERATOR_PRESETS)]
 
 
 def data_fashion_mnist(out: str, source: str | None = None) -> None:
@@ -57,8 +72,15 @@ def data_icons(
     print(f"wrote {out}/LICENCES.md: whose they are")
 
 
-def train_tokenizer(config: TokenizerTraining, began: float) -> None:
-    """Train a tokenizer on a folder of images."""
+def train_tokenizer(config: TokenizerTraining, preset: TokenizerPreset | None = None, *, began: float) -> None:
+    """Train a tokenizer on a folder of images.
+
+    Args:
+        config: the run.
+        preset: what the other options start from, by image size; --preset NAME --help shows its values. Without one,
+            --minutes chooses, and --resume goes on with what the run began with.
+        began: when the command was given, by `time.monotonic`.
+    """
     from mvar.training.tokenizer.task import train
 
     train(config, began=began)
@@ -127,13 +149,46 @@ def tokenize(
         print(f"try  mvar train generator --data {out} --tokenizer {tokenizer} --preset ... --out ...")
 
 
-def train_generator(config: GeneratorTraining, began: float) -> None:
-    """Train a generator on a folder of images or a token cache, with a trained tokenizer."""
+def train_generator(config: GeneratorTraining, preset: GeneratorPreset | None = None, *, began: float) -> None:
+    """Train a generator on a folder of images or a token cache, with a trained tokenizer.
+
+    Args:
+        config: the run.
+        preset: what the other options start from, by depth or image size; --preset NAME --help shows its values.
+            Without one, --minutes chooses, and --resume goes on with what the run began with.
+        began: when the command was given, by `time.monotonic`.
+    """
     from mvar.training.generator.task import train
 
     model = train(config, began=began)
     if model is not None:  # the main rank speaks for all
         print(f"wrote {config.out}: try  mvar sample --model {config.out}{' --per-class 8' if model.classes else ''}")
+
+
+def _defaults(presets: Mapping[str, dict[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of a training run start from, by those that were given: a run that is resumed from its own
+    values, another one from a preset.
+    """
+    preset, minutes = given.get("preset"), given.get("minutes")
+    before = settings_of(given.get("out")) if given.get("resume") in (True, "true") and preset is None else {}
+    if before:
+        for name, other in (("minutes", "steps"), ("steps", "minutes")):
+            if given.get(name) is not None:
+                before[other] = None
+    elif preset is None and minutes is not None:
+        preset = preset_for(float(minutes))
+        print_once(f"preset: {preset}, as none was named; --preset NAME takes another")
+    elif preset is None:
+        raise ValueError(f"preset: is missing; give --preset, one of {', '.join(presets)}, or --minutes")
+    values = before or {"preset": preset, **preset_values(presets, preset, minutes)}
+    start = given.get("init_from")
+    if presets is GENERATOR_PRESETS and start not in (None, NULL):
+        values |= {"model": generator_of(start, given.get("out")) or values.get("model", {})}
+    return dict(flat(values))
+
+
+tokenizer_defaults = partial(_defaults, TOKENIZER_PRESETS)
+generator_defaults = partial(_defaults, GENERATOR_PRESETS)
 
 
 def generator_of(source: str, out: str | None) -> GeneratorConfig | dict[str, object]:
@@ -167,8 +222,8 @@ def settings_of(out: str | None) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "decided"}
 
 
-def tell(line: str) -> None:
-    """Say something about a command on stderr, once among torchrun's processes."""
+def print_once(line: str) -> None:
+    """Print a line to stderr, once among torchrun's processes."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""How training may change an image from epoch to epoch: the options and their bounds; without torch."""
+"""The options of augmentation and their bounds; without torch, since settings need them."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
@@ -15,7 +15,7 @@ FLIPPED = 0.5  # the chance of a mirror image, left to right
 
 
 def ordered(augment: Sequence[Augmentation]) -> tuple[Augmentation, ...]:
-    """Each once, in one order: which was given makes no difference."""
+    """Each augmentation once, in a fixed order."""
     return tuple(part for part in get_args(Augmentation) if part in augment)
 
 

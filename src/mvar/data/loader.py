@@ -1,7 +1,6 @@
 """The batches of training, read ahead while a step trains.
 
-Shapes: B images of one slice: what one rank sees in one part of a step. A part is a pass forward and backward; more
-than one a step accumulate gradients.
+Shapes: B images of one slice, which is what one rank sees in one micro-batch of an optimizer step.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from mvar.data.order import batch_indices
 
 
 class Source(Protocol):
-    """Images or token maps that can be asked for by their number."""
+    """Images or token maps, by their index."""
 
     @property
     def labels(self) -> Tensor:
@@ -27,27 +26,27 @@ class Source(Protocol):
         """Class names; empty for a set without classes."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows and labels int64 (B,); see `Batch`.
 
         Args:
-            epochs_B: each image's epoch, from which its augmentation follows; None: without augmentation.
+            epochs_B: the epoch of each image, which decides its augmentation; None: no augmentation.
         """
 
     def name(self, i: int) -> str:
-        """What to call an image in a message."""
+        """An image's name in messages."""
 
 
 class Batch(NamedTuple):
     """One slice of a step's images.
 
     Attributes:
-        rows: uint8 pixels (B, 3, h, w), tokens (B, L), or the images' numbers (B,) where tokens are remembered.
+        rows: uint8 pixels (B, 3, h, w), tokens (B, L), or image indices (B,) of remembered tokens.
         labels_B: class indices, int64.
-        positions_B: each image's place in the endless stream of samples, int64. Noise of training that is keyed by it
-            is the same on any number of ranks and parts.
+        positions_B: each image's position in the endless stream of samples, int64. Training noise that is keyed by it
+            is the same on any number of ranks and micro-batches.
     """
 
     rows: Tensor
@@ -56,46 +55,46 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which places of a step's batch are one rank's: a run of them, cut into equal parts.
+class Slices:
+    """One rank's slices of a batch: consecutive, of equal size, one for each micro-batch.
 
     Raises:
-        ValueError: the batch cannot be cut so, or there is no such rank.
+        ValueError: the batch does not divide evenly, or there is no such rank.
     """
 
     batch_size: int
     rank: int
     ranks: int
-    parts: int
+    micro_batches: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
             raise ValueError(f"rank = {self.rank}: must lie in [0, {self.ranks}), ranks = {self.ranks}")
-        slices = self.ranks * self.parts
-        if self.batch_size % slices or self.parts < 1:
+        slices = self.ranks * self.micro_batches
+        if self.batch_size % slices or self.micro_batches < 1:
             raise ValueError(
-                f"batch_size = {self.batch_size}: cannot be cut into ranks * parts = {self.ranks} * {self.parts} equal "
-                f"slices; give a multiple of {max(slices, 1)}"
+                f"batch_size = {self.batch_size}: does not divide into ranks * micro-batches = {self.ranks} * "
+                f"{self.micro_batches} equal slices; give a multiple of {max(slices, 1)}"
             )
 
     @property
-    def slice_size(self) -> int:
-        """Images of one rank in one part."""
-        return self.batch_size // (self.ranks * self.parts)
+    def size(self) -> int:
+        """Images of one slice."""
+        return self.batch_size // (self.ranks * self.micro_batches)
 
-    def places(self, part: int) -> slice:
-        """The places of one part in the batch."""
-        first = (self.rank * self.parts + part) * self.slice_size
-        return slice(first, first + self.slice_size)
+    def of(self, micro_batch: int) -> slice:
+        """Where in the batch the slice of a micro-batch lies."""
+        first = (self.rank * self.micro_batches + micro_batch) * self.size
+        return slice(first, first + self.size)
 
-    def positions(self, step: int, part: int) -> Tensor:
-        """Places in the endless stream of samples, int64 (B,)."""
-        places = self.places(part)
+    def positions(self, step: int, micro_batch: int) -> Tensor:
+        """Positions in the endless stream of samples, int64 (B,)."""
+        places = self.of(micro_batch)
         return torch.arange(places.start, places.stop) + step * self.batch_size
 
 
 class Loader:
-    """The slices of one rank, in the order of `mvar.data.order`: a pure function of (seed, step, part)."""
+    """The slices of one rank, in the order of `mvar.data.order`: a pure function of (seed, step, micro-batch)."""
 
     def __init__(
         self,
@@ -105,29 +104,29 @@ class Loader:
         *,
         rank: int = 0,
         ranks: int = 1,
-        parts: int = 1,
+        micro_batches: int = 1,
         workers: int = 2,
     ) -> None:
         """Args:
-            batch_size: images of a whole step, over all ranks and parts.
-            parts: passes in which each rank takes its share of a step.
-            workers: threads that read ahead, a slice each; 0 reads when asked. Results do not depend on it.
+            batch_size: images per optimizer step across all ranks.
+            micro_batches: gradient accumulation steps.
+            workers: threads that read ahead, one slice each; 0 reads on demand. Results do not depend on it.
 
         Raises:
-            ValueError: batch_size does not divide by ranks * parts, or there is no such rank.
+            ValueError: batch_size does not divide by ranks * micro_batches, or there is no such rank.
         """
         self.source, self.seed, self.workers = source, seed, workers
-        self.share = Share(batch_size, rank, ranks, parts)
+        self.slices = Slices(batch_size, rank, ranks, micro_batches)
         self._pool = ThreadPoolExecutor(workers) if workers else None
-        self._ahead: dict[int, Future[Batch]] = {}  # by step * parts + part, without gaps
+        self._ahead: dict[int, Future[Batch]] = {}  # by step * micro_batches + micro_batch, without gaps
 
-    def batch(self, step: int, part: int = 0) -> Batch:
-        """This rank's slice of a step; any step may be asked for, the ones after it are read ahead.
+    def batch(self, step: int, micro_batch: int = 0) -> Batch:
+        """This rank's slice; any step may be asked for, the following slices are read ahead.
 
         Raises:
             ValueError: as `Source.batch` does, when its slice is asked for.
         """
-        wanted = step * self.share.parts + part
+        wanted = step * self.slices.micro_batches + micro_batch
         if self._pool is None:
             return self._read(wanted)
         if self._ahead and wanted != next(iter(self._ahead)):
@@ -138,20 +137,20 @@ class Loader:
         return self._ahead.pop(wanted).result()
 
     def names(self, step: int) -> list[str]:
-        """What this rank's images of a step are called, over all parts."""
-        indices_B, _ = batch_indices(len(self.source), self.share.batch_size, self.seed, step)
-        places = slice(self.share.places(0).start, self.share.places(self.share.parts - 1).stop)
-        return [self.source.name(i) for i in indices_B[places].tolist()]
+        """Names of this rank's images of a step, over all micro-batches."""
+        indices_B, _ = batch_indices(len(self.source), self.slices.batch_size, self.seed, step)
+        own = slice(self.slices.of(0).start, self.slices.of(self.slices.micro_batches - 1).stop)
+        return [self.source.name(i) for i in indices_B[own].tolist()]
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered to resume: nothing, as the step decides all."""
+        """What a checkpoint must keep to resume: nothing, the step decides all."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Resume from what `state` returned."""
 
     def close(self) -> None:
-        """End the threads; what was read ahead is dropped."""
+        """End the threads and drop what was read ahead."""
         self._drop()
         if self._pool is not None:
             self._pool.shutdown()
@@ -162,8 +161,8 @@ class Loader:
         self._ahead.clear()
 
     def _read(self, number: int) -> Batch:
-        step, part = divmod(number, self.share.parts)
-        places = self.share.places(part)
-        indices_B, epochs_B = batch_indices(len(self.source), self.share.batch_size, self.seed, step)
-        rows, labels_B = self.source.batch(indices_B[places], epochs_B[places])
-        return Batch(rows, labels_B, self.share.positions(step, part))
+        step, micro_batch = divmod(number, self.slices.micro_batches)
+        own = self.slices.of(micro_batch)
+        indices_B, epochs_B = batch_indices(len(self.source), self.slices.batch_size, self.seed, step)
+        rows, labels_B = self.source.batch(indices_B[own], epochs_B[own])
+        return Batch(rows, labels_B, self.slices.positions(step, micro_batch))

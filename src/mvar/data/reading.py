@@ -1,4 +1,4 @@
-"""Reading one image of a set, in worker processes too; nothing here imports torch, so that they start quickly.
+"""Reading one image of a set, in worker processes too: nothing here imports torch, so that they start quickly.
 
 Shapes: H W an image's own size after resizing, h w the model's image size.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """An image: the mark of its file, whether it is smaller than the model's, and its pixels where they are kept."""
+    """An image: its file's mark, whether it is smaller than the model's image size, and its pixels if they are kept."""
 
     mark: str
     small: bool
@@ -26,10 +26,10 @@ class Loaded(NamedTuple):
 
 
 def load(path: "Path | Member", image_shape: tuple[int, int], resize_factor: float, keep: bool) -> Loaded | str:
-    """Decode an image to see that it can be used; gives the reason where it cannot.
+    """Decode an image to see whether it can be used; returns the reason where it cannot.
 
     Args:
-        keep: whether its pixels are wanted, resized.
+        keep: whether to return its pixels, resized.
     """
     try:
         content = contents(path)
@@ -42,11 +42,11 @@ def load(path: "Path | Member", image_shape: tuple[int, int], resize_factor: flo
 
 def contents(path: "Path | Member") -> bytes:
     """The bytes of an image's file; raises ValueError with the reason where they cannot be read."""
-    return read_bytes(path) if isinstance(path, Path) else path.open().read()
+    return read_bytes(path) if isinstance(path, Path) else path.read()
 
 
 def mark(content: bytes) -> str:
-    """What tells an image's file from others: 128 bits in hexadecimal."""
+    """A hash of an image's file: 128 bits in hexadecimal."""
     return blake2b(content, digest_size=16).hexdigest()
 
 

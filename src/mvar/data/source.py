@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -18,31 +18,37 @@ from torch import Tensor
 
 from mvar.data.augment import Augmentation
 from mvar.data.images.decoding import decode
-from mvar.data.images.folders import ImageFolder, report
-from mvar.data.order import batch_indices
-from mvar.data.processes import in_processes
+from mvar.data.images.folders import ImageFolder, bad_images
+from mvar.data.order import batch_indices, evenly_spaced
 from mvar.data.reading import Loaded, contents, is_small, load
 from mvar.data.shards.local import Member, ShardSet
-from mvar.data.subset import evenly_spaced
-from mvar.data.threads import in_threads
 from mvar.data.views import Views
+from mvar.data.workers import in_processes, in_threads
 from mvar.progress import track
 
 CACHE_BYTES = 2 * 2**30
 BATCH_THREADS = 4  # that decode one batch; loaders read several at once, on every rank of a machine
 
 
+class ReadOptions(TypedDict, total=False):
+    """Options of `PixelSource.read`."""
+
+    resize_factor: float
+    augment: Sequence[Augmentation]
+    seed: int
+    on_bad_image: Literal["skip", "error"]
+    cache_bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelSource:
-    """Images of one size with their labels, from memory where they fit, else from their files.
+    """Images of one size (a `Source`), from memory where they fit, else from their files.
 
     Attributes:
         paths: the readable images, files or members of shards.
-        labels: int64 (n,); zeros where there are no classes.
-        classes: class names; empty for a set without classes.
-        views: what `batch` gives of each image.
+        views: what `batch` returns of each image.
         bad: images that were left out, with the reason.
-        marks: of each image, a hash of its file.
+        marks: a hash of each image's file.
         cache: uint8 (H, W, 3) of every image before cropping, or None where they did not fit.
     """
 
@@ -68,31 +74,27 @@ class PixelSource:
     ) -> "PixelSource":
         """Decode every image once, so that bad ones are known before training starts.
 
-        Shards whose images do not fit into memory are not decoded: their index knows.
+        Shards whose images do not fit into memory are not decoded: their index knows which are bad.
 
         Args:
             resize_factor, augment, seed: see `Views`.
             on_bad_image: "skip" leaves unreadable images out with one warning for all, "error" raises it.
-            cache_bytes: memory that resized images may take; larger sets are decoded again for every batch.
+            cache_bytes: memory for resized images; larger sets are decoded again for every batch.
 
         Raises:
             ValueError: an option is out of range, no image is readable, or one is not and on_bad_image is "error".
         """
         views = Views(image_shape=image_shape, resize_factor=resize_factor, augment=tuple(augment), seed=seed)
-        if on_bad_image not in ("skip", "error"):
-            raise ValueError(f"on_bad_image = {on_bad_image!r}: choose skip or error")
         h, w = image_shape
         paths: Sequence[Path | Member] = index.paths
-        used, fits = 0, len(paths) * 3 * round(h * resize_factor) * round(w * resize_factor) <= cache_bytes
-        cache: list[np.ndarray] = []
-        good: list[int] = []
-        marks: list[str] = []
-        bad: list[tuple[Path | Member, str]] = []
-        small = 0
+        fits = len(paths) * 3 * round(h * resize_factor) * round(w * resize_factor) <= cache_bytes
+        found: Iterator[Loaded | str]
         if isinstance(index, ShardSet) and not fits:
-            found: Iterator[Loaded | str] = map(partial(_indexed, image_shape=image_shape), index.paths)
+            found = map(partial(_indexed, image_shape=image_shape), index.paths)
         else:
             found = in_processes(partial(load, image_shape=image_shape, resize_factor=resize_factor, keep=fits), paths)
+        cache: list[np.ndarray] | None = [] if fits else None
+        good, marks, bad, small, used = list[int](), list[str](), list[tuple[Path | Member, str]](), 0, 0
         for i, loaded in enumerate(track(found, len(paths), "reading images")):
             if isinstance(loaded, str):
                 bad.append((paths[i], loaded))
@@ -100,29 +102,23 @@ class PixelSource:
             good.append(i)
             marks.append(loaded.mark)
             small += loaded.small
-            if fits and loaded.pixels_HW3 is not None:
+            if cache is not None and loaded.pixels_HW3 is not None:
                 cache.append(loaded.pixels_HW3)
                 used += loaded.pixels_HW3.nbytes
-                if used > cache_bytes:
-                    fits = False
-                    cache.clear()
+                cache = cache if used <= cache_bytes else None
 
         if bad:
-            text = report(bad, len(paths), index.root)
+            text = bad_images(bad, len(paths), index.root)
             if on_bad_image == "error" or not good:
                 raise ValueError(text)
             warnings.warn(text, stacklevel=2)
         if small:
             text = f"{small} of {len(good)} images in {str(index.root)!r} are smaller than {w}x{h} pixels"
             warnings.warn(f"{text}; they are enlarged", stacklevel=2)
+        labels = torch.tensor([index.labels[i] for i in good])
+        good_paths = [paths[i] for i in good]
         return cls(
-            paths=[paths[i] for i in good],
-            labels=torch.tensor([index.labels[i] for i in good]),
-            classes=index.classes,
-            views=views,
-            bad=bad,
-            marks=marks,
-            cache=cache if fits else None,
+            paths=good_paths, labels=labels, classes=index.classes, views=views, bad=bad, marks=marks, cache=cache
         )
 
     def __len__(self) -> int:
@@ -139,11 +135,11 @@ class PixelSource:
         )
 
     def at_most(self, most: int) -> "PixelSource":
-        """At most so many of the images, evenly spaced."""
+        """At most `most` of the images, evenly spaced."""
         return self if len(self) <= most else self.select(evenly_spaced(len(self), most))
 
     def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
-        """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""
+        """Centre crops of the first n images of the first epoch, uint8 (at most batch_size, 3, h, w)."""
         indices_N, _ = batch_indices(len(self), min(n, len(self)), self.views.seed, 0)
         for indices_B in indices_N.split(batch_size):
             yield self.batch(indices_B)[0]
@@ -151,7 +147,7 @@ class PixelSource:
     def fingerprint(self) -> str:
         """A hash of the files and labels of all images in their order: what decides a run besides its settings."""
         rows = zip(self.marks, self.labels.tolist(), strict=True)
-        listing = "".join(f"{own_mark} {label}\n" for own_mark, label in rows)
+        listing = "".join(f"{mark} {label}\n" for mark, label in rows)
         return f"files {hashlib.sha256(listing.encode()).hexdigest()}"
 
     def name(self, i: int) -> str:
@@ -159,14 +155,10 @@ class PixelSource:
         return str(self.paths[i])
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 (B, 3, h, w), channels last in memory, and labels int64 (B,).
-
-        Args:
-            indices_B: which images.
-            epochs_B: the epoch of each, which decides its view, with the seed and its index; None gives the centre.
+        """Pixels uint8 (B, 3, h, w), channels last in memory, and labels int64 (B,); without epochs centre crops.
 
         Raises:
-            ValueError: a file that was readable at the start is no longer.
+            ValueError: a file that was readable at the start no longer is.
         """
         indices_B = torch.as_tensor(indices_B)
         chosen = indices_B.tolist()
@@ -182,7 +174,6 @@ class PixelSource:
 
 def _indexed(member: Member, image_shape: tuple[int, int]) -> Loaded | str:
     """What a shard's index knows of an image."""
-    try:
-        return Loaded(member.mark, is_small(member.image_size, image_shape), None)
-    except ValueError as error:
-        return str(error)
+    if member.problem is not None:
+        return member.problem
+    return Loaded(member.mark, is_small((member.width, member.height), image_shape), None)

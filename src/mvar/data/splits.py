@@ -5,19 +5,17 @@ import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
-from mvar.data.augment import Augmentation
 from mvar.data.images.folders import ImageFolder, contents, files_under, is_image, listing, natural
 from mvar.data.images.layout import split_rank, splits
 from mvar.data.loader import Loader, Source
 from mvar.data.shards.local import Member, ShardSet, expand
 from mvar.data.shards.stream import SCHEMES, Stream, StreamLoader, webdataset
-from mvar.data.source import CACHE_BYTES, PixelSource
+from mvar.data.source import PixelSource, ReadOptions
 from mvar.text import counted, some
 
 VALIDATION_SHARE = 0.05
@@ -32,12 +30,8 @@ def open_splits(
     image_shape: tuple[int, int],
     *,
     val_data: str | Path | None = None,
-    resize_factor: float = 1.125,
-    augment: Sequence[Augmentation] = (),
-    seed: int = 0,
-    on_bad_image: Literal["skip", "error"] = "skip",
-    cache_bytes: int = CACHE_BYTES,
     field: str = "data",
+    **options: Unpack[ReadOptions],
 ) -> tuple[PixelSource | Stream, PixelSource]:
     """Read a data set and return its training and validation images.
 
@@ -45,41 +39,32 @@ def open_splits(
     5 % of each class are held out, at least one image where a class has two and at most 5,000 in all, chosen by the
     hash of the file name or the sample's key: the same images every time, in any copy of the set.
 
-    The classes are those of the training images. Those that have no validation images are named in a warning, and so
-    are those that validation alone has, whose images are left out.
+    The classes are those of the training images. A warning names those without validation images, and those that only
+    validation has, whose images are left out.
 
     Args:
         data: an image folder; a folder of .tar shards, or their name with numbers in braces, train-{000..099}.tar; or a
             stream, http(s)://.../train-{000..099}.tar or pipe:COMMAND, which needs val_data.
         val_data: another folder or shards for validation, in place of those that `data` may hold.
-        seed: of the views, and of a stream's order.
-        Other arguments as in `PixelSource.read`, for each of the two parts.
+        field: the option that named `data`, for messages.
+        options: of `PixelSource.read`, for both parts; the seed also shuffles a stream.
 
     Raises:
         ValueError: the set cannot be used (see `ImageFolder.scan`, `ShardSet.scan` and `PixelSource.read`), it is
             unclear which of its folders or shards are for training, or nothing is left for one of the two parts.
     """
     named = f"{field} = {str(data)!r}"
-    read = partial(
-        PixelSource.read,
-        image_shape=image_shape,
-        resize_factor=resize_factor,
-        augment=augment,
-        seed=seed,
-        on_bad_image=on_bad_image,
-        cache_bytes=cache_bytes,
-    )
     if is_stream(data):
         if val_data is None or is_stream(val_data):
             raise ValueError(f"{named}: is a stream; give val_data, a folder or local shards, for validation")
         webdataset()
-        val_source = read(_scan(_for_validation(val_data), "val_data"))
+        val_source = PixelSource.read(_scan(_for_validation(val_data), "val_data"), image_shape, **options)
         stream = Stream(
             urls=expand(str(data)),
             classes=val_source.classes,
             views=val_source.views,
-            on_bad_image=on_bad_image,
-            seed=seed,
+            on_bad_image=options.get("on_bad_image", "skip"),
+            seed=val_source.views.seed,
         )
         return stream, val_source
     parts = _located(data, field, "both" if val_data is None else "training")
@@ -88,13 +73,14 @@ def open_splits(
     val_place, val_field = (parts.popitem()[1] if parts else None), field
     if val_data is not None:
         val_place, val_field = _for_validation(val_data), "val_data"
-        if _real(val_place) == _real(train_place):
+        places = [place if isinstance(place, list) else [place] for place in (train_place, val_place)]
+        if len({tuple(map(os.path.realpath, place)) for place in places}) == 1:
             text = f"val_data = {str(val_data)!r}: holds the training images themselves"
-            warnings.warn(f"{text}; validation will not tell what is learnt from what is remembered", stacklevel=2)
+            warnings.warn(f"{text}; validation will not tell learning from memorising", stacklevel=2)
     val = None if val_place is None else _scan(val_place, val_field, train.classes)
-    source = read(train)
+    source = PixelSource.read(train, image_shape, **options)
     if val is not None:
-        val_source = read(val)
+        val_source = PixelSource.read(val, image_shape, **options)
     else:
         held_out = _held_out(source, train.root)
         if not held_out or len(held_out) == len(source):
@@ -103,14 +89,9 @@ def open_splits(
             raise ValueError(f"{named}: leaves no {part} images out of {left}; add images")
         val_source = source.select(sorted(held_out))
         source = source.select([i for i in range(len(source)) if i not in held_out])
-    _report_missing(set(train.labels), source, "training images that can be used", named)
-    _report_missing({*source.labels.tolist()}, val_source, "validation images, trained all the same", named)
+    _warn_of_missing(set(train.labels), source, "training images that can be used", named)
+    _warn_of_missing({*source.labels.tolist()}, val_source, "validation images, trained all the same", named)
     return source, val_source
-
-
-def _real(place: Place) -> list[str]:
-    """Where a place lies, links followed."""
-    return [os.path.realpath(path) for path in (place if isinstance(place, list) else [place])]
 
 
 def is_stream(data: str | Path) -> bool:
@@ -125,22 +106,19 @@ def open_loader(
     *,
     rank: int = 0,
     ranks: int = 1,
-    parts: int = 1,
+    micro_batches: int = 1,
     workers: int = 2,
 ) -> Loader | StreamLoader:
     """The loader that fits the training images; arguments and errors are those of `Loader`."""
     if isinstance(source, Stream):
-        return StreamLoader(source, batch_size, rank=rank, ranks=ranks, parts=parts, workers=workers)
-    return Loader(source, batch_size, seed, rank=rank, ranks=ranks, parts=parts, workers=workers)
+        return StreamLoader(source, batch_size, rank=rank, ranks=ranks, micro_batches=micro_batches, workers=workers)
+    return Loader(source, batch_size, seed, rank=rank, ranks=ranks, micro_batches=micro_batches, workers=workers)
 
 
 def _located(data: str | Path, field: str, wanted: Wanted) -> dict[int, Place]:
     """Where the wanted images of a set lie: under 0 those for training, under another number those for validation.
 
-    A set that is not split, and one without validation images where those alone are wanted, is under 0 as a whole.
-
-    Raises:
-        ValueError: one line: the names do not tell which of its folders or shards are for training, or none are.
+    A set that is not split is under 0; so is one without validation images when only those are wanted.
     """
     root, named = Path(data), f"{field} = {str(data)!r}"
     if _is_shard(root):
@@ -156,16 +134,16 @@ def _located(data: str | Path, field: str, wanted: Wanted) -> dict[int, Place]:
         if images and not {0} < {*ranks.values()}:  # folders beside images, which `scan` refuses
             ranks = {}
         parts = _chosen({f: ranks[f.name] for f in folders if f.name in ranks}, field, named, wanted)
+        used = [f"{folder.name}/" for several in parts.values() for folder in several]
         for several in parts.values():
             if len(several) > 1:
                 names = some([f"{folder.name}/" for folder in several])
                 raise ValueError(f"{named}: has several folders for one part, {names}; move all but one away")
         places = {rank: _shards(folder) or folder for rank, (folder,) in parts.items()}
-    used = [f"{folder.name}/" for several in parts.values() for folder in several]
     unused = [f"{folder.name}/" for folder in folders if used and f"{folder.name}/" not in used]
     unused += [counted(images, "image")] if used and images else []
     unused += [counted(tars, "shard")] if tars else []
-    _report_unused(used or ["images"], unused, named)
+    _warn_of_unused(used or ["images"], unused, named)
     return places or {0: root}
 
 
@@ -183,7 +161,7 @@ def _is_shard(path: Path) -> bool:
 
 
 def _split_shards(shards: list[Path], field: str, named: str, wanted: Wanted) -> dict[int, Place]:
-    """The shards of one folder as `_located` gives them."""
+    """The shards of one folder as `_located` returns them."""
     ranks = {path: rank for path in shards if (rank := split_rank(path.stem)) is not None}
     if not any(ranks.values()):
         return {0: shards}
@@ -195,12 +173,12 @@ def _split_shards(shards: list[Path], field: str, named: str, wanted: Wanted) ->
         )
     parts = _chosen(ranks, field, named, wanted)
     used = [path.name for several in parts.values() for path in several]
-    _report_unused(used, [path.name for path in shards if path.name not in used], named)
+    _warn_of_unused(used, [path.name for path in shards if path.name not in used], named)
     return dict(parts)
 
 
 def _chosen(ranks: Mapping[Path, int], field: str, named: str, wanted: Wanted) -> dict[int, list[Path]]:
-    """The wanted places by the rank of their split: training's, and of the others the first that there are."""
+    """The wanted places by the rank of their split: training's, and of the others the first that exists."""
     held_out = min(filter(None, ranks.values()), default=0)
     used = {"both": (0, held_out), "training": (0,), "validation": (held_out,)}[wanted]
     parts = {rank: several for rank in used if (several := [place for place, own in ranks.items() if own == rank])}
@@ -211,33 +189,32 @@ def _chosen(ranks: Mapping[Path, int], field: str, named: str, wanted: Wanted) -
 
 
 def _for_validation(val_data: str | Path) -> Place:
-    """What `val_data` stands for: its own validation part if it has one, else all of it."""
+    """The validation part of `val_data` if it has one, else all of it."""
     (place,) = _located(val_data, "val_data", "validation").values()
     return place
 
 
-def _report_unused(used: Sequence[str], unused: Sequence[str], named: str) -> None:
+def _scan(place: Place, field: str, classes: list[str] | None = None) -> ImageFolder | ShardSet:
+    if isinstance(place, list):
+        return ShardSet.scan(place, field, classes)
+    return ImageFolder.scan(place, field, classes)
+
+
+def _warn_of_unused(used: Sequence[str], unused: Sequence[str], named: str) -> None:
     if unused:
-        warnings.warn(f"{named}: uses {some(used)} and passes over {some(unused)}", stacklevel=4)
+        warnings.warn(f"{named}: uses {some(used)} and ignores {some(unused)}", stacklevel=4)
 
 
-def _report_missing(expected: set[int], source: PixelSource, what: str, named: str) -> None:
-    """Say which of these classes have no images."""
+def _warn_of_missing(expected: set[int], source: PixelSource, what: str, named: str) -> None:
+    """Name the expected classes that have no images."""
     names = [source.classes[label] for label in sorted(expected - {*source.labels.tolist()})] if source.classes else []
     if names:
         classes = counted(len(names), "class", "classes")
         warnings.warn(f"{named}: {classes} without {what}: {some(names)}", stacklevel=3)
 
 
-def _scan(place: Place, field: str, classes: list[str] | None = None) -> ImageFolder | ShardSet:
-    """The images of a folder or of shards; labels refer to these classes, or to those that are found."""
-    if isinstance(place, list):
-        return ShardSet.scan(place, field, classes)
-    return ImageFolder.scan(place, field, classes)
-
-
 def _held_out(source: PixelSource, root: Path) -> set[int]:
-    """Indices of the images whose name hashes lowest: a share of every class."""
+    """Indices of the images whose names hash lowest: the same share of every class."""
     by_class: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
     for i, (path, label) in enumerate(zip(source.paths, source.labels.tolist(), strict=True)):
         inside = path.key if isinstance(path, Member) else path.relative_to(root).as_posix()

@@ -2,7 +2,7 @@
 
 Shapes: B batch, H W an image's own size after resizing, h w the model's image size.
 Protocol of VAR (Tian et al. 2024): Lanczos to 1.125 times the size, random crop in training, centre crop otherwise,
-no flips. Augmentation, where it is asked for, moves the crop's box and resamples it once.
+no flips. Optional augmentation moves and scales the crop's box and resamples it once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,22 +14,31 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.data.augment import FLIPPED, MOST_SHIFT, SIZES, Augmentation, ResizeFactor, vary
-from mvar.data.order import view_noise
 from mvar.data.reading import resized
+from mvar.ops.noise import uniform
 from mvar.settings import Seed, settings
 
 REACH = 4  # pixels beside a box that Lanczos looks at: 3, in an image that shrinks to the least size 3 / 0.84
 
 
+def view_noise(seed: int, epochs_B: Tensor, indices_B: Tensor) -> Tensor:
+    """The random numbers of views, float32 (B, 6) in (0, 1), from (seed, epoch, image index) alone.
+
+    Columns: top and left of the crop, vertical and horizontal shift, size, flip.
+    """
+    rows = [uniform(seed, [i], e, (6,)) for e, i in zip(epochs_B.tolist(), indices_B.tolist(), strict=True)]
+    return torch.cat(rows)
+
+
 @settings
 class Views:
-    """A view is a pure function of (seed, epoch, image index).
+    """Makes views, each a pure function of (seed, epoch, image index).
 
     Attributes:
         image_shape: (h, w) of a view.
         resize_factor: size before cropping over the size after it; 1 crops the centre.
-        augment: what else is changed; whole images keep their place and size without it.
-        seed: of all that is random.
+        augment: what else is changed at random.
+        seed: of the random numbers.
     """
 
     image_shape: tuple[int, int]
@@ -43,7 +52,7 @@ class Views:
         return vary(self.resize_factor, self.augment)
 
     def resized(self, image: Image.Image) -> np.ndarray:
-        """The image from which views are taken, (H, W, 3): see `resized`."""
+        """The image from which views are taken, (H, W, 3): see `mvar.data.reading.resized`."""
         return resized(image, self.image_shape, self.resize_factor)
 
     def batch(
@@ -53,8 +62,8 @@ class Views:
 
         Args:
             images_HW3: B resized images.
-            indices_B: the images' numbers, not needed for centres.
-            epochs_B: the epoch of each; None gives their centres as they are.
+            indices_B: the images' indices; not needed for centre crops.
+            epochs_B: the epoch of each image; None gives centre crops without augmentation.
         """
         images = list(images_HW3)
         noise: list[list[float] | None] = [None] * len(images)
@@ -65,7 +74,7 @@ class Views:
         return torch.from_numpy(pixels_Bhw3).permute(0, 3, 1, 2)
 
     def _view(self, image_HW3: np.ndarray, noise: Sequence[float] | None) -> np.ndarray:
-        """One view, (h, w, 3): the centre, or the one that numbers in (0, 1) choose; see `view_noise`."""
+        """One view, (h, w, 3): the centre, or the one that `view_noise` chose."""
         (H, W, _), (h, w) = image_HW3.shape, self.image_shape
         top, left = (H - h) // 2, (W - w) // 2
         if noise is not None and self.resize_factor != 1:
@@ -76,7 +85,7 @@ class Views:
         return view_hw3[:, ::-1] if "flip" in self.augment and noise[5] < FLIPPED else view_hw3
 
     def _moved(self, image_HW3: np.ndarray, top: int, left: int, noise: Sequence[float]) -> np.ndarray:
-        """The crop at this place, (h, w, 3), its contents shifted and scaled; beyond the image its edges go on."""
+        """The crop at (top, left), shifted and scaled; pixels beyond the image repeat its edge."""
         h, w = self.image_shape
         down = right = 0.0
         size = SIZES[0] + noise[4] * (SIZES[1] - SIZES[0]) if "scale" in self.augment else 1.0
@@ -95,7 +104,6 @@ class Views:
 
 
 def _part(image_HW3: np.ndarray, rows: range, columns: range) -> np.ndarray:
-    """These pixels of an image; what lies beyond it is like its edge."""
     return image_HW3.take(rows, 0, mode="clip").take(columns, 1, mode="clip")
 
 
@@ -105,11 +113,11 @@ def fitted(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
     return views.batch([views.resized(image)])[0] / 255
 
 
-def whole(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
-    """All of one image at another size, (3, h, w) float in [0, 1].
+def scaled(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
+    """The uncropped image at another size, (3, h, w) float in [0, 1].
 
     Raises:
-        ValueError: its aspect differs by more than 2 %, so that its contents would be stretched.
+        ValueError: its aspect differs by more than 2 %, so that scaling would stretch its contents.
     """
     h, w = image_shape
     if not 0.98 < image.width * h / (image.height * w) < 1.02:

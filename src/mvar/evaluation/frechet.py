@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.evaluation.checks import check_dimensions, check_features
-from mvar.evaluation.intervals import reach
+from mvar.evaluation.intervals import student
 
-SYMMETRIC = 1e-5  # of the largest entry: what covariances saved as float32 keep
+SYMMETRIC = 1e-5  # relative to the largest entry: what covariances saved as float32 keep
 
 
 class Gaussian(NamedTuple):
@@ -28,20 +27,20 @@ class Gaussian(NamedTuple):
 def from_arrays(
     mu: np.ndarray, sigma: np.ndarray, source: str = "reference", names: tuple[str, str] = ("mu", "sigma")
 ) -> Gaussian:
-    """The Gaussian of published statistics, for example the `mu` and `sigma` of an ADM reference.
+    """The Gaussian of published statistics, for example the `mu` (F,) and `sigma` (F, F) of an ADM reference.
 
     Args:
-        mu: mean, (F,).
-        sigma: covariance, (F, F).
         source: what messages call the file.
         names: what they call the two.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, or no covariance.
+        ValueError: shapes that do not fit, values that are not finite numbers, or no covariance.
     """
     mean, covariance = names
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{source}: {mean} is {mu.shape} and {covariance} {sigma.shape}, expected (F,) and (F, F)")
+    floats = mu.dtype.kind == sigma.dtype.kind == "f"
+    if not floats or mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
+        found = f"{mean} is {mu.dtype} {mu.shape}, {covariance} is {sigma.dtype} {sigma.shape}"
+        raise ValueError(f"{source}: {found}; give floats (F,) and (F, F)")
     mean_F, covariance_FF = (torch.from_numpy(array.astype(np.float64)) for array in (mu, sigma))
     if not bool(mean_F.isfinite().all() and covariance_FF.isfinite().all()):
         raise ValueError(f"{source}: {mean} or {covariance} is not finite: the file is damaged")
@@ -51,40 +50,47 @@ def from_arrays(
     return Gaussian(mean_F, (covariance_FF + covariance_FF.T) / 2)
 
 
-def fit(features_NF: Tensor) -> Gaussian:
-    """Mean and covariance of features (N, F).
+def check_features(features_NF: Tensor, name: str = "features", least: int = 2) -> None:
+    """Raises ValueError unless features are (N, F) and finite, of enough images."""
+    if features_NF.ndim != 2:
+        raise ValueError(f"{name} have shape {tuple(features_NF.shape)}: give (N, F)")
+    if not bool(features_NF.isfinite().all()):
+        raise ValueError(f"{name} are not finite: a network or an image is damaged")
+    if len(features_NF) < least:
+        raise ValueError(f"{name}: {len(features_NF)} images are too few; give at least {least}")
 
-    Raises:
-        ValueError: fewer than two images, or features that are not (N, F) or not finite.
-    """
+
+def check_dimensions(a: int, b: int) -> None:
+    """Raises ValueError unless two sets have the same number of features."""
+    if a != b:
+        raise ValueError(f"the sets have {a} and {b} features: use one network for both")
+
+
+def fit(features_NF: Tensor) -> Gaussian:
+    """Mean and covariance of features (N, F) of at least two images; raises ValueError for others."""
     check_features(features_NF)
-    N = len(features_NF)
-    if N < 2:
-        raise ValueError(f"the set has {N} images: a covariance needs at least 2")
     features_NF = features_NF.double()
     mean_F = features_NF.mean(0)
     centred_NF = features_NF - mean_F
-    return Gaussian(mean_F, centred_NF.T @ centred_NF / (N - 1))
+    return Gaussian(mean_F, centred_NF.T @ centred_NF / (len(features_NF) - 1))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), which is not below zero.
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least zero.
 
     With C = R R^T for both, the trace of the root is the sum of the singular values of R_a^T R_b. They are exact to
-    rounding for singular covariances too, where eigenvalues of C_a C_b, which are their squares, lose half the digits.
-
-    Raises:
-        ValueError: the two have different numbers of features.
+    rounding for singular covariances too, where a root of C_a C_b, whose eigenvalues are their squares, loses half the
+    digits. Raises ValueError where the two have different numbers of features.
     """
     check_dimensions(len(a.mean_F), len(b.mean_F))
     cross = torch.linalg.svdvals(_root(a.covariance_FF).T @ _root(b.covariance_FF)).sum()
     traces = a.covariance_FF.trace() + b.covariance_FF.trace()
     squared = (a.mean_F - b.mean_F).square().sum() + traces - 2 * cross
-    return float(squared.clamp(min=0))  # of equal sets it may be a rounding error below
+    return float(squared.clamp(min=0))  # for equal sets a rounding error may be below
 
 
 def too_few(images: int, dimensions: int) -> str | None:
-    """The warning that belongs beside a distance of so few images; None from twice as many images as dimensions on."""
+    """The warning beside a distance of few images; None for at least twice as many images as dimensions."""
     if images >= 2 * dimensions:
         return None
     return (
@@ -94,34 +100,22 @@ def too_few(images: int, dimensions: int) -> str | None:
 
 
 def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: int = 0) -> tuple[float, float]:
-    """The 90 % interval (low, high) of the distance of samples to a reference.
+    """The 90 % interval (low, high) of the distance of samples, features (N, F) of at least two images, to a reference.
 
-    It covers what another draw of as many samples would change, and nothing else: neither the bias that a small N has,
-    nor the choice of reference images. Samples are drawn again with replacement. A set so drawn has fewer distinct
-    images and is farther from everything, so the distances of such sets are too high; only their deviation is used:
-    the interval is the distance itself and as many deviations as Student's t has for so few rounds, at least 0. With
-    fewer images than a few times the dimensions that deviation is too large, and so is the interval.
-
-    Holds about three copies of the samples in float64.
-
-    Args:
-        samples_NF: features of at least two images, (N, F).
-        reference: of the same features.
-        rounds: sets that are drawn, at least 5.
-        seed: the same gives the same interval.
-
-    Raises:
-        ValueError: bad features, fewer than two images, fewer than five rounds.
+    It covers the variation among sets of N samples and nothing else: neither the bias of a small N nor the choice of
+    reference images. Samples are drawn with replacement. A set so drawn has fewer distinct images and is farther
+    from everything, so only the deviation of such distances is used: the interval is the distance itself plus and minus
+    Student's t times it, at least 0. With fewer images than a few times the dimensions, that deviation and so the
+    interval are too large.
+    Takes the memory of about three copies of the samples in float64.
     """
-    _check_bootstrap(samples_NF, rounds)
-    check_dimensions(samples_NF.shape[1], len(reference.mean_F))
     N = len(samples_NF)
     apart_NF = samples_NF.double() - reference.mean_F
     norms_N = apart_NF.square().sum(1)
     projected_NR = apart_NF @ _root(reference.covariance_FF)
 
     def distance(rows_N: Tensor) -> float:
-        """Of the set of these images, without its covariance: the projection has all of it."""
+        """The distance of these images, without computing their covariance: the projection has all of it."""
         counts_N = rows_N.bincount(minlength=N)
         chosen_n = counts_N.nonzero().squeeze(1)
         counts_n = counts_N[chosen_n].double()
@@ -138,38 +132,19 @@ def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: i
 
 
 def bootstrap_pairs(restored_NF: Tensor, originals_NF: Tensor, rounds: int = 10, seed: int = 0) -> tuple[float, float]:
-    """As `bootstrap`, of the distance between images and what was made of each: pairs are drawn again together.
+    """As `bootstrap`, of the distance between images and their reconstructions in the same order, drawn in pairs."""
 
-    Args:
-        restored_NF: features of what was made of the images, (N, F).
-        originals_NF: of the images, in the same order.
-        rounds, seed: as there; a round takes longer.
+    def distance(rows_N: Tensor) -> float:
+        return frechet_distance(fit(restored_NF[rows_N]), fit(originals_NF[rows_N]))
 
-    Raises:
-        ValueError: as there, or sets of different numbers.
-    """
-    _check_bootstrap(restored_NF, rounds)
-    if restored_NF.shape != originals_NF.shape:
-        raise ValueError(f"bootstrap: {tuple(restored_NF.shape)} and {tuple(originals_NF.shape)} features are no pairs")
-    return _interval(
-        lambda rows_N: frechet_distance(fit(restored_NF[rows_N]), fit(originals_NF[rows_N])),
-        len(restored_NF),
-        rounds,
-        seed,
-    )
-
-
-def _check_bootstrap(samples_NF: Tensor, rounds: int) -> None:
-    check_features(samples_NF)
-    if len(samples_NF) < 2 or rounds < 5:
-        raise ValueError(f"bootstrap: {len(samples_NF)} images and {rounds} rounds; give at least 2 and 5")
+    return _interval(distance, len(restored_NF), rounds, seed)
 
 
 def _interval(distance: Callable[[Tensor], float], N: int, rounds: int, seed: int) -> tuple[float, float]:
-    """Around the distance of all N images, from those of sets that are drawn again."""
-    random = torch.Generator().manual_seed(seed)
-    distances = [distance(torch.randint(N, (N,), generator=random)) for _ in range(rounds)]
-    value, apart = distance(torch.arange(N)), reach(rounds) * statistics.stdev(distances)
+    """Around the distance of all N images, from the distances of resampled sets."""
+    rng = torch.Generator().manual_seed(seed)
+    distances = [distance(torch.randint(N, (N,), generator=rng)) for _ in range(rounds)]
+    value, apart = distance(torch.arange(N)), student(rounds) * statistics.stdev(distances)
     return max(0.0, value - apart), value + apart
 
 

@@ -5,7 +5,7 @@ are closed, as in Kynkaanniemi et al.: an image at exactly the radius is inside,
 copies make its radius 0. (The code that Naeem et al. published has open balls; only ties tell them apart.)
 
 Distances are float64 products of features less the mean of the real ones, a block of rows at a time: memory grows with
-N, not with N squared. A tie is a tie whatever the rounding: radii are longer by more than a product can be wrong.
+N, not with N squared. So that ties count whatever the rounding, radii are lengthened by more than a product's error.
 
 Shapes: N real images, M samples, n m some of them, F features.
 Sources: Kynkaanniemi et al. 2019, section 2; Naeem et al. 2020, section 3.
@@ -17,40 +17,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvar.evaluation.checks import check_two_sets
-from mvar.settings import is_integer
+from mvar.evaluation.scores import check_two_sets
 
 BLOCK = 2**22  # distances at once: 32 MB
-SLACK = 1e-11  # of squared lengths; float64 products of 2048 features are right to 5e-13
+SLACK = 1e-11  # relative to squared lengths; float64 products of 2048 features are right to 5e-13
 
 
 class Overlap(NamedTuple):
-    """How two sets' manifolds lie in each other."""
+    """How two sets' manifolds overlap; all in [0, 1] but density, which is about 1 for two sets drawn alike."""
 
-    precision: float  # part of the samples on the manifold of the real images, in [0, 1]
-    recall: float  # part of the real images on the manifold of the samples, in [0, 1]
-    density: (
-        float  # real images' balls that a sample lies in, over k, on average; about 1 when both sets are drawn alike
-    )
-    coverage: float  # part of the real images' balls that hold a sample, in [0, 1]
+    precision: float  # share of the samples on the manifold of the real images
+    recall: float  # share of the real images on the manifold of the samples
+    density: float  # real images' balls that a sample lies in, over k, on average
+    coverage: float  # share of the real images' balls that hold a sample
 
 
 def overlap(real_NF: Tensor, fake_MF: Tensor, k: int = 3, density_k: int = 5) -> Overlap:
-    """All four measures, from distances that are found once.
+    """All four measures, from one pass over the distances.
 
     Args:
-        real_NF: features, more images than either k.
-        fake_MF: features of the same network, more images than either k.
         k: the neighbour that a ball reaches for precision and recall.
         density_k: and for density and coverage.
 
     Raises:
-        ValueError: bad features, sets that are too small, or a k below 1.
+        ValueError: bad features, or sets without more images than either k.
     """
-    for name, neighbour in (("k", k), ("density_k", density_k)):
-        if not is_integer(neighbour) or neighbour < 1:
-            raise ValueError(f"{name} = {neighbour!r}: must be an integer of at least 1")
-        check_two_sets(real_NF, fake_MF, neighbour + 1, f"the neighbour {name} = {neighbour}")
+    check_two_sets(real_NF, fake_MF, max(k, density_k) + 1)
     centre_F = real_NF.double().mean(0)
     near_N, far_N = _squared_radii(real_NF, centre_F, k, density_k)
     (fake_M,) = _squared_radii(fake_MF, centre_F, k)

@@ -1,4 +1,4 @@
-"""What an evaluation found, with the protocol that it was made by; results of different protocols are never mixed."""
+"""What an evaluation found, with its protocol; results of different protocols are never mixed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,43 +6,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mvar.evaluation.intervals import Value as Value
 from mvar.files import write_text
 
 NAME = "report.json"
-MOST = 10  # of a list that is printed whole
+MOST = 10  # items of a list that is printed in full
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Value:
-    """One measure.
-
-    Attributes:
-        value: of the samples against the reference.
-        low, high: 90 % interval over samples drawn again; None where it is not known.
-        floor: the same measure of other real images in place of the samples; None where there are none.
-        better: "lower" or "higher".
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    floor: float | None = None
-    better: str = "lower"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
-    """Of one set of samples.
+    """The report on one set of samples.
 
     Attributes:
         protocol: all that decides the values besides the samples; equal for results that may be compared.
-        samples: what they are: name, how many, fingerprint, and, where known, what they were drawn with.
+        samples: name, number, fingerprint and, where known, what they were drawn with.
         floor: which real images the floor is of.
         metrics: by name.
-        classes: of each class its name, how many samples and real images it has, and its own measures.
-        notes: what must be known to read the values.
-        speed: seconds and peak_bytes of the evaluation, and, where the cache had no features of them, images_per_second
+        classes: for each class its name, its numbers of samples and real images, and its own measures.
+        notes: what a reader must know to interpret the values.
+        speed: seconds and peak_bytes of the evaluation, and, where the cache lacked their features, images_per_second
             of the samples, reading included.
         machine: versions and processor.
     """
@@ -64,11 +47,7 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def read(path: str | Path) -> Report:
-    """Read a report, by its file or folder.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Read a report, by its file or folder; raises ValueError where there is none."""
     file = Path(path)
     file = file / NAME if file.is_dir() else file
     try:
@@ -84,23 +63,22 @@ def read(path: str | Path) -> Report:
 
 def table(report: Report) -> str:
     """The report as lines of text, protocol first."""
-    lines = [f"{name:>20}  {_text(value)}" for name, value in report.protocol.items()]
-    lines += [f"{'samples ' + name:>20}  {_text(value)}" for name, value in report.samples.items()]
-    lines += [f"{'floor ' + name:>20}  {_text(value)}" for name, value in report.floor.items()]
+    facts = {"": report.protocol, "samples ": report.samples, "floor ": report.floor}
+    lines = [f"{kind + name:>20}  {_text(value)}" for kind, held in facts.items() for name, value in held.items()]
     lines += ["", f"{'':>20}{'value':>12}{'90 % interval':>22}{'real, floor':>14}"]
     for name, v in report.metrics.items():
-        interval = "" if v.low is None or v.high is None else f"{number(v.low)} .. {number(v.high)}"
-        lines.append(f"{name:>20}{number(v.value):>12}{interval:>22}{'' if v.floor is None else number(v.floor):>14}")
+        interval, floor = _interval(v, " .. "), "" if v.floor is None else number(v.floor)
+        lines.append(f"{name:>20}{number(v.value):>12}{interval:>22}{floor:>14}")
     lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
     if "seconds" in report.speed:
         rate = report.speed.get("images_per_second")
-        features = "features from the cache" if rate is None else f"{rate:.4g} samples a second, reading included"
+        features = "features from the cache" if rate is None else f"{rate:.4g} samples per second, reading included"
         lines += ["", f"{report.speed['seconds']:.3g} s, {report.speed['peak_bytes'] / 1e9:.3g} GB; {features}"]
     return "\n".join(lines)
 
 
 def compare(reports: Mapping[str, Report]) -> str:
-    """Several reports as one Markdown table, a row each and one for each floor; the protocol and notes below it.
+    """Several reports as one Markdown table, a row for each report and each floor; protocol and notes below it.
 
     Raises:
         ValueError: none, or their protocols differ; one line for each field that does.
@@ -131,28 +109,29 @@ def compare(reports: Mapping[str, Report]) -> str:
 def check_comparable(reports: Mapping[str, Report]) -> None:
     """Raises ValueError where protocols differ: a line for each field, with two of its values.
 
-    The reference is known by its fingerprint, whatever its folder is called.
+    References are compared by their fingerprints, not by their names.
     """
     if not reports:
         raise ValueError("reports: none were given; name at least one")
-    (first, one), *others = reports.items()
-    problems = []
-    for title, other in others:
-        for field in sorted((one.protocol.keys() | other.protocol.keys()) - {"reference"}):
-            a, b = one.protocol.get(field), other.protocol.get(field)
-            if a != b:
-                problems.append(
-                    f"{field} = {_text(a)} in {first}, {_text(b)} in {title}: different protocols, no table"
-                )
-    if problems:
-        raise ValueError("\n".join(dict.fromkeys(problems)))
+    (first, one), *others = ((title, report.protocol) for title, report in reports.items())
+    differing = {
+        f"{field} = {_text(one.get(field))} in {first}, {_text(other.get(field))} in {title}"
+        for title, other in others
+        for field in (one.keys() | other.keys()) - {"reference"}
+        if one.get(field) != other.get(field)
+    }
+    if differing:
+        raise ValueError("\n".join(f"{line}: different protocols, no table" for line in sorted(differing)))
+
+
+def _interval(value: Value, between: str) -> str:
+    return "" if value.low is None or value.high is None else f"{number(value.low)}{between}{number(value.high)}"
 
 
 def _cell(value: Value | None) -> str:
     if value is None:
         return ""
-    interval = "" if value.low is None or value.high is None else f" ({number(value.low)}–{number(value.high)})"
-    return number(value.value) + interval
+    return number(value.value) + (f" ({interval})" if (interval := _interval(value, "–")) else "")
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -160,7 +139,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def number(x: float) -> str:
-    """Three digits after the point for shares, else four that count."""
+    """Three decimals for shares, else four significant digits."""
     return f"{x:.3f}" if 0.01 <= abs(x) < 1 else f"{x:.4g}"
 
 

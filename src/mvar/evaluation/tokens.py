@@ -1,6 +1,6 @@
 """Measurements on token maps: how many codes the tokenizer uses, and how well the generator predicts them.
 
-Shapes: N images, B images of a batch, K scales, L tokens, V codes, Z latent channels; P tokens of a scale.
+Shapes: N images, L tokens, P tokens of a scale.
 """
 
 import math
@@ -24,11 +24,7 @@ class Usage(NamedTuple):
 
 
 def usage(tokens: Tensor, vocab_size: int) -> Usage:
-    """Usage of the codebook by integer tokens of any shape.
-
-    Raises:
-        ValueError: there are no tokens, or one is outside the codebook.
-    """
+    """Usage of the codebook by tokens of any shape; raises ValueError for none, or one outside the codebook."""
     if not tokens.numel() or tokens.min() < 0 or tokens.max() >= vocab_size:
         raise ValueError(f"tokens {tuple(tokens.shape)}: give at least one, all from 0 to {vocab_size - 1}")
     return Usage(*code_usage(torch.bincount(tokens.flatten(), minlength=vocab_size)))
@@ -36,17 +32,11 @@ def usage(tokens: Tensor, vocab_size: int) -> Usage:
 
 @torch.inference_mode()
 def bits_per_token(tokenizer: Tokenizer, generator: Generator, tokens: Sequence[Tensor], labels_N: Tensor) -> Tensor:
-    """Teacher-forced -log2 p(token | tokens of coarser scales, class), averaged over the images, for each place (L,).
+    """Teacher-forced -log2 p(token | tokens of coarser scales, class), averaged over the images, per position (L,).
 
     Args:
         tokenizer, generator: of one model, in eval mode.
-        tokens: token maps, one (N, P_k) for each scale.
+        tokens: token maps, one (N, P) for each scale.
         labels_N: class indices.
-
-    Raises:
-        ValueError: not one label for each image, or no images.
     """
-    N = len(tokens[0])
-    if N == 0 or len(labels_N) != N:
-        raise ValueError(f"{len(labels_N)} labels for {N} images: give one for each, and at least one")
     return -token_log_probs(tokenizer, generator, tokens, labels_N).mean(0) / math.log(2)

@@ -1,4 +1,4 @@
-"""What every frozen feature network has in common, and how it takes published weights.
+"""What all frozen feature networks share, and how they take published weights.
 
 Shapes: B images, H W pixels, F channels of a map, h w its sides.
 """
@@ -9,15 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network whose maps say how alike two images look: its weights never learn, and it stays in eval mode."""
+    """A frozen network whose maps say how alike two images look; it stays in eval mode."""
 
     @property
     def channel_weights(self) -> list[Tensor] | None:
-        """For each map, weights (F,) >= 0 of the squared differences of its unit features; None: all alike."""
+        """For each map, weights (F,) >= 0 of the squared differences of its unit features; None weighs all alike."""
         return None
 
     def maps(self, pixels_B3HW: Tensor) -> list[Tensor]:
@@ -30,7 +30,7 @@ class FeatureNetwork(nn.Module):
 
 
 def take_weights(network: nn.Module, tensors: Mapping[str, Any]) -> None:
-    """Make these the weights of a network (built on the meta device), in float32, and freeze it.
+    """Load weights into a network built on the meta device, in float32, and freeze it.
 
     Raises:
         ValueError: one line about the first tensor that is missing, unknown, of another shape or not finite.
@@ -38,10 +38,8 @@ def take_weights(network: nn.Module, tensors: Mapping[str, Any]) -> None:
     expected = network.state_dict()
     if strange := [name for name in tensors if name not in expected]:
         raise ValueError(f"{strange[0]} is unknown to {type(network).__name__}")
-    for name, place in expected.items():
-        if name not in tensors:
-            raise ValueError(f"{name} is missing")
-        require_shape(tensors, name, tuple(place.shape))
+    for name, own in expected.items():
+        require_shape(tensors, name, tuple(own.shape))
         if not tensors[name].is_floating_point():
             raise ValueError(f"{name} holds {tensors[name].dtype}, expected floating-point numbers")
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}  # the file may go
@@ -52,7 +50,7 @@ def take_weights(network: nn.Module, tensors: Mapping[str, Any]) -> None:
 
 
 def require_shape(tensors: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> list[int]:
-    """The shape of a tensor that must be there; None stands for any length from 1.
+    """The shape of a tensor, where None matches any length from 1.
 
     Raises:
         ValueError: it is missing, or of another shape.

@@ -1,7 +1,7 @@
 """Vision transformers of DINO and DINOv2, with or without registers, in their authors' key names.
 
-Shapes: B images, H W pixels, P side of a patch, h w the grid of patches, S side of the trained grid, C width, T tokens
-(class, R registers, h w patches), n heads, d = 64 head width.
+Shapes: B images, H W pixels, h w the grid of patches, S side of the trained grid, C width, T tokens (class, R
+registers, h w patches), n heads, d = 64 head width.
 Source: Dosovitskiy et al. 2021 (ViT); Caron et al. 2021 (DINO); Oquab et al. 2023 (DINOv2); Darcet et al. 2024
 (registers).
 """
@@ -29,7 +29,7 @@ class DINO(FeatureNetwork):
 
     Args:
         tensors: `cls_token`, `pos_embed`, `patch_embed.proj.*`, `blocks.i.*`, `norm.*`, for DINOv2 `blocks.i.ls1.gamma`
-            and `ls2.gamma`, with registers `register_tokens`. Their shapes say depth, width, patch, grid and heads.
+            and `ls2.gamma`, with registers `register_tokens`. Their shapes give depth, width, patch, grid and heads.
 
     Raises:
         ValueError: these are not such a network's weights.
@@ -46,15 +46,15 @@ class DINO(FeatureNetwork):
         C, _, self.patch, _ = require_shape(tensors, "patch_embed.proj.weight", (None, 3, None, None))
         if C % HEAD_DIM:
             raise ValueError(f"width {C} is no multiple of the head width {HEAD_DIM}")
-        _, places, _ = require_shape(tensors, "pos_embed", (1, None, C))
-        self.side = math.isqrt(places - 1)
-        if self.side**2 + 1 != places or self.side < 1:
-            raise ValueError(f"pos_embed has {places} places, expected 1 and a square")
+        _, positions, _ = require_shape(tensors, "pos_embed", (1, None, C))
+        self.side = math.isqrt(positions - 1)
+        if self.side**2 + 1 != positions or self.side < 1:
+            raise ValueError(f"pos_embed has {positions} positions, expected 1 and a square")
         hidden, _ = require_shape(tensors, "blocks.0.mlp.fc1.weight", (None, C))
         depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         with torch.device("meta"):
             self.cls_token = nn.Parameter(torch.empty(1, 1, C))
-            self.pos_embed = nn.Parameter(torch.empty(1, places, C))
+            self.pos_embed = nn.Parameter(torch.empty(1, positions, C))
             self.register_tokens = None
             if "register_tokens" in tensors:
                 R = require_shape(tensors, "register_tokens", (1, None, C))[1]
@@ -84,22 +84,22 @@ class DINO(FeatureNetwork):
         return maps
 
     def _first(self, B: int) -> Tensor:
-        """The tokens before the patches: the class token, which has a place, and the registers, which have none."""
+        """The tokens before the patches: class token with its position embedding, registers without one."""
         first_1RC = self.cls_token + self.pos_embed[:, :1]
         if self.register_tokens is not None:
             first_1RC = torch.cat((first_1RC, self.register_tokens), dim=1)
         return first_1RC.expand(B, -1, -1)
 
     def _placed(self, patches_BChw: Tensor) -> Tensor:
-        """Add the position embedding, interpolated to the grid as the published networks do it."""
-        places_1CSS = self.pos_embed[:, 1:].mT.unflatten(2, (self.side, self.side))
+        """Adds the position embedding, interpolated to the grid as the published networks do it."""
+        positions_1CSS = self.pos_embed[:, 1:].mT.unflatten(2, (self.side, self.side))
         h, w = patches_BChw.shape[2:]
         if (h, w) == (self.side, self.side):
-            return patches_BChw + places_1CSS
+            return patches_BChw + positions_1CSS
         if self.register_tokens is not None:
-            return patches_BChw + F.interpolate(places_1CSS, (h, w), mode="bicubic", antialias=True)
+            return patches_BChw + F.interpolate(positions_1CSS, (h, w), mode="bicubic", antialias=True)
         scale = ((h + OFFSET) / self.side, (w + OFFSET) / self.side)
-        return patches_BChw + F.interpolate(places_1CSS, scale_factor=scale, mode="bicubic")
+        return patches_BChw + F.interpolate(positions_1CSS, scale_factor=scale, mode="bicubic")
 
 
 class _Block(nn.Module):

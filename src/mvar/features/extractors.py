@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvar.features.effnet import EffNetLite0
-from mvar.features.inception import InceptionV3, Pipeline
+from mvar.features.inception import SIDE, InceptionV3, Pipeline
 from mvar.files import file_sha256
 from mvar.tensor_files import read_tensors
 
@@ -21,8 +21,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PUBLIC_FILE = "pt_inception-2015-12-05-6726825d.pth"
 PUBLIC_SHA256 = "6726825d"  # how its hash begins, as its name says
 SMALL, LARGE = 64, 224  # sides that EfficientNet-Lite0 sees
-VERSION = 2  # changes with the numbers that the same weights give; caches of another are not read
-FRAME = 32  # images below are framed with black to this side first, as is customary for 28x28
+VERSION = 2  # increased when the same weights give other features; caches of other versions are not read
+FRAME = 32  # smaller images are framed with black to this side first, as is customary for 28x28
 
 
 class Extracted(NamedTuple):
@@ -40,7 +40,7 @@ class Extractor:
         network: "inception-v3" or "effnet-lite0".
         distance: what the Frechet distance in these features is called.
         weights_sha256: of the weights file's bytes.
-        resize: how images come to the network, in plain words.
+        resize: how images are resized for the network, in plain words.
         dimensions: F.
         spatial_dimensions: S; None for a network without.
         dtype: of the convolutions, "float32" or "bfloat16".
@@ -67,12 +67,12 @@ class Extractor:
         if images_B3HW.dtype != torch.uint8 or images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3:
             found = f"{images_B3HW.dtype} {tuple(images_B3HW.shape)}"
             raise ValueError(f"images are {found}, expected torch.uint8 (B, 3, H, W)")
-        # Convolutions in TF32, which CUDA takes by default, would be float32 in name only.
+        # Convolutions in TF32, CUDA's default, would be float32 in name only.
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
             return self._extract(images_B3HW.to(self.device))
 
     def describe(self) -> dict[str, Any]:
-        """What a report must tell: features of extractors that differ in any of it do not compare."""
+        """What a report records: features of extractors that differ in any of it do not compare."""
         names = ("network", "distance", "weights_sha256", "resize", "dimensions", "dtype")
         return {name: getattr(self, name) for name in names}
 
@@ -81,7 +81,7 @@ class Extractor:
 
 
 class InceptionExtractor(Extractor):
-    """Inception-v3 of the FID papers; arguments as of `find_extractor`."""
+    """Inception-v3 of the FID papers; see `find_extractor` for the arguments."""
 
     network, distance, dimensions, spatial_dimensions = "inception-v3", "FID", 2048, 2023
 
@@ -98,7 +98,7 @@ class InceptionExtractor(Extractor):
 
 
 class EffNetExtractor(Extractor):
-    """EfficientNet-Lite0, which sees small images enlarged; arguments as of `find_extractor`."""
+    """EfficientNet-Lite0, which sees small images enlarged; see `find_extractor` for the arguments."""
 
     network, distance, dimensions = "effnet-lite0", "FD-EffNetLite0", 320
 
@@ -111,17 +111,15 @@ class EffNetExtractor(Extractor):
         self._side = side
 
     def _extract(self, images_B3HW: Tensor) -> Extracted:
-        return Extracted(self._network(self._seen(images_B3HW)), None, None)
-
-    def _seen(self, images_B3HW: Tensor) -> Tensor:
-        """Pixels (B, 3, side, side) in [0, 1] as the network sees them."""
         pixels = images_B3HW.float() / 255
         h, w = pixels.shape[-2:]
         side = self._side or (SMALL if max(h, w) <= SMALL else LARGE)
         if max(h, w) < FRAME:
             top, left = (FRAME - h) // 2, (FRAME - w) // 2
             pixels = functional.pad(pixels, (left, FRAME - w - left, top, FRAME - h - top))
-        return functional.interpolate(pixels, (side, side), mode="bilinear", antialias=max(pixels.shape[-2:]) > side)
+        reduced = max(pixels.shape[-2:]) > side
+        pixels = functional.interpolate(pixels, (side, side), mode="bilinear", antialias=reduced)
+        return Extracted(self._network(pixels), None, None)
 
 
 def find_extractor(
@@ -139,20 +137,18 @@ def find_extractor(
         weights: Inception's file, .pth or .safetensors; EfficientNet-Lite0 brings its own.
         device: None is the CPU.
         dtype: of the convolutions, "float32" or "bfloat16".
-        side: what EfficientNet-Lite0 sees, in pixels; None is 64 for images up to 64 pixels and 224 for larger ones.
+        side: pixels that EfficientNet-Lite0 sees; None is 64 for images up to 64 pixels and 224 for larger ones.
             Inception always sees 299.
-        pipeline: how images come to Inception, see `InceptionV3`.
+        pipeline: how images are prepared for Inception, see `InceptionV3`.
 
     Raises:
         ValueError: an unknown name, weights that are missing or of another network, or an option that the network does
             not have; one line.
     """
-    if features not in FEATURES:
-        raise ValueError(f"features = {features!r}: give {' or '.join(FEATURES)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype = {dtype!r}: give {' or '.join(DTYPES)}")
-    if pipeline not in get_args(Pipeline):
-        raise ValueError(f"pipeline = {pipeline!r}: give {' or '.join(get_args(Pipeline))}")
+    options = {"features": (features, FEATURES), "dtype": (dtype, DTYPES), "pipeline": (pipeline, get_args(Pipeline))}
+    for name, (value, choices) in options.items():
+        if value not in choices:
+            raise ValueError(f"{name} = {value!r}: give {' or '.join(choices)}")
     if features == "effnet-lite0":
         if weights is not None:
             raise ValueError(f"weights = {weights!r}: effnet-lite0 brings its own; leave --weights out")
@@ -160,7 +156,7 @@ def find_extractor(
             raise ValueError(f"side = {side}: effnet-lite0 sees {FRAME} pixels or more; leave it out for {SMALL}")
         return EffNetExtractor(device, dtype, side)
     if side is not None:
-        raise ValueError(f"side = {side}: inception always sees 299 pixels; leave it out")
+        raise ValueError(f"side = {side}: inception always sees {SIDE} pixels; leave it out")
     if weights is None:
         raise ValueError(f"weights = None: inception needs its file; give --weights {PUBLIC_FILE} (pytorch-fid's)")
     try:

@@ -2,10 +2,10 @@
 
 Shapes: B images, H W pixels, C channels of a map, h w its sides, F = 2048 pooled features, S = 2023 spatial features,
 K = 1008 classes.
-Sources: Szegedy et al. 2016 (the network). What is the graph's own: 1008 classes; average pools that leave the padding
+Sources: Szegedy et al. 2016 (the network). Specific to the graph: 1008 classes; average pools that leave the padding
 out of the count; a max pool in the last block, likely a slip, that all FIDs share (pytorch-fid, `inception.py`;
-torch-fidelity, `feature_extractor_inceptionv3.py`). What is taken of it: the ADM suite (guided-diffusion,
-`evaluations/evaluator.py`). Its `mixed_6` is Mixed_6d here: the graph counts from Mixed_5b = `mixed` (torch-fidelity,
+torch-fidelity, `feature_extractor_inceptionv3.py`). Outputs follow the ADM suite (guided-diffusion,
+`evaluations/evaluator.py`), whose `mixed_6` is Mixed_6d here: the graph counts from Mixed_5b = `mixed` (torch-fidelity,
 `convert_inception_weights.py`).
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.features.base import take_weights
-from mvar.ops.convolution import convolution_relu
+from mvar.ops.linear import convolution_relu
 
 Pipeline = Literal["adm", "pytorch-fid"]
 SIDE = 299
@@ -28,17 +28,109 @@ SPATIAL_CHANNELS = 7  # 17 * 17 * 7 = 2023 features, about as many as are pooled
 # Both published files of these weights have the classifier's bias, which no Inception score uses.
 IGNORED = re.compile(r"fc\.bias|AuxLogits\..*|.*\.num_batches_tracked")
 
+# The blocks: branches between bars, each a sequence of units name:channels[:HxW[/stride]], 1x1 by default and
+# padded unless they have a stride. Units between commas take the same input. The last branch is the pooled one.
+UNIT = re.compile(r"(\w+):(\d+)(?::(\d)x(\d)(?:/(\d))?)?")
+FINE = "1x1:64 | 5x5_1:48 5x5_2:64:5x5 | 3x3dbl_1:64 3x3dbl_2:96:3x3 3x3dbl_3:96:3x3 | _pool:{pooled}"
+TO_MIDDLE = "3x3:384:3x3/2 | 3x3dbl_1:64 3x3dbl_2:96:3x3 3x3dbl_3:96:3x3/2 |"
+MIDDLE = (
+    "1x1:192 | 7x7_1:{C} 7x7_2:{C}:1x7 7x7_3:192:7x1 | "
+    "7x7dbl_1:{C} 7x7dbl_2:{C}:7x1 7x7dbl_3:{C}:1x7 7x7dbl_4:{C}:7x1 7x7dbl_5:192:1x7 | _pool:192"
+)
+TO_COARSE = "3x3_1:192 3x3_2:320:3x3/2 | 7x7x3_1:192 7x7x3_2:192:1x7 7x7x3_3:192:7x1 7x7x3_4:192:3x3/2 |"
+COARSE = (
+    "1x1:320 | 3x3_1:384 3x3_2a:384:1x3,3x3_2b:384:3x1 | "
+    "3x3dbl_1:448 3x3dbl_2:384:3x3 3x3dbl_3a:384:1x3,3x3dbl_3b:384:3x1 | _pool:192"
+)
+
 
 class Outputs(NamedTuple):
     """What evaluation takes from the network, in float32."""
 
     pooled_BF: Tensor
-    spatial_BS: Tensor  # the channels of a place lie together, as in the public references
+    spatial_BS: Tensor  # channels vary fastest, as in the public references
     probabilities_BK: Tensor
 
 
+class _Norm(nn.Module):
+    """The tensors of a batch normalisation, until they are folded into a convolution."""
+
+    def __init__(self, C: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
+        self.running_mean, self.running_var = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
+
+
+class _Unit(nn.Module):
+    """Convolution, batch normalisation and ReLU; with padding, the map keeps its sides."""
+
+    def __init__(self, fan_in: int, fan_out: int, h: int, w: int, stride: int = 1, padded: bool = False) -> None:
+        super().__init__()
+        padding = (h // 2, w // 2) if padded else 0
+        self.conv = nn.Conv2d(fan_in, fan_out, (h, w), stride, padding, bias=False)
+        self.bn = _Norm(fan_out)
+
+    def fold(self, dtype: torch.dtype) -> None:
+        """Replace the normalisation by a scaled weight and a bias."""
+        norm, weight = self.bn.double(), self.conv.weight.double()
+        scale_C = norm.weight / (norm.running_var + EPS).sqrt()
+        bias = norm.bias - norm.running_mean * scale_C
+        self.conv.weight = nn.Parameter((weight * scale_C[:, None, None, None]).to(dtype), requires_grad=False)
+        self.conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        del self.bn
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        return convolution_relu(x_BChw, self.conv)
+
+
+class _Mixed(nn.Module):
+    """Branches side by side, their maps concatenated.
+
+    Args:
+        C: channels of its input.
+        pool: what the last branch starts with.
+        branches: see `FINE`.
+    """
+
+    def __init__(self, C: int, pool: Callable[[Tensor], Tensor], branches: str) -> None:
+        super().__init__()
+        self.pool = pool
+        self.branches: list[list[list[str]]] = []  # of each branch its steps, of each step the units
+        for branch in branches.split("|"):
+            fan_in, steps = C, []
+            for step in branch.split():
+                parsed = [match.groups("1") for match in UNIT.finditer(step)]
+                for name, channels, h, w, stride in parsed:
+                    unit = _Unit(fan_in, int(channels), int(h), int(w), int(stride), padded=stride == "1")
+                    self.add_module(f"branch{name}", unit)
+                fan_in = int(parsed[0][1])
+                steps.append([f"branch{name}" for name, *_ in parsed])
+            self.branches.append(steps)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        outputs = []
+        for i, steps in enumerate(self.branches, 1):
+            maps = [x_BChw if i < len(self.branches) else self.pool(x_BChw)]
+            for names in steps:
+                maps = [self.get_submodule(name)(maps[0]) for name in names]
+            outputs += maps
+        return torch.cat(outputs, 1)
+
+
+def _average(x_BChw: Tensor) -> Tensor:
+    return F.avg_pool2d(x_BChw, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def _maximum(x_BChw: Tensor) -> Tensor:
+    return F.max_pool2d(x_BChw, 3, stride=1, padding=1)
+
+
+def _halving(x_BChw: Tensor) -> Tensor:
+    return F.max_pool2d(x_BChw, 3, 2)
+
+
 class _Layers(nn.Module):
-    """The graph as it is published, by the public files' names; built on the meta device."""
+    """The graph as published, by the public files' names; built on the meta device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +139,13 @@ class _Layers(nn.Module):
         self.Conv2d_2b_3x3 = _Unit(32, 64, 3, 3, padded=True)
         self.Conv2d_3b_1x1 = _Unit(64, 80, 1, 1)
         self.Conv2d_4a_3x3 = _Unit(80, 192, 3, 3)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = _Fine(192, 32), _Fine(256, 64), _Fine(288, 64)
-        self.Mixed_6a = _ToMiddle()
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(_Middle, (128, 160, 160, 192))
-        self.Mixed_7a = _ToCoarse()
-        self.Mixed_7b, self.Mixed_7c = _Coarse(1280, _average), _Coarse(2048, _maximum)
+        fine = ((192, 32), (256, 64), (288, 64))  # on 35x35 positions
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = (_Mixed(C, _average, FINE.format(pooled=n)) for C, n in fine)
+        self.Mixed_6a = _Mixed(288, _halving, TO_MIDDLE)
+        middle = (_Mixed(768, _average, MIDDLE.format(C=C)) for C in (128, 160, 160, 192))  # on 17x17
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = middle
+        self.Mixed_7a = _Mixed(768, _halving, TO_COARSE)
+        self.Mixed_7b, self.Mixed_7c = _Mixed(1280, _average, COARSE), _Mixed(2048, _maximum, COARSE)  # on 8x8
         self.fc = nn.Linear(2048, CLASSES, bias=False)
 
 
@@ -66,11 +160,11 @@ class InceptionV3(_Layers):
 
     Args:
         tensors: in the key names of the public files pt_inception-2015-12-05-6726825d.pth (pytorch-fid) and
-            weights-inception-2015-12-05-6726825d.pth (torch-fidelity), which are alike: `Conv2d_1a_3x3.conv.weight`,
+            weights-inception-2015-12-05-6726825d.pth (torch-fidelity): `Conv2d_1a_3x3.conv.weight`,
             `Conv2d_1a_3x3.bn.{weight,bias,running_mean,running_var}`, ..., `Mixed_7c.branch_pool.*`, `fc.weight`.
             `fc.bias`, `AuxLogits.*` and `*.num_batches_tracked` are ignored.
         pipeline: how the published evaluation prepares images: "adm" resizes as TensorFlow 1 did and takes
-            (x - 128) / 128 of bytes, as the graph itself does, so the first FIDs, the ADM suite and torch-fidelity;
+            (x - 128) / 128 of bytes, as do the graph itself, the first FIDs, the ADM suite and torch-fidelity;
             "pytorch-fid" resizes with half-pixel centres and takes 2 x / 255 - 1. Their distances do not compare.
         dtype: of the convolutions.
 
@@ -96,8 +190,8 @@ class InceptionV3(_Layers):
         """Features of uint8 RGB images of any size."""
         x_BChw = self.prepared(images_B3HW).to(self.Conv2d_1a_3x3.conv.weight.dtype, memory_format=torch.channels_last)
         x_BChw = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x_BChw)))
-        x_BChw = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x_BChw, 3, 2)))
-        x_BChw = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x_BChw, 3, 2))))
+        x_BChw = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_halving(x_BChw)))
+        x_BChw = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(_halving(x_BChw))))
         x_BChw = spatial_BChw = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x_BChw))))
         x_BChw = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x_BChw))))
         pooled_BF = x_BChw.float().mean((2, 3))
@@ -122,157 +216,10 @@ class InceptionV3(_Layers):
 
 
 def resize_tensorflow(x_BCHW: Tensor, h: int, w: int) -> Tensor:
-    """Bilinear (B, C, h, w) as TensorFlow 1: row i lies at i H / h, without half-pixel centres or antialiasing.
+    """Bilinear (B, C, h, w) as TensorFlow 1: row i is at i H / h, without half-pixel centres or antialiasing.
 
     That is PyTorch's rule for aligned corners, i (H - 1) / (h - 1), on images and results of one row and column more.
     Source: `tf.image.resize_bilinear` with `align_corners=False` (TensorFlow 1, kernels/image_resizer_state.h).
     """
     longer_BCHW = F.pad(x_BCHW, (0, 1, 0, 1), mode="replicate")
     return F.interpolate(longer_BCHW, (h + 1, w + 1), mode="bilinear", align_corners=True)[:, :, :h, :w]
-
-
-class _Norm(nn.Module):
-    """The tensors of a batch normalisation, until they are folded into a convolution."""
-
-    def __init__(self, C: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
-        self.running_mean, self.running_var = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
-
-
-class _Unit(nn.Module):
-    """A convolution with its batch normalisation, and ReLU; padded, it keeps the map's sides."""
-
-    def __init__(self, fan_in: int, fan_out: int, h: int, w: int, stride: int = 1, padded: bool = False) -> None:
-        super().__init__()
-        padding = (h // 2, w // 2) if padded else 0
-        self.conv = nn.Conv2d(fan_in, fan_out, (h, w), stride, padding, bias=False)
-        self.bn = _Norm(fan_out)
-
-    def fold(self, dtype: torch.dtype) -> None:
-        """Scale the convolution's weight and give it a bias instead of the normalisation."""
-        norm, weight = self.bn.double(), self.conv.weight.double()
-        scale_C = norm.weight / (norm.running_var + EPS).sqrt()
-        self.conv.weight = _frozen(weight * scale_C[:, None, None, None], dtype)
-        self.conv.bias = _frozen(norm.bias - norm.running_mean * scale_C, dtype)
-        del self.bn
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        return convolution_relu(x_BChw, self.conv)
-
-
-class _Fine(nn.Module):
-    """Mixed_5*, on 35x35 places."""
-
-    def __init__(self, C: int, pooled: int) -> None:
-        super().__init__()
-        self.branch1x1 = _Unit(C, 64, 1, 1)
-        self.branch5x5_1 = _Unit(C, 48, 1, 1)
-        self.branch5x5_2 = _Unit(48, 64, 5, 5, padded=True)
-        self.branch3x3dbl_1 = _Unit(C, 64, 1, 1)
-        self.branch3x3dbl_2 = _Unit(64, 96, 3, 3, padded=True)
-        self.branch3x3dbl_3 = _Unit(96, 96, 3, 3, padded=True)
-        self.branch_pool = _Unit(C, pooled, 1, 1)
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        five_BChw = self.branch5x5_2(self.branch5x5_1(x_BChw))
-        three_BChw = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x_BChw)))
-        return torch.cat((self.branch1x1(x_BChw), five_BChw, three_BChw, self.branch_pool(_average(x_BChw))), 1)
-
-
-class _ToMiddle(nn.Module):
-    """Mixed_6a, from 35x35 to 17x17 places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch3x3 = _Unit(288, 384, 3, 3, stride=2)
-        self.branch3x3dbl_1 = _Unit(288, 64, 1, 1)
-        self.branch3x3dbl_2 = _Unit(64, 96, 3, 3, padded=True)
-        self.branch3x3dbl_3 = _Unit(96, 96, 3, 3, stride=2)
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        double_BChw = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x_BChw)))
-        return torch.cat((self.branch3x3(x_BChw), double_BChw, F.max_pool2d(x_BChw, 3, 2)), 1)
-
-
-class _Middle(nn.Module):
-    """Mixed_6b to 6e, on 17x17 places; C channels inside the long branches."""
-
-    def __init__(self, C: int) -> None:
-        super().__init__()
-        self.branch1x1 = _Unit(768, 192, 1, 1)
-        self.branch7x7_1 = _Unit(768, C, 1, 1)
-        self.branch7x7_2 = _Unit(C, C, 1, 7, padded=True)
-        self.branch7x7_3 = _Unit(C, 192, 7, 1, padded=True)
-        self.branch7x7dbl_1 = _Unit(768, C, 1, 1)
-        self.branch7x7dbl_2 = _Unit(C, C, 7, 1, padded=True)
-        self.branch7x7dbl_3 = _Unit(C, C, 1, 7, padded=True)
-        self.branch7x7dbl_4 = _Unit(C, C, 7, 1, padded=True)
-        self.branch7x7dbl_5 = _Unit(C, 192, 1, 7, padded=True)
-        self.branch_pool = _Unit(768, 192, 1, 1)
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        seven_BChw = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x_BChw)))
-        double_BChw = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x_BChw)))
-        double_BChw = self.branch7x7dbl_5(self.branch7x7dbl_4(double_BChw))
-        return torch.cat((self.branch1x1(x_BChw), seven_BChw, double_BChw, self.branch_pool(_average(x_BChw))), 1)
-
-
-class _ToCoarse(nn.Module):
-    """Mixed_7a, from 17x17 to 8x8 places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch3x3_1 = _Unit(768, 192, 1, 1)
-        self.branch3x3_2 = _Unit(192, 320, 3, 3, stride=2)
-        self.branch7x7x3_1 = _Unit(768, 192, 1, 1)
-        self.branch7x7x3_2 = _Unit(192, 192, 1, 7, padded=True)
-        self.branch7x7x3_3 = _Unit(192, 192, 7, 1, padded=True)
-        self.branch7x7x3_4 = _Unit(192, 192, 3, 3, stride=2)
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        three_BChw = self.branch3x3_2(self.branch3x3_1(x_BChw))
-        seven_BChw = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x_BChw)))
-        return torch.cat((three_BChw, self.branch7x7x3_4(seven_BChw), F.max_pool2d(x_BChw, 3, 2)), 1)
-
-
-class _Coarse(nn.Module):
-    """Mixed_7b and 7c, on 8x8 places; only 7c's last branch takes the maximum."""
-
-    def __init__(self, C: int, pool: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.pool = pool
-        self.branch1x1 = _Unit(C, 320, 1, 1)
-        self.branch3x3_1 = _Unit(C, 384, 1, 1)
-        self.branch3x3_2a = _Unit(384, 384, 1, 3, padded=True)
-        self.branch3x3_2b = _Unit(384, 384, 3, 1, padded=True)
-        self.branch3x3dbl_1 = _Unit(C, 448, 1, 1)
-        self.branch3x3dbl_2 = _Unit(448, 384, 3, 3, padded=True)
-        self.branch3x3dbl_3a = _Unit(384, 384, 1, 3, padded=True)
-        self.branch3x3dbl_3b = _Unit(384, 384, 3, 1, padded=True)
-        self.branch_pool = _Unit(C, 192, 1, 1)
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        three_BChw = self.branch3x3_1(x_BChw)
-        double_BChw = self.branch3x3dbl_2(self.branch3x3dbl_1(x_BChw))
-        branches = (
-            self.branch1x1(x_BChw),
-            self.branch3x3_2a(three_BChw),
-            self.branch3x3_2b(three_BChw),
-            self.branch3x3dbl_3a(double_BChw),
-            self.branch3x3dbl_3b(double_BChw),
-            self.branch_pool(self.pool(x_BChw)),
-        )
-        return torch.cat(branches, 1)
-
-
-def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(tensor.to(dtype), requires_grad=False)
-
-
-def _average(x_BChw: Tensor) -> Tensor:
-    return F.avg_pool2d(x_BChw, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def _maximum(x_BChw: Tensor) -> Tensor:
-    return F.max_pool2d(x_BChw, 3, stride=1, padding=1)

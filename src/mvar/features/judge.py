@@ -1,12 +1,13 @@
 """A small CNN classifier that judges generated images: which class they show, and features to compare sets by.
 
+A VGG-like stack (Simonyan & Zisserman 2015) with batch normalisation and global pooling, so that any small side works;
+larger images are averaged down to 32x32.
+
 Shapes: B batch, N images of a set, C channels, D features, K classes, h w height and width.
-The network is a plain VGG-like stack (Simonyan & Zisserman 2015) with batch normalisation and global pooling, so that
-any small side works; larger images are averaged down to 32x32. Sharing a class folder's labels, it scores them in
-milliseconds on a CPU.
 """
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar.files import atomic_write
-from mvar.ops.finite import damage
-from mvar.ops.precision import has_fast_bfloat16
+from mvar.ops.numerics import damage, has_fast_bfloat16
 from mvar.progress import track
 from mvar.tensor_files import write_tensors
 
 SIDE = 32  # pixels that it sees at most
-WIDTHS = (32, 64, 128)  # channels of the three levels; the last is the number of features
+WIDTHS = (32, 64, 128)  # channels of the three levels; the last is D
 
 
 class Judge(nn.Module):
@@ -30,7 +30,7 @@ class Judge(nn.Module):
 
     Args:
         num_classes: classes to tell apart, at least 2.
-        channels: 3 judges colour; 1 averages RGB to grey first, which is right and quicker for grey sets.
+        channels: 3 judges colour; 1 averages RGB to grey first, which is quicker for grey sets.
     """
 
     def __init__(self, num_classes: int, channels: int = 3) -> None:
@@ -41,15 +41,8 @@ class Judge(nn.Module):
             raise ValueError(f"channels = {channels}: choose 1 (grey) or 3 (colour)")
         self.channels = channels
         a, b, c = WIDTHS
-        self.body = nn.Sequential(
-            *_conv(channels, a),
-            nn.MaxPool2d(2),
-            *_conv(a, b),
-            *_conv(b, b),
-            nn.MaxPool2d(2),
-            *_conv(b, c),
-            *_conv(c, c),
-        )
+        fine, middle, coarse = _conv(channels, a), (*_conv(a, b), *_conv(b, b)), (*_conv(b, c), *_conv(c, c))
+        self.body = nn.Sequential(*fine, nn.MaxPool2d(2), *middle, nn.MaxPool2d(2), *coarse)
         self.head = nn.Linear(c, num_classes)
 
     def features(self, pixels_B3hw: Tensor) -> Tensor:
@@ -67,17 +60,13 @@ class Judge(nn.Module):
         return self.head(self.features(pixels_B3hw))
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the tensors' shapes say the rest."""
+        """Write one safetensors file."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         atomic_write(path, partial(write_tensors, tensors))
 
     @classmethod
     def load(cls, path: str | Path) -> "Judge":
-        """Read what `save` wrote; the judge is in eval mode.
-
-        Raises:
-            ValueError: the file is not a judge's, or its weights are not finite.
-        """
+        """Read what `save` wrote, in eval mode; raises ValueError for another file or weights that are not finite."""
         try:
             tensors = load_file(path)
             judge = cls(len(tensors["head.bias"]), tensors["body.0.weight"].shape[1])
@@ -99,7 +88,7 @@ def train_judge(
     lr: float = 5e-3,
     seed: int = 0,
 ) -> Judge:
-    """Train a judge from scratch with AdamW, a one-cycle rate and random shifts of up to 2 pixels.
+    """Train a judge from scratch with AdamW, a one-cycle learning rate and random shifts of up to 2 pixels.
 
     Args:
         pixels_NChw: uint8 (N, 1 or 3, h, w); one channel trains a grey judge.
@@ -107,19 +96,18 @@ def train_judge(
         epochs: passes over the set.
 
     Returns:
-        The judge in eval mode; the same arguments give the same one on the same machine.
+        The judge in eval mode; the same arguments give the same judge on the same machine.
 
     Raises:
         ValueError: pixels are not uint8 (N, 1 or 3, h, w), or labels do not fit them.
     """
+    found = f"{pixels_NChw.dtype} {tuple(pixels_NChw.shape)}"
     if pixels_NChw.dtype != torch.uint8 or pixels_NChw.ndim != 4 or pixels_NChw.shape[1] not in (1, 3):
-        raise ValueError(
-            f"pixels are {pixels_NChw.dtype} {tuple(pixels_NChw.shape)}, expected torch.uint8 (N, 1 or 3, h, w)"
-        )
+        raise ValueError(f"pixels are {found}, expected torch.uint8 (N, 1 or 3, h, w)")
     N = len(pixels_NChw)
     if N < 2 or labels_N.shape != (N,) or labels_N.min() < 0 or labels_N.max() >= num_classes:
         raise ValueError(f"labels = {tuple(labels_N.shape)}: give {N} labels (at least 2) from 0 to {num_classes - 1}")
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge = Judge(num_classes, pixels_NChw.shape[1])
@@ -130,11 +118,10 @@ def train_judge(
     judge.train()
     fast = has_fast_bfloat16(pixels_NChw.device)
     # tensor_split, unlike split, leaves no batch of a single image, which batch normalisation cannot take.
-    batches = (
-        rows_B for _ in range(epochs) for rows_B in torch.randperm(N, generator=generator).tensor_split(steps_per_epoch)
-    )
+    epoch_batches = (torch.randperm(N, generator=rng).tensor_split(steps_per_epoch) for _ in range(epochs))
+    batches = chain.from_iterable(epoch_batches)
     for rows_B in track(batches, epochs * steps_per_epoch, "training the classifier"):
-        shifted_BChw = _shift(pixels_NChw[rows_B], generator).expand(-1, 3, -1, -1)
+        shifted_BChw = _shift(pixels_NChw[rows_B], rng).expand(-1, 3, -1, -1)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             logits_BK = judge(shifted_BChw.float() / 255)
         loss = F.cross_entropy(logits_BK.float(), labels_N[rows_B])
@@ -159,10 +146,10 @@ def _conv(fan_in: int, fan_out: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)
 
 
-def _shift(pixels_BChw: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
-    """Move each image by up to `most` pixels along each axis, its border repeated."""
+def _shift(pixels_BChw: Tensor, rng: torch.Generator, most: int = 2) -> Tensor:
+    """Move each image by up to `most` pixels along each axis, repeating its border."""
     B, _, h, w = pixels_BChw.shape
-    move_2B1 = torch.randint(-most, most + 1, (2, B, 1), generator=generator)
+    move_2B1 = torch.randint(-most, most + 1, (2, B, 1), generator=rng)
     rows_Bh = (torch.arange(h) + move_2B1[0]).clamp(0, h - 1)
     columns_Bw = (torch.arange(w) + move_2B1[1]).clamp(0, w - 1)
     image_B11 = torch.arange(B)[:, None, None]

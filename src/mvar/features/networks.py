@@ -1,4 +1,4 @@
-"""Finding a frozen feature network by name, or by a file whose tensors say which network they are."""
+"""Frozen feature networks by name, or by a file whose tensors say which network they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from mvar.features.base import FeatureNetwork
 from mvar.features.dino import DINO
+from mvar.features.effnet import EffNetLite0
 from mvar.features.vgg import VGG16
 from mvar.tensor_files import read_tensors
 
@@ -22,14 +23,19 @@ def find_network(name_or_path: str) -> FeatureNetwork:
         name_or_path: "effnet-lite0", or a file; a plus joins the files of one network ("vgg16.pth+vgg_lpips.pth").
 
     Raises:
-        ValueError: no such file, a damaged one, or tensors of no known network; one line that says what is known.
+        ValueError: no such file, a damaged one, or tensors of no known network; one line that lists the known ones.
     """
     if name_or_path == "effnet-lite0":
-        from mvar.features.effnet import EffNetLite0
-
         return EffNetLite0()
     try:
-        return _network(_read(name_or_path))
+        tensors = _read(name_or_path)
+        if "patch_embed.proj.weight" in tensors:
+            return DINO(tensors)
+        if any(key.startswith(("features.", "net.slice")) for key in tensors):
+            return VGG16(tensors)
+        if "lin0.model.1.weight" in tensors:
+            raise ValueError("these are LPIPS's channel weights alone, without VGG16")
+        raise ValueError(f"no known network has {', '.join([*tensors][:3]) or 'no tensor'}")
     except ValueError as error:
         raise ValueError(f"perceptual_network = {name_or_path!r}: {error}; {KNOWN}") from error
 
@@ -45,13 +51,3 @@ def _read(name: str) -> dict[str, Any]:
             raise ValueError(f"{path.name} repeats {twice} of the file before")
         tensors.update({str(key): value for key, value in content.items()})
     return tensors
-
-
-def _network(tensors: Mapping[str, Any]) -> FeatureNetwork:
-    if "patch_embed.proj.weight" in tensors:
-        return DINO(tensors)
-    if any(key.startswith(("features.", "net.slice")) for key in tensors):
-        return VGG16(tensors)
-    if "lin0.model.1.weight" in tensors:
-        raise ValueError("these are LPIPS's channel weights alone, without VGG16")
-    raise ValueError(f"no known network has {', '.join([*tensors][:3]) or 'no tensor'}")

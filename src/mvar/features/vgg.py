@@ -1,4 +1,4 @@
-"""VGG16, and LPIPS on top of it: the perceptual loss that the field trains its tokenizers with.
+"""VGG16, and LPIPS on top of it: the perceptual loss of most tokenizers in the field.
 
 Shapes: B images, H W pixels, F channels of a stage, h w its sides.
 Source: Simonyan & Zisserman 2015, configuration D, in torchvision's key names; Zhang et al. 2018 (LPIPS), section 3, in
@@ -19,7 +19,7 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convo
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
-# torchvision's names and LPIPS's, whose slices go on counting and whose channel weights may be there twice.
+# Both torchvision's names and LPIPS's, which numbers layers across slices and may hold channel weights twice.
 CONVOLUTION = re.compile(r"(?:features|net\.slice[1-5])\.(\d+\.(?:weight|bias))")
 CHANNEL_WEIGHTS = re.compile(r"lin(?:s\.)?(\d)\.model\.1\.weight")
 IGNORED = re.compile(r"classifier\..*|scaling_layer\.(?:shift|scale)")
@@ -29,8 +29,8 @@ class VGG16(FeatureNetwork):
     """The maps after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
 
     Args:
-        tensors: the convolutions as `features.*` or LPIPS's `net.slice*`, and, if all maps' channels are not to weigh
-            alike, LPIPS's `lin0.model.1.weight` to `lin4.model.1.weight` (1, F, 1, 1).
+        tensors: the convolutions as `features.*` or LPIPS's `net.slice*`, and optionally LPIPS's channel weights
+            `lin0.model.1.weight` to `lin4.model.1.weight` (1, F, 1, 1).
 
     Raises:
         ValueError: these are not VGG16's weights, or channel weights are negative.
@@ -60,7 +60,7 @@ class VGG16(FeatureNetwork):
 
     @property
     def channel_weights(self) -> list[Tensor] | None:
-        """LPIPS's, where they were given."""
+        """LPIPS's, where given."""
         return None if self.lins is None else list(self.lins)
 
     def maps(self, pixels_B3HW: Tensor) -> list[Tensor]:

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from mvar.generator.config import HEAD_DIM, GeneratorConfig, Mixer
 from mvar.generator.state import BlockState
-from mvar.nn.adaln import adaln, gated_sum, gated_sum_adaln
 from mvar.nn.attention import Attention
-from mvar.nn.linear import Linear
+from mvar.nn.linear import MLP, Linear
 from mvar.nn.mamba2 import Mamba2
-from mvar.nn.mlp import MLP
-from mvar.ops.precision import at_least_float32
+from mvar.ops.norms import adaln, gated_sum, gated_sum_adaln
+from mvar.ops.numerics import at_least_float32
 
 
 class Block(nn.Module):
@@ -49,22 +48,22 @@ class Block(nn.Module):
     ) -> tuple[Tensor, BlockState]:
         """Args:
             x_BlC: tokens of consecutive scales.
-            modulation_BRC: see `modulation`.
-            state: what this block carries from the scales before.
+            modulation_BRC: from `modulation`.
+            state: after the scales before these.
             areas: tokens of each of these scales.
 
         Returns:
             (B, l, C) and the state after these scales.
         """
-        vectors, n = modulation_BRC.unbind(1), self.branches
-        gates, pairs = vectors[:n], list(zip(vectors[n : 2 * n], vectors[2 * n :], strict=True))
-        y_BlC = adaln(x_BlC, *pairs[0], self.mlp.fc1.weight.dtype)
-        branch, (cache, memory) = 0, state
+        n = self.branches
+        gates, scales, shifts = (t_BnC.unbind(1) for t_BnC in modulation_BRC.split(n, dim=1))
+        cache, memory = state
+        # x + gate * branch(adaln(x)) for each branch; each sum and the norm after it are one pass.
+        y_BlC = adaln(x_BlC, scales[0], shifts[0], self.mlp.fc1.weight.dtype)
         if self.attention is not None:
             y_BlC, cache = self.attention(y_BlC, areas, cache)
-            x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[branch], y_BlC, *pairs[branch + 1])
-            branch += 1
+            x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[0], y_BlC, scales[1], shifts[1])
         if self.mamba is not None:
             y_BlC, memory = self.mamba(y_BlC, memory)
-            x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[branch], y_BlC, *pairs[branch + 1])
-        return gated_sum(x_BlC, gates[-1], self.mlp(y_BlC)), BlockState(cache, memory)
+            x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[n - 2], y_BlC, scales[n - 1], shifts[n - 1])
+        return gated_sum(x_BlC, gates[n - 1], self.mlp(y_BlC)), BlockState(cache, memory)

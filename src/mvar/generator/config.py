@@ -27,20 +27,20 @@ class Mixer(NamedTuple):
 
 @settings
 class GeneratorConfig:
-    """A scale-wise autoregressive transformer: M-VAR, the VAR baseline, and what lies between.
+    """A scale-wise autoregressive transformer: M-VAR, the VAR baseline, and every mixture of their blocks.
 
     Attributes:
-        depth: number of blocks; the dial that the zeros below derive from.
-        width: C; 0 derives 64 * depth.
-        heads: attention heads; 0 derives width / 64.
+        depth: number of blocks; the fields below that are 0 or None follow from it.
+        width: C; 0 means 64 * depth.
+        heads: attention heads; 0 means width / 64.
         attention: inside each scale ("intra"), over all scales so far ("global"), or "none";
-            one value for all blocks or a list with one a block.
-        mamba: whether a block has a Mamba-2 across scales; one value or a list with one a block.
+            one value for all blocks or a list with one per block.
+        mamba: whether a block has a Mamba-2 across scales; one value or a list with one per block.
         shared_adaln: one AdaLN projection for all blocks plus an offset for each.
         qk_norm: unit-length queries and keys with a learned temperature for each head.
         mlp_ratio: hidden width of the MLP over C.
         state_size: N, Mamba-2's state for each channel.
-        stochastic_depth: drop rate of the last block's branches (linear from 0); None derives 0.1 * depth / 24.
+        stochastic_depth: drop rate of the last block's branches (linear from 0); None means 0.1 * depth / 24.
         class_dropout: share of training labels replaced by the null class.
         num_classes: classes without the null class; 0 for an unconditional model.
         vocab_size: V of the tokenizer.
@@ -79,7 +79,7 @@ class GeneratorConfig:
         lists = {name: value for name in ("attention", "mamba") if isinstance(value := getattr(self, name), list)}
         wrong = {name: len(value) for name, value in lists.items() if len(value) != self.depth}
         for name, length in wrong.items():
-            yield f"{name} has {length} entries: give one value, or one a block ({self.depth})"
+            yield f"{name} has {length} entries: give one value, or one per block ({self.depth})"
         if not wrong and self.shared_adaln and len({mixer.branches for mixer in self.mixers}) > 1:
             yield "shared_adaln = True: needs blocks with equal numbers of mixers; set it to False"
         any_mamba = any(self.mamba) if isinstance(self.mamba, list) else self.mamba
@@ -88,7 +88,7 @@ class GeneratorConfig:
         yield from side_problems(self.sides)
 
     def written(self) -> dict[str, Any]:
-        """The fields as a user would write them: values that depth and width decide are left to be derived."""
+        """The fields as a user would write them: without values that follow from depth and width."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         bare = GeneratorConfig(depth=self.depth, width=self.width)
         values["width"] = 0 if self.width == HEAD_DIM * self.depth else self.width
@@ -103,7 +103,7 @@ class GeneratorConfig:
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:
-        """One mixer a block."""
+        """One mixer per block."""
         attention = self.attention if isinstance(self.attention, list) else [self.attention] * self.depth
         mamba = self.mamba if isinstance(self.mamba, list) else [self.mamba] * self.depth
         return tuple(Mixer(a, m) for a, m in zip(attention, mamba, strict=True))
@@ -115,22 +115,18 @@ class GeneratorConfig:
         return tuple(last * i / max(self.depth - 1, 1) for i in range(self.depth))
 
 
-def _preset(depth: int, **changes: object) -> GeneratorConfig:
-    return GeneratorConfig(depth=depth, **changes)  # type: ignore[arg-type]
-
-
-_512 = {"sides": list(SIDES_512)}
-_VAR = {"attention": "global", "mamba": False}
-_TINY32 = {"num_classes": 10, "vocab_size": 1024, "latent_channels": 16, "sides": [1, 2, 3, 4, 6, 8]}
+_512: dict[str, Any] = {"sides": list(SIDES_512)}
+_VAR: dict[str, Any] = {"attention": "global", "mamba": False}
+_TINY: dict[str, Any] = {"depth": 4, "shared_adaln": True, "num_classes": 10, "vocab_size": 1024, "latent_channels": 16}
 
 PRESETS: dict[str, GeneratorConfig] = {
-    **{f"d{depth}": _preset(depth) for depth in (12, 16, 20, 24, 30, 32)},
-    **{f"d{depth}-512": _preset(depth, **_512) for depth in (12, 16, 20, 24, 30, 32)},
-    **{f"var-d{depth}": _preset(depth, **_VAR) for depth in (12, 16, 20, 24, 30)},
-    "var-d36-s": _preset(36, **_VAR, **_512, shared_adaln=True),
-    "m-var-w": _preset(16, width=768, heads=12),
-    "m-var-d": _preset(12, width=1024, heads=16),
-    "tiny32": _preset(4, width=192, shared_adaln=True, **_TINY32),
-    "tiny64": _preset(4, width=192, shared_adaln=True, **_TINY32),
-    "quick32": _preset(4, width=128, shared_adaln=True, **{**_TINY32, "sides": [1, 2, 3, 5, 8]}),
+    **{f"d{depth}": GeneratorConfig(depth=depth) for depth in (12, 16, 20, 24, 30, 32)},
+    **{f"d{depth}-512": GeneratorConfig(depth=depth, **_512) for depth in (12, 16, 20, 24, 30, 32)},
+    **{f"var-d{depth}": GeneratorConfig(depth=depth, **_VAR) for depth in (12, 16, 20, 24, 30)},
+    "var-d36-s": GeneratorConfig(depth=36, shared_adaln=True, **_VAR, **_512),
+    "m-var-w": GeneratorConfig(depth=16, width=768, heads=12),
+    "m-var-d": GeneratorConfig(depth=12, width=1024, heads=16),
+    "tiny32": GeneratorConfig(width=192, sides=[1, 2, 3, 4, 6, 8], **_TINY),
+    "tiny64": GeneratorConfig(width=192, sides=[1, 2, 3, 4, 6, 8], **_TINY),
+    "quick32": GeneratorConfig(width=128, sides=[1, 2, 3, 5, 8], **_TINY),
 }

@@ -1,9 +1,9 @@
-"""How a generator's weights start: one table.
+"""How a generator's weights are initialised: one table.
 
 Shapes: C width, n branches of a block.
 Source: VAR (Tian et al. 2024) and its training code's defaults; Mamba-2 (Dao & Gu 2024) for its A, dt, D and
 convolution. On purpose unlike the official M-VAR: every branch gets the gate factor, Mamba's out_proj is scaled by
-depth like the other output projections, and Mamba-2 keeps its own start.
+depth like the other output projections, and Mamba-2 keeps its own initialisation.
 """
 
 import math
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from mvar.generator.network import Generator
 
+BIASED = ("word_embed", "shared_adaln", "adaln", "attention.proj", "mlp.fc1", "mlp.fc2", "head_adaln", "head")
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
 def gate_factor(depth: int) -> float:
-    """How much smaller the gates start than the other AdaLN weights: deeper networks, smaller steps."""
+    """How much smaller gates start than the other AdaLN weights: smaller in deeper networks."""
     return next(factor for limit, factor in ((24, 1e-3), (30, 1e-4), (36, 1e-5), (math.inf, 5e-6)) if depth < limit)
 
 
@@ -26,7 +27,7 @@ def initialise(generator: Generator, seed: int, fill: Callable[[Tensor, Tensor],
     """Fill every parameter; the same seed gives the same weights whatever the device or dtype.
 
     Args:
-        fill: puts values into a parameter; another than `copy_` where a rank holds a share of it.
+        fill: writes values to a parameter; `copy_` unless the parameter is sharded over ranks.
 
     Raises:
         KeyError: a parameter that the table does not know.
@@ -41,43 +42,33 @@ def initialise(generator: Generator, seed: int, fill: Callable[[Tensor, Tensor],
 
 def _table(generator: Generator) -> dict[str, Draw]:
     C, depth = generator.config.width, generator.config.depth
-    normal = _normal(math.sqrt(1 / (3 * C)))
+    normal, zero, one = _normal(math.sqrt(1 / (3 * C))), _constant(0), _constant(1)
     output = _normal(math.sqrt(1 / (3 * C)) / math.sqrt(2 * depth))
     gates = gate_factor(depth)
     return {
-        "class_embed.weight": normal,
-        "start_pos": normal,
-        "pos_embed": normal,
-        "level_embed.weight": normal,
+        **dict.fromkeys(("class_embed.weight", "start_pos", "pos_embed", "level_embed.weight"), normal),
+        **dict.fromkeys((f"{name}.bias" for name in BIASED), zero),
         "word_embed.weight": normal,
-        "word_embed.bias": _constant(0),
         "shared_adaln.weight": _adaln(normal, gates),
-        "shared_adaln.bias": _constant(0),
         "adaln.weight": _adaln(normal, gates),
-        "adaln.bias": _constant(0),
         "adaln_offset": _adaln(_normal(math.sqrt(1 / C)), gates),
         "attention.qkv.weight": normal,
-        "attention.q_bias": _constant(0),
-        "attention.v_bias": _constant(0),
+        "attention.q_bias": zero,
+        "attention.v_bias": zero,
         "attention.log_scale": _constant(math.log(4)),
         "attention.proj.weight": output,
-        "attention.proj.bias": _constant(0),
         "mamba.in_proj.weight": normal,
         "mamba.conv_weight": _uniform(-0.5, 0.5),  # +- 1 / sqrt(width 4)
         "mamba.conv_bias": _uniform(-0.5, 0.5),
         "mamba.dt_bias": _dt_bias,
         "mamba.A_log": lambda shape, rng: _uniform(1, 16)(shape, rng).log(),
-        "mamba.D": _constant(1),
-        "mamba.norm_weight": _constant(1),
+        "mamba.D": one,
+        "mamba.norm_weight": one,
         "mamba.out_proj.weight": output,
         "mlp.fc1.weight": normal,
-        "mlp.fc1.bias": _constant(0),
         "mlp.fc2.weight": output,
-        "mlp.fc2.bias": _constant(0),
         "head_adaln.weight": lambda shape, rng: 0.5 * normal(shape, rng),
-        "head_adaln.bias": _constant(0),
         "head.weight": lambda shape, rng: 0.02 * normal(shape, rng),
-        "head.bias": _constant(0),
     }
 
 

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from mvar.generator.block import Block
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.state import BlockState, GeneratorState, Modulation
-from mvar.nn.adaln import adaln
 from mvar.nn.linear import Linear
 from mvar.ops.cross_entropy import linear_cross_entropy
-from mvar.ops.precision import at_least_float32, bfloat16_products, without_autocast
+from mvar.ops.norms import adaln
+from mvar.ops.numerics import at_least_float32, bfloat16_products, without_autocast
 
 
 class Generator(nn.Module):
@@ -32,12 +32,11 @@ class Generator(nn.Module):
     stay in float32; the projections follow their weights' dtype, or autocast's.
 
     Attributes:
-        activation_checkpointing: keep only what enters each block and compute the rest again in the backward pass.
-        differentiated: how a block is called where there is a gradient, such as through torch.compile.
+        activation_checkpointing: keep only each block's input and recompute the rest in the backward pass.
+        differentiated: how a block is called with a gradient, for example through torch.compile.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
-        """Raises ValueError naming everything that is wrong with the config."""
         super().__init__()
         self.config, self.schedule, self.activation_checkpointing = config, config.schedule, False
         self.differentiated: Callable[..., tuple[Tensor, BlockState]] = called
@@ -57,9 +56,8 @@ class Generator(nn.Module):
         """Teacher-forced logits of every token, (B, L, V) in float32.
 
         Args:
-            labels_B: class indices, `num_classes` for the null class.
-            inputs_BlZ: what the tokenizer's `generator_inputs` gives, (B, L - P_0, Z).
-            noise_BU: see `modulation`.
+            labels_B, noise_BU: see `modulation`.
+            inputs_BlZ: from the tokenizer's `generator_inputs`, (B, L - P_0, Z).
         """
         everything = range(len(self.schedule))
         modulation = self.modulation(labels_B, noise_BU)
@@ -74,17 +72,13 @@ class Generator(nn.Module):
         noise_BU: Tensor | None = None,
         smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of teacher-forced tokens, as from `forward`'s logits, which never exist at once.
+        """Cross-entropy of teacher-forced tokens, without all of `forward`'s logits in memory at once.
 
         Args:
-            labels_B: class indices, `num_classes` for the null class.
-            inputs_BlZ: what the tokenizer's `generator_inputs` gives for these tokens' maps.
-            tokens_Bl: all token maps of the images, or the first few: the finer ones are then not computed.
-            noise_BU: see `modulation`.
-            smoothing: share of the target's probability that is spread evenly over all codes.
-
-        Returns:
-            Each token's loss in nats, float32 (B, l), and whether its likeliest code is the right one, bool (B, l).
+            labels_B, noise_BU: see `modulation`.
+            inputs_BlZ: from the tokenizer's `generator_inputs` for these token maps.
+            tokens_Bl: all token maps of the images, or only the first few, coarse to fine.
+            smoothing: see `linear_cross_entropy`, also for the results, here (B, l).
 
         Raises:
             ValueError: tokens that end inside a map.
@@ -94,21 +88,20 @@ class Generator(nn.Module):
         scales = range(self.schedule.offsets.index(tokens_Bl.shape[1]))
         modulation = self.modulation(labels_B, noise_BU)
         x_BlC, _ = self._hidden(self.embed(inputs_BlZ, modulation, scales), modulation, None, scales)
-        x_NC = _head_input(x_BlC, modulation.head_B2C).flatten(0, 1)
-        losses = linear_cross_entropy(x_NC, self.head.weight, self.head.bias, tokens_Bl.flatten(), smoothing)
-        nll_Bl, correct_Bl = (t_N.view(tokens_Bl.shape) for t_N in losses)
-        return nll_Bl, correct_Bl
+        scale_BC, shift_BC = modulation.head_B2C.unbind(1)
+        x_NC = adaln(x_BlC, scale_BC, shift_BC).flatten(0, 1)
+        nll_N, correct_N = linear_cross_entropy(x_NC, self.head.weight, self.head.bias, tokens_Bl.flatten(), smoothing)
+        return nll_N.view_as(tokens_Bl), correct_N.view_as(tokens_Bl)
 
     def modulation(self, labels_B: Tensor, noise_BU: Tensor | None = None) -> Modulation:
-        """What the labels decide, for all scales at once.
+        """The AdaLN vectors of these labels, for all scales.
 
-        In training this is also where chance enters, all of it: labels are dropped, and the gates of dropped
-        branches are zero (stochastic depth), so that `step` does the same in training and evaluation.
+        All randomness of training is here: labels are dropped, and gates of dropped branches become zero (stochastic
+        depth), so that `step` is the same in training and evaluation.
 
         Args:
             labels_B: class indices, `num_classes` for the null class.
-            noise_BU: used in training only: `self.noise_size` numbers in [0, 1) an image; None draws from
-                torch's global generator.
+            noise_BU: in training, `self.noise_size` numbers in [0, 1) per image; None takes torch's global generator.
         """
         if not self.training:
             return self._modulation(labels_B)
@@ -122,19 +115,19 @@ class Generator(nn.Module):
 
     @property
     def noise_size(self) -> int:
-        """Random numbers an image needs in training: one for its label, one for each branch of each block."""
+        """Random numbers per image in training: one for its label, one for each branch of each block."""
         return 1 + sum(mixer.branches for mixer in self.config.mixers)
 
     def embed(self, inputs_BlZ: Tensor | None, modulation: Modulation, scales: range) -> Tensor:
-        """Tokens that enter the blocks, (B, l, C) in float32 (float64 in a float64 network).
+        """The blocks' input, (B, l, C) in float32 (float64 in a float64 network).
 
         Args:
-            inputs_BlZ: f_hat of the scales so far at each of `scales` but the first of all; None where there is none.
+            inputs_BlZ: for each of `scales` but scale 0, f_hat of the scales before it; None if there is none.
             modulation: of the same images.
-            scales: consecutive scales; 0 stands for the start tokens.
+            scales: consecutive scales; scale 0 has start tokens.
 
         Raises:
-            ValueError: inputs of another length than these scales have.
+            ValueError: inputs of another length than these scales.
         """
         words = [scale for scale in scales if scale > 0]
         expected = sum(self.schedule.areas[k] for k in words)
@@ -167,11 +160,11 @@ class Generator(nn.Module):
         """Run the blocks over consecutive scales.
 
         Args:
-            x_BlC: what `embed` gives for these scales.
+            x_BlC: from `embed` for these scales.
             modulation: of the same images.
-            state: what the scales before left behind; None, like `initial_state`, at the start.
+            state: after the scales before these; None, like `initial_state`, at the start.
             scales: which scales these are.
-            head_rows: only the first so many images pass through the head; None for all.
+            head_rows: compute logits of the first `head_rows` images only; None for all.
 
         Returns:
             Logits (rows, l, V) in float32 and the state after these scales.
@@ -180,7 +173,8 @@ class Generator(nn.Module):
             ValueError: scales that do not follow the state, or tokens that do not fill these scales.
         """
         x_BlC, state = self._hidden(x_BlC, modulation, state, scales)
-        x_BlC = _head_input(x_BlC[:head_rows], modulation.head_B2C[:head_rows])
+        scale_BC, shift_BC = modulation.head_B2C[:head_rows].unbind(1)
+        x_BlC = adaln(x_BlC[:head_rows], scale_BC, shift_BC)
         rounded = self.word_embed.weight.dtype == torch.bfloat16 and not torch.is_grad_enabled()
         with without_autocast(x_BlC), bfloat16_products(rounded):
             return at_least_float32(self.head(x_BlC)), state
@@ -188,7 +182,7 @@ class Generator(nn.Module):
     def _hidden(
         self, x_BlC: Tensor, modulation: Modulation, state: GeneratorState | None, scales: range
     ) -> tuple[Tensor, GeneratorState]:
-        """What the last block gives, (B, l, C), and the state after these scales; see `step`."""
+        """The last block's output, (B, l, C), and the state after these scales; see `step`."""
         if state is None:
             state = GeneratorState(tuple(BlockState() for _ in self.blocks))
         if scales.step != 1 or not state.scales == scales.start < scales.stop <= len(self.schedule):
@@ -217,7 +211,7 @@ class Generator(nn.Module):
         class_BC = self.class_embed(labels_B)
         active_BC = F.silu(at_least_float32(class_BC))
         shared_BRC = None
-        with without_autocast(class_BC):  # a row an image: casting the weights would take longer than the products
+        with without_autocast(class_BC):  # few rows: casting the weights would take longer than the products
             if self.config.shared_adaln:
                 shared_BRC = at_least_float32(self.shared_adaln(active_BC)).unflatten(-1, (-1, self.config.width))
             head_B2C = at_least_float32(self.head_adaln(active_BC)).unflatten(-1, (2, -1))
@@ -226,7 +220,7 @@ class Generator(nn.Module):
 
 
 def called(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
-    """What a block gives."""
+    """The block's own call."""
     return block(*arguments)
 
 
@@ -235,13 +229,8 @@ def _checkpointed(run: Callable[..., tuple[Tensor, BlockState]], *arguments: Any
     return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _head_input(x_BlC: Tensor, head_B2C: Tensor) -> Tensor:
-    scale_BC, shift_BC = head_B2C.unbind(1)
-    return adaln(x_BlC, scale_BC, shift_BC)
-
-
 def _drop_branches(modulation_BRC: Tensor, noise_Bn: Tensor, rate: float) -> Tensor:
-    """Stochastic depth: gates of dropped branches become 0, the others grow to keep the mean."""
+    """Stochastic depth: gates of dropped branches become 0, the others are scaled to keep the mean."""
     if rate == 0:
         return modulation_BRC
     kept_Bn = (noise_Bn >= rate) / (1 - rate)

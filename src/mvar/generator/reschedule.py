@@ -1,7 +1,8 @@
 """A trained generator at another schedule of scales: position and level embeddings are interpolated, all else stays.
 
+Scales are compared by the logarithm of their area: one between two of the trained ones is a weighted mean of both.
+
 Shapes: C width, h w a scale's sides, P its tokens.
-Scales are compared by the logarithm of their area: one between two of the trained ones takes a share of both.
 """
 
 import math
@@ -27,16 +28,16 @@ def rescheduled(generator: Generator, sides: list[Side]) -> Generator:
     with torch.device("meta"):
         network = Generator(replace(generator.config, sides=list(new.sides)))
     state = dict(generator.state_dict())
+    dtype = state["pos_embed"].dtype
     maps = [state["pos_embed"][0, old.slice(k)].float() for k in range(len(old))]
     levels = state["level_embed.weight"].float()
     positions, level_rows = [], []
     for k, shape in enumerate(new.shapes):
         mixture = [(k, 1.0)] if old.shapes[k : k + 1] == (shape,) else _neighbours(old, shape)
-        resized = [share * _resized(maps[i], old.shapes[i], shape) for i, share in mixture]
+        resized = [weight * _resized(maps[i], old.shapes[i], shape) for i, weight in mixture]
         positions.append(torch.stack(resized).sum(0))
-        level_rows.append(torch.stack([share * levels[i] for i, share in mixture]).sum(0))
+        level_rows.append(torch.stack([weight * levels[i] for i, weight in mixture]).sum(0))
     start_PC = _resized(state["start_pos"][0].float(), old.shapes[0], new.shapes[0])
-    dtype = state["pos_embed"].dtype
     state["pos_embed"] = torch.cat(positions)[None].to(dtype)
     state["level_embed.weight"] = torch.stack(level_rows).to(dtype)
     state["start_pos"] = start_PC[None].to(dtype)
@@ -45,7 +46,7 @@ def rescheduled(generator: Generator, sides: list[Side]) -> Generator:
 
 
 def _neighbours(old: ScaleSchedule, shape: tuple[int, int]) -> list[tuple[int, float]]:
-    """The trained scales around one of this shape, with their shares."""
+    """The trained scales around one of this shape, with their weights."""
     if shape in old.shapes:
         return [(old.shapes.index(shape), 1.0)]
     size = math.log(shape[0] * shape[1])
@@ -54,8 +55,8 @@ def _neighbours(old: ScaleSchedule, shape: tuple[int, int]) -> list[tuple[int, f
     below = max(above - 1, 0)
     if not sizes[below] < size < sizes[above]:
         return [(above, 1.0)]
-    share = (size - sizes[below]) / (sizes[above] - sizes[below])
-    return [(below, 1 - share), (above, share)]
+    weight = (size - sizes[below]) / (sizes[above] - sizes[below])
+    return [(below, 1 - weight), (above, weight)]
 
 
 def _resized(map_PC: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

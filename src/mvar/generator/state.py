@@ -1,6 +1,6 @@
 """What the generator carries from scale to scale, and what a label decides once for all scales.
 
-Shapes: B batch, C width, R numbers of AdaLN a block (3 for each branch).
+Shapes: B batch, C width, R AdaLN vectors of a block (3 for each branch).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from mvar.nn.attention import KeyValues
-from mvar.nn.mamba2 import MambaState
+from mvar.ops.mamba import MambaState
 
 Part = TypeVar("Part", KeyValues, MambaState)
 
@@ -20,9 +20,9 @@ class Modulation:
     """AdaLN vectors for a batch of labels.
 
     Attributes:
-        blocks: one (B, R, C) a block: the gates of its branches, then their scales, then their shifts.
+        blocks: one (B, R, C) per block: the gates of its branches, then their scales, then their shifts.
         head_B2C: scale and shift of the head.
-        class_embedding_BC: what the start tokens are made of.
+        class_embedding_BC: added to the position of the start tokens.
     """
 
     blocks: tuple[Tensor, ...]
@@ -36,7 +36,7 @@ class Modulation:
 
 
 class BlockState(NamedTuple):
-    """What one block carries; None for a mixer it lacks, or that has seen nothing yet."""
+    """What one block carries; None for a mixer that it lacks or that has seen nothing yet."""
 
     attention: KeyValues | None = None
     mamba: MambaState | None = None

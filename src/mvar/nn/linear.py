@@ -1,20 +1,21 @@
-"""The linear layer of every projection: input in any float dtype, zero until initialised or loaded.
+"""The linear layer of every projection, and the MLP.
 
-Source: PyTorch's own, less the random start that a loader would throw away.
+Shapes: B batch, L tokens, C width.
+Source: VAR (Tian et al. 2024), appendix, for the MLP.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from mvar.ops.linear import arranged, can_arrange, linear
+from mvar.ops.linear import can_prepack, linear, prepack
 
 
 class Linear(nn.Linear):
     """x W^T + b, computed in the weight's dtype (or autocast's), whatever the input's."""
 
     def reset_parameters(self) -> None:
-        """Zeros; `mvar.generator.init` draws the real start."""
+        """Zeros: torch's random start would be thrown away, as `mvar.generator.init` or a checkpoint fills weights."""
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -29,18 +30,34 @@ class Linear(nn.Linear):
         bias = None if bias is None else bias.to(self.weight.dtype)
         return linear(x.to(self.weight.dtype), self.weight, bias, gelu)
 
-    def arrange(self, fast: bool) -> None:
-        """Hold the weight in the order that products are fastest with, where this device has one, or plainly again.
+    def prepack(self) -> None:
+        """Hold the weight in the order that products are fastest with, if this device has one.
 
-        An arranged weight is for drawing only: it has no gradient, and cannot be copied, pickled, loaded into, or moved
-        to another device or dtype; `state_dict` gives the plain one.
+        A prepacked weight has no gradient, and cannot be copied, pickled, loaded into, or moved to another device or
+        dtype; `state_dict` returns the plain one.
         """
-        if fast and can_arrange(self.weight):
-            self.weight = nn.Parameter(arranged(self.weight), requires_grad=False)
-        elif not fast and self.weight.is_mkldnn:
+        if can_prepack(self.weight):
+            self.weight = nn.Parameter(prepack(self.weight), requires_grad=False)
+
+    def unpack(self) -> None:
+        """Hold the plain weight again."""
+        if self.weight.is_mkldnn:
             self.weight = nn.Parameter(self.weight.to_dense())
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn:  # files hold plain weights
             destination[f"{prefix}weight"] = self.weight.to_dense()
+
+
+class MLP(nn.Module):
+    """Linear, GELU (tanh approximation), Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        return self.fc2(self.fc1(x_BLC, gelu=True))

@@ -1,69 +1,90 @@
 """Attention over token maps without a mask as large as the sequence.
 
-Shapes: B batch, H heads, l tokens of this call, T tokens so far, d head width, q queries, t keys.
+Shapes: B batch, H heads, l tokens of this call, T tokens so far, d head width, q queries, t keys, J: query, key,
+value.
 Source: M-VAR (Ren et al. 2024), section 3.2 (inside each scale); VAR (Tian et al. 2024), section 3.2 (block-causal).
 """
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Consecutive scales of at most this many tokens share one call with a small mask: measured on a CPU, fewer calls
-# win over fewer products up to about here.
+from mvar.ops import native
+from mvar.ops.dispatch import runs_native, runs_reference
+from mvar.ops.numerics import at_least_float32
+
+Reach = Literal["intra", "global"]
+
+LARGEST_LOG_SCALE = math.log(100)
+# Consecutive scales of at most this many tokens share one call with a small mask: on a CPU, fewer calls win over fewer
+# products up to about here.
 GROUP_TOKENS = 96
-# Up to so many keys a query is differentiated through plain products, which store their weights: forward and backward,
-# a CPU's fused kernel takes about twice as long.
+# With a gradient, up to this many keys go through plain products, which store their weights: on a CPU, the fused kernel
+# takes about twice as long forward and backward.
 PLAIN_KEYS = 768
 
 
-def intra_scale_attention(
-    q_BHld: Tensor, k_BHld: Tensor, v_BHld: Tensor, areas: tuple[int, ...], softmax_scale: float
-) -> Tensor:
-    """Every token attends to all tokens of its own scale and to no other.
+def split_heads(qkv_BlJHd: Tensor, log_scale: Tensor | None) -> Sequence[Tensor]:
+    """Queries, keys and values, (B, H, l, d) each.
 
     Args:
-        q_BHld, k_BHld, v_BHld: l = sum(areas) tokens of consecutive scales.
-        areas: tokens of each scale.
-        softmax_scale: factor of the scores.
-
-    Returns:
-        (B, H, l, d).
+        log_scale: H numbers; queries and keys are normalised to unit length (in float32 or float64), and queries
+            multiplied by each head's exp(min(log_scale, log 100)). None leaves both as they are.
     """
-    groups = _groups(areas)
-    sizes = [sum(group) for group in groups]
-    parts = zip(*(t.split(sizes, dim=2) for t in (q_BHld, k_BHld, v_BHld)), groups, strict=True)
-    outs = []
-    for q, k, v, group in parts:
-        level = _levels(group, q.device)
-        mask = level[:, None] == level if len(group) > 1 else None
-        outs.append(_attend(q, k, v, mask, softmax_scale))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    if log_scale is None:
+        return qkv_BlJHd.permute(2, 0, 3, 1, 4).unbind()
+    temperature_H = at_least_float32(log_scale).flatten().clamp(max=LARGEST_LOG_SCALE).exp()
+    if qkv_BlJHd.shape[-1] == native.HEAD_DIM and runs_native(qkv_BlJHd):
+        return native.heads(qkv_BlJHd, temperature_H).unbind()
+    qk_BlJHd = at_least_float32(qkv_BlJHd[:, :, :2])
+    factor_JH1 = torch.stack((temperature_H, torch.ones_like(temperature_H)))[..., None]
+    length_BlJH1 = torch.linalg.vector_norm(qk_BlJHd, dim=-1, keepdim=True).clamp_min(1e-12)
+    q_BlHd, k_BlHd = (qk_BlJHd * (factor_JH1 / length_BlJH1)).to(qkv_BlJHd.dtype).unbind(2)
+    return [t_BlHd.transpose(1, 2) for t_BlHd in (q_BlHd, k_BlHd, qkv_BlJHd[:, :, 2])]
 
 
-def block_causal_attention(
-    q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float
+def scale_attention(
+    q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float, reach: Reach
 ) -> Tensor:
-    """Every token attends to all tokens of its own scale and of the scales before it.
+    """Attention of every token to all tokens of its own scale ("intra"), or of its own and earlier scales ("global").
 
     Args:
         q_BHld: l = sum(areas) tokens of consecutive scales, the last of the T so far.
-        k_BHTd, v_BHTd: all T tokens so far, those of earlier calls first.
+        k_BHTd, v_BHTd: "intra": the same l tokens; "global": all T tokens so far, those of earlier calls first.
         areas: tokens of each scale of this call.
         softmax_scale: factor of the scores.
 
     Returns:
         (B, H, l, d).
     """
-    outs, end = [], k_BHTd.shape[2] - q_BHld.shape[2]
+    if runs_reference():
+        return scale_attention_reference(q_BHld, k_BHTd, v_BHTd, areas, softmax_scale, reach)
     groups = _groups(areas)
-    for q, group in zip(q_BHld.split([sum(group) for group in groups], dim=2), groups, strict=True):
-        mask = None
-        if len(group) > 1:
-            level = _levels(group, q.device)
-            mask = F.pad(level[:, None] >= level, (end, 0), value=True)
-        end += sum(group)
-        outs.append(_attend(q, k_BHTd[:, :, :end], v_BHTd[:, :, :end], mask, softmax_scale))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    sizes = [sum(group) for group in groups]
+    if reach == "intra":
+        seen = list(zip(k_BHTd.split(sizes, dim=2), v_BHTd.split(sizes, dim=2), strict=True))
+    else:
+        ends = accumulate(sizes, initial=k_BHTd.shape[2] - q_BHld.shape[2])
+        seen = [(k_BHTd[:, :, :end], v_BHTd[:, :, :end]) for end in list(ends)[1:]]
+    outs = []
+    for q, (k, v), group in zip(q_BHld.split(sizes, dim=2), seen, groups, strict=True):
+        mask = _mask(group, k.shape[2], reach, q.device) if len(group) > 1 else None
+        outs.append(_attend(q, k, v, mask, softmax_scale))
+    return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
+
+
+def scale_attention_reference(
+    q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float, reach: Reach
+) -> Tensor:
+    """The definition, one dense masked softmax; arguments and result as `scale_attention`."""
+    mask_lT = _mask(areas, k_BHTd.shape[2], reach, q_BHld.device)
+    scores_BHlT = softmax_scale * q_BHld @ k_BHTd.mT
+    return scores_BHlT.masked_fill(~mask_lT, float("-inf")).softmax(-1) @ v_BHTd
 
 
 def _groups(areas: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -77,8 +98,12 @@ def _groups(areas: tuple[int, ...]) -> list[tuple[int, ...]]:
     return groups
 
 
-def _levels(areas: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor([k for k, area in enumerate(areas) for _ in range(area)], device=device)
+def _mask(areas: tuple[int, ...], keys: int, reach: Reach, device: torch.device) -> Tensor:
+    """True where a query of these scales sees one of the keys, of which the last are of these scales."""
+    level_l = torch.tensor([k for k, area in enumerate(areas) for _ in range(area)], device=device)
+    if reach == "intra":
+        return level_l[:, None] == level_l
+    return F.pad(level_l[:, None] >= level_l, (keys - len(level_l), 0), value=True)
 
 
 def _attend(q_BHqd: Tensor, k_BHtd: Tensor, v_BHtd: Tensor, mask_qt: Tensor | None, softmax_scale: float) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mvar.ops.precision import at_least_float32, without_autocast
+from mvar.ops.dispatch import runs_reference
+from mvar.ops.numerics import at_least_float32, without_autocast
 
 CHUNK_LOGITS = 2**22  # 16 MB in float32: 1024 tokens of 4096 codes, enough for a quick product
 
@@ -18,20 +19,22 @@ CHUNK_LOGITS = 2**22  # 16 MB in float32: 1024 tokens of 4096 codes, enough for 
 def linear_cross_entropy(
     x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor, target_N: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of softmax(x W^T + b), differentiable (once) in x, W and b.
+    """Cross-entropy of softmax(x W^T + b), differentiable once in x, W and b.
 
-    Each chunk's logits are thrown away and computed again in the backward pass: one more product of four.
+    The backward pass recomputes each chunk's logits: one more product of four.
 
     Args:
         x_NC: what enters the head; multiplied in W's dtype, the rest is float32 (float64 in a float64 network).
         weight_VC, bias_V: the head's weights.
-        target_N: the right codes.
+        target_N: the codes to predict.
         smoothing: share of the target's probability that is spread evenly over all codes.
 
     Returns:
-        The loss of each token in nats, float32 (N,), and whether its likeliest code is the right one, bool (N,).
+        The loss of each token in nats, float32 (N,), and whether its likeliest code is the target, bool (N,).
     """
     with without_autocast(x_NC):
+        if runs_reference():
+            return linear_cross_entropy_reference(x_NC, weight_VC, bias_V, target_N, smoothing)
         return _LinearCrossEntropy.apply(x_NC.to(weight_VC.dtype), weight_VC, bias_V, target_N, smoothing)
 
 
@@ -85,7 +88,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     torch.mm(dlogits_nV.to(weight_VC.dtype), weight_VC, out=dx_NC[rows])
                 if dweight_VC is not None:
                     dweight_VC.addmm_(dlogits_nV.T, x_NC[rows].to(dlogits_nV.dtype))
-        return dx_NC, _like(dweight_VC, weight_VC), _like(dbias_V, bias_V), None, None
+        dweight_VC, dbias_V = (d if d is None else d.to(weight_VC.dtype) for d in (dweight_VC, dbias_V))
+        return dx_NC, dweight_VC, dbias_V, None, None
 
 
 def _chunks(x_NC: Tensor, weight_VC: Tensor) -> list[slice]:
@@ -95,7 +99,3 @@ def _chunks(x_NC: Tensor, weight_VC: Tensor) -> list[slice]:
 
 def _logits(x_nC: Tensor, weight_VC: Tensor, bias_V: Tensor) -> Tensor:
     return at_least_float32(F.linear(x_nC, weight_VC, bias_V))
-
-
-def _like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.to(parameter.dtype)

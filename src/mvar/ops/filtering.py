@@ -14,14 +14,14 @@ def guide(cond_BlV: Tensor, uncond_BlV: Tensor, t: float) -> Tensor:
 
 
 def candidates(logits_BlV: Tensor, k: int, p: float) -> tuple[Tensor, Tensor | None]:
-    """The codes that top-k, then top-p leave over, and their logits.
+    """The codes that top-k, then top-p keep, and their logits.
 
-    Top-k keeps the k largest logits and what ties with the k-th; 0 keeps all. Top-p drops the least likely of
-    these whose ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
+    Top-k keeps the k largest logits and ties with the k-th; 0 keeps all. Top-p drops the least likely of these whose
+    ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
 
     Returns:
-        Logits (B, l, c) in descending order, -inf where dropped, and their codes (B, l, c). Where both keep all, the
-        logits as they are and None.
+        Logits (B, l, c) in descending order, -inf if dropped, and their codes (B, l, c). If both keep all, the logits
+        unchanged and None.
     """
     V = logits_BlV.shape[-1]
     every = k == 0 or k >= V
@@ -43,7 +43,7 @@ def candidates(logits_BlV: Tensor, k: int, p: float) -> tuple[Tensor, Tensor | N
 
 
 def spread_out(values_Blc: Tensor, codes_Blc: Tensor | None, V: int, elsewhere: float) -> Tensor:
-    """One number for each of all V codes, (B, l, V): the candidates' at their places, the same one `elsewhere`."""
+    """Scatter the candidates' numbers to all V codes, (B, l, V), with `elsewhere` for the others."""
     if codes_Blc is None:
         return values_Blc
     return values_Blc.new_full((*values_Blc.shape[:-1], V), elsewhere).scatter(-1, codes_Blc, values_Blc)

@@ -1,4 +1,4 @@
-/* What lies between a block's matrix products when images are drawn on a CPU, each in one pass over memory.
+/* What lies between a block's matrix products at inference on a CPU, each in one pass over memory.
 
    Letters: B images, L tokens, h heads of P = 64 channels, E = h P, N state size, D = E + 2 N channels of the short
    convolution, C width. Tokens are float or bfloat16 (`half`); all arithmetic is float. `mvar.ops.native` says what each
@@ -23,7 +23,7 @@ typedef float vec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef uint32_t bits __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * V), aligned(2), may_alias));
 
-/* As in `mvar.ops.decay`: exp of this is 0, and what decays more forgets no more. */
+/* As in `mvar.ops.ssd`: exp of this is 0, and what decays more forgets no more. */
 #define FORGOTTEN -104.0
 
 #define INLINE static inline __attribute__((always_inline))
@@ -140,7 +140,7 @@ INLINE void keys_and_queries(const Mamba *m, long b, long start, long count, int
 INLINE void head(const Mamba *m, long b, long head, int half) {
     long N = m->N, E = m->h * P, D = E + 2 * N, stride = E + D + m->h, width = 2 * N + TILE;
     float *S = m->next_state + (b * m->h + head) * N * P, X[TILE * P] __attribute__((aligned(64)));
-    /* The running sum of log decays, exact, rounded, and what rounding drops: see `mvar.ops.decay`. */
+    /* The running sum of log decays, exact, rounded, and what rounding drops: see `mvar.ops.ssd`. */
     double sums[TILE];
     float dt[TILE], c[TILE], rest[TILE], decay[TILE], mix[ROWS][TILE];
     memcpy(S, m->state + (b * m->h + head) * N * P, N * P * sizeof(float));

@@ -1,9 +1,9 @@
-"""Passes between matrix products, compiled from `native.c` when first needed: for drawing on a CPU, where PyTorch's
+"""Passes between matrix products, compiled from `native.c` on first use: for inference on a CPU, where PyTorch's
 many small operations would take longer than the products.
 
-They need gcc and PyTorch's own OpenMP runtime, whose threads they share; without either `choose` says why, and layers
-take the same steps with PyTorch. What was compiled stays in the user's cache, so that gcc runs once on a machine. There
-is no gradient.
+They need gcc and PyTorch's own OpenMP runtime, whose threads they share; otherwise `load` says why there are none, and
+`mvar.ops` takes the same steps with PyTorch. The compiled code stays in the user's cache, so that gcc runs once on a
+machine. There is no gradient.
 
 Shapes: B batch, L tokens, h heads of P channels, E = h P, N state size, D = E + 2N channels of the short convolution of
 width W, V = W - 1 tokens of its tail.
@@ -18,10 +18,9 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,72 +32,70 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPI
 HEAD_DIM, CONV_WIDTH, TILE = 64, 4, 32  # as in the source
 LANES = 16  # numbers of its widest vector, a multiple of the others
 TOKENS = (torch.float32, torch.bfloat16)
-SECONDS = 60  # for the compiler, which takes about one
-DIGEST = hashlib.sha256().digest_size  # bytes, at the end of what is kept
+FLOAT32 = (torch.float32,)
+COMPILE_SECONDS = 60  # at most; usually one
+DIGEST = hashlib.sha256().digest_size  # bytes, at the end of a cached file
 
 
-class Choice(NamedTuple):
-    """The compiled passes, None where there are none, and why."""
+class Passes(NamedTuple):
+    """The compiled passes, None if there are none, and why."""
 
     library: ctypes.CDLL | None
     reason: str
 
-    def __str__(self) -> str:
-        return f"{'PyTorch' if self.library is None else 'compiled'} ({self.reason})"
-
 
 @functools.cache
-def choose() -> Choice:
-    """Load the passes, once in a process; compile them where the cache does not have them."""
+def load() -> Passes:
+    """Load the passes, once in a process; compile them unless the cache has them."""
     compiler = shutil.which("gcc")
     if compiler is None:
-        return Choice(None, "there is no gcc to compile its passes")
+        return Passes(None, "there is no gcc to compile its passes")
     try:
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     except (OSError, AttributeError):
-        return Choice(None, "PyTorch here has other threads than gcc's")
+        return Passes(None, "PyTorch here has other threads than gcc's")
     try:
-        return Choice(_loaded(compiler), "with gcc, for this processor")
+        return Passes(_cached_or_compiled(compiler), "with gcc, for this processor")
     except subprocess.CalledProcessError as error:
-        said = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
-        return Choice(None, f"gcc does not compile its passes: {said}")
+        message = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
+        return Passes(None, f"gcc does not compile its passes: {message}")
     except (OSError, subprocess.SubprocessError) as error:  # no folder to write into, or to load from
-        return Choice(None, f"its passes cannot be compiled: {error}")
+        return Passes(None, f"its passes cannot be compiled: {error}")
 
 
-def _loaded(compiler: str) -> ctypes.CDLL:
-    kept = _cache_folder()
-    if kept is not None:
-        kept /= f"native-{_key(compiler)}.so"
-        with suppress(OSError):  # it is not there
-            content = kept.read_bytes()
+def _cached_or_compiled(compiler: str) -> ctypes.CDLL:
+    cached = _cache_folder()
+    if cached is not None:
+        cached /= f"native-{_key(compiler)}.so"
+        with suppress(OSError):  # not there yet
+            content = cached.read_bytes()
             if hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]:  # damaged code would end the process
-                return ctypes.CDLL(str(kept))
+                return ctypes.CDLL(str(cached))
     with tempfile.TemporaryDirectory(prefix="mvar-") as folder:  # once loaded the file is not needed
         target = Path(folder, "native.so")
         command = [compiler, *FLAGS, "-o", str(target), str(SOURCE), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
-        if kept is not None:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        if cached is not None:
             with suppress(OSError):  # a full disk
                 code = target.read_bytes()  # a loader ignores what follows it
-                atomic_write(kept, lambda partial: partial.write_bytes(code + hashlib.sha256(code).digest()))
+                atomic_write(cached, lambda partial: partial.write_bytes(code + hashlib.sha256(code).digest()))
         return ctypes.CDLL(str(target))
 
 
 def _cache_folder() -> Path | None:
-    """Where compiled code is kept; None where another user could put code of theirs."""
+    """Where compiled code is cached; None unless it is a folder of this user's alone."""
     try:
         folder = cache_folder("native")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except (OSError, RuntimeError):  # there is no home
         return None
-    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
     return folder if own else None
 
 
 def _key(compiler: str) -> str:
-    """Of all that the compiled code depends on: source, flags, compiler and processor."""
+    """A hash of all that the compiled code depends on; the compiler's size and time change with its version."""
     binary = Path(compiler).resolve()
     found = binary.stat()
     parts = [
@@ -122,26 +119,17 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features", "CPU part")))
 
 
-def takes(x: Tensor) -> bool:
-    """Whether the passes are for such tokens here: float32 or bfloat16 on a CPU, no gradient, and a compiler.
-
-    Not while a program is traced, which could not see into them.
-    """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
-        return False
-    return x.device.type == "cpu" and x.dtype in TOKENS and choose().library is not None
+def _structure(sizes: str, pointers: str) -> type[ctypes.Structure]:
+    fields = [(name, ctypes.c_long) for name in sizes.split()] + [(name, ctypes.c_void_p) for name in pointers.split()]
+    return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
 
 
-class _Mamba(ctypes.Structure):
-    """`Mamba` of the source."""
-
-    _fields_ = [(name, ctypes.c_long) for name in ("B", "L", "h", "N")] + [
-        (name, ctypes.c_void_p)
-        for name in (
-            *("projected", "conv_weight", "conv_bias", "dt_bias", "A", "skip", "norm"),
-            *("tail", "state", "next_tail", "next_state", "scratch", "y"),
-        )
-    ]
+# `Mamba` and `Adaln` of the source.
+MAMBA = _structure(
+    "B L h N",
+    "projected conv_weight conv_bias dt_bias A skip norm tail state next_tail next_state scratch y",
+)
+ADALN = _structure("B L C stride", "x gate scale shift y sum out")
 
 
 def mamba(
@@ -157,13 +145,7 @@ def mamba(
     skip_h: Tensor,
     norm_E: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All of Mamba-2 between its projections: convolution, SiLU, SSD scan, skip, gate and RMSNorm.
-
-    Args:
-        projected_BLx: gate (E), what is convolved (D) and steps (h) of each token; x = E + D + h.
-        tail_BVD, state_BhPN: what the tokens before left behind, float32.
-        eps: of the norm.
-        conv_weight_DW, conv_bias_D, dt_bias_h, A_h, skip_h, norm_E: the layer's parameters in float32, A negative.
+    """All of Mamba-2 between its projections; see `mvar.ops.mamba.mamba`. All but `projected_BLx` is float32.
 
     Returns:
         y (B, L, E) of projected's dtype, the next tail, and the next state, which lies in memory as (B, h, N, P).
@@ -175,8 +157,7 @@ def mamba(
     E, D, V = h * P, h * P + 2 * N, CONV_WIDTH - 1
     if P != HEAD_DIM or N % LANES:
         raise ValueError(f"mamba: {P} channels a head, state size {N}; must be {HEAD_DIM} and a multiple of {LANES}")
-    tensors = {"projected": _checked("projected", projected_BLx, (B, L, E + D + h), TOKENS)}
-    others = {
+    float32 = {
         "conv_weight": (conv_weight_DW.t(), (CONV_WIDTH, D)),
         "conv_bias": (conv_bias_D, (D,)),
         "dt_bias": (dt_bias_h, (h,)),
@@ -186,157 +167,101 @@ def mamba(
         "tail": (tail_BVD, (B, V, D)),
         "state": (state_BhPN.mT, (B, h, N, P)),
     }
-    tensors |= {name: _checked(name, x, shape) for name, (x, shape) in others.items()}
+    tensors = {name: _rows(name, x, shape) for name, (x, shape) in float32.items()}
+    tensors["projected"] = _rows("projected", projected_BLx, (B, L, E + D + h), TOKENS)
     tensors["next_tail"], tensors["next_state"] = map(torch.empty_like, (tensors["tail"], tensors["state"]))
     tensors["y"], tensors["scratch"] = projected_BLx.new_empty(B, L, E), torch.empty(B, L, 2 * N + TILE)
-    arguments = _Mamba(B, L, h, N, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
-    half = projected_BLx.dtype == torch.bfloat16
-    _library().mvar_mamba(ctypes.byref(arguments), ctypes.c_float(eps), half, torch.get_num_threads())
+    arguments = MAMBA(B, L, h, N, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    _call("mvar_mamba", ctypes.byref(arguments), ctypes.c_float(eps), dtype=projected_BLx.dtype)
     return tensors["y"], tensors["next_tail"], tensors["next_state"].mT
-
-
-class _Adaln(ctypes.Structure):
-    """`Adaln` of the source."""
-
-    _fields_ = [(name, ctypes.c_long) for name in ("B", "L", "C", "stride")] + [
-        (name, ctypes.c_void_p) for name in ("x", "gate", "scale", "shift", "y", "sum", "out")
-    ]
-
-
-def gated_sum(x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor) -> Tensor:
-    """x + gate * y.
-
-    Args:
-        x_BLC, gate_BC: float32.
-        y_BLC: float32 or bfloat16.
-
-    Raises:
-        ValueError: C not a multiple of 16, or tensors that do not fit.
-    """
-    return _adaln(x_BLC, {}, y_BLC.dtype, 0.0, (gate_BC, y_BLC))["sum"]
 
 
 def adaln(
     x_BLC: Tensor,
-    scale_BC: Tensor,
-    shift_BC: Tensor,
     dtype: torch.dtype,
     eps: float,
     add: tuple[Tensor, Tensor] | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Adaptive LayerNorm, of a gated sum where asked, in one pass.
+    """A gated sum, adaptive LayerNorm, or both in one pass.
 
     Args:
-        x_BLC, scale_BC, shift_BC: float32.
-        dtype: of the normalised tokens, float32 or bfloat16.
+        x_BLC: float32.
+        dtype: of the normalised tokens and of y, float32 or bfloat16.
         eps: of the norm.
-        add: gate (B, C) in float32 and y (B, L, C) in `dtype`, of which x + gate * y is made first.
+        add: gate (B, C) in float32 and y (B, L, C): x becomes x + gate * y first.
+        norm: scale (B, C) and shift (B, C) in float32; None normalises nothing.
 
     Returns:
-        x, or the sum, and LayerNorm of it * (1 + scale) + shift.
+        x, or the sum; and LayerNorm of it * (1 + scale) + shift, if asked for, else x.
 
     Raises:
         ValueError: C not a multiple of 16, or tensors that do not fit.
     """
-    tensors = _adaln(x_BLC, {"scale": scale_BC, "shift": shift_BC}, dtype, eps, add)
-    return tensors.get("sum", x_BLC), tensors["out"]
-
-
-def _adaln(
-    x_BLC: Tensor, vectors: dict[str, Tensor], dtype: torch.dtype, eps: float, add: tuple[Tensor, Tensor] | None
-) -> dict[str, Tensor]:
-    """All tensors of the call, by their names in the source: "sum" where something is added, "out" where normalised."""
     B, L, C = x_BLC.shape
     if C % LANES:
         raise ValueError(f"adaln: {C} channels; must be a multiple of {LANES}")
     if dtype not in TOKENS:
-        raise ValueError(f"adaln: tokens of {dtype}; must be {_either(TOKENS)}")
-    tensors = {"x": _checked("x", x_BLC, (B, L, C))}
+        raise ValueError(f"adaln: tokens of {dtype}; must be {_names(TOKENS)}")
+    tensors, vectors = {"x": _rows("x", x_BLC, (B, L, C))}, {}
     if add is not None:
-        vectors = vectors | {"gate": add[0]}
-        tensors |= {"y": _checked("y", add[1], (B, L, C), (dtype,)), "sum": torch.empty_like(tensors["x"])}
-    if "scale" in vectors:
+        vectors["gate"], y_BLC = add
+        tensors |= {"y": _rows("y", y_BLC, (B, L, C), (dtype,)), "sum": torch.empty_like(tensors["x"])}
+    if norm is not None:
+        vectors["scale"], vectors["shift"] = norm
         tensors["out"] = torch.empty_like(tensors["x"], dtype=dtype)
     for name, vector_BC in vectors.items():
         _check(name, vector_BC, (B, C))
     strides = {vector_BC.stride() for vector_BC in vectors.values()}
-    if len(strides) > 1 or strides.pop()[1] != 1:  # else they are taken from among the image's other vectors, uncopied
+    if len(strides) > 1 or strides.pop()[1] != 1:  # else they are read where they lie among the image's other vectors
         vectors = {name: vector_BC.contiguous() for name, vector_BC in vectors.items()}
     stride = next(iter(vectors.values())).stride(0)
-    tensors |= vectors
-    arguments = _Adaln(B, L, C, stride, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
-    half = dtype == torch.bfloat16
-    _library().mvar_adaln(ctypes.byref(arguments), ctypes.c_float(eps), half, torch.get_num_threads())
-    return tensors
+    pointers = {name: tensor.data_ptr() for name, tensor in (tensors | vectors).items()}
+    _call("mvar_adaln", ctypes.byref(ADALN(B, L, C, stride, **pointers)), ctypes.c_float(eps), dtype=dtype)
+    return tensors.get("sum", x_BLC), tensors.get("out", x_BLC)
 
 
 def heads(qkv_BLJHd: Tensor, temperature_H: Tensor) -> Tensor:
-    """Queries, keys and values as attention reads them, the first two normalised.
-
-    Args:
-        qkv_BLJHd: float32 or bfloat16; J: query, key, value.
-        temperature_H: length of each head's queries, float32; its keys get length 1.
-
-    Returns:
-        (3, B, H, L, d) of qkv's dtype.
-
-    Raises:
-        ValueError: heads not of 64 channels, or tensors that do not fit.
-    """
+    """Queries, keys and values (3, B, H, L, d) with d = 64: queries of length `temperature_H`, keys of length 1."""
     B, L, _, H, d = qkv_BLJHd.shape
     if d != HEAD_DIM:
         raise ValueError(f"heads: {d} channels a head; must be {HEAD_DIM}")
-    qkv_BLJHd = _checked("qkv", qkv_BLJHd, (B, L, 3, H, d), TOKENS)
-    temperature_H = _checked("temperature", temperature_H, (H,))
+    qkv_BLJHd = _rows("qkv", qkv_BLJHd, (B, L, 3, H, d), TOKENS)
+    temperature_H = _rows("temperature", temperature_H, (H,))
     out_JBHLd = qkv_BLJHd.new_empty(3, B, H, L, d)
     addresses = [ctypes.c_void_p(t.data_ptr()) for t in (qkv_BLJHd, temperature_H, out_JBHLd)]
-    sizes = map(ctypes.c_long, (B, L, H))
-    _library().mvar_heads(*addresses, *sizes, qkv_BLJHd.dtype == torch.bfloat16, torch.get_num_threads())
+    _call("mvar_heads", *addresses, *map(ctypes.c_long, (B, L, H)), dtype=qkv_BLJHd.dtype)
     return out_JBHLd
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU (tanh approximation) in place.
-
-    Args:
-        x: float32 or bfloat16, contiguous, its last dimension a multiple of 16.
-
-    Raises:
-        ValueError: a tensor that does not fit.
-    """
+    """GELU (tanh approximation) in place, of a contiguous tensor in rows of a multiple of 16 numbers."""
     if x.shape[-1] % LANES or not x.is_contiguous():
         raise ValueError(f"gelu: {tuple(x.shape)} with strides {x.stride()}; must be contiguous, in rows of 16 numbers")
     _check("gelu", x, x.shape, TOKENS)
-    count = ctypes.c_long(x.numel())
-    _library().mvar_gelu(ctypes.c_void_p(x.data_ptr()), count, x.dtype == torch.bfloat16, torch.get_num_threads())
+    _call("mvar_gelu", ctypes.c_void_p(x.data_ptr()), ctypes.c_long(x.numel()), dtype=x.dtype)
     return x
 
 
-def _library() -> ctypes.CDLL:
-    library, reason = choose()
+def _call(name: str, *arguments: Any, dtype: torch.dtype) -> None:
+    library, reason = load()
     if library is None:
-        raise RuntimeError(f"no compiled passes: {reason}; ask `takes` first")
-    return library
+        raise RuntimeError(f"no compiled passes: {reason}; ask `mvar.ops.dispatch.runs_native` first")
+    getattr(library, name)(*arguments, dtype == torch.bfloat16, torch.get_num_threads())
 
 
-def _check(name: str, x: Tensor, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] = (torch.float32,)) -> None:
-    """The compiled code looks at neither shape, dtype nor device.
-
-    Raises:
-        ValueError: one of them is not as expected.
-    """
+def _check(name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = FLOAT32) -> None:
+    """Raise ValueError unless the tensor has this shape and dtype: the compiled code checks nothing."""
     if x.shape != shape or x.dtype not in dtypes or x.device.type != "cpu":
         found = f"{tuple(x.shape)} of {x.dtype} on {x.device}"
-        raise ValueError(f"{name}: {found}, must be {shape} of {_either(dtypes)} on the CPU")
+        raise ValueError(f"{name}: {found}, must be {shape} of {_names(dtypes)} on the CPU")
 
 
-def _checked(
-    name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = (torch.float32,)
-) -> Tensor:
-    """The tensor row after row in memory; errors as of `_check`."""
+def _rows(name: str, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = FLOAT32) -> Tensor:
+    """The checked tensor, row after row in memory."""
     _check(name, x, shape, dtypes)
     return x.contiguous()
 
 
-def _either(dtypes: Sequence[torch.dtype]) -> str:
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return " or ".join(map(str, dtypes))

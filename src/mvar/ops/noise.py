@@ -1,7 +1,7 @@
 """Noise that belongs to an image: a pure function of (seed, image index, stream, position).
 
-Counter-based, so that image i gets the same bits whatever the batch, its order or the number of machines. Drawn on the
-CPU by NumPy, one image at a time: neither threads nor the device can change it.
+Counter-based, so that image i gets the same bits whatever the batch, its order or the number of machines. NumPy
+computes it on the CPU, one image at a time: neither threads nor the device can change it.
 
 Source: Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with key (seed, index) and counter
 (position, stream). NumPy promises the raw bits of its generators to be the same in every version.
@@ -25,8 +25,8 @@ def uniform(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) 
     Args:
         seed: the run's seed, 0 to 2**64 - 1.
         index: each image's own number, 0 to 2**64 - 1.
-        stream: tells the draws of one image apart, e.g. the scale.
-        shape: of one image's draw.
+        stream: separates the noise of one image, for example by scale.
+        shape: of one image's noise.
 
     Returns:
         float32 (len(index), *shape) on the CPU, strictly inside (0, 1), in steps of 2**-32 close to 0.
@@ -48,12 +48,12 @@ def uniform(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) 
 def gumbel(seed: int, index: Sequence[int], stream: int, shape: Sequence[int], at: Tensor | None = None) -> Tensor:
     """Standard Gumbel noise, -log(-log(1 - u)): argmax(logits + noise) is a draw from softmax(logits).
 
-    Arguments and errors are those of `uniform`, and so is the shape unless places are given: `at`, int64
-    (len(index), *shape[:-1], n), takes n of the numbers along the last dimension, which spares the others' logarithms.
-    The large values, which decide, come from u close to 0, where float32 is fine enough to make ties rare.
+    Arguments, errors and shape are those of `uniform`. With `at`, int64 (len(index), *shape[:-1], n), only these n
+    numbers along the last dimension are computed. The large values, which decide, come from u close to 0, where float32
+    is fine enough to make ties rare.
     """
-    drawn = uniform(seed, index, stream, shape)
-    noise = (drawn if at is None else drawn.gather(-1, at.cpu())).numpy()
+    u = uniform(seed, index, stream, shape)
+    noise = (u if at is None else u.gather(-1, at.cpu())).numpy()
     for row in noise:
         np.negative(row, out=row)
         np.log1p(row, out=row)

@@ -7,7 +7,7 @@ With c the running sum of dt A inside a chunk and S the state before it, token i
 
     y_i = sum_{j <= i} exp(c_i - c_j) (query_i . key_j) dt_j x_j  +  exp(c_i) query_i S
 
-No exponent is ever positive, and none is a difference of rounded sums: c has a rest r (`mvar.ops.decay`), so exp(c_i -
+No exponent is ever positive, and none is a difference of rounded sums: c has a rest r (`running_sum`), so exp(c_i -
 c_j) of the rounded c is multiplied by exp(r_i) and exp(-r_j), in passes that copy the tokens anyway.
 
 The backward pass is written by hand because it needs far less memory traffic than autograd's, and keeps the inputs and
@@ -27,12 +27,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mvar.ops.decay import log_decay, running_sum
-from mvar.ops.precision import without_autocast
+from mvar.ops.numerics import without_autocast
 
 # About as long as the state is wide, where a chunk's Q x Q products cost as much as its state's; and the usual
 # lengths 130, 680 and 2240 fall into equal pieces without padding.
 LONGEST_CHUNK = 72
+# exp of this is 0: decaying more forgets no more. The bound keeps sums finite and their rounding small.
+FORGOTTEN = {torch.float32: -104.0, torch.float64: -746.0}
+
+
+def log_decay(dt_BLh: Tensor, A_h: Tensor) -> Tensor:
+    """dt A, where the state decays by exp(dt A) at each token, bounded where that leaves exp(dt A) unchanged."""
+    a_BLh = dt_BLh * A_h
+    return a_BLh.clamp(min=FORGOTTEN[a_BLh.dtype])
+
+
+def running_sum(a: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The running sum c along a dimension, and the rest r that its rounding drops: the exact sum is c + r.
+
+    exp(c_i - c_j) exp(r_i) exp(-r_j) is exact, whereas exp(c_i - c_j) alone loses all that is below c's last digit. The
+    last two factors are close to 1 and belong to single tokens, so they cost next to nothing.
+    """
+    c = a.cumsum(dim)
+    rounded = torch.diff(c, dim=dim, prepend=torch.zeros_like(c.narrow(dim, 0, 1)))  # the steps that c has taken
+    return c, (a - rounded).cumsum(dim)
 
 
 def ssd(
@@ -44,47 +62,31 @@ def ssd(
     state_BhPN: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scan the tokens of this call, differentiable in every tensor argument (once).
+    """Scan the tokens of this call, differentiable once in every tensor argument.
 
     Args:
-        x_BLhP: inputs, in any float dtype, which key and query share; any L >= 1.
+        x_BLhP: inputs, L >= 1, in any float dtype, which key and query share.
         dt_BLh: step sizes > 0; like A and the state at least float32.
         A_h: decay rates < 0.
         key_BLN: where a token writes to the state (B of the paper).
         query_BLN: what a token reads from the state (C of the paper).
-        state_BhPN: state before the first token, zeros where None.
-        chunk: tokens of a chunk; None cuts L evenly into pieces of at most 72.
+        state_BhPN: state before the first token; None means zeros.
+        chunk: tokens of a chunk, at least 1; None cuts L evenly into pieces of at most 72.
 
     Returns:
         y (B, L, h, P), of x's dtype, and the state after the last token (B, h, P, N), of dt's.
-
-    Raises:
-        ValueError: shapes that do not fit together, or chunk < 1.
     """
     B, L, h, P = x_BLhP.shape
     N = key_BLN.shape[-1]
-    expected = {"dt": (dt_BLh, (B, L, h)), "A": (A_h, (h,))}
-    expected |= {"key": (key_BLN, (B, L, N)), "query": (query_BLN, (B, L, N))}
-    if state_BhPN is not None:
-        expected["state"] = (state_BhPN, (B, h, P, N))
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ValueError(f"ssd: {name} has shape {tuple(tensor.shape)}, expected {shape} for this x")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"ssd: chunk = {chunk}: must be at least 1, or None for a length that fits the tokens")
-
     n = -(-L // (chunk or LONGEST_CHUNK))
     Q = min(chunk, L) if chunk else -(-L // n)
     with without_autocast(x_BLhP):
         state_BNE = None if state_BhPN is None else state_BhPN.permute(0, 3, 1, 2).reshape(B, N, h * P)
         # Steps of 0 have no effect. They come first: after the last token they would blur the gradients of its decay.
-        padded = (_pad(t, n * Q - L) for t in (x_BLhP, dt_BLh, log_decay(dt_BLh, A_h), key_BLN, query_BLN))
+        tensors = (x_BLhP, dt_BLh, log_decay(dt_BLh, A_h), key_BLN, query_BLN)
+        padded = (F.pad(t, (0, 0) * (t.dim() - 2) + (n * Q - L, 0)) if n * Q > L else t for t in tensors)
         y_BLhP, state_BNE = _ChunkedScan.apply(*padded, state_BNE, Q)
     return y_BLhP[:, n * Q - L :], state_BNE.view(B, N, h, P).permute(0, 2, 3, 1)
-
-
-def _pad(x_BLx: Tensor, tokens: int) -> Tensor:
-    return F.pad(x_BLx, (0, 0) * (x_BLx.dim() - 2) + (tokens, 0)) if tokens else x_BLx
 
 
 class _ChunkedScan(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What an image costs: arithmetic, the state carried between scales, and how many images fit into memory at once.
+"""The cost per image: arithmetic, the state carried between scales, and how many images fit into memory at once.
 
 Shapes: R rows of the generator's batch, l tokens of the largest scale.
 """
@@ -13,26 +13,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from mvar.generator.config import GeneratorConfig, Mixer
 from mvar.generator.network import Generator
 from mvar.machine import check_memory, free_bytes
-from mvar.sampling.config import SamplingSettings
+from mvar.sampling.config import UNFILTERED, SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
 MOST_IMAGES = 64  # at once, so that the first results do not wait for the last
 FLOAT = 4  # bytes
-SHARE = 0.5  # of the free memory that a batch may take
+MEMORY_FRACTION = 0.5  # of the free memory, for one batch
 
 
 class Cost(NamedTuple):
-    """Of one image, drawn with guidance: two branches, or one for a model without classes."""
+    """Per image, drawn with guidance: two branches, or one for a model without classes."""
 
-    generator_flop: int  # of matrix products and convolutions, 2 for a multiplication with its addition
+    generator_flop: int  # of matrix products and convolutions, 2 per multiply-add
     decoder_flop: int
-    state_bytes: int  # what one branch carries after the last scale
+    state_bytes: int  # carried by one branch after the last scale
 
 
 def cost(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> Cost:
-    """Counted by running both networks on torch's meta device, which takes no memory and no arithmetic.
+    """Count by running both networks on torch's meta device, which needs no memory and computes nothing.
 
     Blocks with the same mixers cost the same, so only one or two blocks of each kind are run.
     """
@@ -41,43 +41,61 @@ def cost(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> Cost:
     with FlopCounterMode(display=False) as decoding:
         decoder.decode_latent(decoder.quantizer.zeros(1))
     repeats = Counter(generator.mixers)
-    flop, state_bytes = once = _draw(decoder, generator, list(repeats))
+    flop, state_bytes = once = _count(decoder, generator, list(repeats))
     for mixer, blocks in repeats.items():
         if blocks > 1:
-            twice = _draw(decoder, generator, [*repeats, mixer])
+            twice = _count(decoder, generator, [*repeats, mixer])
             flop += (blocks - 1) * (twice[0] - once[0])
             state_bytes += (blocks - 1) * (twice[1] - once[1])
     return Cost(flop, decoding.get_total_flops(), state_bytes)
 
 
-def _draw(decoder: Tokenizer, config: GeneratorConfig, mixers: list[Mixer]) -> tuple[int, int]:
-    """FLOP of an image's token maps and bytes of a branch's state, with these blocks in place of the config's."""
+def cost_facts(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> dict[str, str]:
+    """`cost` in words, for a list of facts."""
+    found = cost(tokenizer, generator)
+    guided = " with guidance" if generator.num_classes else ""
+    flop = f"{found.generator_flop / 1e9:,.2f} G generator{guided}, {found.decoder_flop / 1e9:,.2f} G decoder"
+    return {
+        "FLOP of an image": flop,
+        "State between scales": f"{found.state_bytes / 1e6:,.2f} MB a branch, float32",
+    }
+
+
+def _count(decoder: Tokenizer, config: GeneratorConfig, mixers: list[Mixer]) -> tuple[int, int]:
+    """FLOP of an image's token maps and bytes of one branch's state, with these blocks in place of the config's."""
     attention, mamba = [mixer.attention for mixer in mixers], [mixer.mamba for mixer in mixers]
     with torch.device("meta"):
         generator = Generator(replace(config, depth=len(mixers), attention=attention, mamba=mamba)).eval()
-    sampler = Sampler(decoder, generator, seed=0, settings=SamplingSettings(guidance=1.0, top_k=0, top_p=1.0))
+    sampler = Sampler(decoder, generator, seed=0, settings=SamplingSettings(guidance=1.0, **UNFILTERED))
     with FlopCounterMode(display=False) as drawing:
-        canvas = sampler.start(torch.tensor([0]), [0])  # no null class, but in a model without classes
+        canvas = sampler.start(torch.tensor([0]), [0])  # of class 0, the null class of a model without classes
         for _ in range(sampler.scales):
             canvas = sampler.draw(canvas)
     branches = 2 if canvas.guided else 1
     carried = [t for block in canvas.state.blocks for part in block if part is not None for t in part]
-    return drawing.get_total_flops(), sum(t.numel() * t.element_size() for t in carried) // branches
+    return drawing.get_total_flops(), sum(t.nbytes for t in carried) // branches
 
 
 def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device: torch.device) -> int:
-    """How many images to draw at once: at most 64, fewer where memory is short, at least one."""
-    return int(max(1, min(MOST_IMAGES, SHARE * free_bytes(device) // peak_bytes(tokenizer, generator))))
+    """How many images to draw at once: as many as fit into memory, 1 to 64."""
+    return _fitting(peak_bytes(tokenizer, generator), device)
+
+
+def fitting_rows(generator: GeneratorConfig, device: torch.device) -> int:
+    """How many sequences to score at once: as many as fit into memory, 1 to 64."""
+    return _fitting(FLOAT * generator.schedule.length * (_hidden(generator) + 3 * generator.vocab_size), device)
+
+
+def _fitting(each: int, device: torch.device) -> int:
+    return int(max(1, min(MOST_IMAGES, MEMORY_FRACTION * free_bytes(device) // each)))
 
 
 def check_images(count: int, image_shape: tuple[int, int], field: str, each: int = FLOAT) -> None:
-    """Refuse more images than fit into memory at once.
+    """Refuse more images of (height, width) than fit into memory at once.
 
     Args:
-        count: how many are kept.
-        image_shape: (height, width) in pixels.
         field: the option that asks for them.
-        each: bytes of one number.
+        each: bytes per number.
 
     Raises:
         ValueError: one line with the field and both amounts of memory.
@@ -88,28 +106,13 @@ def check_images(count: int, image_shape: tuple[int, int], field: str, each: int
 
 
 def check_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, images: int, device: torch.device) -> None:
-    """Refuse to draw more images at once than fit into memory.
-
-    Raises:
-        ValueError: one line with both amounts of memory.
-    """
+    """Refuse to draw more images at once than fit into memory; raises as `check_images`."""
     needed = images * peak_bytes(tokenizer, generator)
     check_memory(needed, f"batch_size = {images:,}: so many images at once", "give fewer, or leave it out", device)
 
 
-def fitting_rows(generator: GeneratorConfig, device: torch.device) -> int:
-    """How many whole sequences to score at once: likewise."""
-    row = FLOAT * generator.schedule.length * (_hidden(generator) + 3 * generator.vocab_size)
-    return int(max(1, min(MOST_IMAGES, SHARE * free_bytes(device) // row)))
-
-
-def _hidden(generator: GeneratorConfig) -> int:
-    """Numbers a token takes at a block's widest moment: tokens, MLP, Mamba's projections and their products."""
-    return generator.width * (6 + 2 * generator.mlp_ratio + 16)
-
-
 def peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
-    """An upper estimate of an image's memory: the generator's widest moment, its key-value cache, the decoder's end."""
+    """An upper estimate of an image's memory: the generator at its widest, its key-value cache, the decoder's end."""
     height, width = tokenizer.image_shape
     decoder = 8 * tokenizer.channels * max(tokenizer.multipliers[:2]) * height * width
     R, C, l = 2, generator.width, max(generator.schedule.areas)
@@ -117,3 +120,8 @@ def peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
     logits = 8 * l * generator.vocab_size  # two branches, guided, filtered, sorted, noise
     cached = sum(mixer.attention == "global" for mixer in generator.mixers) * R * 2 * generator.schedule.length * C
     return FLOAT * (max(decoder, hidden + logits) + 2 * cached)
+
+
+def _hidden(generator: GeneratorConfig) -> int:
+    """Numbers per token where a block is widest: tokens, MLP, Mamba's projections and their products."""
+    return generator.width * (6 + 2 * generator.mlp_ratio + 16)

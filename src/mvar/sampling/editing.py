@@ -1,6 +1,6 @@
 """New images from a given one: repaint a part of it, or keep its coarse maps and draw the finer ones again.
 
-Shapes: B results, Z latent channels, H W pixels or the finest sides, h w cells of a token map; P tokens of a scale.
+Shapes: B results, Z latent channels, H W pixels or the finest sides, h w cells of a token map, P tokens of a scale.
 Source: zero-shot editing of VAR (Tian et al. 2024), section 5.4; the re-encoded mode is ours.
 """
 
@@ -13,18 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.sampling.config import EditMode
-from mvar.sampling.engine import Canvas, OnScale, SampleOutput, Sampler
-from mvar.sampling.masks import Drift, drift, kept_cells
+from mvar.sampling.engine import OnScale, SampleOutput, Sampler
+from mvar.sampling.masks import Drift, drift, kept_cells, resized
 
 
 @dataclass(frozen=True)
 class EditOutput(SampleOutput):
-    """What editing gives, besides pixels and tokens.
+    """What editing returns besides pixels and tokens.
 
     Attributes:
         kept: for each scale, which cells stayed, bool (h, w).
-        drift: how far pixels outside the hole are from the image's own, by distance from the hole, before any pasting.
-        pasted: the image with what was painted in it, see `mvar.sampling.masks.pasted`; None where nothing is pasted.
+        drift: how much pixels outside the hole changed, by distance from it, before any pasting.
+        pasted: see `mvar.sampling.masks.pasted`; None where nothing is pasted.
     """
 
     kept: list[Tensor]
@@ -50,27 +50,23 @@ def edit(
     """Repaint the hole; cells that do not touch it stay.
 
     Args:
-        sampler: seed and settings.
         pixels_13HW: the image in [0, 1], of the model's size.
-        hole_HW: bool, true where to repaint.
-        labels_B: a class for each result; the null class leaves the choice to the surroundings.
+        hole_HW: bool, of any size, true where to repaint.
+        labels_B: each result's class; the null class leaves it to the surroundings.
         index: each result's number.
         mode: what kept cells hold. "own": the image's own tokens. "reencode": at each scale the codes nearest to what
-            the mixed f_hat still lacks of the image, averaged over what stays of it, so that they correct what
-            repainted coarse cells spilled over the border and say nothing of what was in the hole.
-        batch_size: results at once.
-        on_scale: see `mvar.sampling.engine.OnScale`.
+            the mixed f_hat still lacks of the image, averaged over the part that stays, so that they correct what
+            repainted coarse cells spilled over the border and take nothing from inside the hole.
     """
     if mode not in get_args(EditMode):
         raise ValueError(f"mode = {mode!r}: choose from {', '.join(get_args(EditMode))}")
-    tokenizer = sampler.tokenizer
-    quantizer = tokenizer.quantizer
+    tokenizer, quantizer = sampler.tokenizer, sampler.tokenizer.quantizer
     device = quantizer.codebook.device
+    hole_HW = resized(hole_HW, tokenizer.config.image_shape)
     kept = kept_cells(hole_HW, quantizer.schedule)
     with torch.no_grad():
         f_1ZHW = tokenizer.latent(pixels_13HW.to(device))
         own = quantizer.encode(f_1ZHW)
-
     stays_11HW = kept[-1][None, None].float().to(device)
 
     def keep(k: int, f_hat_BZHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,13 +74,12 @@ def edit(
         if mode == "own":
             return kept_1P, own[k].expand(len(f_hat_BZHW), -1)
         lacking_BZhw = quantizer.input_of((f_1ZHW - f_hat_BZHW) * stays_11HW, k)
-        share_11hw = quantizer.input_of(stays_11HW, k).clamp(min=1e-6)
-        return kept_1P, quantizer.nearest(lacking_BZhw / share_11hw, k)
+        weight_11hw = quantizer.input_of(stays_11HW, k).clamp(min=1e-6)
+        return kept_1P, quantizer.nearest(lacking_BZhw / weight_11hw, k)
 
-    def begin(part: slice) -> Canvas:
-        return sampler.start(labels_B[part], index[part])
-
-    out = sampler.in_batches(len(index), batch_size, begin, on_scale, keep)
+    out = sampler.in_batches(
+        len(index), batch_size, lambda part: sampler.start(labels_B[part], index[part]), on_scale, keep
+    )
     restored_3HW = tokenizer.decode(own)[0].cpu()
     rings = drift(out.pixels, pixels_13HW[0].cpu(), restored_3HW, hole_HW)
     return EditOutput(out.pixels, out.tokens, kept, rings)
@@ -99,22 +94,22 @@ def vary(
     batch_size: int,
     on_scale: OnScale | None = None,
 ) -> SampleOutput:
-    """Keep the first maps of an image, draw the others again.
+    """Keep the first `from_scale` maps of an image, and draw the others again for each number of `index`.
 
     The kept maps run through the generator once; the results are forks of the state after them.
 
     Args:
-        sampler: seed and settings.
-        maps: the image's token maps, (1, P_k) each; the first `from_scale` are used.
+        maps: the image's token maps, (1, P_k) or (P_k,) each; the first `from_scale` are used.
         labels_1: its class.
-        index: each result's number.
-        from_scale: how many maps are kept, 0 to K - 1.
-        batch_size: results at once.
-        on_scale: see `mvar.sampling.engine.OnScale`.
 
     Raises:
-        ValueError: maps of several images.
+        ValueError: `from_scale` out of range, or maps of several images or too few.
     """
+    if not 0 <= from_scale < sampler.scales:
+        raise ValueError(f"from_scale = {from_scale}: give 0 (keep nothing) to {sampler.scales - 1}")
+    if len(maps) < from_scale:
+        raise ValueError(f"from_scale = {from_scale}: {len(maps)} token maps are given")
+    maps = [tokens_P[None] if tokens_P.dim() == 1 else tokens_P for tokens_P in maps]
     if more := [len(tokens_BP) for tokens_BP in maps if len(tokens_BP) != 1]:
         raise ValueError(f"image: these are token maps of {more[0]} images; give those of one")
     prefix = sampler.follow(sampler.start(labels_1, index[:1]), maps[:from_scale])

@@ -1,11 +1,11 @@
-"""The scale loop: from labels to token maps to images, each scale's map drawn at once, coarse to fine.
+"""The scale loop: from labels to token maps to images; each scale's map is drawn at once, coarse to fine.
 
 Shapes: B images, R rows of the generator's batch (B, or 2B with the unconditional branch), V codes, Z latent channels;
-P tokens of a scale, l tokens of this call, h w a scale's sides, H W the finest sides or pixels.
+P tokens of a scale, l tokens of this call, c candidate codes, h w a scale's sides, H W the finest sides or pixels.
 Source: VAR (Tian et al. 2024), sections 3 and 4; M-VAR carries its Mamba state from scale to scale.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,26 +18,25 @@ from torch.nn import functional as F
 from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
 from mvar.ops.filtering import candidates, guide, spread_out
-from mvar.ops.finite import CAUSE, REMEDY, all_finite
 from mvar.ops.noise import gumbel
+from mvar.ops.numerics import CAUSE, REMEDY, all_finite
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
 
-# Called after each scale with k, K and a function that decodes what there is so far to pixels (B, 3, H, W).
+# Called after each scale with k, K and a function that decodes the images so far to pixels (B, 3, H, W).
 OnScale = Callable[[int, int, Callable[[], Tensor]], None]
-# What of scale k is not drawn: from k and f_hat (B, Z, H, W), which places are kept, bool (B, P) or (1, P), and the
-# tokens (B, P) that stay there.
+# What is kept of scale k: from k and f_hat (B, Z, H, W), which cells, bool (B, P) or (1, P), and their tokens (B, P).
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """What sampling gives.
+    """What sampling returns.
 
     Attributes:
         pixels: (B, 3, H, W) float32 in [0, 1], on the CPU.
-        tokens: one LongTensor (B, P_k) for each scale, on the CPU; None for smooth samples, which have none.
+        tokens: one LongTensor (B, P_k) per scale, on the CPU; None for smooth samples, which have none.
     """
 
     pixels: Tensor
@@ -55,15 +54,15 @@ class SampleOutput:
 
 @dataclass(frozen=True)
 class Canvas:
-    """Images in the making: all that their next maps depend on besides seed and settings.
+    """Unfinished images: all that their next maps depend on besides seed and settings.
 
-    Never changed once made. To take a snapshot, keep the canvas; to go back to it, use it again.
+    Immutable: to take a snapshot, keep the canvas; to go back to it, use it again.
 
     Attributes:
         index: each image's own number.
-        modulation: of R = B conditional rows, then as many unconditional ones where guidance still needs them.
+        modulation: of B conditional rows, then as many unconditional ones where guidance still needs them.
         state: of the same rows, after the first `scales` maps.
-        f_hat_BZHW: the latent that these maps stand for.
+        f_hat_BZHW: the latent of these maps.
         tokens: these maps, (B, P_k) each; none for smooth samples.
     """
 
@@ -75,7 +74,7 @@ class Canvas:
 
     @property
     def scales(self) -> int:
-        """How many maps there are already."""
+        """How many maps are drawn."""
         return self.state.scales
 
     @property
@@ -84,13 +83,13 @@ class Canvas:
         return len(self.modulation.class_embedding_BC) > len(self.index)
 
     def fork(self, index: Sequence[int]) -> "Canvas":
-        """Each image several times in a row, as continuations that share what there is so far.
+        """Each image several times in a row, as continuations of the same maps.
 
         Args:
-            index: the numbers of all continuations, a multiple of the images here; distinct ones go distinct ways.
+            index: the numbers of all continuations, equally many per image; distinct numbers continue differently.
 
         Raises:
-            ValueError: as many numbers cannot be shared evenly.
+            ValueError: not equally many numbers per image.
         """
         B = len(self.index)
         if not index or len(index) % B:
@@ -118,9 +117,9 @@ class Canvas:
 
 
 class Sampler:
-    """Draws images by a tokenizer and a generator of one model, with one seed and one set of settings.
+    """Draws images by one model, with one seed and one set of settings.
 
-    `sample` is the whole; `start`, `follow`, `draw` and `output` are its steps, for whoever wants to stop between them.
+    `sample` does it all; `start`, `follow`, `draw` and `finish` are its steps, to stop or fork between scales.
     """
 
     def __init__(self, tokenizer: Tokenizer, generator: Generator, seed: int, settings: SamplingSettings) -> None:
@@ -130,7 +129,7 @@ class Sampler:
             settings: guidance and filters.
 
         Raises:
-            ValueError: settings out of range.
+            ValueError: settings that are lists of another length than the schedule.
         """
         self.tokenizer, self.generator, self.seed = tokenizer, generator, seed
         self.scales = len(tokenizer.quantizer.schedule)
@@ -145,15 +144,10 @@ class Sampler:
         Args:
             labels_B: class indices; num_classes is the null class.
             index: each image's own number: image i depends on (seed, index[i], labels_B[i], settings) only.
-
-        Raises:
-            ValueError: not one index for each label.
         """
-        if len(index) != len(labels_B):
-            raise ValueError(f"index has {len(index)} numbers for {len(labels_B)} labels: give one for each image")
         null = self.generator.config.num_classes
         labels_R = labels_B.cpu()
-        # Guidance between two equal branches changes nothing: images without a class need one branch.
+        # Guidance between two equal branches changes nothing: if no image has a class, one branch is enough.
         if any(self.guidance) and bool((labels_R != null).any()):
             labels_R = torch.cat((labels_R, torch.full_like(labels_R, null)))
         modulation = self.generator.modulation(labels_R.to(self.generator.head.weight.device))
@@ -162,10 +156,10 @@ class Sampler:
 
     @torch.no_grad()
     def follow(self, canvas: Canvas, maps: Sequence[Tensor]) -> Canvas:
-        """The canvas after these token maps (B, P_k), the next ones, run through the generator all at once.
+        """The canvas after these next token maps, (B, P_k) each, run through the generator all at once.
 
         Raises:
-            ValueError: more maps than there are scales left, or not of as many images as the canvas.
+            ValueError: more maps than scales are left, or of another number of images than the canvas.
         """
         if not maps:
             return canvas
@@ -187,11 +181,7 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, canvas: Canvas, keep: Keep | None = None) -> Canvas:
-        """The canvas with one more map.
-
-        Args:
-            canvas: with fewer than K maps.
-            keep: what of the map is not drawn; see `Keep`.
+        """The canvas with one more map; `keep` says which of its cells are kept instead of drawn.
 
         Raises:
             FloatingPointError: logits that are not finite; see `check_logits`.
@@ -201,7 +191,7 @@ class Sampler:
         if canvas.guided and not any(self.guidance[k:]):
             canvas = canvas.unguided()
         t = self.guidance[k] if canvas.guided else 0.0
-        # Without guidance at this scale the other branch fills its state only.
+        # Without guidance at this scale the unconditional branch only fills its state.
         logits_RlV, state = self._step(
             canvas, self._input(canvas.f_hat_BZHW, k), range(k, k + 1), head_rows=None if t else B
         )
@@ -222,28 +212,23 @@ class Sampler:
         if not settings.smooth:
             codes_BZhw = quantizer.lookup(tokens_BP, k)
         elif kept is not None:
-            places_B1hw = kept[0].unflatten(1, (1, *codes_BZhw.shape[2:]))
-            codes_BZhw = torch.where(places_B1hw, quantizer.lookup(tokens_BP, k), codes_BZhw)
+            kept_B1hw = kept[0].unflatten(1, (1, *codes_BZhw.shape[2:]))
+            codes_BZhw = torch.where(kept_B1hw, quantizer.lookup(tokens_BP, k), codes_BZhw)
         f_hat_BZHW = quantizer.add(canvas.f_hat_BZHW, codes_BZhw, k)
         tokens = () if settings.smooth else (*canvas.tokens, tokens_BP)
         return replace(canvas, state=state, f_hat_BZHW=f_hat_BZHW, tokens=tokens)
 
     def finish(self, canvas: Canvas, on_scale: OnScale | None = None, keep: Keep | None = None) -> SampleOutput:
-        """Draw all maps that are missing, and decode.
-
-        Args:
-            canvas: with any number of maps.
-            on_scale: called after each scale drawn; see `OnScale`.
-            keep: what is not drawn; see `Keep`.
-        """
+        """Draw all missing maps, and decode; see `OnScale` and `Keep`."""
         for k in range(canvas.scales, self.scales):
             canvas = self.draw(canvas, keep)
             if on_scale is not None:
                 on_scale(k, self.scales, partial(self.pixels, canvas))
-        return self.output(canvas)
+        tokens = None if self.settings.smooth else [tokens_BP.cpu() for tokens_BP in canvas.tokens]
+        return SampleOutput(self.pixels(canvas), tokens)
 
     def sample(self, labels_B: Tensor, index: Sequence[int], on_scale: OnScale | None = None) -> SampleOutput:
-        """Draw one image for each label; arguments and errors are those of `start` and `finish`."""
+        """Draw one image per label; arguments and errors are those of `start` and `finish`."""
         return self.finish(self.start(labels_B, index), on_scale)
 
     def in_batches(
@@ -254,26 +239,12 @@ class Sampler:
         on_scale: OnScale | None = None,
         keep: Keep | None = None,
     ) -> SampleOutput:
-        """Finish `count` images, at most `size` at once.
-
-        Args:
-            begin: the canvas of the images in a slice.
-            on_scale, keep: as of `finish`; each batch is seen on its own.
-        """
-        parts = [
-            self.finish(begin(slice(start, min(start + size, count))), on_scale, keep)
-            for start in range(0, count, size)
-        ]
-        return joined(parts)
+        """Finish `count` images, at most `size` at once; `begin` gives the canvas of a slice of them."""
+        return concatenated([self.finish(begin(part), on_scale, keep) for part in batches(count, size)])
 
     def pixels(self, canvas: Canvas) -> Tensor:
         """The images as they are so far, (B, 3, H, W) in [0, 1] on the CPU."""
         return self.tokenizer.decode_latent(canvas.f_hat_BZHW).cpu()
-
-    def output(self, canvas: Canvas) -> SampleOutput:
-        """The images and their maps."""
-        tokens = None if self.settings.smooth else [tokens_BP.cpu() for tokens_BP in canvas.tokens]
-        return SampleOutput(self.pixels(canvas), tokens)
 
     def _input(self, f_hat_BZHW: Tensor, k: int) -> Tensor:
         """What scale k is predicted from, (B, P_k, Z); nothing at the first scale, which starts from the class."""
@@ -298,26 +269,27 @@ class Sampler:
 
 
 def check_logits(logits_BlV: Tensor, schedule: ScaleSchedule, scales: range, or_else: str = "") -> None:
-    """Raise if logits are not finite: sorting puts NaN first.
-
-    Args:
-        logits_BlV: of all tokens of `scales`.
-        or_else: another cause that they may have.
+    """Refuse logits of all tokens of `scales` that are not finite: sorting puts NaN first.
 
     Raises:
-        FloatingPointError: NaN or infinity; one line that names the first scale with any.
+        FloatingPointError: NaN or infinity; one line that names the first scale with any, and `or_else` as a cause.
     """
     if all_finite(logits_BlV):
         return
-    whole_l = logits_BlV.isfinite().all(-1).all(0)
+    finite_l = logits_BlV.isfinite().all(-1).all(0)
     levels = [k for k in scales for _ in range(schedule.areas[k])]
-    k = levels[whole_l.tolist().index(False)]
+    k = levels[finite_l.tolist().index(False)]
     h, w = schedule.shapes[k]
     raise FloatingPointError(f"scale {k} ({h}x{w}): the generator gives NaN or infinity: {CAUSE}{or_else}; {REMEDY}")
 
 
-def joined(parts: Sequence[SampleOutput]) -> SampleOutput:
-    """The images of several outputs of one model and its settings, one after another."""
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(count)."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def concatenated(parts: Sequence[SampleOutput]) -> SampleOutput:
+    """The images of several outputs of the same settings, one after another."""
     maps = [part.tokens for part in parts if part.tokens is not None]
     tokens = [torch.cat(tokens) for tokens in zip(*maps, strict=True)] if maps else None
     return SampleOutput(torch.cat([part.pixels for part in parts]), tokens)

@@ -1,23 +1,27 @@
-"""Classes as users give them: indices, names, or none."""
+"""Classes as users give them: indices, names, or none; as values, or as the text of an option. Without torch."""
 
 import operator
+import re
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from mvar.sampling.export import file_name
 from mvar.settings import raise_problems
-from mvar.text import Names, clean
+from mvar.text import Names, clean, split_names
 
 Label = int | str | None
+MOST_ROWS = 10  # of a sheet whose labels were not asked for
+MOST_BYTES = 200  # of a class name in a file's name, which file systems limit to 255
+_INDEX = re.compile(r"-?[0-9]{1,20}")
 
 
 def label_ids(labels: Label | Sequence[Label], classes: Sequence[str], null: int) -> list[int]:
-    """Class indices of labels given as indices or names, which are compared as `Names.find` does.
+    """Class indices of labels given as indices or names; names are compared as `Names.find` does.
 
     Args:
         labels: -1 and None stand for no class. One label alone gives one index.
         classes: names, in order.
-        null: the null class's index.
+        null: index of the null class.
 
     Raises:
         ValueError: no label, an index out of range, or a name that is unknown (close ones are listed) or ambiguous.
@@ -28,24 +32,70 @@ def label_ids(labels: Label | Sequence[Label], classes: Sequence[str], null: int
     ids, problems, names = [], [], Names(classes)
     for label in labels:
         try:
-            ids.append(_named(label, classes, names) if isinstance(label, str) else _numbered(label, null))
+            ids.append(_id_of_name(label, classes, names) if isinstance(label, str) else _id_of_index(label, null))
         except ValueError as error:
             problems.append(str(error))
     raise_problems(dict.fromkeys(problems))
     return ids
 
 
-def places(names: Sequence[str], others: Sequence[str]) -> list[int]:
-    """Where each name stands among the others, which may be written as names of files; -1 where there is not just one.
+def parse_labels(text: str | None, classes: Sequence[str]) -> list[Label]:
+    """Labels separated by commas, or one whose name holds commas; None takes all classes, or the first few.
 
-    Equal sets of classes give each place once.
+    Raises:
+        ValueError: text that can be read in two ways, or double quotes that do not match.
+    """
+    if text is None:
+        if len(classes) > MOST_ROWS:
+            print(f"the first {MOST_ROWS} of {len(classes)} classes; name others by --labels", file=sys.stderr)
+        return list(range(min(len(classes), MOST_ROWS))) if classes else [-1]
+    name, cleaned = clean(text), [clean(name) for name in classes]
+    if name not in cleaned or _INDEX.fullmatch(name):
+        labels = [parse_label(part, classes) for part in split_names(text, "labels")]
+        if not labels:
+            raise ValueError(f"labels = {text!r}: names no class; give at least one, or leave it out")
+        return labels
+    parts = [clean(part) for part in name.split(",")]
+    if len(parts) > 1 and all(part in cleaned or _INDEX.fullmatch(part) for part in parts):
+        i = cleaned.index(name)
+        raise ValueError(f"labels has {name!r}: the class of this name or several? For the class, give {i}")
+    return [name]
+
+
+def parse_label(text: str | None, classes: Sequence[str]) -> Label:
+    """One label: a number is a class index, all else a name; None for no class.
+
+    Raises:
+        ValueError: a number that is the name of a class at another index.
+    """
+    if text is None:
+        return None
+    if not _INDEX.fullmatch(name := clean(text)):
+        return name
+    cleaned = [clean(name) for name in classes]
+    if name in cleaned and cleaned.index(name) != int(name):
+        i = cleaned.index(name)
+        raise ValueError(f"labels has {name}: index {name} or the class named {name!r}? For the class, give {i}")
+    return int(name)
+
+
+def places(names: Sequence[str], others: Sequence[str]) -> list[int]:
+    """The index of each name among the others, which may be written as file names; -1 where there is not exactly one.
+
+    Equal sets of classes give each index once.
     """
     exact, as_files = Names(others), Names(map(file_name, map(clean, others)))
     found = [exact.find(name) or as_files.find(file_name(clean(name))) for name in names]
-    return [place[0] if len(place) == 1 else -1 for place in found]
+    return [indices[0] if len(indices) == 1 else -1 for indices in found]
 
 
-def _numbered(label: int | None, null: int) -> int:
+def file_name(name: str) -> str:
+    """A class name as part of a file name: cut, with "_" for characters that file systems dislike."""
+    kept = re.sub(r"[^\w.-]+", "_", clean(name)).encode()[:MOST_BYTES].decode(errors="ignore")
+    return kept.strip("._") or "image"
+
+
+def _id_of_index(label: int | None, null: int) -> int:
     if label is None:
         return null
     try:
@@ -58,7 +108,7 @@ def _numbered(label: int | None, null: int) -> int:
     return null if number == -1 else number
 
 
-def _named(name: str, classes: Sequence[str], names: Names) -> int:
+def _id_of_name(name: str, classes: Sequence[str], names: Names) -> int:
     found = names.find(name)
     if len(found) == 1:
         return found[0]

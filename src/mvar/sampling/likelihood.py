@@ -1,6 +1,6 @@
 """How likely a model finds images: exact log p(tokens | class), and the class by Bayes' rule.
 
-Shapes: B images, C classes, K scales, L tokens, V codes; P tokens of a scale.
+Shapes: B images, C classes, K scales, L tokens, V codes; P tokens of a scale, H W pixels.
 Source: p(maps | class) = product over the scales of p(map | coarser maps, class), and each map's tokens are
 independent of one another given these (VAR, Tian et al. 2024, equation 3): one teacher-forced pass gives every factor.
 """
@@ -8,16 +8,24 @@ independent of one another given these (VAR, Tian et al. 2024, equation 3): one 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from mvar.data.images.decoding import as_image
+from mvar.data.views import fitted
 from mvar.generator.network import Generator
 from mvar.sampling.cost import fitting_rows
-from mvar.sampling.engine import check_logits
+from mvar.sampling.engine import batches, check_logits
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
+
+ImageLike = str | Path | Image.Image
+Images = Sequence[ImageLike] | Tensor
+ENCODED_AT_ONCE = 64  # images
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Score:
 
     @property
     def bits_per_token_scales(self) -> Tensor:
-        """The same for each scale's tokens, (B, K)."""
+        """The same by scale, (B, K)."""
         return -self.log_prob_BK / (torch.tensor(self.areas) * math.log(2))
 
 
@@ -71,28 +79,48 @@ class Classification:
         return [self.names[i] for i in self.ids]
 
 
+def token_maps(tokenizer: Tokenizer, images: Images) -> list[Tensor]:
+    """Token maps (B, P_k) of images, on the tokenizer's device.
+
+    Args:
+        images: files or Pillow images, resized and cropped as in training; or pixels (B, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: no image, or one that cannot be used.
+    """
+    if isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    if not len(images):
+        raise ValueError("images is empty: give at least one")
+    device, parts = tokenizer.quantizer.codebook.device, []
+    for part in batches(len(images), ENCODED_AT_ONCE):
+        some = images[part]
+        if not isinstance(some, Tensor):
+            some = torch.stack([fitted(as_image(image), tokenizer.config.image_shape) for image in some])
+        parts.append(tokenizer.encode(some.to(device)))
+    return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+
 @torch.no_grad()
 def token_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Tensor:
     """log p(token | tokens of coarser scales, class) of every token, float64 (B, L) on the CPU.
 
     Args:
-        tokenizer, generator: of one model, in eval mode.
-        maps: token maps, one (B, P_k) for each scale.
+        maps: token maps, one (B, P_k) per scale.
         labels_B: class indices; num_classes for no class.
 
     Raises:
         FloatingPointError: logits that are not finite; see `check_logits`.
     """
     device, parts = generator.head.weight.device, []
-    for rows_r in torch.arange(len(labels_B)).split(fitting_rows(generator.config, device)):
-        some = [tokens_BP[rows_r.to(tokens_BP.device)].to(device) for tokens_BP in maps]
-        inputs_rlZ, tokens_rL = tokenizer.generator_inputs(some), torch.cat(some, dim=1)
-        parts.append(_log_probs(generator, labels_B[rows_r], inputs_rlZ, tokens_rL))
+    for part in batches(len(labels_B), fitting_rows(generator.config, device)):
+        some = [tokens_BP[part].to(device) for tokens_BP in maps]
+        parts.append(_log_probs(generator, labels_B[part], tokenizer.generator_inputs(some), torch.cat(some, dim=1)))
     return torch.cat(parts)
 
 
 def score(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Score:
-    """Likelihood of token maps, one (B, P_k) for each scale, each image given its class."""
+    """Likelihood of token maps, one (B, P_k) per scale, given each image's class."""
     log_prob_BL = token_log_probs(tokenizer, generator, maps, labels_B)
     return Score(_by_scale(log_prob_BL, generator.schedule), generator.schedule.areas)
 
@@ -104,15 +132,41 @@ def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[T
     An image's inputs are computed once, its classes are batched.
     """
     device, C = generator.head.weight.device, generator.config.num_classes
-    rows = fitting_rows(generator.config, device)
-    parts = []
-    for images_b in torch.arange(len(maps[0])).split(max(1, rows // C)):
-        some = [tokens_BP[images_b.to(tokens_BP.device)].to(device) for tokens_BP in maps]
+    rows, parts = fitting_rows(generator.config, device), []
+    for images in batches(len(maps[0]), max(1, rows // C)):
+        some = [tokens_BP[images].to(device) for tokens_BP in maps]
         inputs_blZ, tokens_bL = tokenizer.generator_inputs(some), torch.cat(some, dim=1)
-        for rows_r in torch.arange(len(images_b) * C).split(rows):  # row r is image r // C under class r % C
+        for part in batches((images.stop - images.start) * C, rows):
+            rows_r = torch.arange(part.start, part.stop)  # row r is image r // C under class r % C
             image_r = (rows_r // C).to(device)
             parts.append(_log_probs(generator, rows_r % C, inputs_blZ[image_r], tokens_bL[image_r]))
     return _by_scale(torch.cat(parts), generator.schedule).unflatten(0, (-1, C))
+
+
+def classify(
+    tokenizer: Tokenizer,
+    generator: Generator,
+    maps: Sequence[Tensor],
+    classes: list[str],
+    prior: Sequence[float] | None = None,
+) -> Classification:
+    """Classes of token maps by Bayes' rule; `prior` is p(class) of each class, None for a uniform one.
+
+    Raises:
+        ValueError: a prior that is not one, or a model of fewer than two classes.
+    """
+    C = len(classes)
+    if C < 2:
+        raise ValueError(f"this model has {C} classes: classifying takes one with two or more")
+    prior_C = torch.tensor([1 / C] * C if prior is None else [float(p) for p in prior]).double()
+    if len(prior_C) != C or not bool((prior_C >= 0).all()) or abs(float(prior_C.sum()) - 1) > 1e-3:
+        raise ValueError(f"prior = {prior}: give {C} probabilities that sum to 1")
+    return Classification(bayes(class_log_probs(tokenizer, generator, maps).sum(2), prior_C), classes)
+
+
+def bayes(log_prob_BC: Tensor, prior_C: Tensor) -> Tensor:
+    """log p(class | maps) from log p(maps | class) and p(class), (B, C)."""
+    return (log_prob_BC + prior_C.log()).log_softmax(dim=1)
 
 
 def _log_probs(generator: Generator, labels_r: Tensor, inputs_rlZ: Tensor, tokens_rL: Tensor) -> Tensor:
@@ -120,11 +174,6 @@ def _log_probs(generator: Generator, labels_r: Tensor, inputs_rlZ: Tensor, token
     check_logits(logits_rLV, generator.schedule, range(len(generator.schedule)))
     nll_rL = F.cross_entropy(logits_rLV.flatten(0, 1), tokens_rL.flatten(), reduction="none").view(tokens_rL.shape)
     return -nll_rL.cpu().double()  # in this order: Apple's GPUs have no float64
-
-
-def bayes(log_prob_BC: Tensor, prior_C: Tensor) -> Tensor:
-    """log p(class | maps) from log p(maps | class) and p(class), (B, C)."""
-    return (log_prob_BC + prior_C.log()).log_softmax(dim=1)
 
 
 def _by_scale(values_BL: Tensor, schedule: ScaleSchedule) -> Tensor:

@@ -1,4 +1,4 @@
-"""Holes: what of an image is to be repainted, in pixels, in cells of the token maps, and at its border.
+"""Holes: the part of an image to be repainted, in pixels, in cells of the token maps, and at its border.
 
 Shapes: H W pixels, U V those of a box around a hole, h w cells of a token map, C channels of an image's mode. A hole is
 bool (H, W), true where the image is repainted.
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,8 +21,8 @@ from mvar.data.images.decoding import as_image
 from mvar.sampling.engine import to_images
 from mvar.scales import ScaleSchedule
 
-FEATHER = 4  # pixels over which a pasted hole is blended, where nothing else is asked
-KEPT_WHOLE_TOKENS = 3  # maps of at most so many tokens are kept as they are, whatever the hole
+FEATHER = 4  # pixels over which a pasted hole is blended by default
+KEPT_WHOLE_TOKENS = 3  # maps of at most this many tokens are always kept
 MaskLike = str | Path | Image.Image | Tensor | np.ndarray
 
 
@@ -31,33 +32,30 @@ def read_hole(
     box: Sequence[int] | None = None,
     keep_box: Sequence[int] | None = None,
 ) -> Tensor:
-    """The hole that one of mask, box and keep_box asks for.
+    """The hole that mask, box or keep_box describes.
 
     Args:
         shape: (height, width) of the image.
-        mask: an image of this size, white where to repaint (transparent is black); or an array (H, W): bool, uint8 as
-            of an image, or float in [0, 1].
+        mask: an image of this size, white where to repaint (transparent is black); or an array (H, W): bool, uint8, or
+            float in [0, 1].
         box: (left, top, right, bottom) in pixels: repaint what is inside.
         keep_box: likewise: repaint what is outside.
 
     Raises:
-        ValueError: none or several are given, another size, a box outside the image, or a hole that is nothing or all.
+        ValueError: none or several are given, another size, a box outside the image, or a hole of nothing or all.
     """
     given = {"mask": mask, "box": box, "keep_box": keep_box}
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         have = " and ".join(names) or "none of them"
         raise ValueError(f"mask, box, keep_box: have {have}; give exactly one to say what to repaint")
-    name, (H, W) = names[0], shape
+    name = names[0]
     if mask is not None:
         hole_HW = _from_mask(mask, shape)
+    elif box is not None:
+        hole_HW = _from_box(name, box, shape)
     else:
-        corners = box if box is not None else keep_box
-        left, top, right, bottom = _corners(name, [] if corners is None else corners, shape)
-        hole_HW = torch.zeros(H, W, dtype=torch.bool)
-        hole_HW[top:bottom, left:right] = True
-        if keep_box is not None:
-            hole_HW = ~hole_HW
+        hole_HW = ~_from_box(name, keep_box or (), shape)
     if not hole_HW.any():
         raise ValueError(
             f"{name}: marks nothing to repaint; {'make some of it white' if mask is not None else 'shrink it'}"
@@ -79,9 +77,8 @@ def _from_mask(mask: MaskLike, shape: tuple[int, int]) -> Tensor:
     return hole_HW
 
 
-def _corners(name: str, corners: Sequence[int], shape: tuple[int, int]) -> Sequence[int]:
-    H, W = shape
-    given = ",".join(map(str, corners))
+def _from_box(name: str, corners: Sequence[int], shape: tuple[int, int]) -> Tensor:
+    (H, W), given = shape, ",".join(map(str, corners))
     wrong = f"{name} = {given}: give left,top,right,bottom in whole pixels, left < right <= {W} and top < bottom <= {H}"
     try:
         left, top, right, bottom = map(operator.index, corners)
@@ -89,7 +86,9 @@ def _corners(name: str, corners: Sequence[int], shape: tuple[int, int]) -> Seque
         raise ValueError(wrong) from error
     if not (0 <= left < right <= W and 0 <= top < bottom <= H):
         raise ValueError(wrong)
-    return left, top, right, bottom
+    inside_HW = torch.zeros(H, W, dtype=torch.bool)
+    inside_HW[top:bottom, left:right] = True
+    return inside_HW
 
 
 def resized(hole_HW: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -100,35 +99,20 @@ def resized(hole_HW: Tensor, shape: tuple[int, int]) -> Tensor:
 def kept_cells(hole_HW: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
     """Which cells of each token map stay, bool (h, w).
 
-    A cell of the finest map stays where none of its pixels is repainted. This map, resized bilinearly, decides for
-    the others (above 0.5); those of at most three tokens stay whole.
+    A cell of the finest map stays if none of its pixels is repainted. This map, resized bilinearly, decides for the
+    others (above 0.5); those of at most three tokens stay entirely.
     """
     finest_11hw = 1 - F.adaptive_max_pool2d(hole_HW[None, None].float(), schedule.shapes[-1])
     kept = []
     for shape, area in zip(schedule.shapes, schedule.areas, strict=True):
-        share_hw = F.interpolate(finest_11hw, size=shape, mode="bilinear", align_corners=False)[0, 0]
-        kept.append(torch.ones(shape, dtype=torch.bool) if area <= KEPT_WHOLE_TOKENS else share_hw > 0.5)
+        kept_hw = F.interpolate(finest_11hw, size=shape, mode="bilinear", align_corners=False)[0, 0] > 0.5
+        kept.append(torch.ones_like(kept_hw) if area <= KEPT_WHOLE_TOKENS else kept_hw)
     return kept
 
 
-def distance(hole_HW: Tensor, most: int | None = None) -> Tensor:
-    """Steps (to any of eight neighbours) from each pixel to the nearest of the hole, int (H, W); 0 inside it.
-
-    Args:
-        hole_HW: true somewhere.
-        most: pixels farther away are all given most + 1, which saves the search for them.
-    """
-    if not hole_HW.any():
-        raise ValueError("hole: is nowhere, so that nothing has a distance from it")
-    reached, steps_HW = hole_HW[None, None].float(), torch.where(hole_HW, 0, -1)
-    step = 0
-    while (steps_HW < 0).any():
-        if step == most:
-            return torch.where(steps_HW < 0, step + 1, steps_HW)
-        step += 1
-        reached = F.max_pool2d(reached, 3, stride=1, padding=1)
-        steps_HW = torch.where((steps_HW < 0) & (reached[0, 0] > 0), step, steps_HW)
-    return steps_HW
+def distance(hole_HW: Tensor) -> Tensor:
+    """Steps (to any of eight neighbours) from each pixel to the nearest one of the hole, int (H, W); 0 inside it."""
+    return torch.from_numpy(distance_transform_cdt(~hole_HW.numpy(), metric="chessboard"))
 
 
 class Drift(NamedTuple):
@@ -144,8 +128,6 @@ def drift(pixels_B3HW: Tensor, original_3HW: Tensor, restored_3HW: Tensor, hole_
     """The change outside the hole by distance from it, in rings that double: 1, 2, 3-4, 5-8, ...
 
     Args:
-        pixels_B3HW: edited images, in [0, 1].
-        original_3HW: the image.
         restored_3HW: the image after a round trip through the tokenizer.
     """
     steps_HW = distance(hole_HW)
@@ -161,26 +143,26 @@ def drift(pixels_B3HW: Tensor, original_3HW: Tensor, restored_3HW: Tensor, hole_
 
 
 def pasted(pixels_B3hw: Tensor, original: Image.Image, hole_HW: Tensor, feather: int) -> list[Image.Image]:
-    """The image with the repainted hole in it, in its own size, mode and profile; in sRGB where nothing can be painted.
+    """The image with the repainted hole in it, in its own size, mode and profile; in sRGB if it cannot be painted in.
 
     The weight of what was painted falls from 1 inside the hole to 0 beyond `feather` pixels from it; there the result
-    is the original exactly, transparency included. What was painted is opaque.
+    is exactly the original, transparency included. What was painted is opaque.
 
     Args:
         pixels_B3hw: what was painted, of any size, in [0, 1].
-        original: as `mvar.data.images.decoding.as_stored` gives it.
+        original: as `mvar.data.images.decoding.as_stored` returns it.
         hole_HW: of the original's size.
     """
     original = paintable(original)
-    # All that changes lies in the box around the hole and the feather, which in a photo may be small.
+    # Only the box around the hole and its feather changes: in a photo it may be small.
     (top, bottom), (left, right) = (_reach(hole_HW.any(axis), feather) for axis in (1, 0))
     before_UVC = np.atleast_3d(np.asarray(original.crop((left, top, right, bottom))))
-    steps_UV = distance(hole_HW[top:bottom, left:right], most=feather)
+    steps_UV = distance(hole_HW[top:bottom, left:right])
     weight_UV1 = (1 - steps_UV / (feather + 1)).clamp(min=0).numpy()[..., None]
     # An opaque layer of this weight over the image, by Porter and Duff's rule.
     alpha_UV1 = before_UVC[..., -1:] / np.float32(255) if original.mode in ("LA", "RGBA") else np.float32(1)
     after_UV1 = weight_UV1 + (1 - weight_UV1) * alpha_UV1
-    share_UV1 = weight_UV1 / np.where(weight_UV1 > 0, after_UV1, 1)
+    blend_UV1 = weight_UV1 / np.where(weight_UV1 > 0, after_UV1, 1)
     (H, W), (h, w) = hole_HW.shape, pixels_B3hw.shape[-2:]
     source = (left * w / W, top * h / H, right * w / W, bottom * h / H)
     results = []
@@ -191,7 +173,7 @@ def pasted(pixels_B3hw: Tensor, original: Image.Image, hole_HW: Tensor, feather:
         ]
         painted_3UV = torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).clamp(0, 1)
         painted_UVC = like(to_images(painted_3UV[None])[0], original)
-        mixed_UVC = share_UV1 * painted_UVC + (1 - share_UV1) * before_UVC[..., : painted_UVC.shape[-1]]
+        mixed_UVC = blend_UV1 * painted_UVC + (1 - blend_UV1) * before_UVC[..., : painted_UVC.shape[-1]]
         if original.mode in ("LA", "RGBA"):
             mixed_UVC = np.concatenate([mixed_UVC, 255 * after_UV1], axis=-1)
         found_UVC = np.where(weight_UV1 > 0, mixed_UVC.round(), before_UVC).astype(before_UVC.dtype)
@@ -202,6 +184,6 @@ def pasted(pixels_B3hw: Tensor, original: Image.Image, hole_HW: Tensor, feather:
 
 
 def _reach(marked_N: Tensor, feather: int) -> tuple[int, int]:
-    """The range of what is marked along one axis, wider by the feather."""
-    places = marked_N.nonzero()
-    return max(0, int(places[0]) - feather), min(len(marked_N), int(places[-1]) + 1 + feather)
+    """The range of what is marked along one axis, widened by the feather."""
+    marked = marked_N.nonzero()
+    return max(0, int(marked[0]) - feather), min(len(marked_N), int(marked[-1]) + 1 + feather)

@@ -1,13 +1,18 @@
-"""What `mvar sample` and `mvar edit` leave beside their images: which there are, of which classes, and what drew them.
+"""The file beside drawn images that lists them, with their classes and the settings that decided them.
 
-A folder has samples.json, NAME.npz has NAME.samples.json; where a protocol decided the images, its own file says the
-same. Readers check images against this file: a set that was not finished, or holds other images, is refused.
+    samples.json      of `mvar sample` and `mvar edit`: settings, and a row for each image; replaced by the next run
+    protocol.json     of `mvar sample-set`: settings, classes and how many images of each; a run of other
+                      settings is refused
+
+A folder of images has a file of this name, NAME.npz has NAME.samples.json or NAME.protocol.json beside it. Readers
+check the images against it: a set that is incomplete, or holds other images, is refused.
 """
 
+import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +20,25 @@ import numpy as np
 
 from mvar import __version__
 from mvar.data.images.folders import SUFFIXES, natural
-from mvar.files import writable_folder
+from mvar.files import read_bounded, writable_folder, write_text
 from mvar.sampling.engine import SampleOutput
-from mvar.sampling.export import beside, image_file, read_beside, save_npz, save_pngs, write_beside
-from mvar.sampling.protocol import SETTINGS, labels_of, read_protocol
+from mvar.sampling.export import LARGEST_SET, image_file, save_npz, save_pngs
 from mvar.settings import is_integer
 from mvar.text import counted
 
-REPORT = "samples.json"
+REPORT, PROTOCOL = "samples.json", "protocol.json"
+MOST_WRITTEN = 1000 * LARGEST_SET  # bytes of such a file: an image has some 150
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """A set of images, known by their numbers from 0.
+    """A set of images, numbered from 0.
 
     Attributes:
         files: their names in a folder.
-        labels: their class indices; that of no class is the number of classes.
-        classes: names of the classes that they are of, by index.
-        facts: what decides them besides, such as model, seed and settings.
+        labels: their class indices; the null class is the number of classes.
+        classes: names of their classes, by index.
+        facts: what else decides them, such as model, seed and settings.
         details: further fields of each image's row; empty for none.
         origin: the file that says all this.
     """
@@ -47,38 +52,42 @@ class Samples:
 
     @classmethod
     def of(
-        cls, labels: list[int], class_name: Callable[[int], str], facts: dict[str, Any], stem: str | None = None
+        cls,
+        labels: list[int],
+        class_name: Callable[[int], str],
+        facts: dict[str, Any],
+        stem: str | None = None,
+        origin: str = REPORT,
     ) -> "Samples":
-        """Images of these labels, their files named by class and number, or by another word in the class's place."""
+        """Images of these labels; their files are named by class (or by `stem` instead) and number."""
         classes = {label: class_name(label) for label in dict.fromkeys(labels)}
         files = [image_file(stem or classes[label], i) for i, label in enumerate(labels)]
-        return cls(files=files, labels=labels, classes=classes, facts=facts)
+        return cls(files=files, labels=labels, classes=classes, facts=facts, origin=origin)
 
     def save(self, drawn: SampleOutput, folder: str, first: int) -> None:
-        """Write the images from number `first` on into a folder; the first of all make room for the set."""
+        """Write the images from number `first` on into a folder; before the first, an earlier run's are deleted."""
         if first == 0:
             self._begin(writable_folder(folder, "out_dir"))
         save_pngs(drawn, folder, self.files[first : first + len(drawn.pixels)])
 
     def _begin(self, root: Path) -> None:
-        """Remove the images of an earlier run, then say which are to come.
+        """Delete an earlier run's images, then write the report of those to come.
 
-        In this order, an interruption leaves no image that the report there does not list, and none of two runs.
+        In this order, an interruption leaves no image that the report there does not list, and never a mix of two runs.
         """
         earlier, _ = _apart(root, _read_report(root))
         if earlier:
             print(f"{root}: replacing {counted(len(earlier), 'image')} of an earlier run", file=sys.stderr)
-        for file in earlier:
+        unfinished = [path.name for path in root.glob(".*.partial.png")]  # of a process that was killed
+        for file in earlier + unfinished:
             (root / file).unlink(missing_ok=True)
-        for unfinished in root.glob(".*.partial.png"):  # of a process that was killed
-            unfinished.unlink()
         self.write(root)
 
     def save_npz(self, pixels_NHW3: np.ndarray, npz: str, seed: int) -> None:
-        """Write all images as an .npz, and the report beside it, mixed by the seed; see the function of this name.
+        """Write all images as an .npz in an order mixed by the seed, and the report beside it.
 
-        An interruption leaves the earlier .npz and its report, or at worst one without a report; never one beside the
-        report of others.
+        An interruption leaves the earlier .npz and its report, or at worst an .npz without a report; never one beside
+        the report of other images.
         """
 
         def images(order: Sequence[int]) -> Iterator[np.ndarray]:
@@ -89,7 +98,7 @@ class Samples:
         self.write(npz)
 
     def write(self, images: str | Path) -> None:
-        """Write the report beside the images in a folder or an .npz."""
+        """Write samples.json beside the images in a folder or an .npz."""
         rows: list[dict[str, Any]] = [
             {"number": i, "file": file, "class": self.classes[label], "label": label}
             for i, (file, label) in enumerate(zip(self.files, self.labels, strict=True))
@@ -99,14 +108,10 @@ class Samples:
         write_beside(images, REPORT, {**self.facts, "mvar": __version__, "images": rows})
 
     def numbers(self, files: Sequence[str], named: str) -> list[int]:
-        """The number of each image of a folder.
-
-        Args:
-            files: the images, by their paths in the folder.
-            named: the folder as messages have it.
+        """The number of each image of a folder, given by its path in the folder.
 
         Raises:
-            ValueError: one line: an image is missing, or is not of this set.
+            ValueError: one line: an image is missing, or does not belong to this set.
         """
         known = {_same(file): number for number, file in enumerate(self.files)}
         held = {_same(file) for file in files}
@@ -123,31 +128,51 @@ class Samples:
         return [known[_same(file)] for file in files]
 
 
+def labels_of(counts: Sequence[int]) -> list[int]:
+    """The class of each image, class by class, from the number of images of each."""
+    return [label for label, count in enumerate(counts) for _ in range(count)]
+
+
 def read_samples(images: str | Path) -> Samples | None:
     """What lies beside the images in a folder or an .npz; None where nothing does.
 
     Raises:
         ValueError: one line: the file is damaged, or another program's.
     """
-    protocol = read_protocol(images)
-    if protocol is None:
+    if (found := read_protocol(images)) is None:
         return _read_report(images)
-    samples = Samples.of(labels_of(protocol["counts"]), protocol["classes"].__getitem__, protocol)
-    return replace(samples, origin=beside(images, SETTINGS).name)
+    origin = beside(images, PROTOCOL).name
+    return Samples.of(labels_of(found["counts"]), found["classes"].__getitem__, found, origin=origin)
+
+
+def read_protocol(images: str | Path) -> dict[str, Any] | None:
+    """What protocol.json says; None where there is none. Raises as `read_samples`."""
+    return _read_beside(images, PROTOCOL, _is_protocol)
+
+
+def _read_report(images: str | Path) -> Samples | None:
+    found = _read_beside(images, REPORT, _is_report)
+    if found is None:
+        return None
+    rows = found.pop("images")
+    return Samples(
+        files=[row["file"] for row in rows],
+        labels=[row["label"] for row in rows],
+        classes={row["label"]: row["class"] for row in rows},
+        facts=found,
+        origin=beside(images, REPORT).name,
+    )
 
 
 def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> Iterator[str]:
-    """Why a run without a protocol should not write there, a line each; nothing is changed yet.
+    """Why a run without a protocol must not write there, a line each; nothing is changed yet.
 
-    Args:
-        out: a sheet, which must not lie among single images.
-        out_dir: may hold an earlier run's images, which this one's replace, but no others.
-        npz: may be there, with its report or without.
+    A sheet must not lie among single images, and a folder must not hold images that an earlier run did not write.
     """
     for name, path in (("out_dir", out_dir), ("npz", npz)):
         if path is None:
             continue
-        if (settings := beside(path, SETTINGS)).exists():
+        if (settings := beside(path, PROTOCOL)).exists():
             yield f"{name} = {path!r}: is a protocol's, by {settings.name}; give a new name"
             continue
         try:
@@ -164,18 +189,42 @@ def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> It
         yield f"out = {out!r}: would lie among the images of out_dir; give another folder"
 
 
-def _read_report(images: str | Path) -> Samples | None:
-    found = read_beside(images, REPORT, _is_report)
-    if found is None:
+# --- the files ---
+
+
+def beside(images: str | Path, name: str) -> Path:
+    """Where a file of this name about some images lies: in their folder, or as a.NAME beside a.npz."""
+    images = Path(images)
+    return images.with_suffix(f".{name}") if images.suffix.lower() == ".npz" else images / name
+
+
+def write_beside(images: str | Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write a JSON file about some images, see `beside`."""
+    write_text(beside(images, name), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_beside(images: str | Path, name: str, is_ours: Callable[[Any], bool]) -> dict[str, Any] | None:
+    path = beside(images, name)
+    try:
+        path.lstat()  # distinguishes a missing file from one that is refused
+        found: dict[str, Any] = json.loads(read_bounded(path, MOST_WRITTEN))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    rows = found.pop("images")
-    return Samples(
-        files=[row["file"] for row in rows],
-        labels=[row["label"] for row in rows],
-        classes={row["label"]: row["class"] for row in rows},
-        facts=found,
-        origin=beside(images, REPORT).name,
-    )
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); remove it if the images are not mvar's") from error
+    if not is_ours(found):
+        raise ValueError(f"{path}: was not written by mvar; remove it if the images are not mvar's")
+    return found
+
+
+def _is_protocol(found: Any) -> bool:
+    if not (isinstance(found, dict) and "protocol" in found):
+        return False
+    classes, counts = found.get("classes"), found.get("counts")
+    if not (isinstance(classes, list) and isinstance(counts, list) and len(classes) == len(counts)):
+        return False
+    known = all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 0 for n in counts)
+    return known and 1 <= sum(counts) <= LARGEST_SET
 
 
 def _is_report(found: Any) -> bool:
@@ -185,17 +234,14 @@ def _is_report(found: Any) -> bool:
 
 
 def _is_row(row: dict[str, Any], number: int) -> bool:
-    file, label = row.get("file"), row.get("label", -1)
-    # Files are removed by these names: of images in the folder itself alone.
+    file = row.get("file")
+    # Files are deleted by these names: only images in the folder itself.
     inside = isinstance(file, str) and Path(file).name == file and Path(file).suffix == ".png"
-    return inside and row.get("number") == number and isinstance(row.get("class"), str) and is_integer(label)
+    return inside and row.get("number") == number and isinstance(row.get("class"), str) and is_integer(row.get("label"))
 
 
 def _apart(folder: Path, report: Samples | None) -> tuple[list[str], list[str]]:
-    """The images in a folder itself that a report lists, and the others.
-
-    Those in folders in it are no danger: together with others, both are refused.
-    """
+    """The images directly in a folder that a report lists, and the others."""
     if not folder.is_dir():
         return [], []
     known = set() if report is None else {_same(file) for file in report.files}
@@ -205,5 +251,5 @@ def _apart(folder: Path, report: Samples | None) -> tuple[list[str], list[str]]:
 
 
 def _same(file: str) -> str:
-    """A file's name as names are compared: some file systems give back another form of the same characters."""
+    """A file's name as names are compared: some file systems return another form of the same characters."""
     return unicodedata.normalize("NFC", file)

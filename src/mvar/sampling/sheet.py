@@ -17,35 +17,26 @@ NAME_WIDTH = 20  # characters in a line of a name
 
 
 def class_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """One row for each (class name, samples); rows may differ in length.
-
-    Raises:
-        ValueError: there is no image.
-    """
+    """One row per (class name, samples); rows may differ in length. Raises ValueError without any image."""
     return _sheet([list(images) for _, images in rows], row_names=[name for name, _ in rows])
 
 
 def strip(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] = ()) -> Image.Image:
-    """Coarse to fine: one row for each image, one column for each scale, with names above ("1x1", "2x2", ...).
-
-    Raises:
-        ValueError: there is no image.
-    """
+    """Coarse to fine: a row per image, a column per scale with its name above; raises as `class_sheet`."""
     return _sheet([list(row) for row in rows], column_names=names)
 
 
 def with_hole(image: Image.Image, hole_HW: Tensor) -> Image.Image:
-    """The image with its hole (bool, of any size) in a colour that images seldom have."""
+    """The image with its hole (bool, of any size) in a colour that is rare in images."""
     shape = Image.fromarray(hole_HW.numpy()).resize(image.size)
     return Image.composite(Image.new("RGB", image.size, HOLE), image.convert("RGB"), shape)
 
 
 def check_size(rows: int, columns: int, image_shape: tuple[int, int], field: str = "out") -> None:
-    """Refuse a sheet that would be too large to write or look at, before its images are drawn.
+    """Refuse a sheet that would be too large to write or view, before its images are drawn.
 
     Args:
-        rows, columns: of images.
-        image_shape: (height, width) of each in pixels.
+        rows, columns: of images of `image_shape`, (height, width) in pixels.
         field: the option to change.
 
     Raises:

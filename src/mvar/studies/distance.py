@@ -1,7 +1,7 @@
 """FD-EffNetLite0: the Frechet distance between sets of small images in EfficientNet-Lite0's features.
 
-Not FID: the network is another one, and sees enlarged images. Always told with the number of images and the distance of
-as many real images, since both decide how low it can get.
+Not FID: the network is another one, and sees enlarged images. Always report it with the number of images and the
+distance of the same number of real images, since both determine how low it can get.
 
 Shapes: N images, h w pixels.
 """
@@ -17,7 +17,7 @@ from mvar.features.extractors import find_extractor
 from mvar.progress import track
 
 NAME = "FD-EffNetLite0"
-IMAGES = 2000  # that are compared with all real images of the other split
+IMAGES = 2000  # images to compare with all real images of the other split
 SIDE = 64
 
 
@@ -30,7 +30,7 @@ class Distance:
 
     def __init__(self, reference_Nchw: Tensor) -> None:
         """Args:
-        reference_Nchw: uint8, grey or RGB, at most 64 pixels a side.
+        reference_Nchw: uint8, grey or RGB, at most 64 pixels per side.
         """
         self._extractor = find_extractor("effnet-lite0", side=SIDE)
         self.reference_NF = self.features(reference_Nchw)
@@ -41,16 +41,16 @@ class Distance:
         return self.of_features(self.features(images_Nchw))
 
     def of_features(self, features_NF: Tensor) -> float:
-        """The distance of images whose features (N, 320) are known."""
+        """The distance of images with these features (N, 320)."""
         return frechet_distance(fit(features_NF), self._reference)
 
     def with_interval(self, features_NF: Tensor) -> Value:
-        """The distance of images whose features (N, 320) are known, and its 90 % interval."""
+        """The distance of images with these features (N, 320), and its 90 % interval."""
         low, high = bootstrap(features_NF, self._reference)
         return Value(value=self.of_features(features_NF), low=low, high=high)
 
     def describe(self) -> dict[str, Any]:
-        """What decides the features: network, hash of its weights, resize, dtype."""
+        """What determines the features: network, hash of its weights, resizing, dtype."""
         return self._extractor.describe()
 
     def features(self, images_Nchw: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """Guidance and filter sweep: how a model's samples change with guidance, temperature, top-k and top-p.
 
-Every strength of guidance is tried with every temperature, without filters; then, at the best of these, each top-k and
-each top-p by itself. Only training images are looked at: most are what samples are compared with; as many of each class
-as are drawn are set aside to say what real images would get.
+Every guidance is tried with every temperature, without filters; then, at the best of these, each top-k and each top-p
+by itself. Only training images are used: most are compared with the samples; the same number per class as is drawn is
+set aside to measure what real images would get.
 
 Shapes: N images, C classes, F features.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar.data.subset import evenly_spaced
+from mvar.charts import can_draw
+from mvar.data.order import evenly_spaced
 from mvar.evaluation.images import mean_distance
 from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
 from mvar.files import writable_folder
-from mvar.sampling.config import SamplingSettings, scale_ratio
+from mvar.job import Job, check_same
+from mvar.sampling.config import PER_SCALE, UNFILTERED, SamplingSettings, scale_ratio
 from mvar.settings import Several, check, raise_problems
 from mvar.studies import measuring, page, sweep_figure
 from mvar.studies.distance import NAME, SIDE, Distance
@@ -30,22 +31,22 @@ from mvar.studies.measuring import Form, Labelled
 
 FILE, FIGURE = "sweep.json", "sweep.png"
 REAL_PER_CLASS = 1000  # training images that samples are compared with, about
-TRIED = ("guidance", "temperature", "top_k", "top_p")  # what a trial sets
+TRIED = PER_SCALE  # what a trial sets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is tried, and what the chosen setting shall keep.
+    """The settings to try, and the bounds that the chosen one must meet.
 
     Attributes:
         guidance: strengths at the last map, to which guidance grows from 0 at the first.
-        unguided: how many of the finest maps are drawn without guidance all the same, which saves half of their work.
-        temperature: of the first map, from where it falls by a parabola to that of the last.
+        unguided: numbers of finest maps to draw without guidance, which saves half of their work.
+        temperature: of the first map, from which it falls along a parabola to that of the last.
         last_temperature: of the last map.
         top_k: tried at the best setting without filters.
         top_p: tried at the best setting without filters.
-        least_accuracy: the share of samples that the judge shall take for their class.
-        spread_band: where the spread ratio shall lie; None for anywhere.
+        least_accuracy: smallest fraction of samples that the judge must assign to their class.
+        spread_band: range of the spread ratio; None for any.
     """
 
     guidance: Sequence[float] = (0.0, 1.5, 3.0)
@@ -58,13 +59,12 @@ class Grid:
     spread_band: tuple[float, float] | None = None
 
     def unfiltered(self, scales: int) -> list[dict[str, Any]]:
-        """The settings without filters, of a model of so many scales."""
+        """The settings without filters, for a model with this number of scales."""
         return [
             {
                 "guidance": _guidance(strength, without, scales),
                 "temperature": self._temperatures(first, scales),
-                "top_k": 0,
-                "top_p": 1.0,
+                **UNFILTERED,
             }
             for first in self.temperature
             for strength in self.guidance
@@ -77,10 +77,10 @@ class Grid:
         return [same | {"top_k": k} for k in self.top_k] + [same | {"top_p": p} for p in self.top_p]
 
     def check(self, scales: int) -> None:
-        """Raise ValueError with every problem, a line each, before anything is drawn."""
+        """Raise ValueError with one line per problem, before anything is drawn."""
         some = ("guidance", "unguided", "temperature")
         raise_problems([f"{name} = []: give at least one" for name in some if not getattr(self, name)])
-        most = max(scales - 2, 0)  # the first map has no guidance in any case, and one map must be left with it
+        most = max(scales - 2, 0)  # the first map never has guidance, and one map must keep it
         raise_problems(f"unguided = {n}: give 0 to {most}" for n in self.unguided if not 0 <= n <= most)
         first = self.unfiltered(scales)
         problems: dict[str, None] = {}
@@ -118,20 +118,20 @@ def sweep(
         out: folder to write into.
         grid: what to try.
         form: in which images are compared; by default as the model draws them, at most 64 pixels a side.
-        samples_per_class: drawn for each setting, and real images that are set aside.
+        samples_per_class: number of samples for each setting, and of real images to set aside.
         seed: of the samples.
         device: cpu, cuda, ...; a GPU where there is one by default.
 
     Returns:
-        The chosen trial, see `best`.
+        The chosen trial: see `best`.
 
     Raises:
-        ValueError: a setting that cannot be, too few samples or real images, a judge of other classes, or a sweep.json
-            of other settings, weights or images.
+        ValueError: an invalid setting, too few samples or real images, a judge of other classes, or a sweep.json of
+            other settings, weights or images.
     """
     check("samples_per_class", samples_per_class, Several)
     path = writable_folder(out, "out") / FILE
-    loaded = measuring.load_whole(model, device)
+    loaded = measuring.load_with_generator(model, device)
     scales = len(loaded.tokenizer.config.sides)
     grid.check(scales)
     form = form or _form_of(loaded.tokenizer.config.image_shape, model)
@@ -157,23 +157,32 @@ def sweep(
         "real": measure(aside),
     }
 
-    def go_on(plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """All trials of the plan; the file is what is known of them, so that it makes no difference who measured."""
-        while len(trials := _measured(path, settings)) < len(plan):
-            tried = plan[len(trials)]
-            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**tried))
-            trials.append({**tried, **measure(drawn.images)})
+    def measured(plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All trials of the plan, read from the file: it makes no difference who measured them."""
+
+        def make(i: int) -> None:
+            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**plan[i]))
+            trials = [*_measured(path, settings), {**plan[i], **measure(drawn.images)}]
             page.write_json(path, {**head, "trials": trials})
             print(described(trials[-1]), flush=True)
-        return trials
+
+        Job(
+            folder=path.parent,
+            pieces=range(len(plan)),
+            noun="trials",
+            name=str,
+            is_complete=lambda i: i < len(_measured(path, settings)),
+        ).make_missing(make)
+        return _measured(path, settings)
 
     plan = grid.unfiltered(scales)
-    at = best(go_on(plan)[: len(plan)], grid)
-    trials = go_on(plan + grid.filtered(at))
+    at = best(measured(plan)[: len(plan)], grid)
+    trials = measured(plan + grid.filtered(at))
     chosen = best(trials, grid)
     report = {**head, "chosen": chosen, "trials": trials}
     page.write_json(path, report)
-    sweep_figure.draw(report, path.with_name(FIGURE))
+    if can_draw(FIGURE):
+        sweep_figure.draw(report, path.with_name(FIGURE))
     print(f"chosen: {described(chosen)}\nreal images: {_measures(head['real'])}")
     return chosen
 
@@ -186,10 +195,10 @@ def _guidance(strength: float, without: int, scales: int) -> float | list[float]
 
 
 def best(trials: Sequence[dict[str, Any]], grid: Grid) -> dict[str, Any]:
-    """The trial nearest to real images among those of enough accuracy whose spread lies in the band.
+    """The trial with the smallest distance among those of enough accuracy whose spread lies in the band.
 
-    Where there is none, the most accurate. The distance alone would not do: it hardly minds classes that are mixed up,
-    and forgives samples that are a little too alike.
+    If there is none, the most accurate. The distance alone does not suffice: it hardly reacts to confused classes, and
+    tolerates samples that are slightly too alike.
     """
     low, high = grid.spread_band or (0, float("inf"))
     enough = [t for t in trials if low <= t["spread_ratio"] <= high and t["accuracy"] >= grid.least_accuracy]
@@ -199,13 +208,13 @@ def best(trials: Sequence[dict[str, Any]], grid: Grid) -> dict[str, Any]:
 
 
 def described(trial: Mapping[str, Any]) -> str:
-    """A trial in a line."""
+    """A trial in one line."""
     setting = ", ".join(f"{name.replace('_', '-')} {page.numbers(trial[name])}" for name in TRIED)
     return f"{setting}: {_measures(trial)}"
 
 
 def set_aside(real: Labelled, per_class: int) -> tuple[Labelled, Labelled]:
-    """Real images as two sets that share none: so many of each class, evenly spaced, are the second.
+    """Split real images into two disjoint sets, the second with `per_class` images of each class, evenly spaced.
 
     Raises:
         ValueError: a class would have fewer than two images left.
@@ -225,14 +234,14 @@ def set_aside(real: Labelled, per_class: int) -> tuple[Labelled, Labelled]:
 
 
 def _measure(reference: Labelled, critic: Judge) -> Callable[[Labelled], dict[str, float]]:
-    """What gives the measures of a set of images, beside a reference."""
+    """A function that measures a set of images against a reference."""
     real_C = mean_distance(reference.images_Nchw, reference.labels_N, len(reference.classes))
     distance = Distance(reference.images_Nchw)
 
     def measure(images: Labelled) -> dict[str, float]:
         features_NF = distance.features(images.images_Nchw)
         judged = measuring.judged(critic, images, real_C)
-        some = evenly_spaced(len(distance.reference_NF), len(features_NF))  # manifolds compare at equal numbers
+        some = evenly_spaced(len(distance.reference_NF), len(features_NF))  # manifolds need equal numbers
         both = overlap(distance.reference_NF[some], features_NF)
         return {
             "distance": distance.of_features(features_NF),
@@ -257,12 +266,7 @@ def _measured(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     before = report.get("settings")
     if not isinstance(before, dict) or not isinstance(report.get("trials"), list):
         raise ValueError(f"out = {str(path.parent)!r}: its {FILE} is not a sweep's; give another folder")
-    wanted = json.loads(json.dumps(page.rounded(settings)))
-    raise_problems(
-        f"{name} = {value}: the sweep in {str(path)!r} has {before.get(name)}; give another folder as --out"
-        for name, value in wanted.items()
-        if before.get(name) != value
-    )
+    check_same(before, page.rounded(settings), "out", path.parent)
     return report["trials"]
 
 
@@ -283,7 +287,7 @@ def _weights(network: nn.Module | None) -> list[Tensor]:
 
 
 def _fingerprint(*tensors: Tensor) -> str:
-    """What tells weights or images from others."""
+    """A hash that identifies weights or images."""
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -3,41 +3,30 @@
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save, shades
+from mvar.sampling.config import UNFILTERED
 from mvar.studies.distance import NAME
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Trial = Mapping[str, Any]
 KINDS = {"no filter": (BLUE, "o"), "top-k": (ORANGE, "s"), "top-p": (ORANGE, "^")}  # colour and marker
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The Pareto front: which points no other one equals or surpasses in both values and surpasses in one.
+    """Indices of the Pareto front, by the first value: points that no other matches in both values and beats in one."""
 
-    Args:
-        points: two values each, of which more is better.
+    def is_beaten(p: tuple[float, float]) -> bool:
+        return any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)
 
-    Returns:
-        Their places, by the first value.
-    """
-    left = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
-    found: list[int] = []
-    for i in left:
-        if not found or points[i][1] > points[found[-1]][1] or points[i] == points[found[-1]]:
-            found.append(i)
-    return found[::-1]
+    return sorted((i for i, p in enumerate(points) if not is_beaten(p)), key=lambda i: points[i])
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """What each setting gains and gives up, with the Pareto fronts and the chosen setting; writes a PNG.
-
-    Args:
-        report: what sweep.json holds.
-        path: of the PNG.
-    """
+    """Draw the contents of sweep.json: trade-offs between settings, the Pareto fronts and the chosen setting."""
     figure = new_figure(11, 8)
     (trade, shares), (strengths, filters) = figure.subplots(2, 2)
     real = report["real"]
@@ -75,16 +64,16 @@ def _strength(trial: Trial) -> float:
 
 
 def _unguided(trial: Trial) -> int:
-    """How many of the finest maps have no guidance though others have."""
+    """The number of finest maps without guidance, where other maps have it."""
     weights = trial["guidance"]
     return len(list(takewhile(lambda weight: not weight, reversed(weights)))) if isinstance(weights, list) else 0
 
 
-def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
-    """Every trial as a point, hollow where its spread lies outside the band; the front joined.
+def _scatter(axes: "Axes", report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
+    """Every trial as a point, hollow where its spread lies outside the band, and the front as a line.
 
     Args:
-        across, up: the measure, and what it is multiplied by; below 0 where less is better, then drawn as it is.
+        across, up: the measure, and its factor; a negative factor marks measures of which less is better.
     """
     trials = report["trials"]
     points = [tuple(trial[name] * factor for name, factor in (across, up)) for trial in trials]
@@ -101,8 +90,8 @@ def _scatter(axes: Axes, report: Mapping[str, Any], across: tuple[str, int], up:
     axes.plot(x[place], y[place], "o", color="black", fillstyle="none", markersize=13, label="chosen")
 
 
-def _changes(axes: Axes, report: Mapping[str, Any]) -> None:
-    """What filters change in each measure, in percent of what it is without."""
+def _changes(axes: "Axes", report: Mapping[str, Any]) -> None:
+    """How filters change each measure, in percent of its value without filters."""
     changed = [trial for trial in report["trials"] if _is_filtered(trial)]
     if changed:
         same = ("guidance", "temperature")
@@ -124,4 +113,4 @@ def _is_filtered(trial: Trial) -> bool:
 
 
 def _kind(trial: Trial) -> str:
-    return "top-k" if trial["top_k"] else "top-p" if trial["top_p"] < 1 else "no filter"
+    return next((name.replace("_", "-") for name, off in UNFILTERED.items() if trial[name] != off), "no filter")

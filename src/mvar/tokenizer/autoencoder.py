@@ -29,8 +29,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = _conv3(channels_in, channels_out)
         self.norm2 = _norm(channels_out, groups)
         self.conv2 = _conv3(channels_out, channels_out)
-        same = channels_in == channels_out
-        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x_BcHW: Tensor) -> Tensor:
         h_BcHW = self.conv1(F.silu(self.norm1(x_BcHW)))
@@ -91,7 +90,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention where `attends`; then a resampling."""
+    """Residual blocks of one resolution, each followed by attention if `attends`; then a resampling, if set."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, groups: int, attends: bool) -> None:
         super().__init__()
@@ -104,10 +103,8 @@ class Level(nn.Module):
             x_BcHW = block(x_BcHW)
             if self.attn:
                 x_BcHW = self.attn[i](x_BcHW)
-        for resample in ("downsample", "upsample"):
-            if hasattr(self, resample):
-                x_BcHW = getattr(self, resample)(x_BcHW)
-        return x_BcHW
+        resample = getattr(self, "downsample", None) or getattr(self, "upsample", None)
+        return resample(x_BcHW) if resample else x_BcHW
 
 
 class Encoder(nn.Module):

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
-from mvar.scales import SIDES_256, SIDES_512, LatentChannels, ScaleSchedule, Sides, VocabSize, side_problems
+from mvar.scales import SIDES_256, SIDES_512, LatentChannels, ScaleSchedule, Side, Sides, VocabSize, side_problems
 from mvar.settings import Place, Share, Weight, Whole, raise_problems, settings
 
 MOST_LEVELS = 8  # each halves the sides of the one before
@@ -19,11 +19,11 @@ class TokenizerConfig:
         channels: width of the highest-resolution level of encoder and decoder.
         multipliers: width of each level as a multiple of `channels`; one 2x downsampling between levels.
         res_blocks: residual blocks of an encoder level; a decoder level has one more.
-        norm_groups: groups of every group normalisation. A group of one channel loses how bright that channel is:
-            narrow networks learn faster with a few channels a group.
+        norm_groups: groups of every group normalisation. A group of one channel loses that channel's mean: narrow
+            networks learn faster with a few channels per group.
         latent_channels: Z, channels of the latent and of a code vector.
         vocab_size: V, number of codes.
-        phis: residual convolutions phi after upsampling; n of them shared over the scales, 0 for one a scale.
+        phis: residual convolutions phi after upsampling; n of them shared over the scales, 0 for one per scale.
         phi_ratio: r in phi(h) = (1 - r) h + r conv(h).
         commitment: weight of the encoder's half of the quantiser loss.
         sides: token maps from coarse to fine, p for p x p or [h, w].
@@ -47,7 +47,7 @@ class TokenizerConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels along a side for one token of the finest map."""
+        """Pixels per token of the finest map, along a side."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
@@ -63,8 +63,8 @@ class TokenizerConfig:
         if not 1 <= len(self.multipliers) <= MOST_LEVELS:
             yield f"multipliers = {self.multipliers}: give 1 to {MOST_LEVELS}, one for each level"
         if bad := [m for m in self.multipliers if m * self.channels % self.norm_groups]:
-            groups = f"norm_groups = {self.norm_groups}"
-            yield f"channels = {self.channels}: channels * {bad[0]} must be a multiple of {groups}"
+            fix = f"channels * {bad[0]} must be a multiple of norm_groups = {self.norm_groups}"
+            yield f"channels = {self.channels}: {fix}"
         if wrong := side_problems(self.sides):
             yield from wrong
         elif max(self.image_shape) > MOST_PIXELS:
@@ -73,27 +73,14 @@ class TokenizerConfig:
             yield f"sides, multipliers: are for images of {size}; give fewer"
 
 
+def _small(sides: list[Side], **changes: Any) -> TokenizerConfig:
+    return TokenizerConfig(channels=32, res_blocks=1, latent_channels=16, vocab_size=1024, sides=sides, **changes)
+
+
 PRESETS: dict[str, TokenizerConfig] = {
     "f16-256": TokenizerConfig(),
     "f16-512": TokenizerConfig(sides=list(SIDES_512)),
-    "tiny32": TokenizerConfig(
-        channels=32, multipliers=(1, 2, 3), res_blocks=1, latent_channels=16, vocab_size=1024, sides=[1, 2, 3, 4, 6, 8]
-    ),
-    "quick32": TokenizerConfig(
-        channels=32,
-        multipliers=(1, 1, 2),
-        res_blocks=1,
-        norm_groups=8,
-        latent_channels=16,
-        vocab_size=1024,
-        sides=[1, 2, 3, 5, 8],
-    ),
-    "tiny64": TokenizerConfig(
-        channels=32,
-        multipliers=(1, 2, 4, 4),
-        res_blocks=1,
-        latent_channels=16,
-        vocab_size=1024,
-        sides=[1, 2, 3, 4, 6, 8],
-    ),
+    "tiny32": _small([1, 2, 3, 4, 6, 8], multipliers=(1, 2, 3)),
+    "quick32": _small([1, 2, 3, 5, 8], multipliers=(1, 1, 2), norm_groups=8),
+    "tiny64": _small([1, 2, 3, 4, 6, 8], multipliers=(1, 2, 4, 4)),
 }

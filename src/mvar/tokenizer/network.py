@@ -11,17 +11,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mvar.ops.finite import CAUSE, REMEDY, all_finite
+from mvar.ops.numerics import CAUSE, REMEDY, all_finite
 from mvar.scales import ScaleSchedule, Side
 from mvar.tokenizer.autoencoder import Decoder, Encoder
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.quantizer import MultiScaleQuantizer, Quantized
 
-ROUNDING = 1e-3  # pixels may be beyond [0, 1] by so much: what resizing or half precision does
+ROUNDING = 1e-3  # how far pixels may exceed [0, 1]: rounding of resizing or half precision
 
 
 class Tokenizer(nn.Module):
-    """Encoder, multi-scale quantiser and decoder; public methods take and give pixels in [0, 1]."""
+    """Encoder, multi-scale quantiser and decoder; public methods take and return pixels in [0, 1]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
-        """Token maps of images in [0, 1], one LongTensor (B, P_k) for each scale, coarse to fine.
+        """Token maps of images in [0, 1], one LongTensor (B, P_k) per scale, coarse to fine.
 
         Raises:
             ValueError: pixels of another shape, of integers, or outside [0, 1].
@@ -69,7 +69,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of token maps; the first few maps alone give a coarse image."""
+        """Images (B, 3, H, W) in [0, 1] of token maps; a coarse image of the first few."""
         return self.decode_latent(self.quantizer.f_hat(tokens))
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class Tokenizer(nn.Module):
         """Images (B, 3, H, W) in [0, 1] of a latent.
 
         Raises:
-            FloatingPointError: the decoder gives NaN or infinity.
+            FloatingPointError: the decoder's output is not finite.
         """
         pixels_B3HW = self.decoder(self.post_quant_conv(f_hat_BZHW))
         if not all_finite(pixels_B3HW):
@@ -92,7 +92,7 @@ class Tokenizer(nn.Module):
         """A tokenizer of the same weights at other scales.
 
         Raises:
-            ValueError: sides that are no schedule, or of another number where each scale has a phi of its own.
+            ValueError: sides that are no schedule, or another number of them if each scale has a phi of its own.
         """
         config = replace(self.config, sides=list(ScaleSchedule(sides).sides))
         if self.config.phis == 0 and len(sides) != len(self.config.sides):
@@ -106,22 +106,19 @@ class Tokenizer(nn.Module):
         return tokenizer.train(self.training)
 
     def codes_differ(self, other: "Tokenizer") -> str | None:
-        """The first weight or setting by which two tokenizers encode differently; None where only decoders differ."""
+        """The first weight or setting by which two tokenizers encode differently; None if only decoders differ."""
         if self.config != other.config:
             return "config"
-        theirs = other.state_dict()
-        for name, value in self.state_dict().items():
-            decodes = name.startswith(("decoder.", "post_quant_conv."))
-            if not decodes and not torch.equal(value.cpu(), theirs[name].cpu()):
-                return name
-        return None
+        mine, theirs = self.state_dict(), other.state_dict()
+        encoding = [name for name in mine if not name.startswith(("decoder.", "post_quant_conv."))]
+        return next((name for name in encoding if not torch.equal(mine[name].cpu(), theirs[name].cpu())), None)
 
     def generator_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """Teacher-forcing input (B, L - P_0, Z); see `MultiScaleQuantizer.generator_inputs`."""
         return self.quantizer.generator_inputs(tokens)
 
     def fingerprint(self) -> str:
-        """A hash of the weights, by which runs and token caches know the tokenizer again."""
+        """A hash of the weights, by which runs and token caches identify the tokenizer."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())

@@ -1,7 +1,6 @@
 """Residual vector quantisation over scales: the map between a latent and its token maps.
 
-Shapes: B batch, Z latent channels, V codes, K scales; P tokens of a scale, h w its sides, H W the
-finest sides, L tokens of all scales.
+Shapes: B batch, Z latent channels, V codes, K scales; P tokens of a scale, h w its sides, H W the finest sides.
 Source: VAR (Tian et al. 2024), section 3.2, algorithms 1 and 2.
 """
 
@@ -13,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvar.ops.precision import without_autocast
+from mvar.ops.numerics import without_autocast
 from mvar.tokenizer.config import TokenizerConfig
 
 NEAREST_ROWS = 16384  # vectors compared with the codebook at once: bounds the distances' memory
 
 
 class Quantized(NamedTuple):
-    """What training needs of one pass through the quantiser."""
+    """One training pass through the quantiser."""
 
     f_hat_BZHW: Tensor  # straight-through: forward value f_hat, gradient to the encoder
     loss: Tensor  # scalar, codebook and commitment terms averaged over the scales
-    tokens: list[Tensor]  # one LongTensor (B, P_k) a scale
-    residuals: list[Tensor]  # what each scale quantised, (B, Z, h_k, w_k), detached
+    tokens: list[Tensor]  # one LongTensor (B, P_k) per scale
+    residuals: list[Tensor]  # each scale's input, (B, Z, h_k, w_k), detached
     errors: Tensor  # mean squared difference of latent and f_hat before the first and after each scale, (K + 1,)
 
 
@@ -38,16 +37,14 @@ class MultiScaleQuantizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.schedule = config.schedule
-        self.commitment = config.commitment
-        K = len(self.schedule)
-        self.phi_ratio = config.phi_ratio
-        self.codebook = nn.Parameter(torch.empty(config.vocab_size, config.latent_channels))
-        if not self.codebook.is_meta:  # where torch would load its compiler to draw no numbers, for seconds
+        self.schedule, self.commitment, self.phi_ratio = config.schedule, config.commitment, config.phi_ratio
+        Z, K = config.latent_channels, len(self.schedule)
+        self.codebook = nn.Parameter(torch.empty(config.vocab_size, Z))
+        if not self.codebook.is_meta:  # on which torch would load its compiler, for seconds
             nn.init.normal_(self.codebook)
-        Z = config.latent_channels
-        self.phi = nn.ModuleList(nn.Conv2d(Z, Z, 3, padding=1) for _ in range(config.phis or K))
-        self.phi_of_scale = phi_of_scale(K, config.phis or K)
+        phis = config.phis or K
+        self.phi = nn.ModuleList(nn.Conv2d(Z, Z, 3, padding=1) for _ in range(phis))
+        self.phi_of_scale = phi_of_scale(K, phis)
 
     def zeros(self, batch: int) -> Tensor:
         """The f_hat (batch, Z, H, W) before the first scale, on the codebook's device."""
@@ -60,16 +57,7 @@ class MultiScaleQuantizer(nn.Module):
         return F.adaptive_avg_pool2d(f_BZHW, self.schedule.shapes[k])
 
     def nearest(self, rest_BZhw: Tensor, k: int) -> Tensor:
-        """The code nearest (L2, first of equals) to each vector of a map of scale k, (B, P_k).
-
-        Raises:
-            ValueError: the map is not of scale k's size.
-        """
-        if tuple(rest_BZhw.shape[-2:]) != self.schedule.shapes[k]:
-            raise ValueError(
-                f"nearest: map is {tuple(rest_BZhw.shape[-2:])}, scale {k} is {self.schedule.shapes[k]}; "
-                "downsample it with input_of first"
-            )
+        """The code nearest (L2, first of equals) to each vector of a map of scale k, (B, P_k)."""
         B, Z = rest_BZhw.shape[:2]
         with without_autocast(rest_BZhw):
             e_VZ = self.codebook.float()
@@ -90,7 +78,7 @@ class MultiScaleQuantizer(nn.Module):
         if tokens_BP.ndim != 2 or tokens_BP.shape[1] != h * w:
             raise ValueError(
                 f"lookup: tokens have shape {tuple(tokens_BP.shape)}, scale {k} needs (B, {h * w}); "
-                "give one row of tokens an image"
+                "give one row of tokens per image"
             )
         try:
             codes_BPZ = F.embedding(tokens_BP, self.codebook)
@@ -111,7 +99,7 @@ class MultiScaleQuantizer(nn.Module):
             return f_hat_BZHW + h_BZHW
 
     def encode(self, f_BZHW: Tensor) -> list[Tensor]:
-        """Quantise latents; one LongTensor (B, P_k) for each scale."""
+        """Quantise latents; one LongTensor (B, P_k) per scale."""
         return self.quantize(f_BZHW.detach()).tokens
 
     def quantize(self, f_BZHW: Tensor, scales_B: Tensor | None = None) -> Quantized:
@@ -120,8 +108,8 @@ class MultiScaleQuantizer(nn.Module):
         The loss is the mean over scales of commitment * MSE(sg[f_hat_k], f) + MSE(f_hat_k, sg[f]).
 
         Args:
-            scales_B: how many scales each image keeps, 1..K (quantiser dropout, SoundStream, section III.C); the scales
-                after them add nothing to its f_hat. None keeps all.
+            scales_B: how many scales each image keeps, 1..K (quantiser dropout, SoundStream, section III.C); later
+                scales add nothing to its f_hat. None keeps all.
         """
         f_BZHW = f_BZHW.float()
         target_BZHW = f_BZHW.detach()
@@ -144,7 +132,7 @@ class MultiScaleQuantizer(nn.Module):
         return Quantized(straight_BZHW, loss / len(self.schedule), tokens, residuals, torch.stack(errors))
 
     def partial_sums(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """f_hat (B, Z, H, W) after each of the given scales; fewer than K token maps are welcome."""
+        """f_hat (B, Z, H, W) after each of the given scales, at most K."""
         f_hat_BZHW = self.zeros(len(tokens[0]))
         sums = []
         for k, tokens_BP in enumerate(tokens):
@@ -153,12 +141,12 @@ class MultiScaleQuantizer(nn.Module):
         return sums
 
     def f_hat(self, tokens: Sequence[Tensor]) -> Tensor:
-        """The latent (B, Z, H, W) that the token maps stand for."""
+        """The latent (B, Z, H, W) of token maps."""
         return self.partial_sums(tokens)[-1]
 
     @torch.no_grad()
     def generator_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Teacher-forcing input (B, L - P_0, Z): for each scale after the first, f_hat of the scales before it."""
+        """Teacher-forcing input (B, L - P_0, Z): for each scale but the first, f_hat of the scales before it."""
         if len(tokens) == 1:
             return self.codebook.new_zeros(len(tokens[0]), 0, self.codebook.shape[1])
         inputs = [

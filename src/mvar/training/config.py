@@ -6,7 +6,7 @@ A preset gives the values for one image size; every field can be overridden by a
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from mvar.data.augment import Augmentation, ResizeFactor, ordered
 from mvar.generator.config import PRESETS as GENERATORS
@@ -28,12 +28,12 @@ from mvar.settings import (
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
 
-# That a run lasts, or that ranks wait for one another: two years at most.
+# How long a run lasts, or ranks wait for each other: at most two years.
 Minutes = Annotated[float, Real(0, 1_000_000, open="(", text="must be above 0 and at most 1,000,000 minutes")]
-# What `minutes` decides where it is given, and what it is where it is not.
+# What follows from `minutes` where it is given, and its value otherwise.
 LAID = {"steps": 10_000, "val_images": 5000, "validate_every": 1000, "checkpoint_every": 1000}
-MOST_TIMED_IMAGES = 2000  # validation images of a run of so many minutes, before its speed is known
-QUICK_BELOW = 60  # minutes up to which the quick presets are the better ones
+MOST_TIMED_IMAGES = 2000  # validation images of a run of minutes, before its speed is known
+QUICK_BELOW = 60  # minutes below which the quick presets are better
 FreezablePart = Literal["classes", "embeddings", "attention", "mamba", "mlp", "adaln", "blocks", "head"]
 
 
@@ -42,17 +42,17 @@ class RunConfig:
     """What every training run has.
 
     Attributes:
-        data: folder of images, one sub-folder a class or none; may hold train/ and val/. Or webdataset shards: a folder
-            of .tar files, train-{000..099}.tar, or a stream (http://, https://, pipe:), which needs val_data.
-        out: run folder: checkpoint, metrics.jsonl, TensorBoard events, previews; a loadable bundle.
-        steps: optimizer updates of the whole run; by default 10,000, or as many as fit into `minutes`.
+        data: folder of images, one sub-folder per class or none; may hold train/ and val/. Or webdataset shards: a
+            folder of .tar files, train-{000..099}.tar, or a stream (http://, https://, pipe:), which needs val_data.
+        out: run folder: checkpoints, metrics.jsonl, TensorBoard events, previews; a loadable bundle.
+        steps: optimizer steps of the whole run; by default 10,000, or as many as fit into `minutes`.
         minutes: how long the run lasts, in place of `steps`: from the start of the command until all is written. Steps,
-            validations and checkpoints follow from the speed that is measured.
-        batch_size: images an update, over all ranks and parts.
-        accumulate: parts that each rank's share of a batch is cut into, one after the other, to save memory.
+            validations and checkpoints follow from the measured speed.
+        batch_size: images per optimizer step across all ranks.
+        accumulate: gradient accumulation steps: micro-batches per optimizer step on each rank, to save memory.
         base_lr: learning rate for 256 images; the peak is base_lr * batch_size / 256.
-        lr_end: last learning rate as a share of the peak.
-        warmup: share of the steps that warm up, from 0.005 of the peak.
+        lr_end: last learning rate as a fraction of the peak.
+        warmup: fraction of the steps that warm up, from 0.005 of the peak.
         weight_decay: AdamW's decay at the start.
         weight_decay_end: the same at the end (cosine between).
         betas: AdamW's moment decays.
@@ -60,22 +60,22 @@ class RunConfig:
         ema: decay of the moving average of the weights, which validation, previews and the bundle use; 0 for none.
         resize_factor: the shorter side is resized to this times the model's, then cropped at random;
             1 keeps whole (square) images.
-        augment: what else is changed at random in each epoch: shift by up to 4 % of the side, scale to 0.84 to 1.06 of
+        augment: what else changes at random in each epoch: shift by up to 4 % of the side, scale to 0.84 to 1.06 of
             the size, flip left to right; validation images stay as they are.
         on_bad_image: what an unreadable image does: "skip" it with a report, or "error".
-        val_data: folder or shards for validation, where data does not hold them; by default a share is held out.
-        val_images: at most so many validation images; by default 5,000, or what takes 1 % of `minutes`.
-        workers: batches that are read at once ahead of training, 0 for none; results do not depend on it.
+        val_data: folder or shards for validation, if data does not hold them; by default a part is held out.
+        val_images: largest number of validation images; by default 5,000, or what takes 1 % of `minutes`.
+        workers: batches that are read ahead in parallel, 0 for none; results do not depend on it.
         seed: of everything random; step i depends on (seed, i) only.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        device: "cpu", "cuda", ...; None takes a GPU if there is one.
         dtype: of the matrix products, weights stay in float32; None takes bfloat16 on processors that multiply it
             fast, else float32; float16 scales the loss.
-        parallel: how torchrun's processes share the work: "ddp" copies the model, "fsdp" spreads it (generators only).
+        parallel: how torchrun's processes divide the work: "ddp" copies the model, "fsdp" shards it (generators only).
         rank_timeout: minutes without an answer from another rank after which the run fails.
         log_every: steps between lines of metrics.
         validate_every: steps between validations, each with a preview; by default 1,000, or a tenth of `minutes`.
         checkpoint_every: steps between checkpoints; by default 1,000, or a tenth of `minutes` and five at most.
-        keep_checkpoints: how many of the last stay on disk, beside the best one.
+        keep_checkpoints: how many of the last to keep, beside the best one.
         resume: continue the run in `out` from its checkpoint; `steps` or `minutes` may then be more than before.
     """
 
@@ -118,6 +118,20 @@ class RunConfig:
         object.__setattr__(self, "augment", ordered(self.augment))
         raise_problems(self._problems())
 
+    @classmethod
+    def preset(cls, name: str | None = None, **changes: Any) -> Self:
+        """A run with a preset's values and these changes, such as data and out.
+
+        Args:
+            name: of the preset; may be left out if `minutes` is among the changes, see `preset_for`.
+            changes: fields of the config.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        presets = GENERATOR_PRESETS if issubclass(cls, GeneratorTraining) else TOKENIZER_PRESETS
+        return cls(**{**preset_values(presets, name, changes.get("minutes")), **changes})
+
     @property
     def peak_lr(self) -> float:
         """Learning rate after warm-up."""
@@ -131,8 +145,8 @@ class RunConfig:
                 yield f"{name} = '': give a folder"
         if self.data and self.out and Path(self.out).resolve().is_relative_to(Path(self.data).resolve()):
             yield f"out = {self.out!r}: lies inside data, whose images its previews would join; name another"
-        if self.batch_size % (parts := self.accumulate):
-            fix = f"cannot be cut into accumulate = {parts} equal parts; give a multiple of {parts}"
+        if self.batch_size % (n := self.accumulate):
+            fix = f"cannot be cut into accumulate = {n} equal parts; give a multiple of {n}"
             yield f"batch_size = {self.batch_size}: {fix}"
 
 
@@ -146,19 +160,19 @@ class TokenizerTraining(RunConfig):
         l2: weight of the squared pixel error.
         perceptual: weight of the distance in the maps of `perceptual_network`; 0 leaves it out.
         perceptual_network: effnet-lite0 (needs the extra "perceptual"), or a file with the weights of another.
-        adversarial: weight of the discriminator's verdict, relative to the other losses; 0 leaves it out.
-        adversarial_start: share of the run after which the discriminator joins in.
+        adversarial: weight of the adversarial loss relative to the other losses; 0 leaves it out.
+        adversarial_start: fraction of the run after which the discriminator joins.
         discriminator_channels: width of its first level.
-        discriminator_lr: its learning rate as a share of the model's.
+        discriminator_lr: its learning rate as a fraction of the model's.
         scale_dropout: chance that an image keeps only its first few scales (quantiser dropout).
         start_from_data: fill the codebook with the first images' residuals; else with random numbers.
-        init_from: bundle, run folder or packaged name whose tokenizer the training starts from; its settings replace
-            those of `model`.
-        decoder_only: keep encoder, codes and so all token maps as they are in `init_from`; a generator trained on
+        init_from: bundle, run folder or packaged name of the tokenizer to start from; its settings replace those of
+            `model`.
+        decoder_only: keep encoder and codes, and so all token maps, as they are in `init_from`; a generator trained on
             them stays valid.
         revive_every: steps between revivals of dead codes.
-        revive_until: share of the run after which codes are left alone.
-        dead_below: a code is dead when used less than this share of the mean usage since the last revival.
+        revive_until: fraction of the run after which no code is revived.
+        dead_below: a code is dead when used less than this fraction of the mean usage since the last revival.
     """
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -178,19 +192,6 @@ class TokenizerTraining(RunConfig):
     revive_until: Share = 0.7
     dead_below: Weight = 0.03
 
-    @classmethod
-    def preset(cls, name: str | None = None, **changes: Any) -> "TokenizerTraining":
-        """A run with a preset's values and these changes, such as data and out.
-
-        Args:
-            name: of the preset; with `minutes` among the changes it may be left out, see `preset_for`.
-            changes: fields of the config.
-
-        Raises:
-            ValueError: there is no such preset.
-        """
-        return cls(**{**preset_values(TOKENIZER_PRESETS, name, changes.get("minutes")), **changes})
-
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         if self.parallel == "fsdp":
@@ -208,17 +209,17 @@ class GeneratorTraining(RunConfig):
             and the data's classes override those of `model`.
         model: the generator.
         label_smoothing: of the cross-entropy.
-        progressive: share of the run in which the finer scales come in one after the other; 0 trains all from the
+        progressive: fraction of the run in which the finer scales are added one after the other; 0 trains all from the
             start.
-        progressive_from: the finest scale (from 0) that is trained from the start all the same.
-        init_from: start from the generator of this bundle or run folder, or packaged model's name, instead of from
-            nothing; classes keep their embedding by name. Of no effect when a run is resumed.
-        freeze: parts that keep the weights they start from: classes, embeddings (of tokens, positions and levels),
+        progressive_from: the finest scale (from 0) that is trained from the start even so.
+        init_from: bundle, run folder or packaged name of the generator to start from; classes keep their embedding by
+            name. Without effect when a run is resumed.
+        freeze: parts that keep their initial weights: classes, embeddings (of tokens, positions and levels),
             attention, mamba, mlp, adaln, blocks (the four before) or head.
         activation_checkpointing: compute each block's activations again in the backward pass instead of keeping
             them: less memory, about a third more arithmetic.
         compile: run the blocks through torch.compile: the first step takes a minute or more, the others save 0 to 11 %.
-        preview_per_class: samples a class (at most 16 classes) in each preview sheet.
+        preview_per_class: samples per class (at most 16 classes) in each preview sheet.
     """
 
     tokenizer: str
@@ -232,11 +233,6 @@ class GeneratorTraining(RunConfig):
     compile: Switch = False
     preview_per_class: Annotated[int, Whole(1, 100)] = 4
 
-    @classmethod
-    def preset(cls, name: str | None = None, **changes: Any) -> "GeneratorTraining":
-        """A run with a preset's values and these changes, such as data, tokenizer and out; see a tokenizer's."""
-        return cls(**{**preset_values(GENERATOR_PRESETS, name, changes.get("minutes")), **changes})
-
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         if not self.tokenizer:
@@ -247,7 +243,7 @@ class GeneratorTraining(RunConfig):
 
 IMAGENET_TRAIN = 1_281_167
 
-# What a preset changes in the run, beside its model.
+# What a preset changes besides the model.
 _TINY_TOKENIZER = {
     "steps": 10_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "weight_decay": 0.0, "weight_decay_end": 0.0,
     "grad_clip": 1.0, "resize_factor": 1.0, "val_images": 2000, "betas": (0.5, 0.9), "ema": 0.999, "perceptual": 1.0,
@@ -257,7 +253,7 @@ _TINY_GENERATOR = {
     "steps": 15_000, "batch_size": 32, "base_lr": 8e-3, "lr_end": 0.01, "resize_factor": 1.0, "val_images": 2000,
     "checkpoint_every": 500, "ema": 0.999,
 }  # fmt: skip
-# For runs of minutes, see `preset_for`: what gains most from some ten thousand images (figures in docs/log.md).
+# For short runs, see `preset_for`: what gains most from some ten thousand images (figures in docs/log.md).
 _QUICK = {"batch_size": 16, "ema": 0.99}
 _QUICK_TOKENIZER = {**_TINY_TOKENIZER, **_QUICK, "base_lr": 3.2e-2, "adversarial": 0.0}
 _QUICK_GENERATOR = {**_TINY_GENERATOR, **_QUICK, "base_lr": 8e-2}
@@ -285,7 +281,7 @@ TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
     "f16-256": {"model": TOKENIZERS["f16-256"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
     "f16-512": {"model": TOKENIZERS["f16-512"], "base_lr": 1.2e-3, "betas": (0.5, 0.9), "steps": 250_000},
     "tiny32": {"model": TOKENIZERS["tiny32"], **_TINY_TOKENIZER},
-    # In colour, where pixel errors must weigh more: perceptual networks hardly mind a wrong hue.
+    # In colour, where pixel errors must weigh more: perceptual networks hardly notice a wrong hue.
     "tiny64": {"model": TOKENIZERS["tiny64"], **_TINY_TOKENIZER, "perceptual": 0.3, "l1": 0.5, "l2": 2.0},
     "quick32": {"model": TOKENIZERS["quick32"], **_QUICK_TOKENIZER},
 }
@@ -296,14 +292,14 @@ GENERATOR_PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_for(minutes: float) -> str:
-    """The preset that so many minutes choose where none is named."""
+    """The preset of a run of minutes for which none is named."""
     return "quick32" if minutes < QUICK_BELOW else "tiny32"
 
 
 def preset_values(
     presets: Mapping[str, dict[str, Any]], name: str | None, minutes: Minutes | None = None
 ) -> dict[str, Any]:
-    """The values of a preset; with `minutes` those that are left to it are none of them.
+    """The values of a preset, without those that `minutes` decides if it is given.
 
     Raises:
         ValueError: there is no such preset, or neither a name nor minutes.

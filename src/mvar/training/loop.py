@@ -1,307 +1,268 @@
-"""The training loop, the same for tokenizer and generator: it reads top to bottom.
+"""The training loop, the same for tokenizer and generator.
 
-Step i sees the same images and the same noise whatever happened before it, so a resumed run equals an unbroken one; and
-whatever the number of ranks and parts that its batch is cut into.
+Step i sees the same images and the same noise on any number of ranks, with any number of gradient accumulation steps,
+and whatever happened before it: a resumed run equals an unbroken one.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvar.data.loader import Loader
-from mvar.data.shards.stream import StreamLoader
-from mvar.training.average import WeightAverage
 from mvar.training.config import RunConfig
-from mvar.training.course import Course
 from mvar.training.optim import set_schedule
-from mvar.training.parallel import Ranks, accumulating, is_silence, whole
+from mvar.training.parallel import Ranks, accumulating, full, is_silence
 from mvar.training.run import checkpoints
 from mvar.training.run.checkpoints import Checkpoints, Found
-from mvar.training.run.folder import PREVIEWS, Metrics, RunFolder, ValidationSet
+from mvar.training.run.folder import PREVIEWS, RunFolder
 from mvar.training.run.progress import Progress
-from mvar.training.stopping import Request, Stopped, stop_request
+from mvar.training.stopping import Stopped, stop_request
+from mvar.training.task import Metrics, Task
 
-# Called on the main rank with each record of metrics and the updates done; what returns True stops the run.
+# Called on the main rank with the steps done and each record of metrics; one that returns True stops the run.
 Callback = Callable[[int, Metrics], bool | None]
 
-SPIKE = 5.0  # a gradient norm so many times its running mean is reported
+SPIKE = 5.0  # a gradient norm this many times its running mean is reported
 MEMORY = 0.98  # weight of the past in that mean
-SETTLED = 100  # updates until the mean says what is usual
-LEAST_SCALE = 2.0**-14  # of the float16 loss; below it no number is small enough for the gradients
+SETTLED = 100  # steps before the mean is trusted
+LEAST_SCALE = 2.0**-14  # of the float16 loss; if gradients still overflow below it, they are not finite at all
+NAMED_IMAGES = 8  # in a message; more are listed in a file
 
 
-class Task(Protocol):
-    """What is trained. The loop owns schedules and files; a task owns its model, data and losses.
+@dataclass
+class State:
+    """What a run carries from step to step, besides what its task owns."""
 
-    Attributes:
-        course: how long the run is, and where it is.
-        val_images: what it is judged by.
-    """
-
-    course: Course
-    val_images: ValidationSet
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What is trained, "model" first; each is clipped by its own gradient norm."""
-
-    @property
-    def called(self) -> list[nn.Module]:
-        """The modules that a step calls: those networks, or what spreads them over the ranks."""
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Their optimizer; each parameter group says by "decay" whether weight decay applies."""
-
-    @property
-    def loader(self) -> Loader | StreamLoader:
-        """This rank's batches."""
-
-    @property
-    def average(self) -> WeightAverage:
-        """The moving average of the model's weights, which the loop updates."""
-
-    def phases(self) -> list[float]:
-        """The shares of the run at which a step becomes dearer, 0 first."""
-
-    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of one part of this rank's batch, and scalars to log."""
-
-    def after_update(self, step: int) -> None:
-        """What follows the optimizer's update, such as care for the codebook."""
-
-    def validate(self) -> Metrics:
-        """Losses and statistics on the validation images, "val_loss" among them; the same on every rank."""
-
-    def preview(self, path: Path) -> None:
-        """Write a sheet of images; every rank calls it."""
-
-    def save_bundle(self, folder: Path, steps: int) -> None:
-        """Write the model as it is now, after so many updates, ready to load; every rank calls it."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Live tensors that the task must remember besides weights and optimizer, the same on every rank; resuming
-        fills them."""
+    scaler: torch.amp.GradScaler  # of the float16 loss; without effect for other dtypes
+    step: int = 0  # optimizer steps done
+    usual_norm: float = 0.0  # running mean of the model's gradient norm
+    validation: Metrics = field(default_factory=dict)  # of the last validation
+    validated_at: int = 0  # steps done at that validation
 
 
+# Longer than a function should be: a run is meant to be read here from top to bottom.
 def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
-    """Train to the end of the task's course, from the folder's last checkpoint where `config.resume`.
-
-    Returns:
-        The last validation.
+    """Train to the end of the task's course, from the folder's last checkpoint; returns the last validation.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; raised before the update, with the step's number, its
             images and the last checkpoint.
-        ValueError: no checkpoint is whole, or it is of another model.
-        Stopped: a signal or a callback asked; there is a checkpoint of the last step.
+        ValueError: no checkpoint is undamaged, or it is of another model.
+        Stopped: a signal or a callback asked to stop; the last step has a checkpoint.
         ConnectionError: another rank died or does not answer.
         OSError: the disk is full.
     """
-    keeper = Checkpoints(folder.path, ranks, config.keep_checkpoints)
-    loop = _Loop(task, config, folder, ranks, keeper, callbacks)
-    try:
-        with stop_request() as request:
-            try:
-                return loop.run(request)
-            except RuntimeError as error:
-                if ranks.kind is None or not is_silence(error):
-                    raise
-                silent = folder.silent_ranks(ranks)  # torchrun's SIGTERM, which comes now, must not cut this short
-                raise ConnectionError(f"{silent}; go on from the last checkpoint with --resume") from error
-    finally:
-        keeper.close()
-        loop.progress.close()
+    course = task.course
+    state = State(torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16"))
+    if folder.checkpoint is not None:
+        restore(task, state, folder.checkpoint, ranks)
+    with (
+        closing(Progress(state.step, course.steps, course.ends(), visible=ranks.main)) as progress,
+        closing(Checkpoints(folder.path, ranks, config.keep_checkpoints)) as saved,
+        stop_request() as request,
+        naming_silent_ranks(folder, ranks),  # before torchrun's SIGTERM is handled
+    ):
 
+        def log(values: Mapping[str, Any]) -> None:
+            record = {name: value if isinstance(value, list) else float(value) for name, value in values.items()}
+            folder.log(state.step, record)
+            if ranks.main and True in [callback(state.step, record) for callback in callbacks]:
+                request.ask()
 
-class _Loop:
-    """One call of `fit`."""
+        while state.step < course.steps:
+            folder.heartbeats.beat(state.step)
+            if news := course.lay(ranks):
+                progress.say(news)
 
-    def __init__(
-        self,
-        task: Task,
-        config: RunConfig,
-        folder: RunFolder,
-        ranks: Ranks,
-        keeper: Checkpoints,
-        callbacks: Sequence[Callback],
-    ) -> None:
-        self.task, self.config, self.folder, self.ranks = task, config, folder, ranks
-        self.course = task.course
-        self.keeper, self.callbacks = keeper, callbacks
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16")
-        self.usual_norm = 0.0  # running mean of the model's gradient norm
-        self.validation: Metrics = {}
-        self.validated = 0  # updates done at the last validation
-        self.done = self._restore(folder.checkpoint) if folder.checkpoint is not None else 0
-        self.progress = Progress(self.done, self.course.steps, self.course.ends(), speaks=ranks.main)
-
-    def run(self, request: Request) -> Metrics:
-        task, config, folder, course = self.task, self.config, self.folder, self.course
-        while (step := self.done) < course.steps:
-            folder.heartbeat(step)
-            if news := course.lay(self.ranks):
-                self.progress.say(news)
-            lr = set_schedule(task.optimizer, *course.place(step), config)
+            # One optimizer step.
+            lr = set_schedule(task.optimizer, *course.place(state.step), config)
             task.optimizer.zero_grad(set_to_none=True)
-            loss, metrics = backward(task, self.ranks, self.scaler, config.accumulate, step)
-            self.scaler.unscale_(task.optimizer)
+            loss, metrics = backward(task, ranks, state.scaler, config.accumulate, state.step)
+            state.scaler.unscale_(task.optimizer)
             norms = clip(task.networks, config.grad_clip)
-            stop = self._agree(step, loss, norms, request)
-            self.scaler.step(task.optimizer)
-            self.scaler.update()
-            task.after_update(step)
-            task.average.update(step)
+            check_finite({"loss": float(loss), **norms}, task, state, folder, saved)
+            exit_code = agreed(request.code, ranks)
+            state.scaler.step(task.optimizer)
+            state.scaler.update()
+            task.after_update(state.step)
+            task.average.update(state.step)
             course.advance()
-            self.progress.advance(config.batch_size, loss, course.steps)
-            self.keeper.poll()
+            progress.advance(config.batch_size, loss, course.steps)
+            saved.poll()
+            state.step += 1
 
-            self.done, last = step + 1, step + 1 == course.steps
-            self._watch(norms["grad_norm"])
-            if self.done % config.log_every == 0 or last:
-                rates = {"lr": lr, "images_per_second": self.progress.rate}
-                self._log({"loss": loss, **metrics, **norms, **rates}, request)
-            if last:
-                stop = None  # there is nothing to go on with
-            if stop is not None:  # a grace period may end: what cannot be had again comes first
-                self._save_checkpoint()
-                self.keeper.wait()
-                self._save_bundle()
-            if course.is_due("validation", self.done):
+            # Metrics.
+            last = state.step == course.steps
+            stopping = exit_code is not None and not last  # at the last step nothing is left to resume
+            watch(norms["grad_norm"], state, folder, progress)
+            if state.step % config.log_every == 0 or last:
+                log({"loss": loss, **metrics, **norms, "lr": lr, "images_per_second": progress.rate})
+
+            # Files. When stopping, a grace period may end soon: what cannot be computed again is saved first.
+            if stopping:
+                save_checkpoint(task, state, ranks, saved)
+                saved.wait()
+                save_bundle(task, state, folder)
+            if course.is_due("validation", state.step):
                 with course.timing("validation"):
-                    self._validate(request)
+                    validate(task, state, folder)
+                    log(state.validation)
+                    progress.report(state.step, state.validation)
                 with course.timing("curves"):
-                    self.folder.plot(last=last)
-            if stop is not None:
-                self.folder.plot(last=True)
-                self.ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are in place
-                raise Stopped(f"stopped after step {self.done} with a checkpoint; --resume goes on", stop)
-            if course.is_due("checkpoint", self.done):
+                    folder.plot(last=last)
+            if stopping:
+                folder.plot(last=True)
+                ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are written
+                raise Stopped(f"stopped after step {state.step} with a checkpoint; --resume goes on", exit_code or 0)
+            if course.is_due("checkpoint", state.step):
                 with course.timing("checkpoint"):
-                    self._save_bundle()
-                    self._save_checkpoint()  # last, since a run with all its steps in it has nothing left to do
+                    save_bundle(task, state, folder)
+                    save_checkpoint(task, state, ranks, saved)  # after the bundle: a run with all its steps is over
                     if config.minutes is not None:
-                        self.keeper.wait()  # so that its time is known
-        self.keeper.wait()
-        return self.validation
-
-    def _agree(self, step: int, loss: Tensor, norms: Mapping[str, float], request: Request) -> int | None:
-        """Stop all ranks before an update that would spoil the weights; say whether one was asked to stop, and why.
-
-        Returns:
-            The exit status where someone asked to stop, else None.
-        """
-        values = {"loss": float(loss), **norms}
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE:
-            values = {"loss": float(loss)}  # a gradient beyond float16 only makes the scaler skip this update
-        bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
-        asked = 1 + request.signal if request.asked else 0
-        # What the ranks agree on: a step that is not finite is so for all, as loss and norms are means over them.
-        asked = int(self.ranks.largest(torch.tensor(asked)))
-        if bad is not None:
-            self.keeper.wait()
-            names = [name for part in self.ranks.gather(self.task.loader.names(step)) for name in part]
-            shown = ", ".join(names[:8])
-            if len(names) > 8:
-                shown += f" and {len(names) - 8} more, listed in {self.folder.list_images(step + 1, names)}"
-            saved = self.folder.last_step()
-            raise FloatingPointError(
-                f"{bad} = {values[bad]} at step {step + 1}, images {shown}: stopped before the update; "
-                + (f"resume from the checkpoint of step {saved}" if saved else "start anew")
-                + ", with a lower base_lr or grad_clip, or without these images"
-            )
-        if not asked:
-            return None
-        return 128 + asked - 1 if asked > 1 else 0
-
-    def _watch(self, norm: float) -> None:
-        """Report a gradient norm far above what is usual."""
-        if not math.isfinite(norm):  # the scaler has skipped this update
-            return
-        if self.done > SETTLED and norm > SPIKE * self.usual_norm:
-            self.folder.log(self.done, {"grad_norm_spike": norm, "grad_norm_usual": self.usual_norm})
-            self.progress.say(f"step {self.done}: gradient norm {norm:.3g}, usually {self.usual_norm:.3g}")
-        self.usual_norm = MEMORY * self.usual_norm + (1 - MEMORY) * norm if self.usual_norm else norm
-
-    def _log(self, values: Mapping[str, Any], request: Request) -> None:
-        record = {name: value if isinstance(value, list) else float(value) for name, value in values.items()}
-        self.folder.log(self.done, record)
-        if self.ranks.main and True in [callback(self.done, record) for callback in self.callbacks]:
-            request.ask()
-
-    def _validate(self, request: Request) -> None:
-        task, model = self.task, self.task.networks["model"]
-        model.eval()
-        with task.average.applied():
-            self.validation, self.validated = task.validate(), self.done
-            task.preview(self.folder.path / PREVIEWS / f"{self.done:07d}.png")
-        model.train()
-        self._log(self.validation, request)
-        self.progress.report(self.done, self.validation)
-
-    def _save_bundle(self) -> None:
-        with self.task.average.applied():
-            self.task.save_bundle(self.folder.path, self.done)
-
-    def _save_checkpoint(self) -> None:
-        places = self.ranks.gather(self.task.loader.state())
-        notes = {
-            "score": self.validation["val_loss"] if self.validated == self.done else None,
-            "usual_norm": self.usual_norm,
-            "scaler": self.scaler.state_dict(),
-            "course": self.course.notes(),
-            "loader": min(places, key=lambda place: place.get("shards", 0)),  # streams: no rank skips anything
-        }
-        self.keeper.save(self.done, _tensors(self.task), notes)
-
-    def _restore(self, found: Found) -> int:
-        """Load a checkpoint into the task; returns the steps done."""
-        task = self.task
-        try:
-            _make_moments(task, checkpoints.stored(found))
-            checkpoints.read(found, _tensors(task), self.ranks)
-            self.scaler.load_state_dict(found.notes["scaler"])
-            self.usual_norm = found.notes["usual_norm"]
-            task.loader.load_state(found.notes["loader"])
-        except (KeyError, RuntimeError, ValueError) as error:  # a tokenizer of another size, for one
-            raise ValueError(f"{found.path}: does not fit the model to be trained ({error})") from error
-        return found.step
+                        saved.wait()  # so that its time is known
+        saved.wait()
+        return state.validation
 
 
-# --- parts ---
+# --- one step ---
 
 
 def backward(
-    task: Task, ranks: Ranks, scaler: torch.amp.GradScaler, parts: int, step: int
+    task: Task, ranks: Ranks, scaler: torch.amp.GradScaler, accumulate: int, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of a step's whole batch, part by part; returns the mean loss and metrics over parts and ranks."""
+    """Gradients of one optimizer step; returns the mean loss and metrics over micro-batches and ranks."""
     sums: dict[str, Tensor] = {}
-    for part in range(parts):
-        with accumulating(task.called, last=part == parts - 1):
+    for part in range(accumulate):
+        with accumulating(task.called, last=part == accumulate - 1):
             loss, metrics = task.loss(step, part)
-            scaler.scale(loss / parts).backward()
+            scaler.scale(loss / accumulate).backward()
         for name, value in {"loss": loss, **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().float() / parts
+            sums[name] = sums.get(name, 0.0) + value.detach().float() / accumulate
     means = dict(zip(sums, ranks.mean(torch.stack(list(sums.values()))).unbind(), strict=True))
     return means.pop("loss"), means
 
 
 def clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:
-    """Clip each network's gradients; returns their norms before."""
+    """Clip each network's gradients; returns their norms before clipping."""
     norms = {}
     for name, network in networks.items():
         trained = [p for p in network.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, most)
-        norms["grad_norm" if name == "model" else f"grad_norm_{name}"] = float(whole(norm))
+        norms["grad_norm" if name == "model" else f"grad_norm_{name}"] = float(full(norm))
     return norms
 
 
-def _tensors(task: Task) -> dict[str, Tensor]:
-    """All that a checkpoint holds, by name; these are the live tensors."""
+def check_finite(values: Mapping[str, float], task: Task, state: State, folder: RunFolder, saved: Checkpoints) -> None:
+    """Raise FloatingPointError before an update that would spoil the weights.
+
+    All ranks raise it together, since loss and norms are means over them.
+    """
+    if state.scaler.is_enabled() and state.scaler.get_scale() >= LEAST_SCALE:
+        values = {"loss": values["loss"]}  # gradients beyond float16 only make the scaler skip the update
+    bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    if bad is None:
+        return
+    saved.wait()
+    step = state.step + 1
+    names = [name for images in task.ranks.gather(task.loader.names(state.step)) for name in images]
+    shown = ", ".join(names[:NAMED_IMAGES])
+    if len(names) > NAMED_IMAGES:
+        shown += f" and {len(names) - NAMED_IMAGES} more, listed in {folder.list_images(step, names)}"
+    done = folder.last_step()
+    raise FloatingPointError(
+        f"{bad} = {values[bad]} at step {step}, images {shown}: stopped before the update; "
+        + (f"resume from the checkpoint of step {done}" if done else "start again")
+        + ", with a lower base_lr or grad_clip, or without these images"
+    )
+
+
+def agreed(code: int | None, ranks: Ranks) -> int | None:
+    """The exit status where any rank was asked to stop, else None."""
+    asked = int(ranks.largest(torch.tensor(-1 if code is None else code)))
+    return None if asked < 0 else asked
+
+
+def watch(norm: float, state: State, folder: RunFolder, progress: Progress) -> None:
+    """Report a gradient norm far above its running mean."""
+    if not math.isfinite(norm):  # the scaler has skipped this update
+        return
+    usual = state.usual_norm
+    if state.step > SETTLED and norm > SPIKE * usual:
+        folder.log(state.step, {"grad_norm_spike": norm, "grad_norm_usual": usual})
+        progress.say(f"step {state.step}: gradient norm {norm:.3g}, usually {usual:.3g}")
+    state.usual_norm = MEMORY * usual + (1 - MEMORY) * norm if usual else norm
+
+
+@contextmanager
+def naming_silent_ranks(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """Raise ConnectionError, which names the rank that is gone, where communication fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.kind is None or not is_silence(error):
+            raise
+        silent = folder.heartbeats.silent_rank()
+        raise ConnectionError(f"{silent}; go on from the last checkpoint with --resume") from error
+
+
+# --- validation and files ---
+
+
+def validate(task: Task, state: State, folder: RunFolder) -> None:
+    """Validate the averaged weights and write a preview."""
+    model = task.networks["model"]
+    model.eval()
+    with task.average.applied():
+        state.validation, state.validated_at = task.validate(), state.step
+        task.preview(folder.path / PREVIEWS / f"{state.step:07d}.png")
+    model.train()
+
+
+def save_bundle(task: Task, state: State, folder: RunFolder) -> None:
+    """Write the averaged weights as a bundle."""
+    with task.average.applied():
+        task.save_bundle(folder.path, state.step)
+
+
+def save_checkpoint(task: Task, state: State, ranks: Ranks, saved: Checkpoints) -> None:
+    """Save everything from which the run can resume."""
+    positions = ranks.gather(task.loader.state())
+    notes = {
+        "score": state.validation["val_loss"] if state.validated_at == state.step else None,
+        "usual_norm": state.usual_norm,
+        "scaler": state.scaler.state_dict(),
+        "course": task.course.notes(),
+        "loader": min(positions, key=lambda position: position.get("shards", 0)),  # streams: no rank skips anything
+    }
+    saved.save(state.step, checkpointed(task), notes)
+
+
+def restore(task: Task, state: State, found: Found, ranks: Ranks) -> None:
+    """Load a checkpoint into task and state."""
+    stored = checkpoints.stored(found)
+    for network, module in task.networks.items():
+        for name, parameter in module.named_parameters():
+            # AdamW's state, to be filled; a parameter that was never updated has none.
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"optimizer.{network}.{name}.{key}" in stored:
+                    # The fused AdamW wants "step" on the parameter's device.
+                    value = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                    task.optimizer.state[parameter][key] = value
+    try:
+        checkpoints.read(found, checkpointed(task), ranks)
+        state.scaler.load_state_dict(found.notes["scaler"])
+        task.loader.load_state(found.notes["loader"])
+        state.usual_norm, state.step = found.notes["usual_norm"], found.step
+    except (KeyError, RuntimeError, ValueError) as error:  # such as a tokenizer of another size
+        raise ValueError(f"{found.path}: does not fit the model to be trained ({error})") from error
+
+
+def checkpointed(task: Task) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name; these are the live tensors."""
     tensors = {f"average.{name}": value for name, value in task.average.state().items()}
     tensors |= {f"task.{name}": value for name, value in task.state().items()}
     for network, module in task.networks.items():
@@ -310,15 +271,3 @@ def _tensors(task: Task) -> dict[str, Tensor]:
             for key, value in task.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{network}.{name}.{key}"] = value
     return tensors
-
-
-def _make_moments(task: Task, stored: Mapping[str, Any]) -> None:
-    """Give the optimizer the state that a checkpoint will fill; a parameter without one has not been updated yet."""
-    for network, module in task.networks.items():
-        for name, parameter in module.named_parameters():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"optimizer.{network}.{name}.{key}" in stored:
-                    value = torch.zeros_like(parameter)
-                    if key == "step":
-                        value = torch.zeros((), device=parameter.device)  # where the fused AdamW wants it
-                    task.optimizer.state[parameter][key] = value

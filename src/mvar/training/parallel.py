@@ -1,7 +1,7 @@
-"""Training with several processes: torchrun starts them, this file joins them and spreads a finished model over them.
+"""Training with several ranks: joining the processes that torchrun started, and spreading a finished model over them.
 
-DDP keeps a copy of the model in each process; FSDP2 keeps a share of every weight, gradient and moment in each.
-A process is a rank; on a machine with GPUs each rank has one.
+DDP keeps a copy of the model in each process; FSDP2 shards every weight, gradient and moment over them. A process is a
+rank; on a machine with GPUs each rank has one.
 """
 
 import os
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among the others; alone, nothing is sent anywhere."""
+    """This process among the others; with `kind` None it is alone and communicates with nobody."""
 
     rank: int = 0
     size: int = 1
@@ -39,15 +39,14 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is the rank that writes files and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def batches(self, n: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of n things, in the same number of batches on every rank.
+        """This rank's part of n items, in the same number of batches on every rank.
 
-        Returns:
-            Batches of indices int64 (B,), and which of them are real: the last batches repeat the last thing, so that
-            the ranks stay together.
+        Yields indices int64 (B,) and which of them are real: the last batches repeat the last item, so that the ranks
+        stay in step.
         """
         size = min(size, -(-n // self.size))
         for start in range(self.rank * size, self.rank * size + n, self.size * size):
@@ -55,48 +54,46 @@ class Ranks:
             yield indices_B.clamp(max=n - 1), indices_B < n
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over ranks of a tensor."""
-        if self.kind is None:
-            return value
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
+        """The sum of a tensor over ranks."""
+        return self._reduced(value, dist.ReduceOp.SUM)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over ranks of a tensor."""
+        """The mean of a tensor over ranks."""
         return value if self.kind is None else self.total(value) / self.size
 
     def largest(self, value: Tensor) -> Tensor:
-        """The elementwise maximum over ranks of a tensor."""
+        """The elementwise maximum of a tensor over ranks."""
+        return self._reduced(value, dist.ReduceOp.MAX)
+
+    def _reduced(self, value: Tensor, op: Any) -> Tensor:
         if self.kind is None:
             return value
         value = value.clone()
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        dist.all_reduce(value, op=op)
         return value
 
-    def joined_rows(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, which have as many each, in their order."""
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, concatenated in rank order; each has the same number."""
         if self.kind is None:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
-    def share(self, tensor: Tensor) -> None:
-        """Give all ranks the main one's values of a tensor, in place."""
+    def broadcast(self, tensor: Tensor) -> None:
+        """Overwrite a tensor with the main rank's."""
         if self.kind is not None:
             dist.broadcast(tensor, src=0)
 
     def gather(self, value: Any) -> list[Any]:
-        """A small object of each rank, in their order, on every rank."""
-        if self.kind is None:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        """A small object of each rank, in rank order, on every rank."""
+        values: list[Any] = [value] * self.size
+        if self.kind is not None:
+            dist.all_gather_object(values, value)
         return values
 
     def gather_on_main(self, value: Any) -> list[Any] | None:
-        """An object of each rank, in their order, on the main rank; None on the others."""
+        """An object of each rank, in rank order, on the main rank; None on the others."""
         if self.kind is None:
             return [value]
         values: list[Any] | None = [None] * self.size if self.main else None
@@ -104,7 +101,7 @@ class Ranks:
         return values
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Do this on the main rank and give its result to all; so is a ValueError or OSError that it raises."""
+        """Call `work` on the main rank; all ranks return its result, or raise its ValueError or OSError."""
         if self.kind is None:
             return work()
         answer: list[Any] = [None, None]
@@ -123,13 +120,8 @@ class Ranks:
 def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun this process is alone.
 
-    Args:
-        kind: None takes ddp under torchrun.
-        device: as in `find_device`; with CUDA each rank takes the GPU of its local number.
-        minutes: after so long without an answer from another rank the run fails.
-
-    Raises:
-        ValueError: a kind of parallelism without torchrun, or no such device.
+    With CUDA each rank takes the GPU of its local rank. The run fails after `minutes` without an answer from another
+    rank. Raises ValueError for a kind of parallelism without torchrun, or a device that is not there.
     """
     if "WORLD_SIZE" not in os.environ:
         if kind is not None:
@@ -139,24 +131,23 @@ def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ra
             )
         yield Ranks(device=find_device(device))
         return
-    found = find_device(device)
+    found, patience = find_device(device), timedelta(minutes=minutes)
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
-    mine = not dist.is_initialized()  # a program that trains twice joins its ranks itself
-    if mine:
-        backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
-    size, patience = dist.get_world_size(), timedelta(minutes=minutes)
+    own_group = not dist.is_initialized()  # a program that trains twice makes the process group itself
+    if own_group:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=patience)
     try:
+        size = dist.get_world_size()
         yield Ranks(rank=dist.get_rank(), size=size, kind=kind or "ddp", device=found, patience=patience)
     finally:
-        if mine:
+        if own_group:
             dist.destroy_process_group()
 
 
 def is_silence(error: RuntimeError) -> bool:
-    """Whether an exchange failed because another rank is gone."""
+    """Whether communication failed because another rank is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
@@ -164,34 +155,28 @@ def is_silence(error: RuntimeError) -> bool:
 
 
 def replicated(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module to call in training: DDP around it where there are several ranks."""
+    """The module to call in training: wrapped in DDP where there are several ranks."""
     if ranks.kind is None or not any(p.requires_grad for p in module.parameters()):
         return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> None:
-    """Spread a generator's weights over all ranks by FSDP2, block by block.
+    """Shard a generator's weights over all ranks by FSDP2, block by block; `root` is the module that training calls.
 
-    Args:
-        root: the module that training calls, which holds the generator.
-        generator: on any device, also meta.
-        dtype: of the gathered matrices of the blocks and so of their products; None for float32. Gradients are reduced
-            in float32.
+    `dtype` is that of the blocks' gathered matrices and so of their products; gradients are reduced in float32.
     """
-    # Blocks give views, on which nothing here works in place.
+    # Blocks return views, which nothing here modifies in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-    low: Any = {
-        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    }
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in generator.each_block():
         # The modulation of all blocks is computed before the first block runs, so it is gathered by itself.
         if not generator.config.shared_adaln:
-            fully_shard(block.adaln, **low)
+            fully_shard(block.adaln, mp_policy=policy)
         matrices: list[nn.Module] = [
             m for m in block.modules() if isinstance(m, Linear) and not isinstance(m, FSDPModule)
         ]
-        fully_shard(matrices, **low)
+        fully_shard(matrices, mp_policy=policy)
         fully_shard(block)  # vectors: Mamba's decay and time step, biases; float32 as without FSDP
         if generator.config.shared_adaln:
             register_fsdp_forward_method(block, "modulation")
@@ -199,10 +184,9 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> N
 
 
 def accumulating(modules: list[nn.Module], last: bool) -> AbstractContextManager[Any]:
-    """A context for the backward pass of one part of a batch.
+    """A context for one micro-batch: DDP exchanges gradients after the last one only.
 
-    DDP exchanges gradients with the `last` part only. FSDP does so with each, as all gradients whole would take the
-    memory that it is there to save.
+    FSDP does so after each, as unsharded gradients would take the memory that it is there to save.
     """
     stack = ExitStack()
     for module in modules:
@@ -211,21 +195,18 @@ def accumulating(modules: list[nn.Module], last: bool) -> AbstractContextManager
     return stack
 
 
-# --- whole tensors of spread ones ---
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is spread over the ranks (every rank must ask); others are given back."""
+def full(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor (every rank must call this); others are returned as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def fill(tensor: Tensor, values: Tensor) -> None:
-    """Copy values, the same on each rank, into a tensor or into this rank's share of it."""
+    """Copy values, the same on each rank, into a tensor or into this rank's shard of it."""
     if isinstance(tensor, DTensor):
         values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(values)
 
 
-def gathered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def full_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with all of every tensor, on the CPU."""
-    return {name: whole(value.detach()).cpu() for name, value in state.items()}
+    return {name: full(value.detach()).cpu() for name, value in state.items()}

@@ -1,7 +1,7 @@
-"""What the parts of a run take, measured before it begins: so a run of minutes is laid before its first step.
+"""What the parts of a run of minutes take, measured before its first step, so that its course is known from the start.
 
-Each is done as in the run, and nothing of it stays: no weights change, no file is left, and the images of a folder come
-again. (Those of a stream do not: the first few are seen by the measurement alone.)
+Each part runs as in training, and nothing of it stays: no weight changes, no file is left, and the images of a folder
+come again. (Of a stream, the first few images are seen by the measurement alone.)
 """
 
 import itertools
@@ -10,69 +10,65 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from mvar.training.config import RunConfig
-from mvar.training.course import LEAST_IMAGES, Costs, TimedCourse
-from mvar.training.loop import Task, backward, clip
+from mvar.training.course import LEAST_IMAGES, TimedCourse
+from mvar.training.loop import backward, clip
 from mvar.training.parallel import Ranks
 from mvar.training.stopping import exit_on_sigterm
+from mvar.training.task import Task
 
-PASSES = 2  # of which the quicker one counts: the first allocates memory and compiles
-CHECKPOINT_BUNDLES = 4  # weights, average and two moments, beside a bundle's weights
+PASSES = 2  # of which the faster one counts: the first allocates memory and compiles
+CHECKPOINT_BUNDLES = 5  # a checkpoint's weights, average and two moments, and the bundle beside it
 
 
 def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
-    """Lay the course of a task that is to last some minutes and say so; any other task is left alone.
+    """Settle the course of a run of minutes and print it; do nothing for a run of steps.
 
-    Every rank calls it, before the run folder is begun.
-
-    Raises:
-        ValueError: too little time is left.
+    Every rank calls it, before the run folder is begun. Raises ValueError if too little time is left.
     """
     course = task.course
     if not isinstance(course, TimedCourse) or course.share == 1:
         return
-    stages = course.stages(task.phases())
     model, held_out = task.networks["model"], task.val_images
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16")
-
-    numbers = itertools.count(course.done)  # each has images of its own: none must be remembered from the one before
+    steps = itertools.count(course.done)  # each has its own images, so that none are remembered from the one before
 
     def step() -> None:
         task.optimizer.zero_grad(set_to_none=True)
-        backward(task, ranks, scaler, config.accumulate, next(numbers))
+        backward(task, ranks, scaler, config.accumulate, next(steps))
         clip(task.networks, math.inf)  # reads the gradients, which a GPU may still be computing
 
     if ranks.main:
         print("measuring what steps, validations and checkpoints take", file=sys.stderr, flush=True)
+    starts = [min(phase * course.planned / course.minutes, 1.0) for phase in task.phases()]
     out = Path(config.out).absolute()
-    place = next(path for path in (out, *out.parents) if path.is_dir())  # on the disk that the run will write to
-    scratch_folder = tempfile.TemporaryDirectory(dir=place, prefix=".rehearsal-")
-    with exit_on_sigterm(), _without_traces(task), scratch_folder as scratch:
-        seconds = []
-        for start, end in stages:
-            with course.at((max(start, course.share) + end) / 2):
-                took = _seconds(course, step)
-            ranks.on_main(partial(course.check_step, took))
-            seconds.append(took)
+    disk = next(path for path in (out, *out.parents) if path.is_dir())  # that the run will write to
+    with exit_on_sigterm(), _restored(task), tempfile.TemporaryDirectory(dir=disk, prefix=".rehearsal-") as scratch:
+        for start, end in pairwise([*starts, 1.0]):
+            if end > max(start, course.share):  # a stage that is not over yet
+                with course.at((max(start, course.share) + end) / 2):
+                    took = _seconds(course, step)
+                course.stages.append((start, took))
+                ranks.on_main(course.check)
         task.optimizer.zero_grad(set_to_none=True)
         model.eval()
         few = min(LEAST_IMAGES * ranks.size, len(held_out))
         task.val_images = held_out.at_most(few)
-        seconds.append(_seconds(course, task.validate) / few)
-        seconds.append(_seconds(course, lambda: task.preview(Path(scratch, "preview.png"))))
+        image = _seconds(course, task.validate) / few
+        preview = _seconds(course, lambda: task.preview(Path(scratch, "preview.png")))
         bundle = _seconds(course, lambda: task.save_bundle(Path(scratch, "bundle"), 0))
-        seconds.append((1 + CHECKPOINT_BUNDLES) * bundle)
         model.train()
-    shared = torch.tensor(seconds, dtype=torch.float64)
-    ranks.share(shared)
-    *steps, image, preview, checkpoint = shared.tolist()
-    costs = [(start, took) for (start, _), took in zip(stages, steps, strict=True)]
-    course.start(Costs(stages=costs, image=image, preview=preview, checkpoint=checkpoint))
+    measured = [image, preview, CHECKPOINT_BUNDLES * bundle, *(took for _, took in course.stages)]
+    seconds = torch.tensor(measured, dtype=torch.float64)
+    ranks.broadcast(seconds)
+    image, preview, checkpoint, *took_each = seconds.tolist()
+    course.stages = [(start, took) for (start, _), took in zip(course.stages, took_each, strict=True)]
+    course.start(image, preview, checkpoint)
     ranks.on_main(course.check)
     task.val_images = held_out.at_most(course.val_images or len(held_out))
     course.val_images = len(task.val_images)
@@ -81,7 +77,7 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
 
 
 def _seconds(course: TimedCourse, work: Callable[[], object]) -> float:
-    """The time that something takes the second time; the first, where there is no time for a second."""
+    """The time that something takes the second time; or the first, if there is no time for a second."""
     best = math.inf
     for _ in range(PASSES):
         begun = course.clock()
@@ -93,8 +89,8 @@ def _seconds(course: TimedCourse, work: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _without_traces(task: Task) -> Iterator[None]:
-    """Put back what a pass without an update changes all the same: counts, and spectral norms."""
+def _restored(task: Task) -> Iterator[None]:
+    """Restore at the end what a pass without an update changes all the same: counts and spectral norms."""
     live = [*task.state().values(), *(buffer for module in task.networks.values() for buffer in module.buffers())]
     kept = [tensor.detach().clone() for tensor in live]
     try:

@@ -1,9 +1,9 @@
-"""Stopping a run from outside: a signal asks, the loop saves a checkpoint after its step and stops."""
+"""Stopping a run from outside: after a signal the loop ends its step, saves a checkpoint and stops."""
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,10 +11,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a cluster's preemption, Ctrl-C
 
 
 class Stopped(Exception):
-    """The run stopped where it was asked to, with a checkpoint.
+    """The run stopped when asked to, with a checkpoint.
 
     Attributes:
-        code: exit status of the process, 128 and the signal's number; 0 where a callback asked.
+        code: exit status of the process: 128 plus the signal's number, or 0 where a callback asked.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -23,41 +23,42 @@ class Stopped(Exception):
 
 
 class Request:
-    """Whether someone asked to stop."""
+    """A request to stop, on this rank."""
 
     def __init__(self) -> None:
-        self.signal: int = 0
-        self.asked = False
+        self.code: int | None = None  # exit status; None while nobody has asked
 
     def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
-        """Ask; a second signal of a kind ends the process at once."""
-        self.asked, self.signal = True, number or self.signal
+        """Ask to stop; a second signal of the same kind ends the process at once."""
         if number:
+            self.code = 128 + number
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        else:
+            self.code = self.code or 0
 
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit for as long as the context lasts, so that temporary files are deleted."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let SIGTERM raise SystemExit within the context, so that temporary files are deleted."""
+    with _handled([signal.SIGTERM], lambda number, _: sys.exit(128 + number)):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def stop_request() -> Iterator[Request]:
-    """Catch the signals that ask to stop, for as long as the context lasts; in other threads than the first, none."""
+    """Catch the signals that ask to stop."""
     request = Request()
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, request.ask) for number in SIGNALS}
-    try:
+    with _handled(SIGNALS, request.ask):
         yield request
+
+
+@contextmanager
+def _handled(signals: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Handle signals within the context; outside of the main thread Python cannot."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in signals} if in_main_thread else {}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

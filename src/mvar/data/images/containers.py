@@ -1,7 +1,7 @@
 """What a PNG, JPEG or WebP file says before its pixels are decoded, and the part of it that holds them.
 
-Pillow refuses whole files for a fault in what nobody needs: EXIF, texts, profiles. So these are set aside here. The
-orientation and the colour profile are read, a damaged one counts as missing, and Pillow never sees the rest.
+Pillow refuses a file for a fault in what nobody needs: EXIF, texts, profiles. So these are taken out here: orientation
+and colour profile are read, a damaged one counts as missing, and Pillow never sees the rest.
 
 Sources: PNG (W3C, third edition); JPEG (ITU-T T.81, annex B); WebP (RFC 9649); EXIF, whose orientation is a tag of
 TIFF 6.0; ICC.1 for how files carry profiles.
@@ -22,7 +22,7 @@ GREY, COLOUR, PALETTE, GREY_ALPHA = 0, 2, 3, 4  # colour types of PNG
 RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
 MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd8])", re.DOTALL)  # of a JPEG's segment; others have no content
 MOST_PARTS = 2**18  # chunks or segments that are looked at; no encoder writes so many
-TAIL = 64  # bytes at the end of a file, where a JPEG says that it is whole
+TAIL = 64  # bytes at the end of a file, where a JPEG says that it is complete
 
 
 class Container(NamedTuple):
@@ -32,8 +32,8 @@ class Container(NamedTuple):
     pixels: bytes  # a file of this kind without metadata
     size: tuple[int, int]  # width and height as stored, before the image is turned upright
     orientation: int  # EXIF's, 1 to 8
-    profile: bytes | None  # ICC profile
-    whole: bool  # known to be complete; where not, decoding tells
+    profile: bytes | None  # ICC
+    complete: bool  # known not to be cut off; where False, decoding tells
     lossy: str | None  # how the file lost something when it was written: "JPEG", "lossy WebP"
     bits: int = 8  # of a PNG's sample
     colour: int | None = None  # a PNG's colour type
@@ -41,13 +41,13 @@ class Container(NamedTuple):
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height of the image as one looks at it."""
+        """Width and height of the image upright."""
         width, height = self.size
         return (height, width) if self.orientation >= 5 else (width, height)
 
 
 def take_apart(content: bytes) -> Container:
-    """Read everything of a file but its pixels.
+    """Read everything of a file except its pixels.
 
     Raises:
         ValueError: the reason why it cannot be used: no image, damaged or cut off before its pixels, too small, too
@@ -77,10 +77,10 @@ def take_apart(content: bytes) -> Container:
 def _png(content: bytes) -> Container:
     view = memoryview(content)
     first: dict[bytes, bytes] = {}  # of each kind of chunk
-    data, exif = list[memoryview](), b""  # of IDAT, whole chunks
-    at, whole = len(PNG_START), False
+    data, exif = list[memoryview](), b""  # of IDAT, complete chunks
+    at, complete = len(PNG_START), False
     for _ in range(MOST_PARTS):
-        if whole or at + 8 > len(content):
+        if complete or at + 8 > len(content):
             break
         length, kind = struct.unpack_from(">I4s", content, at)
         body, end = view[at + 8 : at + 8 + length], at + 12 + length
@@ -93,11 +93,11 @@ def _png(content: bytes) -> Container:
             first.setdefault(kind, bytes(body))
         elif sound and kind in (b"tEXt", b"zTXt"):
             exif = exif or _raw_exif(kind, bytes(body))
-        at, whole = end, kind == b"IEND"
+        at, complete = end, kind == b"IEND"
 
     header = first.get(b"IHDR", b"")
     if len(header) != 13 or not data:
-        raise ValueError("holds no pixels" if whole else "truncated")
+        raise ValueError("holds no pixels" if complete else "truncated")
     width, height, bits, colour = struct.unpack_from(">IIBB", header)
     if bits not in PNG_BITS.get(colour, ()):
         raise ValueError(f"no PNG has {bits} bits and colour type {colour}")
@@ -109,14 +109,14 @@ def _png(content: bytes) -> Container:
         chunks |= {b"PLTE": first[b"PLTE"][: 3 * entries]} | ({b"tRNS": clear[:entries]} if clear else {})
     if len(clear) != {GREY: 2, COLOUR: 6}.get(colour):
         clear = b""
-    last = [_chunk(b"IEND", b"")] if whole else []  # after a chunk that was cut off it would be read as pixels
+    last = [_chunk(b"IEND", b"")] if complete else []  # after a chunk that was cut off it would be read as pixels
     return Container(
         kind="PNG",
         pixels=b"".join([PNG_START, *(_chunk(kind, body) for kind, body in chunks.items()), *data, *last]),
         size=(width, height),
         orientation=_orientation(first.get(b"eXIf", exif)),
         profile=_inflated(first[b"iCCP"].partition(b"\0")[2][1:]) or None if b"iCCP" in first else None,
-        whole=whole,
+        complete=complete,
         lossy=None,
         bits=bits,
         colour=colour,
@@ -188,7 +188,7 @@ def _jpeg(content: bytes) -> Container:
         size=size,
         orientation=_orientation(exif),
         profile=b"".join(profile[i] for i in sorted(profile)) if profile and len(profile) == parts else None,
-        whole=b"\xff\xd9" in content[-TAIL:],
+        complete=b"\xff\xd9" in content[-TAIL:],
         lossy="JPEG",
     )
 
@@ -219,25 +219,21 @@ def _webp(content: bytes) -> Container:
     if not image or lacks_exif:
         raise ValueError("truncated")
     file = b"WEBP" + b"".join(kept)
-    frame = _frame(first[image]) if image == b"ANMF" else image
+    if image == b"ANMF":  # its pixels follow 16 bytes, and perhaps a chunk of transparency
+        frame = first[image][16:]
+        if frame.startswith(b"ALPH"):
+            length = int.from_bytes(frame[4:8], "little")
+            frame = frame[8 + length + length % 2 :]
+        image = frame[:4]
     return Container(
         kind="WEBP",
         pixels=b"RIFF" + len(file).to_bytes(4, "little") + file,
         size=_webp_size(first),
         orientation=_orientation(first.get(b"EXIF", b"")),
         profile=first.get(b"ICCP") or None,
-        whole=True,
-        lossy="lossy WebP" if frame == b"VP8 " else None,
+        complete=True,
+        lossy="lossy WebP" if image == b"VP8 " else None,
     )
-
-
-def _frame(body: bytes) -> bytes:
-    """The kind of chunk with the pixels of a frame, which may have one for its transparency before."""
-    at = 16
-    if body[at : at + 4] == b"ALPH":
-        length = int.from_bytes(body[at + 4 : at + 8], "little")
-        at += 8 + length + length % 2
-    return body[at : at + 4]
 
 
 def _webp_size(first: dict[bytes, bytes]) -> tuple[int, int]:

@@ -35,7 +35,7 @@ TURNS = {
 
 
 def decode(file: str | Path | BinaryIO, background: str = "white") -> Image.Image:
-    """Read one image, from a file by its name or from an open one, as 8-bit RGB, upright.
+    """Read one image from a named or an open file as 8-bit RGB, upright.
 
     Colours are converted to sRGB by the ICC profile, EXIF rotation is applied, transparency is laid on the background,
     16 bits are scaled down. Of an animation, the first frame counts. The content decides the format, not the suffix.
@@ -50,7 +50,7 @@ def decode(file: str | Path | BinaryIO, background: str = "white") -> Image.Imag
 
 
 def as_image(image: str | Path | Image.Image, field: str = "image", background: str = "white") -> Image.Image:
-    """An image given as a file's name or by Pillow as 8-bit RGB in sRGB, upright; see `decode`.
+    """A file or an image of Pillow as 8-bit RGB in sRGB, upright; see `decode`.
 
     Raises:
         ValueError: one line with the field, the file and the reason why it cannot be used.
@@ -61,11 +61,10 @@ def as_image(image: str | Path | Image.Image, field: str = "image", background: 
 
 
 def as_stored(image: str | Path | Image.Image, field: str = "image") -> Image.Image:
-    """An image given as a file's name or by Pillow, upright, in its own mode and with its ICC profile.
+    """A file or an image of Pillow, upright, in its own mode and with its ICC profile.
 
-    Modes are L, LA, I;16, RGB, RGBA and CMYK: grey of less than 8 bits becomes L, palettes become RGB or RGBA, a colour
-    that counts as transparent becomes alpha, and 16 bits stay in grey without alpha only. `info` has `icc_profile` or
-    nothing.
+    Modes are L, LA, I;16, RGB, RGBA and CMYK: grey of less than 8 bits becomes L, palettes become RGB or RGBA, a
+    transparent colour becomes alpha, and only grey without alpha keeps 16 bits. `info` has `icc_profile` or nothing.
 
     Raises:
         ValueError: one line with the field, the file and the reason why it cannot be used.
@@ -103,7 +102,7 @@ def read_bytes(file: str | Path | BinaryIO) -> bytes:
 
 @contextmanager
 def _one_reason(named: str = "") -> Iterator[None]:
-    """Whatever goes wrong becomes a ValueError of one line; damaged files make Pillow raise nearly anything."""
+    """Turn any exception into a ValueError of one line: damaged files make Pillow raise nearly anything."""
     try:
         yield
     except Exception as error:
@@ -111,27 +110,23 @@ def _one_reason(named: str = "") -> Iterator[None]:
         raise ValueError((f"{named}: " if named else "") + " ".join(reason.split())) from error
 
 
-class _Room:
-    """Lets images into memory while they have at most `MOST_PIXELS` together, however many threads decode."""
-
-    def __init__(self) -> None:
-        self._used, self._changed = 0, Condition()
-
-    @contextmanager
-    def __call__(self, container: Container) -> Iterator[None]:
-        pixels = container.size[0] * container.size[1]
-        with self._changed:
-            self._changed.wait_for(lambda: self._used + pixels <= MOST_PIXELS)
-            self._used += pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= pixels
-                self._changed.notify_all()
+_decoding, _done = 0, Condition()  # pixels of the images that threads are decoding now
 
 
-_room = _Room()
+@contextmanager
+def _room(container: Container) -> Iterator[None]:
+    """Wait until the images being decoded have at most `MOST_PIXELS` together, however many threads decode."""
+    global _decoding
+    pixels = container.size[0] * container.size[1]
+    with _done:
+        _done.wait_for(lambda: _decoding + pixels <= MOST_PIXELS)
+        _decoding += pixels
+    try:
+        yield
+    finally:
+        with _done:
+            _decoding -= pixels
+            _done.notify_all()
 
 
 def _stored(container: Container) -> Image.Image:
@@ -139,12 +134,12 @@ def _stored(container: Container) -> Image.Image:
     image: Image.Image = _loaded(container)
     clear, bits = container.clear, container.bits
     if container.colour == COLOUR and clear and bits == 16:
-        # Pillow gives the upper bytes; taken for the other byte order, the lower ones.
+        # Pillow keeps the upper bytes, and the lower ones when told the other byte order.
         samples_HW3 = np.asarray(image).astype(np.uint16) * 256 + np.asarray(_loaded(container, "RGB;16L"))
         image.putalpha(_alpha(samples_HW3, clear))
-    elif clear:  # in the values that Pillow gives, which fill 8 bits
+    elif clear:  # in the values that Pillow decodes to, which fill 8 bits
         image.info["transparency"] = clear if len(clear) == 3 else clear[0] * {2: 85, 4: 17}.get(bits, 1)
-    if container.colour == GREY_ALPHA:  # of 16 bits, which Pillow gives as RGBA
+    if container.colour == GREY_ALPHA:  # of 16 bits, which Pillow decodes to RGBA
         image = image.convert("LA")
     if container.profile:
         image.info["icc_profile"] = container.profile
@@ -152,7 +147,7 @@ def _stored(container: Container) -> Image.Image:
 
 
 def _loaded(container: Container, layout: str | None = None) -> ImageFile:
-    """The pixels as Pillow gives them; layout: how they are stored, where Pillow shall take it for another."""
+    """The pixels as Pillow decodes them; layout: how samples are stored, in place of what Pillow finds."""
     try:
         image = READERS[container.kind](BytesIO(container.pixels))
         if image.size != container.size:  # the one that was checked
@@ -161,7 +156,7 @@ def _loaded(container: Container, layout: str | None = None) -> ImageFile:
             image.tile = [(*image.tile[0][:3], layout)]  # type: ignore[list-item]
         image.load()
     except Exception as error:
-        if not container.whole:
+        if not container.complete:
             raise ValueError("truncated") from error
         raise
     return image
@@ -174,7 +169,7 @@ def _alpha(samples: np.ndarray, clear: int | tuple[int, ...]) -> Image.Image:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Any image of Pillow as `as_stored` gives it; the image itself where nothing is to be changed but its `info`."""
+    """Any image of Pillow as `as_stored` returns it; the image itself where only its `info` changes."""
     clear, profile = image.info.get("transparency"), image.info.get("icc_profile")
     grey16 = image.mode.startswith("I")
     key = clear if grey16 or image.mode in ("1", "L", "RGB") else None

@@ -17,7 +17,7 @@ from mvar.data.images.layout import check_classes, hidden, splits
 from mvar.text import Names, clean, counted, some
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
-# Beginnings of the suffixes of other images and of files that look like some; it is said that they are passed over.
+# Beginnings of the suffixes of other images, and of files that look like some: a warning counts those.
 OTHERS = (
     *SUFFIXES,
     *(".apng", ".avif", ".bmp", ".cr2", ".dib", ".dng", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfi", ".jif"),
@@ -33,8 +33,8 @@ class ImageFolder:
     Attributes:
         root: the folder.
         paths: the image files; none has been opened yet.
-        labels: one class index a file, all 0 where there are no classes.
-        classes: class names in natural order, as `clean` gives them; empty for a flat folder or a single class.
+        labels: one class index per file, all 0 where there are no classes.
+        classes: class names in natural order, as `clean` returns them; empty for a flat folder or a single class.
     """
 
     root: Path
@@ -44,45 +44,23 @@ class ImageFolder:
 
     @classmethod
     def scan(cls, folder: str | Path, field: str = "data", classes: Sequence[str] | None = None) -> "ImageFolder":
-        """List the images of a folder; hidden files and folders, and those of file servers, are passed over.
+        """List the images of a folder; hidden files and folders, and those of file servers, are ignored.
 
         Folders whose names differ in spaces or in how accents are written are one class. Links to folders are followed,
         each folder being entered once. One warning counts the images of other kinds.
 
         Args:
             field: the option that named the folder, for messages.
-            classes: names that the labels refer to, of the training set; images of other classes are then left out with
-                a warning. None takes them from the folders.
+            classes: names that the labels refer to, of the training set; a warning counts the images of other classes,
+                which are left out. None takes them from the folders.
 
         Raises:
-            ValueError: one line with field, value and fix where the folder is missing, holds no images, holds
-                images both beside and inside its class folders, has splits in place of classes (see `check_classes`),
-                none of the wanted classes, or a name that may mean several of them.
+            ValueError: the folder is missing, holds no images, or images both beside and inside its class folders; has
+                splits in place of classes (see `check_classes`), none of these classes, or a name of several of them.
         """
         root = Path(folder)
         named = f"{field} = {str(folder)!r}"
-        others = Counter[str]()
-        with listing(named):
-            if not root.is_dir():
-                problem = "is a file" if root.exists() else "does not exist"
-                raise ValueError(f"{named}: {problem}; give a folder of images or of class folders")
-            inside, files = contents(root)
-            loose = _images(files, others)
-            folders = {entry: _images(files_under(entry), others) for entry in inside}
-        empty = [entry.name for entry, paths in folders.items() if not paths]
-        folders = {entry: paths for entry, paths in folders.items() if paths}
-        if not loose and not folders:
-            from mvar.data.tokens.cache import is_cache  # which imports torch: workers that read shards do without
-
-            if is_cache(root):
-                raise ValueError(
-                    f"{named}: is a token cache, which only train generator takes, as --data; "
-                    "give the folder of images that it was made from"
-                )
-            held = f" but {kinds(others)}" if others else ""
-            raise ValueError(
-                f"{named}: holds no images{held}; put {' '.join(SUFFIXES)} files into it or into class folders"
-            )
+        loose, folders, empty = _listed(root, named)
         check_classes(folders, named, Names(classes or ()))
         if loose and folders:
             raise ValueError(
@@ -91,9 +69,6 @@ class ImageFolder:
             )
         if empty and folders and classes is None:
             warnings.warn(f"{named}: folders without images are no classes: {some(empty)}", stacklevel=2)
-        odd = Counter({kind: n for kind, n in others.items() if kind == BROKEN or kind.startswith(OTHERS)})
-        if odd:
-            warnings.warn(f"{named}: passes over {kinds(odd)}; convert what you need to PNG", stacklevel=2)
         class_of = {entry: _class_name(entry, named) for entry in folders}
         by_class: dict[str, list[Path]] = {name: [] for name in sorted(class_of.values(), key=natural)}
         for entry, paths in folders.items():
@@ -117,6 +92,36 @@ class ImageFolder:
         return cls(root, *_of_classes(by_class, list(by_class), named))
 
 
+def _listed(root: Path, named: str) -> tuple[list[Path], dict[Path, list[Path]], list[str]]:
+    """The images in a folder itself, those of each folder inside, and the names of folders without any."""
+    others = Counter[str]()
+    with listing(named):
+        if not root.is_dir():
+            problem = "is a file" if root.exists() else "does not exist"
+            raise ValueError(f"{named}: {problem}; give a folder of images or of class folders")
+        inside, files = contents(root)
+        loose = _images(files, others)
+        folders = {entry: _images(files_under(entry), others) for entry in inside}
+    empty = [entry.name for entry, paths in folders.items() if not paths]
+    folders = {entry: paths for entry, paths in folders.items() if paths}
+    if not loose and not folders:
+        from mvar.data.tokens.cache import is_cache  # which imports torch: workers that read shards do without
+
+        if is_cache(root):
+            raise ValueError(
+                f"{named}: is a token cache, which only train generator takes, as --data; "
+                "give the folder of images that it was made from"
+            )
+        held = f" but {kinds(others)}" if others else ""
+        raise ValueError(
+            f"{named}: holds no images{held}; put {' '.join(SUFFIXES)} files into it or into class folders"
+        )
+    odd = Counter({kind: n for kind, n in others.items() if kind == BROKEN or kind.startswith(OTHERS)})
+    if odd:
+        warnings.warn(f"{named}: ignores {kinds(odd)}; convert what you need to PNG", stacklevel=3)
+    return loose, folders, empty
+
+
 @contextmanager
 def listing(named: str) -> Iterator[None]:
     """Turn a folder that cannot be listed into one line that begins with `named`."""
@@ -128,7 +133,7 @@ def listing(named: str) -> Iterator[None]:
 
 
 def contents(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders in a folder, in natural order, and its files; hidden ones are left out."""
+    """The folders in a folder, in natural order, and its files, without hidden ones."""
     folders, files = list[Path](), list[Path]()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -139,9 +144,9 @@ def contents(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def files_under(folder: Path) -> Iterator[Path]:
-    """All files under a folder, but hidden ones and those in hidden folders.
+    """All files under a folder, except hidden ones and those in hidden folders.
 
-    Links are followed. Each folder is entered once, and none that holds this one, so that links in circles end.
+    Links are followed. Each folder is entered once, and none that holds this one, so that circular links end.
     """
     place = Path(os.path.realpath(folder.parent))
     entered = {str(place), *map(str, place.parents)}
@@ -156,12 +161,12 @@ def files_under(folder: Path) -> Iterator[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name is that of an image."""
+    """Whether a file has the suffix of an image."""
     return path.suffix.lower() in SUFFIXES
 
 
 def natural(path: str | Path) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key: numbers by value, letters without case, then the exact name, so that no order is left to the disk."""
+    """Sort key: numbers by value, letters without case, then the exact name, so that no order depends on the disk."""
     text = unicodedata.normalize("NFC", str(path))
     parts = [
         (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"([0-9]+)", text)
@@ -169,8 +174,8 @@ def natural(path: str | Path) -> tuple[list[tuple[int, int, str]], str]:
     return parts, str(path)
 
 
-def report(bad: Sequence[tuple[os.PathLike[str], str]], total: int, root: Path, most: int = 20) -> str:
-    """Say which images of a folder cannot be used and why, the first `most` by name."""
+def bad_images(bad: Sequence[tuple[os.PathLike[str], str]], total: int, root: Path, most: int = 20) -> str:
+    """Which images of a folder cannot be used and why; the first `most` by name."""
     lines = [f"{len(bad):,} of {counted(total, 'image')} in {str(root)!r} cannot be used:"]
     lines += [f"  {os.path.relpath(path, root)!r}: {reason}" for path, reason in bad[:most]]
     if len(bad) > most:
@@ -179,11 +184,7 @@ def report(bad: Sequence[tuple[os.PathLike[str], str]], total: int, root: Path, 
 
 
 def _images(entries: Iterable[Path], others: Counter[str]) -> list[Path]:
-    """Those files that look like images, in natural order; a broken link counts, so that it is reported.
-
-    Args:
-        others: counts the files of other kinds, by suffix; changed in place.
-    """
+    """The files that are images by their names, in natural order; `others` counts the rest by suffix."""
     found = []
     for path in entries:
         if is_image(path):
@@ -194,7 +195,7 @@ def _images(entries: Iterable[Path], others: Counter[str]) -> list[Path]:
 
 
 def kinds(others: Counter[str]) -> str:
-    """How many files of which kinds."""
+    """The number of files of each kind."""
     parts = [f"{n:,} {kind or 'without suffix'}" for kind, n in others.most_common()]
     total = others.total()
     return f"{counted(total, 'file')} of {'another kind' if total == 1 else 'other kinds'} ({some(parts)})"
@@ -203,11 +204,7 @@ def kinds(others: Counter[str]) -> str:
 def _of_classes(
     by_class: Mapping[str, list[Path]], classes: Sequence[str], named: str
 ) -> tuple[list[Path], list[int], list[str]]:
-    """Images and labels of these classes, and the classes; the images of others are left out with a warning.
-
-    Raises:
-        ValueError: there are none of these classes, or a name may mean several of them.
-    """
+    """Images and labels of these classes, and the classes; a warning counts the images of others."""
     known, labels = Names(classes), dict[str, int]()
     for name in by_class:
         if len(places := known.find(name)) > 1:
@@ -234,7 +231,7 @@ def _of_classes(
 
 
 def _class_name(folder: Path, named: str) -> str:
-    """The folder's name as text; bytes that are not UTF-8 are escaped, so that it can be written anywhere."""
+    """The folder's name as text, in which bytes that are not UTF-8 are escaped."""
     name = clean(os.fsencode(folder.name).decode("utf-8", errors="backslashreplace"))
     if not name:
         raise ValueError(f"{named}: the folder {folder.name!r} has nothing but spaces for a name; rename it")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mvar.text import Names, clean, some
 
-# Training first; of the others the first that is there is used for validation.
+# Training first; of the others the first that exists is used for validation.
 SPLITS = (
     ("train", "training", "trainval"),
     ("val", "valid", "validation", "dev"),
@@ -35,20 +35,21 @@ SYSTEM = frozenset(
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is passed over: it begins with a dot, or the system made it."""
+    """Whether a file or folder is ignored by its name: it begins with a dot, or a system made it."""
     return name.startswith(".") or name.casefold() in SYSTEM
 
 
 def split_rank(name: str) -> int | None:
-    """The split that a name's first fitting word stands for, as its place in SPLITS: 0 is training; None for none."""
+    """The split that a name's first fitting word stands for, as its index in SPLITS (0 is training), or None."""
     return next((RANKS[word] for word in _words(name) if word in RANKS), None)
 
 
 def splits(names: Collection[str]) -> dict[str, int]:
-    """Which of the folders that lie in one are its splits, with the rank of each, in this order; empty where none are.
+    """Which of the folders in one are its splits: name to rank, by rank; empty where none are.
 
-    Those are splits that have such a name, as train, Val2017 or test_set, if both training and validation are among
-    them or there are no other folders; and those with other words too, as img_train and img_val, if all have some.
+    Folders named only as splits are, such as train, Val2017 or test_set, are splits if both training and validation are
+    among them or there are no other folders. Those with other words too, such as img_train and img_val, are splits if
+    all folders have such names.
     """
     found = {name: rank for name in names if (rank := split_rank(name)) is not None}
     ranks = dict(sorted(found.items(), key=lambda item: item[1]))
@@ -59,40 +60,35 @@ def splits(names: Collection[str]) -> dict[str, int]:
     return plain if len(plain) == len(names) else {}
 
 
-def check_classes(folders: Mapping[Path, Sequence[Path]], named: str, known: Names | None = None) -> None:
-    """Check that folders are classes.
+def check_classes(folders: Mapping[Path, Sequence[Path]], named: str, known: Names) -> None:
+    """Check that folders, with the images inside each at any depth, are classes.
 
     Args:
-        folders: those that lie in one, with the images inside each at any depth.
         named: the field and its value, for messages.
         known: classes; a folder of such a name is one, whatever it holds.
 
     Raises:
-        ValueError: one line: the folders are splits, hold the class folders themselves, or hold splits; or they hold
-            folders of the same names and have names of PARTS. Under other names the latter is a warning.
+        ValueError: the folders are splits, hold the class folders themselves, or hold splits; or they hold folders of
+            the same names and have names of PARTS. Under other names the latter is a warning.
     """
     if len(parts := splits([folder.name for folder in folders])) > 1:
         first = str(next(iter(folders)).with_name(next(iter(parts))))
         raise ValueError(f"{named}: is split into {_and(parts)}; give one of them, such as {first!r}")
-
-    def is_known(folder: Path) -> bool:
-        return bool(known and known.find(folder.name))
-
     branches = {folder: _branches(folder, paths) for folder, paths in folders.items()}
-    count = Counter(name for _, inner in branches.values() for name in inner)
     for folder, (where, inner) in branches.items():
         if where is None:
             continue
-        if (len(folders) == 1 or splits([folder.name])) and not is_known(folder):
+        if (len(folders) == 1 or splits([folder.name])) and not known.find(folder.name):
             raise ValueError(f"{named}: {folder.name}/ holds folders ({some(inner)}) and is no class; give {where!r}")
         if len(parts := splits(inner)) > 1:
             raise ValueError(
                 f"{named}: {folder.name}/ is split into {_and(parts)}; put the classes into the splits, as "
                 f"{next(iter(parts))}/{folder.name}/, not the splits into the classes"
             )
+    count = Counter(name for _, inner in branches.values() for name in inner)
     shared = {folder: [name for name in inner if count[name] > 1] for folder, (_, inner) in branches.items()}
     for folder, (where, inner) in branches.items():
-        if where is not None and 2 * len(shared[folder]) > len(inner) and not is_known(folder):
+        if where is not None and 2 * len(shared[folder]) > len(inner) and not known.find(folder.name):
             other = next(f for f, names in shared.items() if f != folder and shared[folder][0] in names)
             said = f"{folder.name}/ and {other.name}/ hold folders of the same names ({some(shared[folder])})"
             if any(word in PARTS for f, names in shared.items() if names for word in _words(f.name)):
@@ -119,8 +115,7 @@ def _branches(folder: Path, paths: Sequence[Path]) -> tuple[str | None, list[str
     common = os.path.commonpath(parents)
     if common in parents:
         return None, [part for part in os.path.relpath(common, folder).split(os.sep) if part != "."]
-    names = {os.path.relpath(parent, common).split(os.sep)[0] for parent in parents}
-    return common, sorted(names)
+    return common, sorted({os.path.relpath(parent, common).split(os.sep)[0] for parent in parents})
 
 
 def _and(names: Collection[str]) -> str:

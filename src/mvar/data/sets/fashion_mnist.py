@@ -1,8 +1,8 @@
 """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) as image folders.
 
 60,000 training and 10,000 test images, 28x28 grey, 10 classes, MIT licence; the original gzipped IDX files come from
-the Debian package dataset-fashion-mnist. The images are written at 32x32, framed with two black pixels: what enlarging
-them would do to their pixels cannot be undone without loss.
+the Debian package dataset-fashion-mnist. The images are written at 32x32, framed with two black pixels: enlarging them
+would lose something.
 """
 
 import gzip
@@ -10,34 +10,25 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mvar.data.workers import in_threads
 from mvar.files import atomic_folder
 from mvar.progress import track
 
 # In the order of the official labels 0 to 9; an image folder numbers its classes by name instead.
 FASHION_MNIST_CLASSES = (
-    "T-shirt-top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle-boot",
+    *("T-shirt-top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"),
 )
 FILES = {
-    "train_images": "train-images-idx3-ubyte.gz",
-    "train_labels": "train-labels-idx1-ubyte.gz",
-    "val_images": "t10k-images-idx3-ubyte.gz",
-    "val_labels": "t10k-labels-idx1-ubyte.gz",
+    f"{split}_{kind}": f"{start}-{kind}-idx{rank}-ubyte.gz"
+    for split, start in (("train", "train"), ("val", "t10k"))
+    for kind, rank in (("images", 3), ("labels", 1))
 }
 FRAME = 2  # black pixels on every side of the written images
 PACKAGE = "dataset-fashion-mnist"
@@ -64,10 +55,8 @@ def fashion_mnist(out: str, source: str | None = None) -> None:
             for i, label in enumerate(arrays[f"{split}_labels"]):
                 path = folder / split / FASHION_MNIST_CLASSES[label] / f"{i:05d}.png"
                 jobs.append((np.pad(arrays[f"{split}_images"][i], FRAME), path))
-        with ThreadPoolExecutor() as pool:
-            for _ in track(
-                pool.map(lambda job: Image.fromarray(job[0]).save(job[1]), jobs), len(jobs), "writing images"
-            ):
+        with closing(in_threads(lambda job: Image.fromarray(job[0]).save(job[1]), jobs)) as saved:
+            for _ in track(saved, len(jobs), "writing images"):
                 pass
 
     atomic_folder(out, write)
@@ -93,14 +82,14 @@ def fashion_mnist_arrays(source: str | None = None) -> dict[str, np.ndarray]:
         if images != len(labels) or labels.max(initial=0) >= len(FASHION_MNIST_CLASSES):
             name = FILES[f"{split}_labels"]
             raise ValueError(
-                f"source = {str(folder)!r}: {name} does not label {images} images from 0 to 9; get it anew"
+                f"source = {str(folder)!r}: {name} does not label {images} images from 0 to 9; get it again"
             )
     return arrays
 
 
 @contextmanager
 def _folder(source: str | None) -> Iterator[Path]:
-    """The folder with the four files: the one named, the installed one, or a download that is deleted after use."""
+    """The folder with the four files: `source`, the installed one, or a download that is deleted after use."""
     if source is not None or INSTALLED.is_dir():
         yield Path(source) if source is not None else INSTALLED
         return
@@ -124,11 +113,11 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"source: {str(path)!r} is not a whole gzip file ({error}); get it anew") from error
+        raise ValueError(f"source: {str(path)!r} is not a whole gzip file ({error}); get it again") from error
     rank = 1 + len(shape)
     start = 4 * (1 + rank)
     header = np.frombuffer(content[:start].ljust(start, b"\0"), dtype=">u4").tolist()
     expected = [0x0800 + rank, header[1], *shape]  # 8: unsigned bytes
     if header != expected or len(content) - start != np.prod(header[1:], dtype=np.int64):
-        raise ValueError(f"source: {str(path)!r} is not IDX data of shape {('n', *shape)}; get it anew")
+        raise ValueError(f"source: {str(path)!r} is not IDX data of shape {('n', *shape)}; get it again")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(header[1:])

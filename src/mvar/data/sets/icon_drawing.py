@@ -5,7 +5,7 @@ Shapes: N, M drawings; P = 32 x 32 pixels of a drawing's shape; B = 8 x 8 blocks
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from mvar.data.sets.iconify import Icon
 MARGIN = 4 / 64  # of the image's side, around the icon
 SIDE = 64  # of the images that are compared
 SHAPE, BLOCK = 32, 4  # sides of a shape and of its blocks
-SOME = 20  # shapes that are tried before the others are ruled out
+SOME = 20  # nearest shapes by blocks, compared before the others are ruled out
 # Ink in float32, truncated: some shades lose 1 of 255. A dozen choices between near drawings depend on it.
 ROUNDED = (np.float32(255) * (1 - (255 - np.arange(256, dtype=np.float32)) / 255)).astype(np.uint8)
 MOST_TEXT = 6144  # characters of a body: what is longer is an illustration
@@ -57,11 +57,7 @@ def draw(icon: Icon, size: int) -> np.ndarray:
 
 
 def resvg() -> Callable[..., bytes]:
-    """What draws SVG.
-
-    Raises:
-        ValueError: resvg-py is not installed.
-    """
+    """The function that draws SVG; raises ValueError where resvg-py is not installed."""
     try:
         from resvg_py import svg_to_bytes
     except ImportError as error:
@@ -70,7 +66,7 @@ def resvg() -> Callable[..., bytes]:
 
 
 def shape_of(icon: Icon) -> np.ndarray | None:
-    """An icon's ink wherever and however large it is drawn, int16 (P,); None where there is no picture.
+    """An icon's ink, independent of its place and size, int16 (P,); None where there is no picture.
 
     Raises:
         ValueError: as `draw`.
@@ -102,20 +98,15 @@ def shape_of_ink(ink: np.ndarray) -> np.ndarray:
 
 
 def near(shapes_NP: np.ndarray, others_MP: np.ndarray, limit: float) -> np.ndarray:
-    """Which shapes have one of the others nearby, bool (N,).
+    """Which shapes differ from one of the others by less than `limit`, a share of their mean ink; bool (N,).
 
     Args:
         shapes_NP, others_MP: int16.
-        limit: on the difference of two shapes, as a share of their mean ink.
     """
-    rough_NB, rough_MB = _blocks(shapes_NP), _blocks(others_MP)
-    ink_N, ink_M = rough_NB.sum(1), rough_MB.sum(1)
     found_N = np.zeros(len(shapes_NP), bool)
-    for n in range(len(shapes_NP)):
-        most_M = limit * (ink_N[n] + ink_M) / 2
-        # Blocks differ by no more than their pixels do, so that they rule most of the others out.
-        some = np.flatnonzero(np.abs(rough_MB - rough_NB[n]).sum(1) < most_M)
-        found_N[n] = (np.abs(others_MP[some] - shapes_NP[n]).sum(1, dtype=np.int32) < most_M[some]).any()
+    for n, (mean_M, bound_M, differences) in enumerate(_compared(shapes_NP, others_MP)):
+        some = np.flatnonzero(bound_M < limit * mean_M)
+        found_N[n] = (differences(some) < limit * mean_M[some]).any()
     return found_N
 
 
@@ -125,18 +116,31 @@ def nearest(shapes_NP: np.ndarray, others_MP: np.ndarray) -> tuple[np.ndarray, n
     Args:
         shapes_NP, others_MP: int16; a shape without ink differs from all by twice the mean.
     """
-    rough_NB, rough_MB = _blocks(shapes_NP), _blocks(others_MP)
-    ink_N, ink_M = rough_NB.sum(1), rough_MB.sum(1)
     found_N, least_N = np.zeros(len(shapes_NP), np.int64), np.zeros(len(shapes_NP))
-    for n in range(len(shapes_NP)):
-        mean_M = np.maximum(ink_N[n] + ink_M, 1) / 2
-        bound_M = np.abs(rough_MB - rough_NB[n]).sum(1) / mean_M  # no more than the difference, as in `near`
-        first = np.argsort(bound_M, kind="stable")[:SOME]
-        most = (np.abs(others_MP[first] - shapes_NP[n]).sum(1, dtype=np.int32) / mean_M[first]).min()
-        some = np.flatnonzero(bound_M <= most)
-        differences = np.abs(others_MP[some] - shapes_NP[n]).sum(1, dtype=np.int32) / mean_M[some]
-        found_N[n], least_N[n] = some[differences.argmin()], differences.min()
+    for n, (mean_M, bound_M, differences) in enumerate(_compared(shapes_NP, others_MP)):
+        mean_M = np.maximum(mean_M, 0.5)
+        first = np.argsort(bound_M / mean_M, kind="stable")[:SOME]
+        some = np.flatnonzero(bound_M / mean_M <= (differences(first) / mean_M[first]).min())
+        shares = differences(some) / mean_M[some]
+        found_N[n], least_N[n] = some[shares.argmin()], shares.min()
     return found_N, least_N
+
+
+def _compared(
+    shapes_NP: np.ndarray, others_MP: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
+    """For each shape, and each of the others: their mean ink (M,), a lower bound of their difference (M,), and a
+    function from indices of others to the differences themselves.
+
+    The bound is the difference of their blocks, which is never more than that of their pixels.
+    """
+    rough_NB, rough_MB = _blocks(shapes_NP), _blocks(others_MP)
+    for shape_P, rough_B in zip(shapes_NP, rough_NB, strict=True):
+
+        def differences(some: np.ndarray, shape_P: np.ndarray = shape_P) -> np.ndarray:
+            return np.asarray(np.abs(others_MP[some] - shape_P).sum(1, dtype=np.int32))
+
+        yield (rough_B.sum() + rough_MB.sum(1)) / 2, np.abs(rough_MB - rough_B).sum(1), differences
 
 
 def _still(body: str) -> str:
@@ -145,7 +149,7 @@ def _still(body: str) -> str:
 
 
 def _is_picture(ink: np.ndarray) -> bool:
-    """Whether there is ink, not everywhere, with edges in it and no large grey areas."""
+    """Whether there is ink, not everywhere, with edges and without large grey areas."""
     grey, black = (ink > 50) & (ink < 205), ink > 127
     inside = grey[1:-1, 1:-1] & grey[:-2, 1:-1] & grey[2:, 1:-1] & grey[1:-1, :-2] & grey[1:-1, 2:]
     edges = (black[:, 1:] != black[:, :-1]).sum() + (black[1:] != black[:-1]).sum()
@@ -153,6 +157,6 @@ def _is_picture(ink: np.ndarray) -> bool:
 
 
 def _blocks(shapes_NP: np.ndarray) -> np.ndarray:
-    """The sums over blocks of shapes, int32 (N, B)."""
+    """Sums over blocks of shapes, int32 (N, B)."""
     N, n = len(shapes_NP), SHAPE // BLOCK
     return shapes_NP.reshape(N, n, BLOCK, n, BLOCK).sum((2, 4), dtype=np.int32).reshape(N, n * n)

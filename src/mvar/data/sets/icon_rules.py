@@ -17,10 +17,6 @@ def _read(name: str) -> dict[str, list[str]]:
     return dict(found)
 
 
-def _any_of(patterns: list[str]) -> re.Pattern[str]:
-    return re.compile("|".join(patterns))
-
-
 CONCEPTS = _read("concepts.txt")
 RULES = _read("rules.txt")
 LEFT_OUT, HELD_OUT, STYLE = (frozenset(RULES[key]) for key in ("sets-left-out", "designers-held-out", "style-words"))
@@ -29,17 +25,14 @@ SIZE = re.compile(r"\d+(px|x\d+)")
 
 _CONCEPT_OF = {name: concept for concept, names in CONCEPTS.items() for name in names}
 _DESIGNER_OF = {prefix: designer for designer, sets in _read("designers.txt").items() for prefix in sets}
-_WRONG = {concept: _any_of(patterns) for concept, patterns in _read("rejects.txt").items()}
-_RELABELLED = {tuple(key.split(" > ")): _any_of(patterns) for key, patterns in _read("relabels.txt").items()}
+_WRONG = {concept: re.compile("|".join(patterns)) for concept, patterns in _read("rejects.txt").items()}
+_RELABELLED = {
+    tuple(key.split(" > ")): re.compile("|".join(patterns)) for key, patterns in _read("relabels.txt").items()
+}
 
 
 def concept_of(prefix: str, name: str) -> str | None:
-    """The concept that an icon of a set shows; None where it shows none of those that are known.
-
-    Args:
-        prefix: of the set.
-        name: of the icon.
-    """
+    """The known concept that the icon `name` of the set `prefix` shows, or None."""
     concept = _CONCEPT_OF.get(plain_name(name))
     for (old, new), pattern in _RELABELLED.items():
         if concept == old and pattern.fullmatch(f"{prefix}/{name}"):
@@ -56,21 +49,21 @@ def plain_name(name: str) -> str:
 
 
 def picture_of(name: str) -> str:
-    """An icon's name without style: what the versions of one picture share."""
+    """An icon's name without style, which the versions of one picture share."""
     return "-".join(word for word in name.split("-") if word not in STYLE)
 
 
 def is_wrong(concept: str, prefix: str, name: str) -> bool:
-    """Whether someone who looked at an icon did not see the concept."""
+    """Whether an icon, looked at, does not show the concept."""
     pattern = _WRONG.get(concept)
     return pattern is not None and pattern.fullmatch(f"{prefix}/{name}") is not None
 
 
 def designer_of(prefix: str) -> str:
-    """Who designed a set: the sets of one designer have much in common."""
+    """The designer of a set: the sets of one designer have much in common."""
     return _DESIGNER_OF.get(prefix, prefix)
 
 
 def split_of(prefix: str) -> str:
-    """The part of the data set that the icons of a set belong to: train or val."""
+    """The split of a set's icons: train or val."""
     return "val" if designer_of(prefix) in HELD_OUT else "train"

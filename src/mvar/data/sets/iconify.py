@@ -27,7 +27,7 @@ FIX = f"give a whole copy of the npm package {NPM_PACKAGE}"
 
 @dataclass(frozen=True)
 class Icon:
-    """One picture: SVG elements, and the box that they are seen through, in their own units."""
+    """One picture: SVG elements, and their view box."""
 
     prefix: str
     name: str
@@ -40,7 +40,7 @@ class Icon:
     def __post_init__(self) -> None:
         for name in (self.prefix, self.name):
             if not ICON_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not a name as sets and icons have")
+                raise ValueError(f"{name!r} is not a name of a set or an icon")
         if not isinstance(self.body, str) or not (0 < self.width < MOST_BYTES and 0 < self.height < MOST_BYTES):
             raise ValueError(f"{self.name!r} has no SVG text or no size")
 
@@ -51,9 +51,8 @@ class IconSet:
 
     Attributes:
         prefix: the set's short name.
-        info: what the package says of it: name, author, license, ...
-        icons: in the order of their names; without those that the set hides, as outdated, and those that are given as
-            another picture turned or mirrored.
+        info: its description in the package: name, author, license, ...
+        icons: sorted by name, without those that the set hides as outdated or defines by turning or mirroring others.
     """
 
     prefix: str
@@ -67,16 +66,13 @@ def read_sets(
     is_wanted: Callable[[str, Mapping[str, Any]], bool],
     is_named: Callable[[str, str], bool],
 ) -> tuple[str, list[IconSet]]:
-    """Read the wanted icons of the wanted sets.
+    """Read the package's version, and the wanted icons of the wanted sets, sorted by prefix.
 
     Args:
         source: an unpacked package; None fetches it by npm, and deletes it after use.
-        version: to be fetched, or what npm knows as such: "latest".
-        is_wanted: says so of a set by its prefix and its description.
-        is_named: says so of an icon of such a set by the set's prefix and the icon's name.
-
-    Returns:
-        The package's version and the sets in the order of their prefixes.
+        version: to be fetched, or a tag of npm such as "latest".
+        is_wanted: chooses sets by prefix and description.
+        is_named: chooses icons by the set's prefix and the icon's name.
 
     Raises:
         ValueError: the package cannot be fetched, or is not what it should be.
@@ -125,7 +121,7 @@ def _files(source: str | None, version: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _download(version: str) -> Iterator[tuple[str, bytes]]:
-    """The files as they come out of the archive: it is 100 MB, and five times that unpacked."""
+    """The files in the order of the archive, which has 100 MB, and five times that unpacked."""
     with tempfile.TemporaryDirectory() as scratch:
         command = ["npm", "pack", f"{NPM_PACKAGE}@{version}", "--loglevel", "error"]
         try:

@@ -7,7 +7,9 @@ Shapes: N, M drawings; P pixels of a drawing's shape.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,12 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mvar.data.processes import in_processes
 from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, resvg, shape_of
 from mvar.data.sets.icon_rules import CONCEPTS, LEFT_OUT, concept_of, designer_of, is_wrong, picture_of, split_of
 from mvar.data.sets.iconify import NPM_PACKAGE, VERSION, Icon, IconSet, read_sets
+from mvar.data.workers import in_processes
 from mvar.files import atomic_folder
-from mvar.options import close
 from mvar.progress import track
 from mvar.settings import Size, check
 from mvar.text import Names, some, split_names
@@ -45,12 +46,12 @@ class Drawing:
 
     @property
     def split(self) -> str:
-        """The part of the data set that it belongs to: train or val."""
+        """train or val."""
         return split_of(self.icon.prefix)
 
     @property
     def picture(self) -> tuple[str, str, str]:
-        """What a designer's thin, filled or outlined versions of one picture share."""
+        """A key that a designer's thin, filled or outlined versions of one picture share."""
         return self.concept, designer_of(self.icon.prefix), picture_of(self.icon.name)
 
 
@@ -71,7 +72,7 @@ def icons(
         package_version: of the package that is downloaded.
 
     Returns:
-        How many images of which (set, split, concept) were written.
+        The number of images by (set, split, concept).
 
     Raises:
         ValueError: resvg-py is not installed, a concept is unknown or has too few icons, the package cannot be fetched
@@ -98,8 +99,9 @@ def icons(
             place.mkdir(parents=True, exist_ok=True)
             jobs.append((icon, place / f"{icon.prefix}_{icon.name}.png"))
             counts[icon.prefix, drawing.split, drawing.concept] += 1
-        for _ in track(in_processes(partial(_write_png, size=size), jobs), len(jobs), "writing icons"):
-            pass
+        with closing(in_processes(partial(_write_png, size=size), jobs)) as saved:
+            for _ in track(saved, len(jobs), "writing icons"):
+                pass
         (folder / "LICENCES.md").write_text(licences(version, sets, counts), encoding="utf-8")
 
     atomic_folder(out, write)
@@ -107,20 +109,13 @@ def icons(
 
 
 def is_wanted(prefix: str, info: Mapping[str, Any]) -> bool:
-    """Whether a set, by its description in the package, is of things in one colour and under a permissive licence."""
+    """Whether a set, by its description in the package, shows things in one colour under a permissive licence."""
     licence = str(_part(info, "license").get("spdx"))
     return prefix not in LEFT_OUT and not info.get("palette") and licence in PERMISSIVE
 
 
 def choose(sets: Sequence[IconSet]) -> list[Drawing]:
-    """The icons that are written, by concept: the right picture, each drawn once, of concepts that have enough.
-
-    Args:
-        sets: with icons of known concepts alone.
-
-    Raises:
-        ValueError: an icon cannot be drawn.
-    """
+    """The icons to write, by concept: right pictures, each drawing once, of concepts that have enough."""
     found = [
         Drawing(concept, icon)
         for icons in sets
@@ -130,7 +125,7 @@ def choose(sets: Sequence[IconSet]) -> list[Drawing]:
     wrong = {drawing.picture for drawing in found if is_wrong(drawing.concept, drawing.icon.prefix, drawing.icon.name)}
 
     def rank(drawing: Drawing) -> tuple[str, bool, bool, int, str, str]:
-        """Of drawings that are nearly the same the first stays: a wrong one, one for training, one of a short name."""
+        """Of nearly equal drawings the first stays: wrong before right, training before val, short names first."""
         prefix, name = drawing.icon.prefix, drawing.icon.name
         return drawing.concept, drawing.picture not in wrong, drawing.split == "val", len(name), prefix, name
 
@@ -153,7 +148,7 @@ def choose(sets: Sequence[IconSet]) -> list[Drawing]:
 
 
 def licences(version: str, sets: Sequence[IconSet], counts: Counts) -> str:
-    """The page that goes with the images: whose they are and under which licence, as the package says."""
+    """The page that goes with the images: their authors and licences, as the package names them."""
     lines = [
         "# Where these images come from",
         "",
@@ -185,14 +180,15 @@ def _asked(concepts: str) -> set[str]:
     known, names = list(CONCEPTS), Names(CONCEPTS)
     asked = {name: names.find(name) for name in split_names(concepts, "concepts")}
     if unknown := [name for name, places in asked.items() if not places]:
-        raise ValueError(f"concepts = {concepts!r}: no concept {unknown[0]!r}{close(unknown[:1], known)}")
+        near = "".join(f"; close: {name}" for name in get_close_matches(unknown[0], known, n=1))
+        raise ValueError(f"concepts = {concepts!r}: no concept {unknown[0]!r}{near}")
     if not asked:
         raise ValueError(f"concepts = {concepts!r}: names no concept; leave it out for all")
     return {known[place] for places in asked.values() for place in places}
 
 
 def _distinct(drawn: Iterable[tuple[Drawing, np.ndarray | None]]) -> list[Shaped]:
-    """The drawings that differ from all kept before them, without those that are no pictures."""
+    """The pictures that differ from all kept before them."""
     pictures = [(drawing, shape_P) for drawing, shape_P in drawn if shape_P is not None]
     kept: list[int] = []
     if pictures:
@@ -209,8 +205,7 @@ def _write_png(job: tuple[Icon, Path], size: int) -> None:
 
 
 def _part(info: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    part = info.get(key)
-    return part if isinstance(part, dict) else {}
+    return part if isinstance(part := info.get(key), dict) else {}
 
 
 def _link(text: object, url: object) -> str:

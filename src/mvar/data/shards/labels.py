@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mvar.data.images.folders import natural
 from mvar.files import read_bounded
-from mvar.text import Names, clean, counted, shown, some
+from mvar.text import Names, clean, counted, shown
 
 CLASS_FILES = ("classes.txt", "classes.json")
 MOST_LISTED = 2**24  # bytes of a list of classes
@@ -22,9 +21,9 @@ Label = int | str | None
 
 
 def parse_label(kind: str, content: bytes) -> Label:
-    """The label in a .cls or .json ({"label": ...}); None where it has none.
+    """The label in a .cls or .json ({"label": ...}), a whole number from 0 or a name; None where it has none.
 
-    It is a whole number from 0 or a name. Text that is a whole number is one, in both kinds of files.
+    Text that is a whole number is one, in both kinds of files.
 
     Raises:
         ValueError: the reason why it is no label.
@@ -47,7 +46,7 @@ def parse_label(kind: str, content: bytes) -> Label:
             if NOT_WHOLE.fullmatch(name := class_name(label)):
                 raise ValueError(f"is {name!r}, neither a whole number nor a name")
             return name
-        if isinstance(label, bool) or not isinstance(label, int):
+        if type(label) is not int:
             raise ValueError(f"is of the type {type(label).__name__}, neither a whole number nor a name")
         if label < 0:
             raise ValueError("is negative; classes are counted from 0")
@@ -57,15 +56,17 @@ def parse_label(kind: str, content: bytes) -> Label:
 
 
 def parse_json(content: bytes) -> Any:
-    """What a JSON text holds.
-
-    Raises:
-        ValueError: it is no JSON, nested too deeply, or an object in it has two labels.
-    """
+    """Parse JSON; raises ValueError where it is none, nested too deeply, or an object in it has two labels."""
     try:
         return json.loads(content, object_pairs_hook=_once)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if [name for name, _ in pairs].count("label") > 1:
+        raise ValueError("it has two labels")
+    return dict(pairs)
 
 
 def class_name(text: str) -> str:
@@ -91,18 +92,14 @@ class Classes:
         self._total, self._names = len(names), Names(names)
 
     def find(self, label: Label) -> int | None:
-        """The index of a label's class; None where it is not just one of the classes."""
+        """The index of a label's class; None where there is none, or more than one."""
         if isinstance(label, str):
             places = self._names.find(label)
             return places[0] if len(places) == 1 else None
         return label if label is not None and 0 <= label < self._total else None
 
     def index(self, label: Label, named: str) -> int:
-        """The index of a label's class.
-
-        Raises:
-            ValueError: there is none: one line that begins with `named`.
-        """
+        """The index of a label's class; raises ValueError with a line that begins with `named` where there is none."""
         if (index := self.find(label)) is None:
             said = "has no label" if label is None else f"has label {shown(repr(label), 60)}"
             raise ValueError(
@@ -144,7 +141,7 @@ def read_classes(folder: Path, field: str) -> list[str] | None:
 
 
 def names_found(labels: Sequence[tuple[object, Label]], field: str) -> list[str]:
-    """The class names of images and labels that nobody listed: the names in natural order, or the numbers from 0.
+    """The class names of images and labels without a list: the names in natural order, or the numbers from 0.
 
     Raises:
         ValueError: labels of several kinds, or a number that would make more empty classes than there are images.
@@ -168,18 +165,3 @@ def names_found(labels: Sequence[tuple[object, Label]], field: str) -> list[str]
             f"{counted(len(labels), 'image')}; fix it, or list all classes in {CLASS_FILES[0]}"
         )
     return [str(i) for i in range(most + 1)]
-
-
-def warn_of_empty(classes: Sequence[str], used: Iterable[int], field: str) -> None:
-    """Warn of classes without images, given the indices of those that have some."""
-    used = {*used}
-    empty = [repr(name) for i, name in enumerate(classes) if i not in used]
-    if empty:
-        said = f"{len(empty):,} of {len(classes):,} classes have no images"
-        warnings.warn(f"{field}: {said}: {some(empty)}", stacklevel=3)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if [name for name, _ in pairs].count("label") > 1:
-        raise ValueError("it has two labels")
-    return dict(pairs)

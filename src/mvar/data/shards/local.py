@@ -12,6 +12,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -25,9 +26,9 @@ from typing import Any, NamedTuple
 from mvar.data.images.decoding import decode
 from mvar.data.images.folders import OTHERS, SUFFIXES, kinds
 from mvar.data.reading import mark
-from mvar.data.shards.labels import Classes, Label, class_name, names_found, parse_json, read_classes, warn_of_empty
+from mvar.data.shards.labels import Classes, Label, class_name, names_found, parse_json, read_classes
 from mvar.data.shards.tar import MOST_IMAGE, BrokenTar, samples
-from mvar.data.threads import in_threads
+from mvar.data.workers import in_threads
 from mvar.files import cache_folder, read_bounded, write_text
 from mvar.progress import track
 from mvar.text import counted, some
@@ -35,7 +36,7 @@ from mvar.text import counted, some
 INDEX_VERSION = 3
 OPEN_SHARDS = 128  # whose descriptors are kept
 MOST_SHARDS = 1_000_000
-INDEX_BYTES, INDEX_SHARE = 2**20, 16  # an index is no larger than this and so many times its shard
+INDEX_BYTES, INDEX_SHARE = 2**20, 16  # an index has at most INDEX_BYTES + INDEX_SHARE * the bytes of its shard
 RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 
 
@@ -70,14 +71,7 @@ class Member(NamedTuple):
         """The sample's key."""
         return self.name.rpartition(".")[0]
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Width and height as the index knows them; raises ValueError with the reason where it cannot be used."""
-        if self.problem is not None:
-            raise ValueError(self.problem)
-        return self.width, self.height
-
-    def open(self) -> BytesIO:
+    def read(self) -> bytes:
         """Its bytes; raises ValueError with the reason where they cannot be read."""
         if self.problem is not None:
             raise ValueError(self.problem)
@@ -88,7 +82,10 @@ class Member(NamedTuple):
             raise ValueError(f"the shard cannot be read ({error.strerror or error})") from error
         if len(content) < self.size:
             raise ValueError("the shard is cut short")
-        return BytesIO(content)
+        return content
+
+
+Row = tuple[Member, Label]
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class ShardSet:
     Attributes:
         root: the folder of the shards.
         paths: the images, good and bad.
-        labels: one class index an image, all 0 where there are no classes.
+        labels: one class index per image, all 0 where there are no classes.
         classes: class names; empty without labels, or with a single one.
     """
 
@@ -113,50 +110,36 @@ class ShardSet:
 
         Args:
             field: the option that named the shards, for messages.
-            classes: class names that the labels refer to, of the training set; images of other classes are then left
-                out with a warning. None takes them from classes.txt (a line each) or classes.json (a list) beside the
-                shards, else from the labels themselves.
+            classes: as for `ImageFolder.scan`; None takes them from classes.txt (a line each) or classes.json (a list)
+                beside the shards, else from the labels themselves.
 
         Raises:
-            ValueError: one line with field, shard, key and fix where a shard is missing, compressed or cut short,
-                where nothing is an image, a label is missing or no class, or a number would make more empty classes
-                than there are images.
+            ValueError: a shard is missing, compressed or cut short, nothing is an image, a label is missing or no
+                class, or a number would make more empty classes than there are images.
         """
-        if missing := [path for path in shards if not os.path.isfile(path)]:
-            problem = "is a broken link" if os.path.islink(missing[0]) else "does not exist"
-            problem = "is not a file" if os.path.exists(missing[0]) else problem
-            more = f" ({len(missing):,} are missing in all)" if len(missing) > 1 else ""
-            raise ValueError(f"{field}: shard {str(missing[0])!r} {problem}{more}; give the names of .tar files")
-        _descriptor.cache_clear()  # a shard may have been replaced since it was last open
-        others = Counter[str]()
-        found = [row for shard in shards for row in _index(shard, field, others)]
-        members = [member for member, _ in found]
-        if not any(member.name for member in members):
-            wanted = " ".join(SUFFIXES)
-            raise ValueError(f"{field} = {str(shards[0])!r}: {members[0].problem}; give shards with {wanted}")
-        if others:
-            named = f"{field} = {str(shards[0].parent)!r}"
-            warnings.warn(f"{named}: passes over {kinds(others)}; convert what you need to PNG", stacklevel=2)
+        root, named = shards[0].parent, f"{field} = {str(shards[0].parent)!r}"
+        rows = _rows(shards, field, named)
         own = _own_classes(shards, field)
         if classes and own is not None and [*map(Classes(classes).find, own)] != [*range(len(classes))]:
-            raise ValueError(f"{field}: {str(shards[0].parent)!r} lists other classes than the training set; give one")
+            raise ValueError(f"{field}: {str(root)!r} lists other classes than the training set; give one")
         if classes:
-            found = _of_classes(found, classes, f"{field} = {str(shards[0].parent)!r}")
-            members = [member for member, _ in found]
-        used = [(member, label) for member, label in found if member.problem is None]
-        listed = own if classes is None else classes
-        names = names_found(used, field) if listed is None else listed
+            rows = _of_classes(rows, classes, named)
+        members, used = [member for member, _ in rows], [row for row in rows if row[0].problem is None]
+        names = own if classes is None else classes
+        names = names_found(used, field) if names is None else names
         if len(names) < 2:
-            return cls(shards[0].parent, members, [0] * len(members), [])
+            return cls(root, members, [0] * len(members), [])
         numbers = Classes(names)
         labels = [
             0 if member.problem is not None else numbers.index(label, f"{field}: {str(member)!r}")
-            for member, label in found
+            for member, label in rows
         ]
-        if classes is None:
-            used_labels = (i for i, member in zip(labels, members, strict=True) if member.problem is None)
-            warn_of_empty(names, used_labels, field)
-        return cls(shards[0].parent, members, labels, names)
+        filled = {label for member, label in zip(members, labels, strict=True) if member.problem is None}
+        if classes is None and len(filled) < len(names):
+            empty = some([repr(name) for i, name in enumerate(names) if i not in filled])
+            said = f"{len(names) - len(filled):,} of {len(names):,} classes have no images: {empty}"
+            warnings.warn(f"{field}: {said}", stacklevel=2)
+        return cls(root, members, labels, names)
 
 
 def expand(pattern: str) -> list[str]:
@@ -177,21 +160,35 @@ def expand(pattern: str) -> list[str]:
     ]
 
 
-def _of_classes(found: list[tuple[Member, Label]], classes: Sequence[str], named: str) -> list[tuple[Member, Label]]:
-    """The samples but those whose label is none of the classes, which a warning counts.
+def _rows(shards: Sequence[Path], field: str, named: str) -> list[Row]:
+    """The samples of all shards; a warning counts the images of other kinds."""
+    if missing := [path for path in shards if not os.path.isfile(path)]:
+        problem = "is a broken link" if os.path.islink(missing[0]) else "does not exist"
+        problem = "is not a file" if os.path.exists(missing[0]) else problem
+        more = f" ({len(missing):,} are missing in all)" if len(missing) > 1 else ""
+        raise ValueError(f"{field}: shard {str(missing[0])!r} {problem}{more}; give the names of .tar files")
+    _descriptor.cache_clear()  # a shard may have been replaced since it was last open
+    others = Counter[str]()
+    rows = [row for shard in shards for row in _index(shard, field, others)]
+    if not any(member.name for member, _ in rows):
+        wanted = " ".join(SUFFIXES)
+        raise ValueError(f"{field} = {str(shards[0])!r}: {rows[0][0].problem}; give shards with {wanted}")
+    if others:
+        warnings.warn(f"{named}: ignores {kinds(others)}; convert what you need to PNG", stacklevel=3)
+    return rows
 
-    Raises:
-        ValueError: nothing is left.
-    """
+
+def _of_classes(rows: list[Row], classes: Sequence[str], named: str) -> list[Row]:
+    """The samples without those of other classes, which a warning counts."""
     known = Classes(classes)
-    labels = dict.fromkeys(label for _, label in found)
+    labels = dict.fromkeys(label for _, label in rows)
     lacking = dict.fromkeys(label for label in labels if label is not None and known.find(label) is None)
-    left = [(member, label) for member, label in found if label not in lacking or member.problem is not None]
-    if len(left) < len(found):
+    left = [(member, label) for member, label in rows if label not in lacking or member.problem is not None]
+    if len(left) < len(rows):
         unknown = some([str(label) for label in lacking])
         if not left:
             raise ValueError(f"{named}: has labels {unknown}, the training images are of {some(classes)}; correct them")
-        number = counted(len(found) - len(left), "image")
+        number = counted(len(rows) - len(left), "image")
         warnings.warn(f"{named}: leaves out {number} of classes that the training images lack: {unknown}", stacklevel=3)
     return left
 
@@ -209,24 +206,20 @@ def _own_classes(shards: Sequence[Path], field: str) -> list[str] | None:
 # --- the index of one shard -----------------------------------------------------------------------------------------
 
 
-def _index(shard: Path, field: str, others: Counter[str]) -> list[tuple[Member, Label]]:
-    """A shard's samples, from its stored index if the shard is still the same, else read again and stored.
-
-    Args:
-        others: counts the images of other kinds, by suffix; changed in place.
-    """
+def _index(shard: Path, field: str, others: Counter[str]) -> list[Row]:
+    """A shard's samples, from its index if that still fits, else read and stored; `others` counts other images."""
     status = shard.stat()
     stamp = {"version": INDEX_VERSION, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    places = [shard.with_name(f"{shard.name}.index.json"), _cached_index(shard)]
+    in_cache = blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
+    places = [shard.with_name(f"{shard.name}.index.json"), cache_folder("shards") / f"{in_cache}.json"]
     for place in places:
-        try:
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # none yet, or damaged
             stored = parse_json(read_bounded(place, INDEX_BYTES + INDEX_SHARE * status.st_size))
             if stored.items() >= stamp.items() and stored["samples"]:
                 rows = [_stored(shard, row, status.st_size) for row in stored["samples"]]
-                others.update(_stored_others(stored["others"]))
-                return rows
-        except (OSError, ValueError, TypeError, AttributeError, KeyError):
-            continue  # none yet, or damaged: it is made again
+                if all(kind.startswith(OTHERS) and type(n) is int and n > 0 for kind, n in stored["others"].items()):
+                    others.update(stored["others"])
+                    return rows
 
     own = Counter[str]()
     found = list(_samples(shard, field, own))
@@ -235,16 +228,13 @@ def _index(shard: Path, field: str, others: Counter[str]) -> list[tuple[Member, 
     indexed = [(member, label) for member, (_, label) in zip(checked, found, strict=True)]
     text = json.dumps({**stamp, "others": own, "samples": [[*member[1:], label] for member, label in indexed]})
     for place in places:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # where neither can be written, the next run reads the shard again
             write_text(place, text)
             break
-        except OSError:
-            continue  # where neither can be written, the next run reads the shard again
     return indexed
 
 
-def _stored(shard: Path, row: list[Any], length: int) -> tuple[Member, Label]:
+def _stored(shard: Path, row: list[Any], length: int) -> Row:
     """A sample as the index keeps it; raises ValueError or TypeError where it cannot be of this shard."""
     *where, label = row
     member = Member(shard, *where)
@@ -261,23 +251,8 @@ def _stored(shard: Path, row: list[Any], length: int) -> tuple[Member, Label]:
     return member, label
 
 
-def _stored_others(others: dict[str, int]) -> dict[str, int]:
-    """Images of other kinds as the index keeps them; raises ValueError or AttributeError where it cannot be."""
-    if not all(kind.startswith(OTHERS) and type(number) is int and number > 0 for kind, number in others.items()):
-        raise ValueError("damaged")
-    return others
-
-
-def _cached_index(shard: Path) -> Path:
-    return cache_folder("shards") / f"{blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()}.json"
-
-
-def _samples(shard: Path, field: str, others: Counter[str]) -> Iterator[tuple[Member, Label]]:
-    """The samples of a shard that have an image or a label; images are not opened.
-
-    Raises:
-        ValueError: one line with the shard and the last whole member where it breaks off.
-    """
+def _samples(shard: Path, field: str, others: Counter[str]) -> Iterator[Row]:
+    """The samples of a shard that have an image or a label; images are not opened."""
     try:
         with open(shard, "rb") as file:
             for sample in samples(file, others, stream=False):
@@ -298,15 +273,15 @@ def _samples(shard: Path, field: str, others: Counter[str]) -> Iterator[tuple[Me
 def _checked(member: Member) -> Member:
     """The member with its size in pixels, or with the reason why it cannot be used."""
     try:
-        content = member.open()
-        width, height = decode(content).size
+        content = member.read()
+        width, height = decode(BytesIO(content)).size
     except ValueError as error:
         return member._replace(problem=str(error))
-    return member._replace(width=width, height=height, mark=mark(content.getvalue()))
+    return member._replace(width=width, height=height, mark=mark(content))
 
 
 class _Descriptor:
-    """An open file that closes when nobody uses it any more."""
+    """An open file that is closed when its last user drops it."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -25,19 +25,19 @@ from torch import Tensor
 
 from mvar.data.images.decoding import decode
 from mvar.data.images.folders import kinds
-from mvar.data.loader import Batch, Share
+from mvar.data.loader import Batch, Slices
 from mvar.data.order import epoch_order
 from mvar.data.shards.labels import Classes
 from mvar.data.shards.tar import BrokenTar, Sample, samples
-from mvar.data.threads import in_threads
 from mvar.data.views import Views
+from mvar.data.workers import in_threads
 
 SCHEMES = ("http://", "https://", "pipe:")
-SHUFFLED = 1000  # samples of one shard among which the next is drawn
+SHUFFLED = 1000  # samples of one shard in the buffer that shuffles them
 SLICES_AHEAD = 2
 PATIENCE = 5.0  # seconds in which a command whose output is no longer read must end
-STOPPED = (-signal.SIGPIPE, 128 + signal.SIGPIPE, 23)  # how one ends, and curl, that nobody reads from any more
-# What curl's exit statuses mean; it is run without a word of its own.
+STOPPED = (-signal.SIGPIPE, 128 + signal.SIGPIPE, 23)  # how a command, and curl, ends when nobody reads its output
+# What curl's exit statuses mean: it runs silently.
 CURL = {
     6: "the host is not known",
     7: "the server does not answer",
@@ -59,14 +59,14 @@ class StreamedImage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Shards to be streamed, and what their images become.
+    """Shards to be streamed, and what becomes of their images.
 
     Attributes:
         urls: of each shard, http(s)://... or pipe:COMMAND.
         classes: class names that the labels refer to; without any, labels are not read.
-        views: what training sees of an image; of one without a number, its place in training stands for that.
-        on_bad_image: "skip" passes an unreadable image over with a warning, "error" raises it.
-        seed: of the shards' order, and of the samples' order inside each.
+        views: what training sees of an image; its position in training takes the place of the index.
+        on_bad_image: "skip" leaves an unreadable image out with a warning, "error" raises it.
+        seed: of the order of shards, and of samples inside each.
     """
 
     urls: list[str]
@@ -76,16 +76,15 @@ class Stream:
     seed: int
 
     @cached_property
-    def numbers(self) -> Classes:
-        """The classes as labels refer to them."""
+    def _numbers(self) -> Classes:
         return Classes(self.classes)
 
     def fingerprint(self) -> str:
-        """A hash of where the shards come from; what they hold is not known in advance."""
+        """A hash of where the shards come from; their content is not known in advance."""
         return f"shards {sha256(chr(10).join(self.urls).encode()).hexdigest()}"
 
     def first(self, n: int, batch_size: int) -> Iterator[Tensor]:
-        """The first n images of the first epoch, their centre, in batches uint8 (at most batch_size, 3, h, w)."""
+        """Centre crops of the first n images of the first epoch, uint8 (at most batch_size, 3, h, w)."""
         images = islice(chain.from_iterable(self.shard(place) for place in range(len(self.urls))), n)
         while some := list(islice(images, batch_size)):
             yield self.views.batch(image.pixels_HW3 for image in some)
@@ -94,7 +93,7 @@ class Stream:
         """The readable images of the shard at one place of the endless sequence of shards, shuffled.
 
         Args:
-            threads: that decode; 0 decodes when asked, None takes one for each processor.
+            threads: that decode; 0 decodes on demand, None takes one for each processor.
 
         Raises:
             ValueError: one line with the shard where it cannot be read or holds no readable image, and with the key
@@ -102,8 +101,8 @@ class Stream:
         """
         epoch, i = divmod(place, len(self.urls))
         url = self.urls[epoch_order(len(self.urls), self.seed, epoch)[i]]
-        mixed = _shuffled(_samples(url), random.Random(f"{self.seed} {place}"))
-        load = partial(self._load, url)
+        shuffle = webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{self.seed} {place}"))
+        load, mixed = partial(self._load, url), shuffle(_samples(url))
         good = 0
         for loaded in map(load, mixed) if threads == 0 else in_threads(load, mixed, threads):
             if isinstance(loaded, StreamedImage):
@@ -128,28 +127,35 @@ class Stream:
             return f"{named} cannot be used: {error}"
         if self.classes and sample.label is None:
             raise ValueError(f"{named} came without its label; write each label beside its image, or read local shards")
-        index = self.numbers.index(label, named) if self.classes else 0
+        index = self._numbers.index(label, named) if self.classes else 0
         return StreamedImage(f"{url}/{sample.key}", index, self.views.resized(image))
 
 
 class StreamLoader:
     """The slices of one rank from a stream, with the interface of `mvar.data.loader.Loader`.
 
-    The ranks take whole shards by turns, in an order that the seed decides for each epoch.
+    The ranks take whole shards in turn, in an order that the seed decides for each epoch.
     """
 
     def __init__(
-        self, stream: Stream, batch_size: int, *, rank: int = 0, ranks: int = 1, parts: int = 1, workers: int = 2
+        self,
+        stream: Stream,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        micro_batches: int = 1,
+        workers: int = 2,
     ) -> None:
-        """Arguments and errors are those of `Loader`; beside the workers, which decode, one more thread reads."""
+        """Arguments and errors are those of `Loader`; besides the workers, which decode, one more thread reads."""
         self.stream, self.workers = stream, workers
-        self.share = Share(batch_size, rank, ranks, parts)
+        self.slices = Slices(batch_size, rank, ranks, micro_batches)
         self._reader = ThreadPoolExecutor(1) if workers else None
         self._step, self._names = -1, list[str]()  # of the last step that was asked for
         self._start(0)
 
-    def batch(self, step: int, part: int = 0) -> Batch:
-        """The next images of the stream, whichever step asks; their places are those of this step and part.
+    def batch(self, step: int, micro_batch: int = 0) -> Batch:
+        """The next images of the stream, whichever step asks; their positions are those of this slice.
 
         Raises:
             ValueError: see `Stream.shard`.
@@ -163,39 +169,39 @@ class StreamLoader:
         if step != self._step:
             self._step, self._names = step, []
         self._names += [image.name for image in images]
-        positions_B = self.share.positions(step, part)
+        positions_B = self.slices.positions(step, micro_batch)
         pixels_B3hw = self.stream.views.batch(
             (image.pixels_HW3 for image in images), positions_B, torch.zeros_like(positions_B)
         )
         return Batch(pixels_B3hw, torch.tensor([image.label for image in images]), positions_B)
 
     def names(self, step: int) -> list[str]:
-        """What this rank's images of the last step that was asked for are called; nothing is known of others."""
+        """Names of this rank's images of the last step that was asked for; empty for others."""
         return self._names if step == self._step else []
 
     def state(self) -> dict[str, Any]:
-        """How many shards all ranks together have done with, if the others are as far as this one."""
-        return {"shards": self._turn * self.share.ranks}
+        """How many shards all ranks together have finished, if the others are as far as this one."""
+        return {"shards": self._turn * self.slices.ranks}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on at the beginning of the first shard that was not done with, on any number of ranks; says so."""
+        """Resume at the beginning of the first unfinished shard, on any number of ranks; prints which one."""
         self._stop()
-        self._start(state["shards"] // self.share.ranks)
-        epoch, shard = divmod(self._turn * self.share.ranks, len(self.stream.urls))
+        self._start(state["shards"] // self.slices.ranks)
+        epoch, shard = divmod(self._turn * self.slices.ranks, len(self.stream.urls))
         print(
-            f"data: the stream goes on at the beginning of shard {shard + 1} of {len(self.stream.urls)} in epoch "
+            f"data: the stream resumes at the beginning of shard {shard + 1} of {len(self.stream.urls)} in epoch "
             f"{epoch + 1}; images of it that were seen before come again",
             file=sys.stderr,
         )
 
     def close(self) -> None:
-        """End the threads and the stream; what was read ahead is dropped."""
+        """End the threads and the stream, and drop what was read ahead."""
         self._stop()
         if self._reader is not None:
             self._reader.shutdown()
 
     def _start(self, turn: int) -> None:
-        self._turn = turn  # shards that this rank has done with
+        self._turn = turn  # shards that this rank has finished
         self._ahead: deque[Future[tuple[list[StreamedImage], int]]] = deque()
         self._images = self._endless(turn)
         self._next: tuple[int, StreamedImage] | None = None
@@ -209,26 +215,21 @@ class StreamLoader:
     def _endless(self, turn: int) -> Generator[tuple[int, StreamedImage], None, None]:
         """This rank's images with the turn of their shard."""
         for now in count(turn):
-            for image in self.stream.shard(now * self.share.ranks + self.share.rank, self.workers):
+            for image in self.stream.shard(now * self.slices.ranks + self.slices.rank, self.workers):
                 yield now, image
 
     def _read(self) -> tuple[list[StreamedImage], int]:
         """The next slice, and the turn of the image after it."""
-        taken = [self._next or next(self._images), *islice(self._images, self.share.slice_size)]
+        taken = [self._next or next(self._images), *islice(self._images, self.slices.size)]
         self._next = taken.pop()
         return [image for _, image in taken], self._next[0]
 
 
 def _samples(url: str) -> Iterator[Sample]:
-    """The samples of one shard, which webdataset fetches.
-
-    Raises:
-        ValueError: one line with the shard where it cannot be read to its end, or webdataset is not installed.
-    """
-    wds = webdataset()
+    """The samples of one shard, which webdataset fetches; raises ValueError where it cannot be read to its end."""
     stream, others = None, Counter[str]()
     try:
-        stream = wds.gopen(url)
+        stream = webdataset().gopen(url)
         yield from samples(stream, others, stream=True)
         while stream.read(2**20):
             pass  # to the end, so that the command can finish
@@ -238,10 +239,9 @@ def _samples(url: str) -> Iterator[Sample]:
     except Exception as error:  # of the network, the command or the tar
         where = f"breaks off after {error.last!r}" if isinstance(error, BrokenTar) and error.last else "cannot be read"
         reason = _failure(url, stream) or error
-        advice = "see that it can be fetched, then start or resume"
-        raise ValueError(f"data = {url!r}: {where} ({reason}); {advice}") from error
+        raise ValueError(f"data = {url!r}: {where} ({reason}); check that it can be fetched, then resume") from error
     if others:
-        warnings.warn(f"data = {url!r}: passes over {kinds(others)}; convert what you need to PNG", stacklevel=2)
+        warnings.warn(f"data = {url!r}: ignores {kinds(others)}; convert what you need to PNG", stacklevel=2)
 
 
 def _failure(url: str, stream: Any) -> str | None:
@@ -261,18 +261,9 @@ def _failure(url: str, stream: Any) -> str | None:
 
 
 def webdataset() -> Any:
-    """The library, which is optional.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """The optional library; raises ValueError where it is not installed."""
     try:
         import webdataset
     except ImportError as error:
         raise ValueError("data: a stream needs the package webdataset; pip install 'mvar-torch[shards]'") from error
     return webdataset
-
-
-def _shuffled(ordered: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
-    """The samples in an order that depends on `rng` alone."""
-    return webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(ordered)

@@ -1,6 +1,6 @@
 """The members of a webdataset shard, local or streamed, in groups of one sample each.
 
-What a tar says of itself is not to be trusted: sizes, links and headers are checked before anything is read by them.
+A tar's own sizes, links and headers are not trusted: they are checked before anything is read by them.
 """
 
 import os
@@ -21,7 +21,7 @@ IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 MOST_IMAGE = 2**28  # bytes
 LIMITS = {**dict.fromkeys(IMAGES, MOST_IMAGE), "cls": 2**12, "json": 2**20}  # bytes of a member by its suffix
 MOST_HEADER = 2**15  # bytes of a long name, or of the pax records of one member
-MOST_ENDS = 10  # times that a stream says that it has ended
+MOST_ENDS = 10  # empty reads of a stream after its end
 EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -29,7 +29,7 @@ EXTENSIONS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-META = re.compile(r"__.*__")  # parts of names that webdataset passes over
+META = re.compile(r"__.*__")  # parts of names that webdataset ignores
 
 
 class BrokenTar(ValueError):
@@ -48,8 +48,7 @@ class Entry(NamedTuple):
     """One member of a tar.
 
     Attributes:
-        key, kind: of a/b.v2.PNG, a/b is the key of webdataset and png the kind; both "" for hidden members.
-        middle: what stands between the two, as .v2 here.
+        key, middle, kind: webdataset's key a/b, .v2 and png of a/b.v2.PNG; all "" for hidden members.
         offset, size: where its bytes lie in the tar.
         link: the member that it is a link to, or "".
         problem: why it cannot be used, or None.
@@ -67,7 +66,7 @@ class Entry(NamedTuple):
     content: bytes = b""
 
     def bounded(self) -> "Entry":
-        """The same with a problem where it is too large to be read."""
+        """The same entry, with a problem if it is too large to be read."""
         most = LIMITS.get(self.kind, self.size)
         if self.problem is not None or self.size <= most:
             return self
@@ -75,15 +74,11 @@ class Entry(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image with its label, one of which may be missing.
-
-    Attributes:
-        missing: why there is no image, where there is none.
-    """
+    """An image with its label, one of which may be missing."""
 
     image: Entry | None
     label: Entry | None
-    missing: str = "has a label but no image"
+    missing: str = "has a label but no image"  # why there is no image
 
     @property
     def name(self) -> str:
@@ -102,11 +97,7 @@ class Sample(NamedTuple):
         return self.image.problem if self.image else self.missing
 
     def read_label(self) -> Label:
-        """The label, None where there is none.
-
-        Raises:
-            ValueError: the reason why it cannot be used.
-        """
+        """The label, or None; raises ValueError with the reason where it cannot be used."""
         if self.label is None:
             return None
         if self.label.problem is not None:
@@ -168,7 +159,7 @@ def _grouped(entries: Iterable[Entry], others: Counter[str]) -> Iterator[Sample]
 
 
 def _sample(kinds: dict[str, Entry]) -> Sample:
-    """The sample of members with one name but for their suffix; empty where they are only images of other kinds."""
+    """The sample of members whose names differ in suffix; empty where all are images of other kinds."""
     sample = Sample(_first(kinds, IMAGES), _first(kinds, ("cls", "json")))
     unread = [posixpath.basename(entry.name) for kind, entry in kinds.items() if kind not in LIMITS]
     return sample._replace(missing=f"{sample.missing}; convert {some(unread)} to PNG") if unread else sample
@@ -199,7 +190,7 @@ def _resolved(entries: list[Entry]) -> Iterator[Entry]:
 
 
 def _entries(file: IO[bytes], *, stream: bool) -> Iterator[Entry]:
-    """The members of a tar without its folders, and a nameless image with a problem where none is of use."""
+    """The members of a tar except folders, and a nameless image with a problem where none is of use."""
     last, first, total, useful = "", "", 0, False
     length = 0 if stream else os.fstat(file.fileno()).st_size
     try:
@@ -249,7 +240,7 @@ def _entry(info: tarfile.TarInfo) -> Entry:
 
 
 class _Ending:
-    """A stream that ends with an error where tarfile would ask for every block that a member claims to have."""
+    """A stream that raises at its end, where tarfile would go on to ask for every block that a member claims."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.ends = file, 0
@@ -263,7 +254,7 @@ class _Ending:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is read within bounds, and that is no end of the tar where it is damaged."""
+    """A header that is read within bounds, and that does not count as the tar's end where it is damaged."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -278,5 +269,5 @@ class _Header(tarfile.TarInfo):
         return info
 
     def _proc_gnusparse_10(self, next: Any, pax_headers: object, tar: object) -> None:
-        """Instead of a list of holes of any length, which tarfile would read, an empty one."""
+        """Set an empty list of holes, where tarfile would read one of any length."""
         next.sparse = []

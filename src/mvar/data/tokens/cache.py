@@ -1,10 +1,10 @@
-"""Token maps that `mvar tokenize` wrote: what the folder of a cache holds, and the source that training reads.
+"""Token maps that `mvar tokenize` wrote: the files of a cache, and the source that training reads.
 
-    manifest.json                         what the cache was made from and how, each file's size and SHA-256
-    train-00000.npy, ... val-00000.npy    shards of tokens (images, views, L), uint16 or int32, read where they lie
+    manifest.json                         settings of the cache, each file's size and SHA-256
+    train-00000.npy, ... val-00000.npy    shards of tokens (images, views, L), uint16 or int32, memory-mapped
     train-labels.npy, val-labels.npy      int64 (images,)
     train-names.json, val-names.json      the images' names inside their folder
-    .unfinished/                          only while the cache is made: settings.json, and a JSON file a finished shard
+    .unfinished/                          while the cache is made: settings.json, and a JSON file per finished shard
 
 Shapes: B batch, L tokens of all scales.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mvar.data.augment import Augmentation, ResizeFactor, ordered
-from mvar.data.subset import evenly_spaced
+from mvar.data.order import evenly_spaced
 from mvar.files import file_sha256
 from mvar.progress import track
 from mvar.scales import ScaleSchedule, Sides, VocabSize
@@ -34,13 +34,13 @@ AGAIN = "run mvar tokenize again with the cache's settings"
 
 
 class Checksum(NamedTuple):
-    """What tells whether a file is whole."""
+    """A file's size and SHA-256."""
 
     size: int
     sha256: str
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with a file, beginning with its name; None where it is whole."""
+        """What is wrong with a file, beginning with its name; None where it is undamaged."""
         if not path.is_file():
             return f"{path.name} is missing"
         if path.stat().st_size != self.size:
@@ -51,7 +51,7 @@ class Checksum(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A file of tokens: those of the images start to stop of a split."""
+    """A file with the tokens of images start to stop of a split."""
 
     name: str
     split: str
@@ -66,15 +66,14 @@ class CacheSettings:
     Attributes:
         data: name of the image folder.
         tokenizer: fingerprint of the tokenizer's weights.
-        sides: its token maps.
-        vocab_size: its number of codes.
-        views: of each training image; validation images have one, their centre.
-        resize_factor, augment, seed: what the views are; see `mvar.data.views.Views`.
-        dtype: of the encoder's products.
+        sides, vocab_size: of its token maps.
+        views: views per training image; validation images have one, their centre.
+        resize_factor, augment, seed: see `mvar.data.views.Views`.
+        dtype: of the encoder's matrix products.
         batch_size: images encoded at once.
-        shard_images: images of a shard.
+        shard_images: images per shard.
         classes: class names; empty for a set without classes.
-        images: how many of each split.
+        images: number of images by split.
         listing: SHA-256 of the images' names, labels and files.
     """
 
@@ -98,7 +97,7 @@ class CacheSettings:
 
     @property
     def token_dtype(self) -> np.dtype:
-        """How a token is stored."""
+        """The dtype of stored tokens."""
         return token_dtype(self.vocab_size)
 
     def shape(self, shard: Shard) -> tuple[int, int, int]:
@@ -115,19 +114,14 @@ class CacheSettings:
             for start in range(0, n, self.shard_images)
         ]
 
-    def differences(self, other: "CacheSettings", names: Iterable[str]) -> list[str]:
-        """Where the other's fields of these names differ: "seed = 1 (here 0)"."""
-        mine, others = _plain(self), _plain(other)
-        return [f"{name} = {others[name]!r} (here {mine[name]!r})" for name in names if mine[name] != others[name]]
-
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """How the number of a code is stored."""
+    """The dtype in which code indices are stored."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
 
 
 def is_cache(folder: str | Path) -> bool:
-    """Whether a folder holds a token cache: finished or not, of whatever version, even without its manifest."""
+    """Whether a folder holds a token cache: finished or not, of any version, even without its manifest."""
     try:
         found = json.loads(_settings_file(Path(folder)).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -136,13 +130,13 @@ def is_cache(folder: str | Path) -> bool:
 
 
 def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Checksum]]:
-    """The settings that a cache was begun with, and the checksums of its manifest; none before it was finished.
+    """The settings of a cache, and the checksums in its manifest, none before it was finished.
 
     Args:
         named: the option and its value, for messages.
 
     Raises:
-        ValueError: one line that names the file and what is wrong with it.
+        ValueError: the file cannot be used.
     """
     path = _settings_file(folder)
     try:
@@ -158,13 +152,13 @@ def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Ch
             raise ValueError("it does not list the files that its settings ask for")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{named}: {path.name} cannot be used ({error}); delete the cache and make it anew by mvar tokenize"
+            f"{named}: {path.name} cannot be used ({error}); delete the cache and run mvar tokenize again"
         ) from error
     return settings, files
 
 
 def written_settings(settings: CacheSettings, files: Mapping[str, Checksum] | None = None) -> str:
-    """What manifest.json holds, and without files settings.json."""
+    """The text of manifest.json, or without files of settings.json."""
     values: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(settings)}
     if files is not None:
         values["files"] = {name: files[name]._asdict() for name in all_files(settings)}
@@ -172,20 +166,14 @@ def written_settings(settings: CacheSettings, files: Mapping[str, Checksum] | No
 
 
 def all_files(settings: CacheSettings) -> list[str]:
-    """Names of all files of a finished cache but its manifest."""
+    """Names of all files of a finished cache except its manifest."""
     beside = [f"{split}-{name}" for split in SPLITS for name in ("labels.npy", "names.json")]
     return beside + [shard.name for shard in settings.shards()]
 
 
 @dataclass(frozen=True)
 class TokenCache:
-    """A finished and undamaged cache.
-
-    Attributes:
-        folder: where it is.
-        settings: how it was made.
-        files: the checksum of each file.
-    """
+    """A finished and undamaged cache, with the checksums of its files by name."""
 
     folder: Path
     settings: CacheSettings
@@ -195,24 +183,21 @@ class TokenCache:
     def open(cls, folder: str | Path, field: str = "data") -> "TokenCache":
         """Read the manifest and verify every file by its size and checksum.
 
-        Args:
-            field: the option that named the folder, for messages.
-
         Raises:
-            ValueError: one line: the cache is not finished, or which of its files are missing or damaged.
+            ValueError: the cache is not finished, or files are missing or damaged.
         """
         folder = Path(folder)
         named = f"{field} = {str(folder)!r}"
         if (folder / UNFINISHED).is_dir():
-            raise ValueError(f"{named}: is not finished; {AGAIN}, it goes on where it stopped")
+            raise ValueError(f"{named}: is not finished; {AGAIN}, it resumes where it stopped")
         settings, files = read_settings(folder, named)
         cache = cls(folder, settings, files)
         if damage := cache.damage():
-            raise ValueError(f"{named}: {', '.join(damage)}; {AGAIN}, it writes anew only what is not whole")
+            raise ValueError(f"{named}: {', '.join(damage)}; {AGAIN}, it writes only what is damaged or missing")
         return cache
 
     def damage(self) -> list[str]:
-        """What is wrong with each file that is not whole."""
+        """What is wrong with each damaged or missing file."""
         verified = track(self.files.items(), len(self.files), "verifying tokens")
         return [damage for name, checksum in verified if (damage := checksum.damage(self.folder / name))]
 
@@ -239,11 +224,9 @@ class TokenSource:
     """Token maps of images (a `Source`), from memory-mapped files or from memory.
 
     Attributes:
-        shards: tokens (images, views, L), integers; all but the last hold as many images.
-        labels: int64 (n,).
-        classes: class names; empty for a set without classes.
+        shards: tokens (images, views, L), integers; all but the last hold equally many images.
         names: the images' names.
-        content: a hash of tokens and labels; empty where nobody needs it.
+        content: a hash of tokens and labels, or "".
     """
 
     shards: list[np.ndarray]
@@ -264,12 +247,7 @@ class TokenSource:
         return self.names[i]
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens int64 (B, L) and labels int64 (B,).
-
-        Args:
-            indices_B: which images.
-            epochs_B: epoch e shows view e modulo the number of views; None shows the first.
-        """
+        """Tokens int64 (B, L) and labels int64 (B,); epoch e shows view e modulo their number, None the first."""
         indices_B = torch.as_tensor(indices_B)
         images, views, L = self.shards[0].shape
         views_B = np.zeros(len(indices_B), dtype=np.int64) if epochs_B is None else epochs_B.numpy() % views
@@ -281,7 +259,7 @@ class TokenSource:
         return torch.from_numpy(tokens_BL), self.labels[indices_B]
 
     def at_most(self, most: int) -> "TokenSource":
-        """At most so many of the images, evenly spaced and in memory, with their first view."""
+        """At most `most` of the images, evenly spaced and in memory, with their first view."""
         if len(self) <= most:
             return self
         chosen = evenly_spaced(len(self), most)
@@ -291,11 +269,6 @@ class TokenSource:
 
 
 def _settings_file(folder: Path) -> Path:
-    """The manifest, or before there is one what stands for it."""
+    """The manifest, or settings.json while there is none."""
     begun, manifest = folder / UNFINISHED / SETTINGS, folder / MANIFEST
     return begun if begun.is_file() and not manifest.is_file() else manifest
-
-
-def _plain(settings: CacheSettings) -> dict[str, Any]:
-    """The settings as JSON keeps them, which has no tuples."""
-    return dict(json.loads(json.dumps(asdict(settings))))

@@ -1,8 +1,7 @@
-"""Writing a token cache (see `mvar.data.tokens.cache`): shard by shard, so that it goes on wherever it was stopped.
+"""Writing a token cache (see `mvar.data.tokens.cache`): shard by shard, so that it can be interrupted and resumed.
 
-A shard depends on the settings only: any number of processes, interrupted or not, write the same bytes. Process `rank`
-of `ranks` writes the shards rank, rank + ranks, ...; they talk through the folder alone. Process 0 writes the manifest
-when it has found all shards whole.
+A shard depends on the settings only: any number of processes, interrupted or not, write the same bytes (see
+`mvar.job`). Rank 0 writes the manifest once all shards are complete.
 
 Shapes: B batch, L tokens of all scales, V views.
 """
@@ -15,8 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,12 +39,11 @@ from mvar.data.tokens.cache import (
 )
 from mvar.data.tokens.encoded import EncodedImages
 from mvar.files import atomic_write, writable_folder, write_text
+from mvar.job import Job, check_same
 from mvar.machine import check_memory
 from mvar.progress import track
 from mvar.tokenizer.network import Tokenizer
 
-POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 30 * 60  # how long rank 0 waits while nobody writes anything
 FROM_IMAGES = ("classes", "images", "listing")  # settings that are known once the images are read
 
 
@@ -66,28 +63,19 @@ def write_cache(
     rank: int = 0,
     ranks: int = 1,
 ) -> bool:
-    """Write this process's part of a cache, or what is missing of it.
+    """Write this process's part of a cache, or what is missing of it; return whether there was anything to do.
 
     Args:
         data: folder of images, see `open_splits`.
         out: new or empty folder, or one with a cache of the same settings.
         tokenizer: in eval mode; it runs where its weights are.
-        views: of each training image; view v is what training sees of it in epoch v.
-        resize_factor: size before cropping over the size after it.
-        augment: what else is changed at random; see `mvar.data.views.Views`.
-        shard_images: images of a shard.
-        dtype: of the encoder's products; bfloat16 changes some of the tokens.
-        batch_size: images encoded at once.
+        views, resize_factor, augment, shard_images, dtype, batch_size, seed: see `CacheSettings`.
         on_bad_image: "skip" leaves unreadable images out with one warning for all, "error" raises it.
-        seed: of the views.
         rank, ranks: which process of how many this is.
-
-    Returns:
-        Whether there was anything to do.
 
     Raises:
         ValueError: bad settings or data, `out` is in use, or holds a cache of other settings; before any work.
-        OSError: the disk is full, or other processes have stopped; what is finished is kept.
+        OSError: the disk is full, or other processes have stopped; what is complete is kept.
     """
     settings = CacheSettings(
         data=Path(data).resolve().name,
@@ -109,23 +97,9 @@ def write_cache(
         return False
 
     writable_folder(folder, "out")
-    train, val = open_splits(
-        data,
-        tokenizer.config.image_shape,
-        resize_factor=resize_factor,
-        augment=augment,
-        seed=seed,
-        on_bad_image=on_bad_image,
-    )
-    if isinstance(train, Stream):
-        raise ValueError(f"data = {str(data)!r}: is a stream, whose images have no numbers; copy its shards here")
-    height, width = tokenizer.config.image_shape
-    images = min(batch_size, len(train))
-    first_maps = 4 * images * height * width * tokenizer.config.channels  # bytes in float32
-    check_memory(first_maps, f"batch_size = {images:,}: so many images in the encoder", "give fewer")
-    encoded = [EncodedImages(images=images, tokenizer=tokenizer, dtype=dtype) for images in (train, val)]
-    sources = dict(zip(SPLITS, encoded, strict=True))
-    listing, contents = _listing(sources, data), [images.fingerprint().encode() for images in (train, val)]
+    sources = _sources(data, tokenizer, settings, on_bad_image)
+    listing = _listing(sources, data)
+    contents = [source.images.fingerprint().encode() for source in sources.values()]
     settings = replace(
         settings,
         classes=sources["train"].classes,
@@ -134,22 +108,40 @@ def write_cache(
     )
     if before and before.listing != settings.listing:
         raise ValueError(
-            f"data = {data!r}: has {_counted(settings)} images, other ones than the cache {out!r} was begun with "
+            f"data = {data!r}: has {_counted(settings)} images, other ones than the cache {out!r} was started with "
             f"({_counted(before)}); restore them, or give a new folder as out"
         )
     try:
-        found = _Found(folder, settings, files)
-        if rank == 0:
-            found.begin()
-        _write_shards(found, sources, rank, ranks)
-        if rank == 0:
-            _finish(found, listing)
+        _write_missing(_Found(folder, settings, files), sources, listing, rank, ranks)
     except TimeoutError:
         raise
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"out = {out!r}: cannot be written ({reason}); mend it and call again, it goes on") from error
+        raise OSError(
+            f"out = {out!r}: cannot be written ({reason}); fix it and run the same command again: it continues"
+        ) from error
     return True
+
+
+def _sources(
+    data: str, tokenizer: Tokenizer, settings: CacheSettings, on_bad_image: Literal["skip", "error"]
+) -> dict[str, EncodedImages]:
+    """The images of both splits, encoded when they are asked for."""
+    (height, width), size = tokenizer.config.image_shape, settings.batch_size
+    train, val = open_splits(
+        data,
+        (height, width),
+        resize_factor=settings.resize_factor,
+        augment=settings.augment,
+        seed=settings.seed,
+        on_bad_image=on_bad_image,
+    )
+    if isinstance(train, Stream):
+        raise ValueError(f"data = {str(data)!r}: is a stream, whose images have no numbers; copy its shards here")
+    first_maps = 4 * min(size, len(train)) * height * width * tokenizer.config.channels  # bytes in float32
+    check_memory(first_maps, f"batch_size = {min(size, len(train)):,}: so many images in the encoder", "give fewer")
+    encoded = [EncodedImages(images=images, tokenizer=tokenizer, dtype=settings.dtype) for images in (train, val)]
+    return dict(zip(SPLITS, encoded, strict=True))
 
 
 class _Found:
@@ -157,28 +149,25 @@ class _Found:
 
     def __init__(self, folder: Path, settings: CacheSettings, files: Mapping[str, Checksum]) -> None:
         self.folder, self.settings, self.files = folder, settings, files
-        self.whole: dict[str, Checksum] = {}
+        self.complete: dict[str, Checksum] = {}
 
     def begin(self) -> None:
-        """Say with which settings the cache is made.
-
-        Only for who has work to do: where process 0 has finished, every shard is found whole.
-        """
+        """Write with which settings the cache is made; only before work, as rank 0 deletes them at the end."""
         write_text(self.folder / UNFINISHED / SETTINGS, written_settings(self.settings))
 
-    def look(self, shard: Shard) -> bool:
-        """Whether a shard is there and whole; one found whole is not read again."""
-        if shard.name not in self.whole:
+    def is_complete(self, shard: Shard) -> bool:
+        """Whether a shard is there and undamaged; one found complete is not read again."""
+        if shard.name not in self.complete:
             checksum = self._noted(shard) or self.files.get(shard.name) or self._listed(shard)
             if checksum is None or checksum.damage(self.folder / shard.name):
                 return False
-            self.whole[shard.name] = checksum
+            self.complete[shard.name] = checksum
         return True
 
     def add(self, shard: Shard, checksum: Checksum) -> None:
         """Note a shard that was written."""
         write_text(self._note(shard), json.dumps(checksum._asdict()))
-        self.whole[shard.name] = checksum
+        self.complete[shard.name] = checksum
 
     def _noted(self, shard: Shard) -> Checksum | None:
         try:
@@ -187,7 +176,7 @@ class _Found:
             return None
 
     def _listed(self, shard: Shard) -> Checksum | None:
-        """What a manifest says that process 0 has written since this process began."""
+        """What a manifest says that rank 0 has written since this process started."""
         if (self.folder / UNFINISHED).exists() or not is_cache(self.folder):
             return None
         settings, files = read_settings(self.folder, f"out = {str(self.folder)!r}")
@@ -206,13 +195,11 @@ def _check(settings: CacheSettings, data: str, out: str) -> None:
 
 
 def _what_is_there(folder: Path, settings: CacheSettings) -> tuple[CacheSettings | None, dict[str, Checksum]]:
-    """Settings and files of a cache that was begun with the same settings; None and nothing where there is no cache."""
+    """Settings and files of a cache that was started with these settings; None and nothing where there is none."""
     named = f"out = {str(folder)!r}"
     if is_cache(folder):
         before, files = read_settings(folder, named)
-        known = [field.name for field in fields(CacheSettings) if field.name not in FROM_IMAGES]
-        if other := settings.differences(before, known):
-            raise ValueError(f"{named}: holds a cache with {', '.join(other)}; give its settings, or a new folder")
+        check_same(asdict(before), asdict(settings), "out", folder, FROM_IMAGES)
         return before, files
     if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
         raise ValueError(f"{named}: already exists and is neither an empty folder nor a token cache; give a new name")
@@ -235,18 +222,31 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     return contents
 
 
-def _write_shards(found: _Found, sources: Mapping[str, EncodedImages], rank: int, ranks: int) -> None:
-    """Write this process's shards, but those that are whole already."""
-    shards = found.settings.shards()[rank::ranks]
-    for done, shard in enumerate(shards, start=1):
-        if found.look(shard):
-            state = "is there"
-        else:
-            found.begin()
-            start = time.perf_counter()
-            found.add(shard, _write(found.folder / shard.name, _chunks(shard, found.settings, sources[shard.split])))
-            state = f"written, {(shard.stop - shard.start) / (time.perf_counter() - start):.0f} images/s"
-        print(f"{shard.name} {state} ({done} of {len(shards)})", file=sys.stderr, flush=True)
+def _write_missing(
+    found: _Found, sources: Mapping[str, EncodedImages], listing: Mapping[str, bytes], rank: int, ranks: int
+) -> None:
+    """Write this process's shards that are not complete; rank 0 then waits for the others and finishes the cache."""
+    folder, settings, shards = found.folder, found.settings, found.settings.shards()
+    own = shards[rank::ranks]
+
+    def make(shard: Shard) -> None:
+        found.begin()
+        start = time.perf_counter()
+        found.add(shard, _write(folder / shard.name, _chunks(shard, settings, sources[shard.split])))
+        speed = (shard.stop - shard.start) / (time.perf_counter() - start)
+        done = f"{own.index(shard) + 1} of {len(own)}"
+        print(f"{shard.name} written, {speed:.0f} images/s ({done})", file=sys.stderr, flush=True)
+
+    job = Job(folder=folder, pieces=shards, noun="shards", name=lambda shard: shard.name, is_complete=found.is_complete)
+    if rank == 0:
+        found.begin()
+    job.make_missing(make, rank, ranks)
+    if rank == 0:
+        job.wait()
+        files = {name: _write(folder / name, [content]) for name, content in listing.items()}
+        write_text(folder / MANIFEST, written_settings(settings, {**files, **found.complete}))
+        job.clean()
+        shutil.rmtree(folder / UNFINISHED)
 
 
 def _chunks(shard: Shard, settings: CacheSettings, source: EncodedImages) -> Iterator[bytes]:
@@ -277,33 +277,3 @@ def _write(path: Path, chunks: Iterable[bytes]) -> Checksum:
 
     atomic_write(path, write)
     return Checksum(size, digest.hexdigest())
-
-
-def _finish(found: _Found, listing: Mapping[str, bytes]) -> None:
-    """Wait for the other processes' shards, then write labels, names and the manifest."""
-    folder, settings = found.folder, found.settings
-    seen, since = _activity(folder), time.monotonic()
-    while missing := [shard.name for shard in settings.shards() if not found.look(shard)]:
-        if (now := _activity(folder)) != seen:
-            seen, since = now, time.monotonic()
-        if time.monotonic() - since > PATIENCE_SECONDS:
-            raise TimeoutError(
-                f"out = {str(folder)!r}: nothing was written for {PATIENCE_SECONDS / 60:.0f} minutes, and "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''} are missing; "
-                "see what became of the other processes and call again, it goes on"
-            )
-        time.sleep(POLL_SECONDS)
-    files = {name: _write(folder / name, [content]) for name, content in listing.items()}
-    write_text(folder / MANIFEST, written_settings(settings, {**files, **found.whole}))
-    for partial in folder.glob(".*.partial.*"):  # of processes that were killed
-        partial.unlink()
-    shutil.rmtree(folder / UNFINISHED)
-
-
-def _activity(folder: Path) -> set[tuple[str, int]]:
-    """Names and sizes of all files, which change while any process writes."""
-    seen = set()
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # renamed in between
-            seen.add((path.name, path.stat().st_size))
-    return seen

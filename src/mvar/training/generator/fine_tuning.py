@@ -1,13 +1,12 @@
-"""Training that goes on from a model: its generator's weights for other images, classes or scales; frozen parts.
+"""Fine-tuning: a trained generator's weights as the start for other images, classes or scales; frozen parts.
 
 Shapes: C classes of the new data, W width.
 """
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import NamedTuple
 
 import torch
 
@@ -19,23 +18,24 @@ from mvar.settings import raise_problems
 from mvar.text import Names
 from mvar.training.config import FreezablePart
 
+Start = tuple[Generator, list[str]]
 # What the data and the tokenizer decide, and what matters in training only.
 MAY_DIFFER = {"num_classes", "vocab_size", "latent_channels", "sides", "stochastic_depth", "class_dropout"}
-
-
-class Start(NamedTuple):
-    """What a run starts from."""
-
-    generator: Generator
-    classes: list[str]
+# Which parameters belong to a part, by pieces of their names with a dot before them.
+PARTS: dict[FreezablePart, tuple[str, ...]] = {
+    "classes": (".class_embed.",),
+    "embeddings": (".word_embed.", ".pos_embed", ".level_embed.", ".start_pos"),
+    "attention": (".attention.",),
+    "mamba": (".mamba.",),
+    "mlp": (".mlp.",),
+    "adaln": (".adaln.", ".adaln_offset", ".shared_adaln."),
+    "blocks": (".blocks.", ".shared_adaln."),
+    "head": (".head.", ".head_adaln."),
+}
 
 
 def load_named(field: str, source: str, device: str | torch.device | None = "cpu") -> Model:
-    """A model in float32, told by the option that names it.
-
-    Raises:
-        ValueError: one line that begins with the field and the source.
-    """
+    """A model in float32, or a ValueError that begins with the option `field` that it comes from."""
     try:
         return load(source, device, "float32")
     except ValueError as error:
@@ -44,15 +44,10 @@ def load_named(field: str, source: str, device: str | torch.device | None = "cpu
 
 
 def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
-    """The generator to start from, on the CPU.
+    """The generator to start from, on the CPU, and the names of its classes.
 
-    Args:
-        source: a bundle or run folder, or a packaged model's name.
-        config: of the generator to be trained.
-        fingerprint: of the tokenizer whose token maps it will be trained on, maybe at other scales.
-
-    Raises:
-        ValueError: nothing is found there, it has no generator, one of another shape, or another tokenizer.
+    Raises ValueError if nothing is found there, it has no generator, one of another shape than `config`, or one of
+    another tokenizer than the one with this fingerprint.
     """
     model = load_named("init_from", source)
     if model.generator is None:
@@ -60,7 +55,7 @@ def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
     if model.tokenizer.fingerprint() != fingerprint:
         raise ValueError(
             f"init_from = {source!r}: its generator was trained on another tokenizer's token maps; "
-            f"give --tokenizer {source}, or train a generator anew"
+            f"give --tokenizer {source}, or train a new generator"
         )
     there = model.generator.config
     raise_problems(
@@ -69,26 +64,18 @@ def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
         for f in fields(config)
         if f.name not in MAY_DIFFER and getattr(config, f.name) != getattr(there, f.name)
     )
-    return Start(model.generator, model.classes)
+    return model.generator, model.classes
 
 
 def take_weights(generator: Generator, start: Start, classes: Sequence[str], seed: int) -> list[str]:
-    """Give an initialised generator the weights to start from, and say how many classes these know.
+    """Give an initialised generator the weights to start from; returns the names of the new classes.
 
-    Embeddings of positions and levels are interpolated where the scales differ. A class takes the row of the same name;
-    others are drawn by seed and name, and so unlike what the start began with. The null class keeps its own.
-
-    Args:
-        generator: of the classes and scales to be trained; changed in place.
-        start: what `load_start` gives.
-        classes: names of the new data's classes.
-        seed: of the run.
-
-    Returns:
-        The classes that are new.
+    Embeddings of positions and levels are interpolated where the scales differ. A class takes the row of the same name,
+    or one drawn by seed and name, unlike the row it was initialised with. The null class keeps its own.
     """
-    state = dict(rescheduled(start.generator, generator.config.sides).state_dict())
-    known, new = Names(start.classes), []
+    start_generator, start_classes = start
+    state = dict(rescheduled(start_generator, generator.config.sides).state_dict())
+    known, new = Names(start_classes), []
     rows_CW = generator.class_embed.weight.detach().clone()
     std = rows_CW.std()
     for row, name in enumerate(classes):
@@ -105,20 +92,19 @@ def take_weights(generator: Generator, start: Start, classes: Sequence[str], see
     return new
 
 
+def belongs(name: str, part: FreezablePart) -> bool:
+    """Whether the parameter of this name is in a part."""
+    return any(piece in f".{name}" for piece in PARTS[part])
+
+
 def freeze(generator: Generator, parts: Sequence[FreezablePart], new_classes: Sequence[str] = ()) -> None:
-    """Let the parameters of these parts stay as they are.
+    """Exclude the parameters of some parts from training.
 
-    Args:
-        generator: changed in place.
-        parts: names out of `PARTS`.
-        new_classes: whose embeddings must be learnt.
-
-    Raises:
-        ValueError: a part that this generator lacks, new classes in a frozen part, or nothing left to train.
+    Raises ValueError for a part that this generator lacks, new classes in a frozen part, or nothing left to train.
     """
     problems = []
     for part in parts:
-        chosen = [p for name, p in generator.named_parameters() if PARTS[part](f".{name}")]
+        chosen = [p for name, p in generator.named_parameters() if belongs(name, part)]
         if not chosen:
             problems.append(f"freeze = {part!r}: the generator has no such part; leave it out")
         for parameter in chosen:
@@ -128,20 +114,3 @@ def freeze(generator: Generator, parts: Sequence[FreezablePart], new_classes: Se
     if not any(p.requires_grad for p in generator.parameters()):
         problems.append(f"freeze = {', '.join(parts)}: nothing is left to train; name fewer parts")
     raise_problems(problems)
-
-
-def _has(*pieces: str) -> Callable[[str], bool]:
-    return lambda name: any(piece in name for piece in pieces)
-
-
-# Which parameters a part is, by their names with a dot before them.
-PARTS: dict[FreezablePart, Callable[[str], bool]] = {
-    "classes": _has(".class_embed."),
-    "embeddings": _has(".word_embed.", ".pos_embed", ".level_embed.", ".start_pos"),
-    "attention": _has(".attention."),
-    "mamba": _has(".mamba."),
-    "mlp": _has(".mlp."),
-    "adaln": _has(".adaln.", ".adaln_offset", ".shared_adaln."),
-    "blocks": _has(".blocks.", ".shared_adaln."),
-    "head": _has(".head.", ".head_adaln."),
-}

@@ -1,20 +1,28 @@
-"""The generator's loss on token maps, and which maps it is taken on.
+"""The generator's loss on token maps, which scales it is taken on, and torch.compile for it.
 
-Shapes: B images, L tokens of all scales, l tokens of the scales in use, Z latent channels, U random numbers an image.
-Source: VAR (Tian et al. 2024), section 3.2; progressive training as in its published training code's option.
+Shapes: B images, L tokens of all scales, l tokens of the scales in use, Z latent channels, U random numbers per image.
+Source: VAR (Tian et al. 2024), section 3.2; progressive training as the option of its published training code.
 """
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvar.generator.network import Generator
+from mvar.generator.network import Generator, called
+from mvar.ops.mamba import scan
 from mvar.scales import ScaleSchedule
 
-NEWEST_WEIGHT = 0.01  # of a scale's tokens when progressive training takes it in
+NEWEST_WEIGHT = 0.01  # of the tokens of a scale that progressive training has just added
 
 
 class GeneratorLoss(nn.Module):
-    """A generator as its loss: what is wrapped to train on several devices, as `forward` holds all use of weights."""
+    """A generator as its loss: the module to wrap for several ranks, since `forward` covers all use of weights."""
 
     def __init__(self, generator: Generator, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -23,7 +31,7 @@ class GeneratorLoss(nn.Module):
     def forward(
         self, labels_B: Tensor, inputs_BlZ: Tensor, tokens_Bl: Tensor, noise_BU: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Loss of each token in nats, float32 (B, l), and whether its likeliest code is the right one, bool (B, l).
+        """Loss of each token in nats, float32 (B, l), and whether its most likely code is the right one, bool (B, l).
 
         Labels are smoothed, and noise is used, while the generator is in training mode. Arguments and errors are those
         of `Generator.token_losses`.
@@ -32,26 +40,21 @@ class GeneratorLoss(nn.Module):
         return self.generator.token_losses(labels_B, inputs_BlZ, tokens_Bl, noise_BU, smoothing)
 
 
+# --- progressive training ---
+
+
 def scales_in_use(
     step: float, steps: float, progressive: float, first: int, schedule: ScaleSchedule
 ) -> tuple[int, Tensor]:
-    """Progressive training: how many scales step `step` (from 0) trains, and each token's share of the loss.
+    """Progressive training: how many scales step `step` (from 0) trains, and each token's weight in the loss.
 
-    The first n = round(progressive * steps) steps are cut into K - f equal stages, f = min(first, K - 1). Stage j,
-    from 0, trains scales 0 to f + j. In stage 0 all their tokens weigh 1; in a later one those of scale f + j weigh
-    0.01 + 0.99 t, where t goes from 0 at the stage's start to 1 at its end. From step n on all scales are trained and
-    all tokens weigh 1. The loss is the weighted mean over the tokens in use, so that it goes on without a leap when a
-    scale comes in.
+    The first n = round(progressive * steps) steps are divided into K - f equal stages, f = min(first, K - 1), where
+    `first` is at least 1. Stage j, from 0, trains scales 0 to f + j. In stage 0 all tokens weigh 1; in a later one
+    those of scale f + j weigh 0.01 + 0.99 t, where t goes from 0 at the stage's start to 1 at its end. From step n on
+    all scales are trained and all tokens weigh 1. The loss is the weighted mean over the tokens in use, so that it does
+    not jump when a scale is added.
 
-    Args:
-        step: updates done before this one.
-        steps: of the whole run.
-        progressive: share of the run that the stages take; 0 trains all scales from the start.
-        first: the finest scale of stage 0, at least 1.
-        schedule: all K scales.
-
-    Returns:
-        The number of scales, and float32 (l,) that sums to 1 over their tokens.
+    Returns the number of scales, and float32 (l,) that sums to 1 over their tokens.
     """
     K, n = len(schedule), round(progressive * steps)
     first = min(first, K - 1)
@@ -67,6 +70,56 @@ def scales_in_use(
 
 
 def stage_starts(progressive: float, first: int, schedule: ScaleSchedule) -> list[float]:
-    """Where the stages of progressive training begin, as shares of the run; see `scales_in_use`."""
+    """Where the stages of progressive training begin, as fractions of the run; see `scales_in_use`."""
     stages = len(schedule) - min(first, len(schedule) - 1)
     return [progressive * j / stages for j in range(stages)]
+
+
+# --- torch.compile ---
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where torch.compile would find no C++ compiler, which it needs on a CPU."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in names if name):
+        raise ValueError("compile = True: finds no C++ compiler here; install g++, or leave compile out")
+
+
+def compile_blocks(generator: Generator, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Run the blocks through torch.compile where there is a gradient, all but Mamba's scan, which has its own.
+
+    One call is compiled for all blocks: those of one kind share the result. Without a gradient, in validation and
+    sampling, blocks run as they are: `mvar.ops.native` has its own compiled passes.
+    """
+    eager = torch.compiler.disable(scan)
+    for block in generator.each_block():
+        if block.mamba is not None:
+            block.mamba.scan = eager
+    generator.differentiated = torch.compile(called, backend=backend)
+
+
+class Compiling:
+    """Prints why a step takes long when its blocks are compiled first."""
+
+    def __init__(self, visible: bool) -> None:
+        self.visible = visible  # whether to print anything
+        self._seen: set[int] = set()
+        self._begun: float | None = None
+
+    def before_step(self, scales: int) -> None:
+        """Call with the number of scales in use: blocks are compiled again for each number of tokens."""
+        if self.visible and scales not in self._seen:
+            self._seen.add(scales)
+            self._begun = time.monotonic()
+            print(
+                "compile: the blocks are compiled during this step. On a CPU that takes about a minute, longer where "
+                "it has other work, and saves 0 to 11 % of each step after it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def after_step(self) -> None:
+        """Call after the update."""
+        if self._begun is not None:
+            print(f"compile: done; the step took {time.monotonic() - self._begun:.0f} s", file=sys.stderr, flush=True)
+            self._begun = None

@@ -1,6 +1,6 @@
 """Training a generator on the token maps of images.
 
-Shapes: B images, K scales, L tokens of all scales, l tokens of the scales in use, U random numbers of an image.
+Shapes: B images, K scales, L tokens of all scales, l tokens of the scales in use, U random numbers per image.
 Source: VAR (Tian et al. 2024), section 3.2: cross-entropy of every token, averaged uniformly.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar.checkpoint.bundle import Bundle, write_bundle
-from mvar.data.splits import open_loader
+from mvar.checkpoint.bundle import Bundle
+from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle
@@ -27,23 +27,31 @@ from mvar.sampling.engine import Sampler
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import check_size, class_sheet
 from mvar.tokenizer.config import TokenizerConfig
-from mvar.training.average import WeightAverage
-from mvar.training.compiling import Compiling, check_compiler, compile_blocks
 from mvar.training.config import MOST_TIMED_IMAGES, GeneratorTraining
 from mvar.training.course import Course, TimedCourse, open_course
 from mvar.training.generator.fine_tuning import Start, freeze, load_start, take_weights
-from mvar.training.generator.loss import GeneratorLoss, scales_in_use, stage_starts
+from mvar.training.generator.loss import (
+    Compiling,
+    GeneratorLoss,
+    check_compiler,
+    compile_blocks,
+    scales_in_use,
+    stage_starts,
+)
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.loop import Callback, fit
-from mvar.training.optim import autocast, build_optimizer, reduced
-from mvar.training.parallel import Ranks, fill, gathered, joined, replicated, shard
+from mvar.training.optim import WeightAverage, build_optimizer, low_precision
+from mvar.training.parallel import Ranks, fill, full_state, joined, replicated, shard
 from mvar.training.rehearsal import rehearse
-from mvar.training.room import check_room, generator_image_bytes
-from mvar.training.run.folder import Metrics, RunFolder, provenance
+from mvar.training.run.folder import RunFolder
+from mvar.training.run.origin import provenance
+from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for
 
-VIEWED_AT_ONCE = 64  # images of a pass without gradients
 PREVIEW_CLASSES = 16
 DROPS = 2  # stream of the random numbers that belong to an image's place in the order of training
+# What the backward pass keeps at least, in half precision: of a token in a block for each channel of the width; the
+# latter where only the block's input is kept.
+TOKEN_BYTES, CHECKPOINTED_BYTES = 40, 4
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
 
@@ -52,8 +60,8 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
 
     Args:
         config: the run.
-        callbacks: called with the updates done and each record of metrics; one that returns True stops the run.
-        began: when the run's minutes began, by time.monotonic(); now by default.
+        callbacks: called with the steps done and each record of metrics; one that returns True stops the run.
+        began: when the run's minutes began, by time.monotonic(); by default now.
 
     Returns:
         The model; None on all ranks but the main one.
@@ -67,7 +75,7 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
         if config.compile:
             check_compiler(ranks.device)
         with RunFolder(config, ranks) as folder:
-            data, start = _opened(config, ranks)
+            data, start = _open_data(config, ranks)
             decided = decided_by(data.tokenizer_config, len(data.train.classes))
             planned = folder.check(data.train, data.val, data.fingerprint)
             data = data.ready(config.val_images or MOST_TIMED_IMAGES)
@@ -86,12 +94,13 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
         return None if bundle is None else from_bundle(bundle, ranks.device, "float32")
 
 
-def _opened(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Start | None]:
+def _open_data(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Start | None]:
     """What to train on and what to start from, once the model is known to fit into memory."""
     tokenizer = load_tokenizer(config.tokenizer, ranks.device)
     with torch.device("meta"):
         model = Generator(replace(config.model, **decided_by(tokenizer.config, classes=0)))
-    check_room([model], config, generator_image_bytes(config, model.schedule.length), ranks)
+    few = config.activation_checkpointing or config.compile
+    check_memory_for([model], config, activation_bytes(model.config, bool(few)), ranks)
     start = None
     if config.init_from is not None and not config.resume:
         start = load_start(config.init_from, config.model, tokenizer.fingerprint())
@@ -101,8 +110,13 @@ def _opened(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Start |
     return data, start
 
 
-class GeneratorTask:
-    """The generator as the loop sees it (see `mvar.training.loop.Task`)."""
+def activation_bytes(model: GeneratorConfig, checkpointed: bool) -> int:
+    """What the backward pass needs per image at least: that of all blocks."""
+    return (CHECKPOINTED_BYTES if checkpointed else TOKEN_BYTES) * model.schedule.length * model.width * model.depth
+
+
+class GeneratorTask(Task):
+    """The generator as the loop trains it."""
 
     def __init__(
         self,
@@ -112,27 +126,12 @@ class GeneratorTask:
         start: Start | None = None,
         course: Course | None = None,
     ) -> None:
-        """Args:
-        config: of the run.
-        ranks: this process among the others.
-        data: what to learn from, and what to be judged by.
-        start: the weights to begin with; None draws them.
-        course: how long the run is; by default the config's steps.
-        """
-        self.course = course or Course(config)
-        self.config, self.ranks, self.device, self.data = config, ranks, ranks.device, data
-        self.classes, self.val_images = data.train.classes, data.val
-        self.loader = open_loader(
-            data.train if data.remembered is None else data.remembered,
-            config.batch_size,
-            config.seed,
-            rank=ranks.rank,
-            ranks=ranks.size,
-            parts=config.accumulate,
-            workers=config.workers,
-        )
-        spread = ranks.kind == "fsdp"
-        with torch.device("meta" if spread and start is None else self.device):
+        """`start` are the weights to begin with, by default random; `course` is by default the config's steps."""
+        train_images = data.train if data.remembered is None else data.remembered
+        super().__init__(config, ranks, train_images, data.val, course or Course(config))
+        self.config, self.data, self.classes = config, data, data.train.classes
+        sharded = ranks.kind == "fsdp"
+        with torch.device("meta" if sharded and start is None else self.device):
             decided = decided_by(data.tokenizer_config, len(self.classes))
             self.model = Generator(replace(config.model, **decided))
         new_classes = []
@@ -141,23 +140,22 @@ class GeneratorTask:
             new_classes = take_weights(self.model, start, self.classes, config.seed)
         freeze(self.model, config.freeze, new_classes)
         if len(self.model.schedule) == 1:
-            self.model.word_embed.requires_grad_(False)  # unused, which DDP does not bear
+            self.model.word_embed.requires_grad_(False)  # unused, which DDP does not accept
         self.model.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             compile_blocks(self.model)
-        self.compiling = Compiling(speaks=config.compile and ranks.main)
+        self.compiling = Compiling(visible=config.compile and ranks.main)
         losses = GeneratorLoss(self.model, config.label_smoothing)
-        if spread:
-            shard(losses, self.model, reduced(config.dtype, self.device))
+        if sharded:
+            shard(losses, self.model, low_precision(config.dtype, self.device))
         if start is None:
             self.model.to_empty(device=self.device)
             initialise(self.model, config.seed, fill)
-        self.losses = losses if spread else replicated(losses, ranks)
+        self.losses = losses if sharded else replicated(losses, ranks)
         self.called = [self.losses]
-        self.networks: dict[str, nn.Module] = {"model": self.model.train()}
+        self.networks = {"model": self.model.train()}
         self.optimizer = build_optimizer(self.model, config, decays)
         self.average = WeightAverage(self.model, config.ema)
-        self.autocast = autocast(config.dtype, self.device)
 
     def phases(self) -> list[float]:
         return stage_starts(self.config.progressive, self.config.progressive_from, self.model.schedule)
@@ -167,15 +165,15 @@ class GeneratorTask:
         rows, labels_B, positions_B = self.loader.batch(step, part)
         place, length = self.course.phase(step)
         stages = config.progressive, config.progressive_from, self.model.schedule
-        count, share_l = scales_in_use(place, length, *stages)
+        count, weights_l = scales_in_use(place, length, *stages)
         self.compiling.before_step(count)
         noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
         nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)
-        loss = (nll_Bl.mean(0) * share_l.to(self.device)).sum()
+        loss = (nll_Bl.mean(0) * weights_l.to(self.device)).sum()
         return loss, {"accuracy": correct_Bl.float().mean()}
 
     def _maps(self, rows: Tensor) -> list[Tensor]:
-        """Token maps, one (B, P_k) a scale, of what a source gives; see `mvar.data.loader.Batch`."""
+        """Token maps (B, P_k), one per scale, of what a source gives; see `mvar.data.loader.Batch`."""
         if self.data.remembered is not None and rows.dim() == 1:
             rows = self.data.remembered.tokens(rows)
         if rows.dim() == 2:
@@ -195,7 +193,7 @@ class GeneratorTask:
 
     @torch.no_grad()
     def validate(self) -> Metrics:
-        """Cross-entropy and accuracy over the validation images, in all and for each scale, without class dropout."""
+        """Cross-entropy and accuracy over the validation images, in total and per scale, without class dropout."""
         schedule, n = self.model.schedule, len(self.val_images)
         loss_L = torch.zeros(schedule.length, dtype=torch.float64)  # on the CPU, as Apple's GPUs have no float64
         correct_L = torch.zeros_like(loss_L)
@@ -205,18 +203,18 @@ class GeneratorTask:
             loss_L += nll_BL.cpu()[real_B].double().sum(0)
             correct_L += correct_BL.cpu()[real_B].double().sum(0)
         loss_L, correct_L = self.ranks.total(loss_L) / n, self.ranks.total(correct_L) / n
-        by_scale = [schedule.slice(k) for k in range(len(schedule))]
+        scales = [schedule.slice(k) for k in range(len(schedule))]
         return {
             "val_loss": float(loss_L.mean()),
             "val_bits_per_token": float(loss_L.mean()) / math.log(2),
             "val_accuracy": float(correct_L.mean()),
-            "val_loss_scales": [float(loss_L[s].mean()) for s in by_scale],
-            "val_accuracy_scales": [float(correct_L[s].mean()) for s in by_scale],
+            "val_loss_scales": [float(loss_L[scale].mean()) for scale in scales],
+            "val_accuracy_scales": [float(correct_L[scale].mean()) for scale in scales],
         }
 
     def preview(self, path: Path) -> None:
         """Samples of each class, with the same noise every time."""
-        model = self._whole_model()
+        model = self._unsharded()
         if model is None:
             return
         names = self.classes[:PREVIEW_CLASSES] or ["samples"]
@@ -225,16 +223,13 @@ class GeneratorTask:
         labels_B = torch.tensor([i for i in ids for _ in range(n)])
         sampler = Sampler(self.data.tokenizer(), model, self.config.seed, SamplingSettings())
         at_once = fitting_batch(self.data.tokenizer_config, model.config, self.device)
-        drawn = sampler.in_batches(
+        images = sampler.in_batches(
             len(labels_B), at_once, lambda part: sampler.start(labels_B[part], range(part.start, part.stop))
-        )
-        images = drawn.images
-        rows = [(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]
-        save_image(class_sheet(rows), path)
+        ).images
+        save_image(class_sheet([(name, images[r * n : (r + 1) * n]) for r, name in enumerate(names)]), path)
 
     def bundle(self, steps: int) -> Bundle | None:
-        """Tokenizer and generator, and how the generator was trained; None on all ranks but the main one."""
-        model = self._whole_model()
+        model = self._unsharded()
         if model is None:
             return None
         origin = {**provenance(self.config, steps), "tokenizer": Path(self.config.tokenizer).name}
@@ -244,25 +239,17 @@ class GeneratorTask:
             origin["fine_tuned_from"] = Path(self.config.init_from).name
         return Bundle(tokenizer=self.data.tokenizer(), generator=model, classes=self.classes, provenance=origin)
 
-    def save_bundle(self, folder: Path, steps: int) -> None:
-        bundle = self.bundle(steps)
-        if bundle is not None:
-            write_bundle(folder, bundle)
-
-    def _whole_model(self) -> Generator | None:
-        """The model as one rank can use it; every rank must ask, only the main one gets it."""
+    def _unsharded(self) -> Generator | None:
+        """The model as a single rank can use it, on the main rank; every rank must call this."""
         if self.ranks.kind != "fsdp":
             return self.model if self.ranks.main else None
-        state = gathered(self.model.state_dict())
+        state = full_state(self.model.state_dict())
         if not self.ranks.main:
             return None
         with torch.device("meta"):
             model = Generator(self.model.config)
         model.load_state_dict(state, assign=True)
         return model.to(self.device).eval()
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
 
 
 def decided_by(tokenizer: TokenizerConfig, classes: int) -> dict[str, Any]:
@@ -276,7 +263,7 @@ def decided_by(tokenizer: TokenizerConfig, classes: int) -> dict[str, Any]:
 
 
 def described(model: Generator) -> str:
-    """What is trained, in one line: its size, and what the data and the tokenizer have decided."""
+    """The generator in one line: its size, and what data and tokenizer have decided."""
     config, millions = model.config, sum(p.numel() for p in model.parameters()) / 1e6
     first, last = (f"{h}x{w}" for h, w in (model.schedule.shapes[0], model.schedule.shapes[-1]))
     return (
@@ -287,5 +274,5 @@ def described(model: Generator) -> str:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to vectors, biases, places, levels, temperatures and Mamba's A, dt and D."""
+    """Whether weight decay applies: not to vectors, biases, positions, levels, temperatures and Mamba's A, dt, D."""
     return parameter.dim() > 1 and not name.endswith(UNDECAYED)

@@ -1,6 +1,6 @@
 """What a generator is trained on: images that the tokenizer encodes, or a token cache; both look the same.
 
-From a cache, training needs the tokenizer's quantiser only: the whole tokenizer is read for a preview or a bundle and
+From a cache, training needs the tokenizer's quantiser only: the whole tokenizer is loaded for a preview or a bundle and
 dropped again.
 """
 
@@ -10,15 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_splits
 from mvar.data.tokens.cache import TokenCache, TokenSource, is_cache
-from mvar.data.tokens.encoded import EncodedImages
-from mvar.data.tokens.remembered import RememberedTokens
+from mvar.data.tokens.encoded import EncodedImages, RememberedTokens
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
@@ -26,6 +25,7 @@ from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.fine_tuning import load_named
 from mvar.training.parallel import Ranks
+from mvar.training.task import open_images
 
 TOKENS = "tokens.npy"
 MOST_EPOCHS = 10  # of unchanged images, without a warning: with 1,055 icons validation loss was lowest after 7
@@ -33,129 +33,86 @@ MOST_EPOCHS = 10  # of unchanged images, without a warning: with 1,055 icons val
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """Images or token maps for training and validation, and the tokenizer.
+    """Images or token maps for training and validation, and the tokenizer."""
 
-    Attributes:
-        name: of the folder of images that a cache was made from.
-        train, val: pixels, to be encoded batch by batch, or token maps.
-        quantizer: what gives the generator's inputs; in memory all the time.
-        tokenizer_config: the tokenizer's hyperparameters.
-        fingerprint: of the tokenizer's weights.
-        tokenizer: gives the whole tokenizer; do not keep it.
-        remembered: stands for `train` where the tokens of its pixels are the same in every epoch.
-    """
-
-    name: str | None
-    train: PixelSource | Stream | TokenSource
+    name: str | None  # of the folder of images that a cache was made from
+    train: PixelSource | Stream | TokenSource  # pixels, to be encoded batch by batch, or token maps
     val: PixelSource | TokenSource
-    quantizer: MultiScaleQuantizer
+    quantizer: MultiScaleQuantizer  # gives the generator's inputs; always in memory
     tokenizer_config: TokenizerConfig
-    fingerprint: str
-    tokenizer: Callable[[], Tokenizer]
-    remembered: RememberedTokens | None = None
+    fingerprint: str  # of the tokenizer's weights
+    tokenizer: Callable[[], Tokenizer]  # returns the whole tokenizer; do not keep it
+    remembered: RememberedTokens | None = None  # in place of `train`, if tokens are the same in every epoch
 
     @classmethod
     def open(cls, config: GeneratorTraining, ranks: Ranks, tokenizer: Tokenizer) -> "TokenData":
-        """Read what `config.data` names; images are not encoded yet.
+        """Open what `config.data` names; images are not encoded yet.
 
-        Args:
-            config: of the run.
-            ranks: this process among the others.
-            tokenizer: the one that `config.tokenizer` names.
-
-        Raises:
-            ValueError: it cannot be used, the cache was made by another tokenizer, or `val_data` or `augment`
-                is given with one.
+        Raises ValueError if it cannot be used, if another tokenizer made the cache, or if `val_data` or `augment` is
+        given with a cache.
         """
-        device = ranks.device
-        fingerprint = tokenizer.fingerprint()
-        name: str | None
-        whole: Callable[[], Tokenizer]
-        train: PixelSource | Stream | TokenSource
-        val: PixelSource | TokenSource
-        if is_cache(config.data):
-            if config.val_data is not None:
-                raise ValueError(
-                    f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
-                )
-            if config.augment:
-                raise ValueError(
-                    f"augment = {', '.join(config.augment)}: a token cache holds its views already; leave augment out, "
-                    "or make the cache with it by mvar tokenize"
-                )
-            cache = ranks.on_main(lambda: TokenCache.open(config.data))
-            _check_made_by(cache, config, tokenizer.config, fingerprint)
-            name, whole = cache.settings.data, partial(_again, config.tokenizer, device, fingerprint)
-            train, val = cache.splits()
-        else:
-            name, whole = None, lambda: tokenizer
-            train, val = open_splits(
-                config.data,
-                tokenizer.config.image_shape,
-                val_data=config.val_data,
-                resize_factor=config.resize_factor,
-                augment=config.augment,
-                seed=config.seed,
-                on_bad_image=config.on_bad_image,
+        shared: dict[str, Any] = {
+            "quantizer": tokenizer.quantizer,
+            "tokenizer_config": tokenizer.config,
+            "fingerprint": tokenizer.fingerprint(),
+        }
+        if not is_cache(config.data):
+            train, val = open_images(config, tokenizer.config.image_shape)
+            return cls(name=None, train=train, val=val, tokenizer=lambda: tokenizer, **shared)
+        if config.val_data is not None:
+            raise ValueError(
+                f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
             )
-        return cls(
-            name=name,
-            train=train,
-            val=val,
-            quantizer=tokenizer.quantizer,
-            tokenizer_config=tokenizer.config,
-            fingerprint=fingerprint,
-            tokenizer=whole,
-        )
+        if config.augment:
+            raise ValueError(
+                f"augment = {', '.join(config.augment)}: a token cache holds its views already; leave augment out, "
+                "or make the cache with it by mvar tokenize"
+            )
+        cache = ranks.on_main(lambda: TokenCache.open(config.data))
+        _check_made_by(cache, config, tokenizer.config, shared["fingerprint"])
+        cached_train, cached_val = cache.splits()
+        again = partial(_load_again, config.tokenizer, ranks.device, shared["fingerprint"])
+        return cls(name=cache.settings.data, train=cached_train, val=cached_val, tokenizer=again, **shared)
 
     def ready(self, val_images: int) -> "TokenData":
-        """The same with at most so many validation images, encoded now, and training images as they are to be read."""
-        train, val, remembered = self.train, self.val.at_most(val_images), None
-        if isinstance(train, PixelSource) and not train.views.vary:
-            remembered = RememberedTokens(EncodedImages(images=train, tokenizer=self.tokenizer()))
+        """The same with at most this many validation images, encoded now, and training images ready to be read."""
+        val, remembered = self.val.at_most(val_images), None
+        if isinstance(self.train, PixelSource) and not self.train.views.vary:
+            remembered = RememberedTokens(EncodedImages(images=self.train, tokenizer=self.tokenizer()))
         if isinstance(val, PixelSource):
             val = EncodedImages(images=val, tokenizer=self.tokenizer()).in_memory("encoding validation images")
         return replace(self, val=val, remembered=remembered)
 
     def remember_in(self, folder: Path, ranks: Ranks, resumed: bool, seen: int) -> None:
-        """Keep the tokens of training images in a run folder, where they are remembered; says so.
+        """Keep the tokens of training images, where they are remembered, in a run folder, and print so.
 
-        Args:
-            folder: of the run.
-            ranks: this process among the others.
-            resumed: whether those that are there already count.
-            seen: images of the whole run, repeats included; a warning says when each image repeats often.
+        With `resumed`, tokens that are there already are used. A warning says if the images of the whole run, `seen`
+        with repeats, repeat often.
         """
         remembered, path = self.remembered, folder / TOKENS
         if remembered is None:
             return
         ranks.on_main(lambda: remembered.make_file(path, keep=resumed))
         remembered.use_file(path)
-        if ranks.main:
-            n, known = len(remembered), remembered.known()
-            first = (
-                f"the tokens of {known:,} of {n:,} training images are known, others are"
-                if known
-                else "training images are"
-            )
-            kept = f"{first} encoded when they first come up, and their tokens kept in {path}"
-            print(f"{kept}; mvar tokenize makes a cache for several runs", file=sys.stderr)
-            if (epochs := seen / len(remembered)) > MOST_EPOCHS:
-                why = "a generator soon knows so few images by heart; --augment shift,scale changes them each time"
-                warnings.warn(f"each image is seen {epochs:.0f} times, always the same: {why}", stacklevel=2)
+        if not ranks.main:
+            return
+        n, first = len(remembered), "training images are"
+        if known := remembered.known():
+            first = f"the tokens of {known:,} of {n:,} training images are known, others are"
+        kept = f"{first} encoded when they first come up, and their tokens kept in {path}"
+        print(f"{kept}; mvar tokenize makes a cache for several runs", file=sys.stderr)
+        if (epochs := seen / n) > MOST_EPOCHS:
+            why = "a generator soon knows so few images by heart; --augment shift,scale changes them each time"
+            warnings.warn(f"each image is seen {epochs:.0f} times, always the same: {why}", stacklevel=2)
 
 
 def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
-    """The tokenizer of a model, in float32.
-
-    Raises:
-        ValueError: one line that begins with "tokenizer = ".
-    """
+    """The tokenizer of a model, in float32, or a ValueError that begins with "tokenizer = "."""
     return load_named("tokenizer", source, device).tokenizer
 
 
-def _again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
-    """The tokenizer once more, for a preview or a bundle."""
+def _load_again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
+    """The whole tokenizer, for a preview or a bundle."""
     tokenizer = load_tokenizer(source, device)
     if tokenizer.fingerprint() != fingerprint:
         raise ValueError(
@@ -165,7 +122,7 @@ def _again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
 
 
 def _check_made_by(cache: TokenCache, config: GeneratorTraining, tokenizer: TokenizerConfig, fingerprint: str) -> None:
-    """Raise where a cache holds the tokens of another tokenizer."""
+    """Refuse a cache that holds the tokens of another tokenizer."""
     made = cache.settings
     if made.tokenizer != fingerprint or ScaleSchedule(made.sides) != tokenizer.schedule:
         raise ValueError(

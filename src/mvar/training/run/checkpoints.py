@@ -1,9 +1,9 @@
 """Checkpoints that survive crashes: torch.distributed.checkpoint into safetensors, written in the background.
 
     checkpoints/0001000/manifest.json        step, small values, size and SHA-256 of every file
-    checkpoints/0001000/shard-*.safetensors  each rank's share of every tensor
+    checkpoints/0001000/shard-*.safetensors  each rank's shard of every tensor
 
-A checkpoint is written under a hidden name, flushed, and renamed when complete. It can be read by any number of ranks.
+A checkpoint is written under a hidden name, flushed, and renamed once complete. Any number of ranks can read it.
 """
 
 import json
@@ -32,7 +32,7 @@ PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of hidden names
 
 
 class Found(NamedTuple):
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     path: Path
     step: int
@@ -43,11 +43,7 @@ class Checkpoints:
     """The checkpoints of one run. Every rank calls each method."""
 
     def __init__(self, run: Path, ranks: Ranks, keep: int) -> None:
-        """Args:
-        run: the run's folder.
-        ranks: this process among the others.
-        keep: how many of the last stay; the one with the best score stays too.
-        """
+        """Keep the last `keep` checkpoints and the one with the best score."""
         self.folder, self.ranks, self.keep = run / FOLDER, ranks, keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -58,26 +54,20 @@ class Checkpoints:
         self._group = None if ranks.kind is None else dist.new_group(backend="gloo", timeout=ranks.patience)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Copy the tensors and write them in the background; what is still being written is waited for.
+        """Copy the tensors and write them in the background, after the checkpoint before is written.
 
-        Args:
-            step: updates done.
-            tensors: by name; scalars are welcome, shares of FSDP too.
-            notes: small values for JSON; "score" tells the best checkpoint, the smaller the better.
-
-        Raises:
-            OSError: this or the checkpoint before could not be written.
+        The checkpoint with the lowest "score" in its notes is the best. Raises OSError if this checkpoint or the one
+        before could not be written.
         """
         self.wait()
         partial = self.folder / f".{step:07d}{PARTIAL}"
         if self.ranks.main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        self.ranks.gather(None)  # the folder is there for all
-        state = {name: tensor.detach().reshape(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
+        self.ranks.gather(None)  # the folder exists for all
         _expect_to_be_alone()
         written = dcp.async_save(
-            state,
+            _without_scalars(tensors),
             storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
             process_group=self._group,
             no_dist=self.ranks.kind is None,
@@ -85,7 +75,7 @@ class Checkpoints:
         self._pending = self._pool.submit(self._commit, written, partial, step, dict(notes))
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what went wrong."""
+        """Wait until nothing is being written; raise what went wrong."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -96,7 +86,7 @@ class Checkpoints:
             self.wait()
 
     def close(self) -> None:
-        """Wait for the background's end, whatever it is."""
+        """Wait for the background, whatever went wrong there."""
         self._pool.shutdown()
 
     def _commit(self, written: Any, partial: Path, step: int, notes: dict[str, Any]) -> None:
@@ -120,37 +110,35 @@ class Checkpoints:
             cause = _cause(error)
             if isinstance(cause, RuntimeError) and is_silence(cause):
                 raise cause from error
-            reason = first_line(cause)
             raise OSError(
-                f"checkpoint of step {step} could not be written to {str(self.folder)!r} ({reason}); "
-                "the ones before it are whole: mend this and go on with --resume"
+                f"checkpoint of step {step} could not be written to {str(self.folder)!r} ({first_line(cause)}); "
+                "the ones before it are complete: fix this and go on with --resume"
             ) from error
 
     def _prune(self) -> None:
-        """Remove all but the last few and the best."""
-        found = whole(self.folder.parent)
+        """Delete all but the last few and the best."""
+        found = complete(self.folder.parent)
         scored = [one for one in found if one.notes.get("score") is not None]
         best = min(scored, key=lambda one: one.notes["score"], default=None)
         for old in found[self.keep :]:
-            if best is None or old.path != best.path:
+            if old is not best:
                 shutil.rmtree(old.path, ignore_errors=True)
 
 
 def exist(run: Path) -> bool:
-    """Whether the run has checkpoints, whole or not."""
+    """Whether the run has checkpoints, damaged or not."""
     return bool(_candidates(run / FOLDER))
 
 
-def whole(run: Path) -> list[Found]:
+def complete(run: Path) -> list[Found]:
     """The complete checkpoints of a run, the last first; their contents are not checked."""
     return [found for path in _candidates(run / FOLDER) if (found := _read_manifest(path)) is not None]
 
 
 def latest(run: Path) -> Found:
-    """The last whole checkpoint of a run; each damaged one that is passed over gives a warning.
+    """The last undamaged checkpoint of a run; each damaged one after it gives a warning.
 
-    Raises:
-        ValueError: there is none.
+    Raises ValueError if there is none.
     """
     reasons: list[str] = []
     for path in _candidates(run / FOLDER):
@@ -161,11 +149,11 @@ def latest(run: Path) -> Found:
                 warnings.warn(f"{reason}; going back to step {found.step}", stacklevel=2)
             return found
         reasons.append(f"checkpoint {str(path)!r} is damaged ({problem})")
-    raise ValueError("; ".join(reasons) + ", and there is no whole one before: start a new run")
+    raise ValueError("; ".join(reasons) + ", and there is no complete one before: start a new run")
 
 
 def set_aside_after(found: Found) -> None:
-    """Hide the checkpoints after this one, which are damaged: they would count among the last that are kept."""
+    """Hide the checkpoints after this one: they are damaged, and would count among the last that are kept."""
     for path in _candidates(found.path.parent):
         if int(path.name) > found.step:
             hidden = path.with_name(f".{path.name}{DAMAGED}")
@@ -174,18 +162,17 @@ def set_aside_after(found: Found) -> None:
 
 
 def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Fill tensors (in place, this rank's shares of them) from a checkpoint.
+    """Fill tensors in place (of sharded ones this rank's shard) from a checkpoint.
 
-    Raises:
-        ValueError: the checkpoint lacks one of them, or has it in another shape.
+    Raises ValueError if the checkpoint lacks one of them or has it in another shape.
     """
     sizes = stored(found)
     for name, tensor in tensors.items():
         if sizes.get(name) != (tuple(tensor.shape) or (1,)):
             raise ValueError(f"{found.path}: {name} is {sizes.get(name)}, the run needs {tuple(tensor.shape)}")
-    views = {name: tensor.detach().view(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
     _expect_to_be_alone()
-    dcp.load(views, storage_reader=HuggingFaceStorageReader(str(found.path)), no_dist=ranks.kind is None)
+    reader = HuggingFaceStorageReader(str(found.path))
+    dcp.load(_without_scalars(tensors), storage_reader=reader, no_dist=ranks.kind is None)
 
 
 def stored(found: Found) -> dict[str, tuple[int, ...]]:
@@ -195,8 +182,13 @@ def stored(found: Found) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.size) for name, value in tensors if isinstance(value, TensorStorageMetadata)}
 
 
+def _without_scalars(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The same tensors, scalars as views of one element."""
+    return {name: tensor.detach().view(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
+
+
 def _expect_to_be_alone() -> None:
-    """Let torch not warn that one process saves or loads by itself; the warning may come from a thread of its own."""
+    """Silence torch's warning that one process saves or loads by itself, which may come from another thread."""
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
@@ -216,9 +208,8 @@ def _read_manifest(path: Path) -> Found | None:
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files."""
-    expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    for name, digest in expected.items():
+    """What is wrong with a checkpoint's files, if anything."""
+    for name, digest in json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"].items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if _digest(path / name) != digest:
@@ -231,7 +222,7 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -241,7 +232,6 @@ def _sync(folder: Path) -> None:
 
 def _cause(error: BaseException) -> BaseException:
     """The first error of a chain, or of one rank of a CheckpointException."""
-    failures = getattr(error, "failures", None)
-    if failures:
+    if failures := getattr(error, "failures", None):
         return _cause(next(iter(failures.values()))[0])
     return error.__cause__ or error

@@ -1,4 +1,4 @@
-"""What a training run says while it runs: a bar on a terminal, a line for each validation when piped."""
+"""What a training run prints: a bar on a terminal, a line for each validation when piped."""
 
 import sys
 import time
@@ -6,40 +6,34 @@ import time
 from torch import Tensor
 from tqdm import tqdm
 
-from mvar.training.run.folder import Metrics
+from mvar.training.task import Metrics
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, ends at ENDS, {rate_fmt}{postfix}]"
 
 
 class Progress:
-    """The rate of a run and how far it is."""
+    """How far a run is and how fast."""
 
-    def __init__(self, done: int, steps: int, ends: str | None = None, speaks: bool = True) -> None:
-        """Args:
-        done: steps of before.
-        steps: of the whole run.
-        ends: the time of day at which it ends, where that is settled.
-        speaks: False on all ranks but the main one.
-        """
-        self.steps, self.images, self.start, self.speaks = steps, 0, time.perf_counter(), speaks
+    def __init__(self, done: int, steps: int, ends: str | None, visible: bool) -> None:
+        """`ends` is the time of day at which the run ends, if that is settled."""
+        self.steps, self.images, self.start, self.visible = steps, 0, time.perf_counter(), visible
         shape = None if ends is None else BAR.replace("ENDS", ends)
-        visible = speaks and sys.stderr.isatty()
-        self.bar = tqdm(initial=done, total=steps, unit="step", bar_format=shape) if visible else None
+        hidden = not (visible and sys.stderr.isatty())
+        self.bar = tqdm(initial=done, total=steps, unit="step", bar_format=shape, disable=hidden)
 
     @property
     def rate(self) -> float:
-        """Images a second over all ranks since the start of this process, validation included."""
+        """Images per second over all ranks since this start, validation included."""
         return self.images / max(time.perf_counter() - self.start, 1e-9)
 
     def advance(self, images: int, loss: Tensor, steps: int) -> None:
-        """One more update, of so many by now."""
+        """Count one step, of `steps` in the whole run as of now."""
         self.images += images
         self.steps = steps
-        if self.bar is not None:
-            self.bar.total = steps
-            self.bar.update()
-            if self.bar.n % 10 == 0:
-                self.bar.set_postfix_str(f"loss {float(loss):.4f}, {self.rate:.0f} images/s")
+        self.bar.total = steps
+        self.bar.update()
+        if self.bar.n % 10 == 0 and not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {float(loss):.4f}, {self.rate:.0f} images/s")
 
     def report(self, done: int, metrics: Metrics) -> None:
         """Print a validation."""
@@ -48,15 +42,12 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        if self.bar is not None:
+        if self.visible:
             self.bar.write(line, file=sys.stderr)
-        elif self.speaks:
-            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal tidy."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def _number(value: float | list[float]) -> str:

@@ -1,7 +1,7 @@
-"""Adversarial loss: a patch discriminator, its hinge loss, and differentiable augmentation of what it sees.
+"""Adversarial loss: a patch discriminator, its hinge loss, and differentiable augmentation of its inputs.
 
-Shapes: B images, H W pixels, h w patches; U random numbers of an image.
-Source: PatchGAN (Isola et al. 2017); hinge loss and spectral normalisation (Miyato et al. 2018); DiffAugment (Zhao et
+Shapes: B images, H W pixels, h w patches; U random numbers per image.
+Sources: PatchGAN (Isola et al. 2017); hinge loss and spectral normalisation (Miyato et al. 2018); DiffAugment (Zhao et
 al. 2020).
 """
 
@@ -12,23 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-AUGMENT_NUMBERS = 7  # random numbers an image needs for `augment`
+LEVELS = 3  # of stride 2
+AUGMENT_NUMBERS = 7  # random numbers that `augment` needs per image
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions of stride 2 down to patches of about 16 pixels, each judged real or not.
+    """Convolutions of stride 2 down to patches of about 16 pixels, each scored as real or not.
 
-    Spectral normalisation on all but the head, whose scale is free: real and restored images differ so little that
-    scores of a network without gain would lie on top of each other.
+    Spectral normalisation on all but the head, whose scale is free: real and restored images differ so little that a
+    network without gain could not tell them apart.
     """
 
-    def __init__(self, channels: int, levels: int = 3) -> None:
-        """Args:
-        channels: of the first level; each of the next has twice as many, at most eight times.
-        levels: of stride 2.
-        """
+    def __init__(self, channels: int) -> None:
+        """`channels` is the width of the first level; each further one has twice as many."""
         super().__init__()
-        widths = [3, *(channels * min(2**i, 8) for i in range(levels))]
+        widths = [3, *(channels * 2**i for i in range(LEVELS))]
         self.down = nn.ModuleList(_normed(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in pairwise(widths))
         self.mix = _normed(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
@@ -42,7 +40,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def _normed(convolution: nn.Conv2d) -> nn.Module:
-    """With spectral normalisation; left as it is on torch's meta device, where estimating norms takes seconds."""
+    """With spectral normalisation, except on torch's meta device, where estimating norms takes seconds."""
     return convolution if convolution.weight.is_meta else spectral_norm(convolution)
 
 
@@ -52,42 +50,30 @@ def hinge(real_B1hw: Tensor, fake_B1hw: Tensor) -> Tensor:
 
 
 def augment(pixels_B3HW: Tensor, noise_BU: Tensor) -> Tensor:
-    """Brightness, saturation, contrast, a shift and a cut-out, differentiable; the same for real and restored images.
+    """Differentiable brightness, saturation, contrast, shift and cut-out of pixels in [-1, 1].
 
-    Args:
-        pixels_B3HW: in [-1, 1].
-        noise_BU: numbers in [0, 1), `AUGMENT_NUMBERS` an image.
+    Each image is changed by its own `AUGMENT_NUMBERS` numbers in [0, 1).
     """
     H, W = pixels_B3HW.shape[-2:]
-    bright, colour, contrast, down, right, top, left = noise_BU.unbind(1)
-    x = pixels_B3HW + _each(bright - 0.5)
-    x = _spread(x, x.mean(1, keepdim=True), _each(2 * colour))
-    x = _spread(x, x.mean((1, 2, 3), keepdim=True), _each(0.5 + contrast))
+    bright, colour, contrast, down, right, top, left = (numbers_B[:, None, None, None] for numbers_B in noise_BU.T)
+    x = pixels_B3HW + (bright - 0.5)
+    mean_B1HW = x.mean(1, keepdim=True)
+    x = mean_B1HW + (x - mean_B1HW) * (2 * colour)
+    mean_B111 = x.mean((1, 2, 3), keepdim=True)
+    x = mean_B111 + (x - mean_B111) * (0.5 + contrast)
     x = _shifted(x, 2, ((2 * down - 1) * H / 8).round().long())
     x = _shifted(x, 3, ((2 * right - 1) * W / 8).round().long())
-    cut_BHW = _inside(H, (top * H).long(), x)[:, :, None] & _inside(W, (left * W).long(), x)[:, None]
-    return x * ~cut_BHW[:, None]
+    y_B1H1 = torch.arange(H, device=x.device)[:, None] - (top * H).long()  # from the centre of the cut-out,
+    x_B11W = torch.arange(W, device=x.device) - (left * W).long()  # which is half as high and wide as the image
+    cut_B1HW = (y_B1H1 >= -H / 4) & (y_B1H1 < H / 4) & (x_B11W >= -W / 4) & (x_B11W < W / 4)
+    return x * ~cut_B1HW
 
 
-def _each(numbers_B: Tensor) -> Tensor:
-    return numbers_B[:, None, None, None]
-
-
-def _spread(x_B3HW: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    return mean + (x_B3HW - mean) * factor
-
-
-def _shifted(x_B3HW: Tensor, dim: int, by_B: Tensor) -> Tensor:
-    """Moved along one side by each image's number of pixels, zeros where nothing was."""
+def _shifted(x_B3HW: Tensor, dim: int, by_B111: Tensor) -> Tensor:
+    """Shifted along one side by a number of pixels per image, filled with zeros."""
     side = x_B3HW.shape[dim]
-    source_Bs = torch.arange(side, device=x_B3HW.device) + by_B[:, None]
-    shape = [len(by_B), 1, 1, 1]
+    shape = [1, 1, 1, 1]
     shape[dim] = side
-    moved = x_B3HW.gather(dim, source_Bs.clamp(0, side - 1).view(shape).expand_as(x_B3HW))
-    return moved * ((source_Bs >= 0) & (source_Bs < side)).view(shape)
-
-
-def _inside(side: int, centre_B: Tensor, like: Tensor) -> Tensor:
-    """Which places (B, side) lie within a quarter of the side of the centre: a cut-out of half the side."""
-    away_Bs = torch.arange(side, device=like.device) - centre_B[:, None]
-    return (away_Bs >= -side / 4) & (away_Bs < side / 4)
+    source = torch.arange(side, device=x_B3HW.device).view(shape) + by_B111
+    moved = x_B3HW.gather(dim, source.clamp(0, side - 1).expand_as(x_B3HW))
+    return moved * ((source >= 0) & (source < side))

@@ -1,9 +1,9 @@
-"""Keeping the codebook alive: a start from data, revival of dead codes, and how each scale uses it.
+"""Keeping the codebook alive: initialisation from data, revival of dead codes, and usage per scale.
 
 Shapes: B batch, Z latent channels, V codes, K scales; P tokens of a scale, N vectors.
 
 A residual quantiser trained naively collapses first at the coarse scales: they hold few tokens, so few codes ever
-come near their residuals. Start and revival therefore give every scale the same share of the codes.
+come near their residuals. Initialisation and revival therefore give every scale the same number of codes.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,8 @@ def start_from_data(quantizer: MultiScaleQuantizer, f_BZHW: Tensor, generator: t
     f_hat_BZHW = torch.zeros_like(f_BZHW)
     for k in range(K):
         rest_BZhw = quantizer.input_of(f_BZHW - f_hat_BZHW, k)
-        quantizer.codebook[edges[k] : edges[k + 1]] = _draw(rest_BZhw, edges[k + 1] - edges[k], generator)
-        # Codes that are still to be filled must not be chosen yet.
-        quantizer.codebook[edges[k + 1] :] = quantizer.codebook[0]
+        quantizer.codebook[edges[k] : edges[k + 1]] = _random_vectors(rest_BZhw, edges[k + 1] - edges[k], generator)
+        quantizer.codebook[edges[k + 1] :] = quantizer.codebook[0]  # codes of later scales must not be chosen yet
         tokens_BP = quantizer.nearest(rest_BZhw, k)
         f_hat_BZHW = quantizer.add(f_hat_BZHW, quantizer.lookup(tokens_BP, k), k)
 
@@ -37,35 +36,31 @@ def revive(
     quantizer: MultiScaleQuantizer, counts_KV: Tensor, residuals: Sequence[Tensor], dead_below: float,
     generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
-    """Move dead codes onto residuals of this batch, the same number to each scale.
+    """Move dead codes onto residuals of this batch, the same number to each scale; returns their indices.
 
-    A code's usage is the mean over scales of its share of the scale's tokens; it is dead below `dead_below` / V.
+    A code's usage is its fraction of a scale's tokens, averaged over scales; it is dead below `dead_below` / V.
 
     Args:
         quantizer: changed in place.
         counts_KV: how often each scale used each code since the last revival.
-        residuals: what each scale quantised in the current batch, (B, Z, h_k, w_k); B may differ, a scale without any
-            moves no code.
+        residuals: what each scale quantised, (B, Z, h_k, w_k); B may differ, and a scale with B = 0 gets no code.
         dead_below: in units of the mean usage 1 / V.
         generator: chooses the residuals.
-
-    Returns:
-        The moved codes' indices.
     """
     V, K = len(quantizer.codebook), len(residuals)
     usage_V = (counts_KV / counts_KV.sum(1, keepdim=True).clamp(min=1)).mean(0)
     dead_N = (usage_V < dead_below / V).nonzero().flatten()
     dead_N = dead_N[torch.randperm(len(dead_N), generator=generator).to(dead_N.device)]
-    moved = []
+    moved = [dead_N[:0]]
     for codes, residual_BZhw in zip(dead_N.tensor_split(K), residuals, strict=True):
         if len(codes) and len(residual_BZhw):
-            quantizer.codebook[codes] = _draw(residual_BZhw, len(codes), generator)
+            quantizer.codebook[codes] = _random_vectors(residual_BZhw, len(codes), generator)
             moved.append(codes)
-    return torch.cat(moved) if moved else dead_N[:0]
+    return torch.cat(moved)
 
 
-def _draw(map_BZhw: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """n vectors (n, Z) of a map at random; with slight noise, so that a vector drawn twice gives two codes."""
+def _random_vectors(map_BZhw: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n random vectors (n, Z) of a map, with slight noise, so that a vector chosen twice gives two codes."""
     vectors_NZ = map_BZhw.transpose(0, 1).flatten(1).T.float()
     chosen = torch.randint(len(vectors_NZ), (n,), generator=generator).to(vectors_NZ.device)
     noise = torch.randn(n, vectors_NZ.shape[1], generator=generator).to(vectors_NZ.device)
@@ -73,7 +68,7 @@ def _draw(map_BZhw: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def usage(counts_KV: Tensor) -> tuple[list[float], list[float]]:
-    """Per scale: the share of codes used at least once, and the perplexity of their usage."""
+    """For each scale: the fraction of codes used at least once, and the perplexity of their usage."""
     used, perplexity = zip(*map(code_usage, counts_KV.cpu()), strict=True)
     return [count / counts_KV.shape[1] for count in used], list(perplexity)
 

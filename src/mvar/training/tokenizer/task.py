@@ -1,6 +1,6 @@
 """Training a tokenizer on images: image losses, the quantiser's loss, and a codebook that stays alive.
 
-Shapes: B images, H W pixels, K scales, V codes; U random numbers of an image.
+Shapes: B images, H W pixels, K scales, V codes; U random numbers per image.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mvar.checkpoint.bundle import Bundle, is_bundle, write_bundle
+from mvar.checkpoint.bundle import Bundle, is_bundle
 from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_loader, open_splits
 from mvar.features.base import FeatureNetwork
 from mvar.features.networks import find_network
 from mvar.model import Model, from_bundle
@@ -22,26 +21,27 @@ from mvar.ops.noise import uniform
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import strip
+from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
-from mvar.training.average import WeightAverage
 from mvar.training.config import MOST_TIMED_IMAGES, TokenizerTraining
 from mvar.training.course import Course, TimedCourse, open_course
 from mvar.training.generator.fine_tuning import load_named
 from mvar.training.loop import Callback, fit
-from mvar.training.optim import autocast, build_optimizer
+from mvar.training.optim import WeightAverage, build_optimizer
 from mvar.training.parallel import Ranks, joined, replicated
 from mvar.training.rehearsal import rehearse
-from mvar.training.room import check_room, tokenizer_image_bytes
-from mvar.training.run.folder import Metrics, RunFolder, ValidationSet, provenance
+from mvar.training.run.folder import RunFolder
+from mvar.training.run.origin import provenance
+from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for, open_images
 from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator
 from mvar.training.tokenizer.codebook import count_tokens, revive, start_from_data, usage
 from mvar.training.tokenizer.image_loss import ImageLoss
 
-VIEWED_AT_ONCE = 64  # images of a pass without gradients
 START_IMAGES = 1024  # whose latents fill the codebook
 PREVIEW_IMAGES = 8
-JOINING = 0.05  # share of the run in which the adversarial loss grows to its full weight
+JOINING = 0.05  # fraction of the run over which the adversarial loss grows to its full weight
 TRAINING_STREAM = 1  # of the random numbers that belong to an image's place in the order of training
+PIXEL_BYTES = 20  # that the backward pass keeps at least per pixel and channel of a block at full resolution
 
 
 def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: float | None = None) -> Model:
@@ -49,8 +49,8 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
 
     Args:
         config: the run.
-        callbacks: called with the updates done and each record of metrics; one that returns True stops the run.
-        began: when the run's minutes began, by time.monotonic(); now by default.
+        callbacks: called with the steps done and each record of metrics; one that returns True stops the run.
+        began: when the run's minutes began, by time.monotonic(); by default now.
 
     Raises:
         ValueError: bad settings, data or folders, before any training; a line for each problem.
@@ -61,24 +61,16 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         network = find_network(config.perceptual_network).to(ranks.device) if config.perceptual else None
         start = None
         if config.init_from is not None:
-            # A run that goes on has its own weights by now; those it started from may be gone.
+            # A resumed run has its own weights by now; those it started from may be gone.
             source = config.out if config.resume and is_bundle(Path(config.out)) else config.init_from
             start = load_named("init_from", source).tokenizer
             config = replace(config, model=start.config)
         with torch.device("meta"):
-            judges = [PatchDiscriminator(config.discriminator_channels)] if config.adversarial else []
-            planned_networks = [Tokenizer(config.model), *judges]
-        check_room(planned_networks, config, tokenizer_image_bytes(config), ranks)
+            discriminators = [PatchDiscriminator(config.discriminator_channels)] if config.adversarial else []
+            networks = [Tokenizer(config.model), *discriminators]
+        check_memory_for(networks, config, activation_bytes(config.model), ranks)
         with RunFolder(config, ranks) as folder:
-            train_images, val_images = open_splits(
-                config.data,
-                config.model.image_shape,
-                val_data=config.val_data,
-                resize_factor=config.resize_factor,
-                augment=config.augment,
-                seed=config.seed,
-                on_bad_image=config.on_bad_image,
-            )
+            train_images, val_images = open_images(config, config.model.image_shape)
             planned = folder.check(train_images, val_images)
             held_out = val_images.at_most(config.val_images or MOST_TIMED_IMAGES)
             course = open_course(config, planned, began, folder.checkpoint)
@@ -93,8 +85,14 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         return from_bundle(task.bundle(course.steps), ranks.device, "float32")
 
 
-class TokenizerTask:
-    """The tokenizer as the loop sees it (see `mvar.training.loop.Task`)."""
+def activation_bytes(model: TokenizerConfig) -> int:
+    """What the backward pass needs per image at least: that of the decoder's finest level."""
+    height, width = model.image_shape
+    return PIXEL_BYTES * height * width * model.channels * model.multipliers[0] * (model.res_blocks + 1)
+
+
+class TokenizerTask(Task):
+    """The tokenizer as the loop trains it."""
 
     def __init__(
         self,
@@ -105,53 +103,35 @@ class TokenizerTask:
         val_images: PixelSource,
         course: Course,
     ) -> None:
-        """Args:
-        config: of the run.
-        ranks: this process among the others.
-        network: of the perceptual loss.
-        train_images: what to learn from.
-        val_images: what to be judged by.
-        course: how long the run is.
-        """
-        self.course = course
-        self.config, self.ranks, self.device = config, ranks, ranks.device
-        self.train_images = train_images
-        self.val_images: ValidationSet = val_images
-        self.loader = open_loader(
-            train_images,
-            config.batch_size,
-            config.seed,
-            rank=ranks.rank,
-            ranks=ranks.size,
-            parts=config.accumulate,
-            workers=config.workers,
-        )
+        """`network` is that of the perceptual loss."""
+        super().__init__(config, ranks, train_images, val_images, course)
+        self.config, self.train_images = config, train_images
         torch.manual_seed(config.seed)
         self.model = Tokenizer(config.model).to(self.device)
         if config.model.phi_ratio == 0:
-            self.model.quantizer.phi.requires_grad_(False)  # unused, which DDP does not bear
+            self.model.quantizer.phi.requires_grad_(False)  # unused, which DDP does not accept
         if config.decoder_only:
             for part in (self.model.encoder, self.model.quant_conv, self.model.quantizer):
                 part.requires_grad_(False)
-        self.networks: dict[str, nn.Module] = {"model": self.model}
+        self.networks = {"model": self.model}
         self.optimizer = build_optimizer(self.model, config, _decays)
-        discriminator = judge = None
+        discriminator = discriminator_replica = None
         if config.adversarial:
             discriminator = PatchDiscriminator(config.discriminator_channels).to(self.device)
             self.networks["discriminator"] = discriminator
             group = {"params": list(discriminator.parameters()), "decay": False, "lr_share": config.discriminator_lr}
             self.optimizer.add_param_group({**group, "weight_decay": 0.0})
-            judge = replicated(discriminator, ranks)
+            discriminator_replica = replicated(discriminator, ranks)
         self.replica = replicated(self.model, ranks)
-        self.called = [self.replica] if judge is None else [self.replica, judge]
-        self.image_loss = ImageLoss(config, network, discriminator, judge, ranks)
+        self.called = [self.replica] if discriminator_replica is None else [self.replica, discriminator_replica]
+        self.image_loss = ImageLoss(config, network, discriminator, discriminator_replica, ranks)
         self.average = WeightAverage(self.model, config.ema)
-        self.counts_KV = self._no_counts()
-        self.autocast = autocast(config.dtype, self.device)
+        scales, codes = len(config.model.schedule), config.model.vocab_size
+        self.counts_KV = torch.zeros(scales, codes, dtype=torch.long, device=self.device)
 
     @torch.no_grad()
     def start(self, tokenizer: Tokenizer | None) -> None:
-        """The first weights: those of a trained tokenizer, or random ones with a codebook of first latents."""
+        """Set the first weights: those of a trained tokenizer, or random ones with a codebook of first latents."""
         if tokenizer is not None:
             self.model.load_state_dict(tokenizer.state_dict())
         elif self.config.start_from_data:
@@ -160,7 +140,7 @@ class TokenizerTask:
                 for pixels_B3HW in self.train_images.first(START_IMAGES, VIEWED_AT_ONCE)
             ]
             start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
-            self.ranks.share(self.model.quantizer.codebook.data)  # encoders of different machines may round otherwise
+            self.ranks.broadcast(self.model.quantizer.codebook.data)  # machines may round latents differently
         self.average = WeightAverage(self.model, self.config.ema)
 
     def phases(self) -> list[float]:
@@ -175,22 +155,22 @@ class TokenizerTask:
         kept_B = self._scales_kept(noise_BU[:, :2])
         with self.autocast():
             output_B3HW, quantized = self.replica(target_B3HW, kept_B)
-        # How far the discriminator has joined in: a random one would do harm, so its word gains weight slowly.
+        # A random discriminator would do harm, so its weight grows slowly.
         place, length = self.course.phase(step)
-        joined = (place / length - config.adversarial_start) / JOINING
-        if joined >= 0 and config.adversarial:
-            last_layer, weight = self.model.decoder.conv_out.weight, config.adversarial * min(joined, 1)
-            loss, parts = self.image_loss.adversarial(output_B3HW, target_B3HW, weight, last_layer, noise_BU[:, 2:])
+        ramp = (place / length - config.adversarial_start) / JOINING
+        if ramp >= 0 and config.adversarial:
+            last_layer, weight = self.model.decoder.conv_out.weight, config.adversarial * min(ramp, 1)
+            loss, terms = self.image_loss.adversarial(output_B3HW, target_B3HW, weight, last_layer, noise_BU[:, 2:])
         else:
-            loss, parts = self.image_loss.reconstruction(output_B3HW, target_B3HW)
+            loss, terms = self.image_loss.reconstruction(output_B3HW, target_B3HW)
         self.residuals, self.kept_B = quantized.residuals, kept_B
         tokens = quantized.tokens if kept_B is None else [t[k < kept_B] for k, t in enumerate(quantized.tokens)]
         self.counts_KV += self.ranks.total(count_tokens(tokens, config.model.vocab_size))
-        parts |= {"vq": quantized.loss, "psnr": _psnr(output_B3HW, target_B3HW)}
-        return loss + quantized.loss, {name: value.detach() for name, value in parts.items()}
+        terms |= {"vq": quantized.loss, "psnr": _psnr(output_B3HW, target_B3HW)}
+        return loss + quantized.loss, {name: value.detach() for name, value in terms.items()}
 
     def _scales_kept(self, noise_B2: Tensor) -> Tensor | None:
-        """Quantiser dropout: with the chance `scale_dropout`, only the first 1 to K - 1 scales, each as likely."""
+        """Quantiser dropout: with chance `scale_dropout`, only the first 1 to K - 1 scales, equally likely."""
         K = len(self.config.model.schedule)
         if not self.config.scale_dropout or K == 1 or self.config.decoder_only:
             return None
@@ -198,15 +178,16 @@ class TokenizerTask:
         return torch.where(noise_B2[:, 0] < self.config.scale_dropout, fewer_B, K)
 
     def after_update(self, step: int) -> None:
+        """Revive dead codes from time to time."""
         config, done = self.config, step + 1
         if done % config.revive_every:
             return
         place, length = self.course.phase(step)
         if place + 1 <= config.revive_until * length and not config.decoder_only:
             rng = torch.Generator().manual_seed(config.seed + done)
-            residuals = [self.ranks.joined_rows(residual) for residual in self.residuals]  # the same on every rank
-            if self.kept_B is not None:  # what a dropped scale would have met is not its business
-                kept_B = self.ranks.joined_rows(self.kept_B)
+            residuals = [self.ranks.all_rows(residual) for residual in self.residuals]  # the same on every rank
+            if self.kept_B is not None:  # without those of dropped scales
+                kept_B = self.ranks.all_rows(self.kept_B)
                 residuals = [residual[k < kept_B] for k, residual in enumerate(residuals)]
             moved = revive(self.model.quantizer, self.counts_KV, residuals, config.dead_below, rng)
             forget(self.optimizer, self.model.quantizer.codebook, moved)
@@ -215,32 +196,31 @@ class TokenizerTask:
 
     @torch.no_grad()
     def validate(self) -> Metrics:
-        """Losses without the discriminator, and for each scale the use of codes and what is left of the latent."""
-        n, config = len(self.val_images), self.config.model
+        """Losses without the discriminator; for each scale the usage of codes and the energy left in the residual."""
+        n, vocab_size = len(self.val_images), self.config.model.vocab_size
         sums: dict[str, Tensor] = {}
         counts_KV = torch.zeros_like(self.counts_KV)
         for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
-            # A rank without images of its own takes one that counts nothing, so that all have the same metrics to sum.
+            # A rank without images of its own computes one of weight 0, so that all have the same metrics to sum.
             weight = int(real_B.sum()) / n
             pixels_B3HW = self.val_images.batch(indices_B[: max(int(real_B.sum()), 1)])[0].to(self.device) / 255
             with self.autocast():
                 output_B3HW, quantized = self.model(pixels_B3HW)
-            loss, parts = self.image_loss.reconstruction(output_B3HW, pixels_B3HW)
-            parts |= {"loss": loss + quantized.loss, "vq": quantized.loss, "psnr": _psnr(output_B3HW, pixels_B3HW)}
-            parts |= {"errors": quantized.errors}
-            for name, value in parts.items():
+            loss, terms = self.image_loss.reconstruction(output_B3HW, pixels_B3HW)
+            terms |= {"loss": loss + quantized.loss, "vq": quantized.loss, "psnr": _psnr(output_B3HW, pixels_B3HW)}
+            terms |= {"errors": quantized.errors}
+            for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.double().cpu() * weight
-            counts_KV += count_tokens(quantized.tokens, config.vocab_size) * (weight > 0)
+            counts_KV += count_tokens(quantized.tokens, vocab_size) * (weight > 0)
         means = {name: self.ranks.total(value).tolist() for name, value in sums.items()}
         used, perplexity = usage(self.ranks.total(counts_KV))
         energy, *errors = means.pop("errors")
-        rest = [error / energy for error in errors]
-        by_scale = {"used": used, "perplexity": perplexity, "residual_energy": rest}
-        return {**{f"val_{name}": value for name, value in means.items()}, **by_scale}
+        per_scale = {"used": used, "perplexity": perplexity, "residual_energy": [error / energy for error in errors]}
+        return {**{f"val_{name}": value for name, value in means.items()}, **per_scale}
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
-        """Original, then what the first 1, 2, ... K scales give, for a few validation images."""
+        """The original and what the first 1, 2, ... K scales reconstruct, for a few validation images."""
         if not self.ranks.main:
             return
         n = len(self.val_images)
@@ -252,25 +232,15 @@ class TokenizerTask:
         save_image(strip(list(zip(*columns, strict=True)), names), path)
 
     def bundle(self, steps: int) -> Bundle:
-        """The tokenizer and how it was trained."""
-        return Bundle(
-            tokenizer=self.model, classes=self.train_images.classes, provenance=provenance(self.config, steps)
-        )
-
-    def save_bundle(self, folder: Path, steps: int) -> None:
-        if self.ranks.main:
-            write_bundle(folder, self.bundle(steps))
+        classes = self.train_images.classes
+        return Bundle(tokenizer=self.model, classes=classes, provenance=provenance(self.config, steps))
 
     def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}
 
-    def _no_counts(self) -> Tensor:
-        shape = len(self.config.model.schedule), self.config.model.vocab_size
-        return torch.zeros(shape, dtype=torch.long, device=self.device)
-
 
 def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
-    """Clear Adam's moments of rows that were moved: their past belongs to another place."""
+    """Clear Adam's moments of rows that were moved."""
     for name in ("exp_avg", "exp_avg_sq"):
         if name in optimizer.state[parameter]:
             optimizer.state[parameter][name][rows] = 0
