@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 
 from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
 from mvar.studies.distance import NAME
+from mvar.studies.grid import TRIED
 from mvar.studies.page import numbers
-from mvar.studies.sweep import TRIED
 from recipes.shared import measured_on, table
 
 

@@ -20,8 +20,8 @@ from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 from mvar.settings import Several, check
 from mvar.studies import measuring
+from mvar.studies.grid import Grid
 from mvar.studies.measuring import Form
-from mvar.studies.sweep import Grid
 from recipes import concepts
 from recipes.measures import facts
 from recipes.packaged import Recipe
@@ -39,11 +39,11 @@ class Icons(Recipe):
     data = "icons of the sets of the npm package @iconify/json that have permissive licences (see docs/data.md)"
     most_bytes = 40_000_000
     grid = Grid(
-        guidance=(1.5, 2.5, 4.0, 6.0),
-        unguided=(0, 2),  # the two finest maps hold 400 of 447 tokens
-        temperature=(1.0,),
-        top_k=(900, 300),
-        top_p=(0.96, 0.9, 0.8, 0.7),
+        guidance=[1.5, 2.5, 4.0, 6.0],
+        unguided=[0, 2],  # the two finest maps hold 400 of 447 tokens
+        temperature=[1.0],
+        top_k=[900, 300],
+        top_p=[0.96, 0.9, 0.8, 0.7],
     )
     judge_epochs = 20
     results = staticmethod(concepts.results)

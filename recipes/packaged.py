@@ -27,9 +27,10 @@ from mvar.sampling.sheet import class_sheet
 from mvar.settings import Count, Several, check
 from mvar.studies import measuring
 from mvar.studies.distance import IMAGES, Distance
+from mvar.studies.grid import TRIED, Grid
 from mvar.studies.measuring import Form, Labelled
 from mvar.studies.page import read_json
-from mvar.studies.sweep import TRIED, Grid, sweep
+from mvar.studies.sweep import sweep
 from mvar.training.run.curves import draw_curves
 from mvar.training.run.folder import METRICS, SETTINGS
 from recipes import figures, measures

@@ -3,15 +3,25 @@
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from cyclopts import CycloptsError
 from cyclopts.exceptions import UnknownOptionError
 
-from mvar.commands import bench, drawing, evaluation, evaluation_set, models, study, training
+from mvar.commands import bench, drawing, editing, evaluation, evaluation_set, models, study, training
 from mvar.options.parser import Command, command_line, joined
 from mvar.output import refuse, safe_output
 from mvar.training.stopping import Stopped
+
+
+def completion(shell: Literal["bash", "zsh", "fish", "powershell"]) -> None:
+    """Print a script that completes commands and options in a shell.
+
+    Args:
+        shell: the one in use; for bash, add the line  eval "$(mvar completion --shell bash)"  to ~/.bashrc.
+    """
+    print(command_line(COMMANDS, GROUPS, COMMANDS).generate_completion(shell=shell))
+
 
 COMMANDS = {
     "data fashion-mnist": Command(training.data_fashion_mnist),
@@ -22,8 +32,8 @@ COMMANDS = {
     "sample": Command(drawing.sample),
     "sample-best": Command(drawing.sample_best),
     "sample-set": Command(evaluation_set.sample_set),
-    "edit": Command(drawing.edit),
-    "vary": Command(drawing.vary),
+    "edit": Command(editing.edit),
+    "vary": Command(editing.vary),
     "score": Command(models.score),
     "classify": Command(models.classify),
     "evaluate": Command(evaluation.evaluate_images),
@@ -38,6 +48,7 @@ COMMANDS = {
     "bench train": Command(bench.bench_train),
     "study list": Command(study.study_list),
     "study run sweep": Command(study.study_run_sweep),
+    "completion": Command(completion),
 }
 GROUPS = {
     "": "Scale-wise autoregressive image generation with M-VAR.",
@@ -61,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with safe_output():
         warnings.showwarning = lambda message, *_: print(f"mvar: warning: {message}", file=sys.stderr)
         try:
-            app = command_line(COMMANDS, GROUPS, name, words)
+            app = command_line(COMMANDS, GROUPS, [name], words)
             run, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False, verbose=False)
             run(*bound.args, **bound.kwargs)
         except CycloptsError as error:

@@ -12,7 +12,8 @@ from PIL import Image
 from mvar.features.judge import Judge
 from mvar.model import Model, load
 from mvar.studies import measuring, sweep_figure
-from mvar.studies.sweep import TRIED, best
+from mvar.studies.grid import TRIED
+from mvar.studies.sweep import best
 from recipes import editing, likelihood
 from recipes.fashion_mnist import FashionMnist
 from recipes.icons import Icons

@@ -8,18 +8,19 @@ from mvar.cli import main
 from mvar.features.judge import Judge
 from mvar.model import load
 from mvar.studies import measuring
+from mvar.studies.grid import Grid
 from mvar.studies.measuring import Form
-from mvar.studies.sweep import Grid, best, set_aside, sweep
+from mvar.studies.sweep import best, set_aside, sweep
 from mvar.studies.sweep_figure import draw, front
 from recipes.fashion_mnist import FashionMnist
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
 GRID = Grid(
-    guidance=(0.0, 2.0),
-    temperature=(2.0, 1.0),
+    guidance=[0.0, 2.0],
+    temperature=[2.0, 1.0],
     last_temperature=0.5,
-    top_k=(5, 3),
-    top_p=(0.5,),
+    top_k=[5, 3],
+    top_p=[0.5],
     least_accuracy=0.0,
     spread_band=(0.0, 9.0),
 )
@@ -145,7 +146,7 @@ def test_a_sweep_of_other_settings_or_weights_is_refused(arguments, swept, tmp_p
             sweep(**asked)
         assert [line.split(" = ")[0] for line in str(error.value).splitlines()] == list(fields)
 
-    refused({"grid": replace(GRID, guidance=(0.0, 2.0, 3.0), top_k=(5,))}, "guidance", "top_k")
+    refused({"grid": replace(GRID, guidance=[0.0, 2.0, 3.0], top_k=[5])}, "guidance", "top_k")
     refused({"grid": replace(GRID, least_accuracy=0.1)}, "least_accuracy")
     refused({"model": str(tmp_path / "other")}, "model")
     refused({"samples_per_class": 3, "seed": 2}, "data", "samples_per_class", "seed")
@@ -170,7 +171,7 @@ def test_the_front_has_no_beaten_point_and_keeps_equal_ones():
 
 
 def test_the_finest_maps_go_without_guidance(swept, tmp_path):
-    grid = replace(GRID, unguided=(0, 2), temperature=(1.0,))
+    grid = replace(GRID, unguided=[0, 2], temperature=[1.0])
     tried = grid.unfiltered(4)
     assert [trial["guidance"] for trial in tried] == [0.0, 2.0, [0.0, 0.6667, 0.0, 0.0]]
     report = report_of(swept[0])
@@ -187,10 +188,8 @@ def test_the_finest_maps_go_without_guidance(swept, tmp_path):
             {"samples_per_class": 9999},
             r"^samples_per_class = 9999: as many training images are set aside, and 'Ankle-boot' has 12; give",
         ),
-        ({"grid": replace(GRID, guidance=())}, r"^guidance = \[\]: give at least one$"),
-        ({"grid": replace(GRID, guidance=(-1.0,), top_k=(-2,))}, r"(?s)^guidance = -1.0: .*\ntop_k = -2: "),
-        ({"grid": replace(GRID, temperature=(1.0, 0.0))}, r"^temperature = 0.0: must be above 0"),
-        ({"grid": replace(GRID, unguided=(1, 2))}, r"^unguided = 2: give 0 to 1$"),
+        ({"grid": replace(GRID, guidance=[])}, r"^guidance = \[\]: give at least one$"),
+        ({"grid": replace(GRID, unguided=[1, 2])}, r"^unguided = 2: give 0 to 1$"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_drawn(changes, message, arguments, tmp_path, monkeypatch):
@@ -198,6 +197,13 @@ def test_mistakes_are_named_before_anything_is_drawn(changes, message, arguments
     with pytest.raises(ValueError, match=message):
         sweep(**{**arguments, "grid": GRID, "form": FORM, "out": str(tmp_path), **changes})
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_no_sampling_takes_are_refused_together():
+    with pytest.raises(ValueError, match=r"^guidance = -1.0: [^\n]*\ntop_k = -2: [^\n]*$"):
+        Grid(guidance=[-1.0], top_k=[-2])
+    with pytest.raises(ValueError, match=r"^temperature = 0.0: must be above 0"):
+        Grid(temperature=[1.0, 0.0])
 
 
 def test_a_judge_of_other_classes_is_refused(arguments, tmp_path):

@@ -51,7 +51,7 @@ def model_facts(config: Mapping[str, Any], classes: Sequence[str]) -> dict[str, 
         )
         facts["Mixers"] = f"attention {generator['attention']}, Mamba-2 in {sum(mamba)} of {len(mamba)} blocks"
         facts["Classes"] = _listed(classes) if classes else "none (unconditional)"
-    facts |= {f"Sampling: {key}": str(value) for key, value in config["defaults"].items()}
+    facts |= {f"Sampling: {key.replace('_', '-')}": str(value) for key, value in config["defaults"].items()}
     facts |= {str(key).replace("_", " ").capitalize(): str(value) for key, value in config["provenance"].items()}
     return facts
 

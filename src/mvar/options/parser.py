@@ -3,7 +3,7 @@
 import inspect
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -27,13 +27,15 @@ class Command(NamedTuple):
     positional: bool = False  # whether what is required is given without an option's name
 
 
-def command_line(commands: Mapping[str, Command], groups: Mapping[str, str], chosen: str, words: Sequence[str]) -> App:
-    """All commands, of which the chosen one knows its options.
+def command_line(
+    commands: Mapping[str, Command], groups: Mapping[str, str], chosen: Collection[str], words: Sequence[str] = ()
+) -> App:
+    """All commands, of which only the chosen ones know their options: those of all would take a while.
 
     Args:
         commands: by name, such as "train generator".
         groups: what the help says of each first word of several commands, and of "" for all.
-        chosen: name of the command that the words call; "" for none.
+        chosen: names of commands, such as the one that the words call.
         words: as typed.
     """
     apps = {"": App(name="mvar", help=groups[""], version=__version__, help_format="plaintext")}
@@ -44,13 +46,22 @@ def command_line(commands: Mapping[str, Command], groups: Mapping[str, str], cho
     for name, command in commands.items():
         about = parse(command.run.__doc__ or "").description
         run = _runner(name, command)
-        if name == chosen:
-            typed = (word[2:].partition("=") for word in words if word.startswith("--"))
-            start = {key.replace("-", "_"): value for key, _, value in typed if value}
-            values = command.defaults(start) if HELP & {*words} and start else {}
+        if name in chosen:
+            typed = _typed(words) if HELP & {*words} else {}
+            values = command.defaults(typed) if typed else {}
             run.__signature__ = inspect.Signature([*_parameters(command, values), *COMMON])  # type: ignore[attr-defined]
         _parent(apps, name).command(run, name=name.split()[-1], help=about)
     return apps[""]
+
+
+def _typed(words: Sequence[str]) -> dict[str, str]:
+    """Options that were typed with a value, as far as one can tell without knowing them."""
+    found = {}
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and (equals or not following.startswith("-")):
+            found[name[2:].replace("-", "_")] = value if equals else following
+    return found
 
 
 def _runner(name: str, command: Command) -> Callable[..., None]:

@@ -9,7 +9,7 @@ Shapes: N images, C classes, F features.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,77 +23,15 @@ from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
 from mvar.files import writable_folder
 from mvar.job import Job, check_same
-from mvar.sampling.config import PER_SCALE, UNFILTERED, SamplingSettings, scale_ratio
-from mvar.settings import Several, check, raise_problems
+from mvar.sampling.config import SamplingSettings
+from mvar.settings import Several, check
 from mvar.studies import measuring, page, sweep_figure
 from mvar.studies.distance import NAME, SIDE, Distance
+from mvar.studies.grid import TRIED, Grid
 from mvar.studies.measuring import Form, Labelled
 
 FILE, FIGURE = "sweep.json", "sweep.png"
 REAL_PER_CLASS = 1000  # training images that samples are compared with, about
-TRIED = PER_SCALE  # what a trial sets
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The settings to try, and the bounds that the chosen one must meet.
-
-    Attributes:
-        guidance: strengths at the last map, to which guidance grows from 0 at the first.
-        unguided: numbers of finest maps to draw without guidance, which saves half of their work.
-        temperature: of the first map, from which it falls along a parabola to that of the last.
-        last_temperature: of the last map.
-        top_k: tried at the best setting without filters.
-        top_p: tried at the best setting without filters.
-        least_accuracy: smallest fraction of samples that the judge must assign to their class.
-        spread_band: range of the spread ratio; None for any.
-    """
-
-    guidance: Sequence[float] = (0.0, 1.5, 3.0)
-    unguided: Sequence[int] = (0,)
-    temperature: Sequence[float] = (1.0, 1.2)
-    last_temperature: float = 1.0
-    top_k: Sequence[int] = (900, 300)
-    top_p: Sequence[float] = (0.98, 0.9)
-    least_accuracy: float = 0.0
-    spread_band: tuple[float, float] | None = None
-
-    def unfiltered(self, scales: int) -> list[dict[str, Any]]:
-        """The settings without filters, for a model with this number of scales."""
-        return [
-            {
-                "guidance": _guidance(strength, without, scales),
-                "temperature": self._temperatures(first, scales),
-                **UNFILTERED,
-            }
-            for first in self.temperature
-            for strength in self.guidance
-            for without in (self.unguided if strength else [0])
-        ]
-
-    def filtered(self, setting: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """A setting with each of the filters."""
-        same = {name: setting[name] for name in TRIED}
-        return [same | {"top_k": k} for k in self.top_k] + [same | {"top_p": p} for p in self.top_p]
-
-    def check(self, scales: int) -> None:
-        """Raise ValueError with one line per problem, before anything is drawn."""
-        some = ("guidance", "unguided", "temperature")
-        raise_problems([f"{name} = []: give at least one" for name in some if not getattr(self, name)])
-        most = max(scales - 2, 0)  # the first map never has guidance, and one map must keep it
-        raise_problems(f"unguided = {n}: give 0 to {most}" for n in self.unguided if not 0 <= n <= most)
-        first = self.unfiltered(scales)
-        problems: dict[str, None] = {}
-        for tried in first + self.filtered(first[0]):
-            try:
-                SamplingSettings(**tried).check(scales)
-            except ValueError as error:
-                problems |= dict.fromkeys(str(error).splitlines())
-        raise_problems(problems)
-
-    def _temperatures(self, first: float, scales: int) -> list[float]:
-        last = self.last_temperature
-        return [round(last + (first - last) * (1 - scale_ratio(k, scales)) ** 2, 4) for k in range(scales)]
 
 
 def sweep(
@@ -185,13 +123,6 @@ def sweep(
         sweep_figure.draw(report, path.with_name(FIGURE))
     print(f"chosen: {described(chosen)}\nreal images: {_measures(head['real'])}")
     return chosen
-
-
-def _guidance(strength: float, without: int, scales: int) -> float | list[float]:
-    if not without:
-        return strength
-    weights = SamplingSettings(guidance=strength).guidance_weights(scales)
-    return [round(weight, 4) for weight in weights[: scales - without]] + [0.0] * without
 
 
 def best(trials: Sequence[dict[str, Any]], grid: Grid) -> dict[str, Any]:
