@@ -11,7 +11,14 @@ import yaml
 from mvar.options.fields import Option
 from mvar.settings import raise_problems
 
-MOST_BYTES = 2**20  # of a YAML file
+MOST_BYTES, MOST_DEPTH = 2**20, 16  # of a YAML file
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 def as_typed(value: Any) -> str:
@@ -26,22 +33,32 @@ class _Text(yaml.BaseLoader):
     """YAML whose scalars stay text; a key that is given twice is refused."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str) or keys.count(key) > 1:
-                problem = (
-                    f"{as_typed(key)} is given twice; leave one out"
-                    if isinstance(key, str)
-                    else "has a key that is not text"
-                )
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key, problem = self.construct_object(key_node, deep=True), None
+            if not isinstance(key, str):
+                problem = "has a key that is not text"
+            elif key in seen:
+                problem = f"{key} is given twice; leave one out"
+            if problem is not None:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str) -> Any:
-    for token in yaml.scan(text):
+    """Values of YAML, all of them text, in lists and mappings.
+
+    Raises:
+        yaml.MarkedYAMLError: with the line of what is wrong.
+    """
+    depth = 0
+    for token in yaml.scan(text):  # which reads on only as far as it is asked
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        problem = f"is nested deeper than {MOST_DEPTH} levels" if depth > MOST_DEPTH else None
         if isinstance(token, (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)):
             problem = "has an anchor, an alias or a tag, which are not read; write the value out"
+        if problem is not None:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=token.start_mark)
     return yaml.load(text, _Text)
 
@@ -66,7 +83,7 @@ def read_yaml(path: str, options: Mapping[str, Option]) -> dict[str, Any]:
                 problems.append(f"{name} = {as_typed(value)}: no such option{near}")
             found[name] = value
         raise_problems(problems)
-    except (ValueError, yaml.YAMLError, RecursionError, OSError) as error:
+    except (ValueError, yaml.YAMLError, OSError) as error:
         raise ValueError("\n".join(f"--config {path}: {line}" for line in _reason(error).split("\n"))) from error
     return found
 
@@ -91,8 +108,6 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror}); give a YAML file"
-    if isinstance(error, RecursionError):
-        return "is nested too deeply; fix the file"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         why = ", ".join(filter(None, (error.context, error.problem)))
         return f"line {error.problem_mark.line + 1}: {why}; fix the file"

@@ -34,7 +34,7 @@ def read(option: Option, value: Any) -> Any:
         if isinstance(value, str) and any(map(_is_list, kinds)):
             value = _split(value, always=all(map(_is_list, kinds)))
         return TypeAdapter(_unruled(option.hint)).validate_python(value)
-    except (ValueError, yaml.YAMLError, RecursionError):
+    except (ValueError, yaml.YAMLError):
         raise ValueError(f"{option.name} = {as_typed(given)}: give {expected(option.hint)}") from None
 
 
