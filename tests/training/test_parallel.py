@@ -1,12 +1,17 @@
 """Several ranks: the same numbers as one process, resuming, and ranks that die or are asked to stop."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -17,7 +22,7 @@ from mvar.training.parallel import Ranks
 from mvar.training.run import checkpoints
 from mvar.training.tokenizer import task as tokenizer
 
-from .runs import WORK, checkpoint, metrics
+from .runs import WORK, WORKER, checkpoint, metrics
 from .worker import first_gradients
 
 KINDS = ("ddp", "fsdp")
@@ -151,16 +156,27 @@ def begun(config):
     return checkpoints.complete(Path(config.out))
 
 
-def test_a_rank_that_dies_is_named(runs, launch, tmp_path):
+def test_a_rank_that_dies_is_named_and_torchrun_ends_the_others(runs, tmp_path):
+    """Under torchrun itself, the only test that starts it; others fork ranks from a process that has imported torch."""
     config = replace(runs[1], parallel="ddp", steps=100_000, out=str(tmp_path / "run"), **EVERY)
-    launched = launch(2, [job(config)], tmp_path)
-    try:
-        launched.wait_for(lambda: begun(config))
-        launched.send(signal.SIGKILL, 1)
-        assert launched.wait() == [1, -signal.SIGKILL]
-    finally:
-        launched.kill()
-    assert "another rank does not answer: rank 1 was last heard of" in launched.errors()
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(json.dumps([job(config)]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", WORKER, jobs]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as run:
+        try:
+            end = time.monotonic() + 100
+            while not begun(config):
+                assert run.poll() is None, run.stderr.read()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            psutil.Process(run.pid).children()[1].kill()
+            errors = run.communicate(timeout=60)[1]
+        finally:
+            run.kill()
+    assert run.returncode != 0
+    assert "another rank does not answer: rank 1 was last heard of" in errors
     assert checkpoint(config.out)["step"] >= 3
 
 
