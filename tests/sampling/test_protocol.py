@@ -132,6 +132,11 @@ def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
         assert line.startswith(f"mvar: {message}")
     main([*command, "--labels", "dog", "--per-class", "2", "--out-dir", str(tmp_path / "dogs")])
     assert read_protocol(tmp_path / "dogs")["counts"] == [0, 2]
+    main([*command, "--labels", "cat", "--counts-of", str(like), "--out-dir", str(tmp_path / "cats")])
+    assert read_protocol(tmp_path / "cats")["counts"] == [3, 0]
+    (line,) = refused(*command, "--labels", "dog,-1", "--out-dir", str(tmp_path / "none"))
+    assert line == "mvar: labels = 'dog,-1': has -1, but a set is of classes; leave it out"
+    assert not (tmp_path / "none").exists()
 
 
 def test_classes_are_those_of_folders_whose_names_differ_in_form_only(tmp_path):

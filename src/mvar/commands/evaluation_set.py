@@ -69,11 +69,14 @@ def sample_set(
     if settings.smooth:
         raise ValueError("smooth = True: is for looks and never for metrics; give --smooth=false")
     classes = loaded.classes or [loaded.class_name(0)]
-    if counts_of is not None:
-        counts = counts_like(counts_of, classes, "counts_of")
-    else:
-        chosen = range(len(classes)) if labels is None else loaded.label_ids(parse_labels(labels, loaded.classes))
-        counts = [per_class if i in {*chosen} else 0 for i in range(len(classes))]
+    every = range(len(classes))
+    chosen = {*every} if labels is None else {*loaded.label_ids(parse_labels(labels, loaded.classes))}
+    if not chosen <= {*every}:
+        raise ValueError(f"labels = {labels!r}: has -1, but a set is of classes; leave it out")
+    counts = [per_class] * len(classes) if counts_of is None else counts_like(counts_of, classes, "counts_of")
+    counts = [count if i in chosen else 0 for i, count in enumerate(counts)]
+    if not any(counts):
+        raise ValueError(f"labels = {labels!r}: counts_of = {counts_of!r} holds none of these classes; give others")
     check_count(sum(counts))
     size = f"per_class: {sum(counts):,} images of {counted(len(classes), 'class', 'classes')}"
     check_memory(LISTED_BYTES * sum(counts), f"{size}, listed by number,", "ask for fewer of each class")
