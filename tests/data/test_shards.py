@@ -48,16 +48,15 @@ def test_the_kinds_of_labels_and_images(write_shard, picture, tmp_path):
     nothing = ShardSet.scan([write_shard(tmp_path / "bare.tar", {str(i): {"png": picture(i)} for i in range(3)})])
     assert (nothing.classes, nothing.labels) == ([], [0, 0, 0])
     samples = {
-        "a/one.x": {"png": picture(0), "cls": b"dog"},
+        "a/one": {"png": picture(0), "cls": b"dog"},
         "a/two": {"jpg": picture(1, kind="JPEG"), "json": {"label": "cat 10", "caption": "no"}, "mask.png": b""},
         "b/two": {"json": {"label": "cat 9"}, "webp": picture(2, kind="WEBP")},
         "three": {"PNG": picture(3), "cls": b"dog\n", "json": {"label": "not this"}},
-        "__meta__/a": {"png": picture(4)},
         ".hidden": {"png": picture(4)},
     }
     found = ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
     assert [(path.key, (path.width, path.height)) for path in found.paths] == [
-        (key, (20, 16)) for key in ("a/one.x", "a/two", "b/two", "three")
+        (key, (20, 16)) for key in ("a/one", "a/two", "b/two", "three")
     ]
     assert found.classes == ["cat 9", "cat 10", "dog"]
     assert found.labels == [2, 1, 0, 2]
@@ -90,34 +89,31 @@ def test_validation_names_match_without_case(write_shard, picture, tmp_path, rec
     assert (both.classes, both.labels, recwarn.list) == (["Cat", "cat"], [0, 1], [])
 
 
-@pytest.mark.parametrize(("other", "said"), [("cat", "a name"), (None, "no label")])
+@pytest.mark.parametrize(("other", "said"), [("cat", "label 'cat'"), (None, "no label")])
 def test_labels_of_two_kinds_are_refused(write_shard, picture, tmp_path, other, said):
     samples = {str(i): {"png": picture(i), "json": {"label": label}} for i, label in enumerate((1, other))}
-    with pytest.raises(ValueError, match=f"all numbers or all names: '.*0.png' has a number, '.*1.png' has {said}"):
+    with pytest.raises(ValueError, match=f"all numbers or all names: '.*0.png' has label 1 and '.*1.png' has {said}"):
         ShardSet.scan([write_shard(tmp_path / "0.tar", samples)])
 
 
-@pytest.mark.parametrize("label", [999, int("9" * 4000)])
-def test_a_number_that_makes_far_more_classes_than_images_is_refused(write_shard, picture, tmp_path, label):
-    labels = [0, 1, 2, label]
+def test_a_number_that_makes_far_more_classes_than_images_is_refused(write_shard, picture, tmp_path):
+    labels = [0, 1, 2, 999]
     path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": n} for i, n in enumerate(labels)})
-    with pytest.raises(
-        ValueError, match=r"^data: '.*0\.tar/3\.png' has label \d.*, far more than the 4 images; fix"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"^data: '.*0\.tar/3\.png' has label 999, far more than the 4 images; fix"):
         ShardSet.scan([path])
-    assert len(str(caught.value)) < 300
-    if label == 999:
-        (tmp_path / "classes.json").write_text(json.dumps([f"class {i}" for i in range(1000)]))
-        with pytest.warns(UserWarning, match=r"996 of 1,000 classes have no images: 'class 3', .* and 991 more$"):
-            assert ShardSet.scan([path]).labels == labels
+    (tmp_path / "classes.json").write_text(json.dumps([f"class {i}" for i in range(1000)]))
+    with pytest.warns(UserWarning, match=r"996 of 1,000 classes have no images: 'class 3', .* and 991 more$"):
+        assert ShardSet.scan([path]).labels == labels
 
 
-def test_folders_of_shards_must_list_the_same_classes(write_shard, picture, tmp_path):
-    shards = [write_shard(tmp_path / part / "0.tar", {"0": {"png": picture(0), "cls": 0}}) for part in "ab"]
-    for shard, text in zip(shards, ("cat\ndog", "dog\ncat"), strict=True):
-        shard.with_name("classes.txt").write_text(text)
-    with pytest.raises(ValueError, match=r"a' and '.*b' do not list the same classes"):
-        ShardSet.scan(shards)
+def test_images_and_labels_that_are_not_packed_together_are_refused(write_tar, picture, tmp_path):
+    path = write_tar(
+        tmp_path / "0.tar", [("a.png", picture(0)), ("b.png", picture(1)), ("b.cls", b"1"), ("a.cls", b"0")]
+    )
+    with pytest.raises(
+        ValueError, match=r"^data: '.*a\.cls' has no image beside it, and '.*a\.png' no label; pack each"
+    ):
+        ShardSet.scan([path])
 
 
 def test_ranges_in_braces():
@@ -126,9 +122,6 @@ def test_ranges_in_braces():
     assert expand("a{b}.tar") == ["a{b}.tar"]
     with pytest.raises(ValueError, match=r"\{3\.\.1\} counts down"):
         expand("{3..1}")
-    for pattern in ("{0..999999999999}", "{0..99}{0..99}{0..999}"):
-        with pytest.raises(ValueError, match=r"stands for 1[0,]+ shards; give at most 1,000,000"):
-            expand(pattern)
 
 
 # --- the index ------------------------------------------------------------------------------------------------------
@@ -170,51 +163,6 @@ def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(write_sh
     assert ShardSet.scan([path]) == first
 
 
-def with_row(i, value):
-    return lambda index: index | {"samples": [[*row[:i], value, *row[i + 1 :]] for row in index["samples"]]}
-
-
-CHANGES = {
-    "no object": lambda index: [],
-    "no samples": lambda index: index | {"samples": []},
-    "short rows": lambda index: index | {"samples": [["0.png", 0, 1]]},
-    **{f"column {i}": with_row(i, value) for i, value in enumerate([7, 10**9, -1, "20", None, ["x"], {"label": 1}])},
-    "no others": lambda index: {key: value for key, value in index.items() if key != "others"},
-    **{str(others): lambda index, o=others: index | {"others": o} for others in ([], {".gif": -1}, {"word": 1})},
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_an_index_that_cannot_be_of_its_shard_is_made_again(write_shard, picture, tmp_path, name):
-    path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": i} for i in range(2)})
-    first = ShardSet.scan([path])
-    index = tmp_path / "0.tar.index.json"
-    stored = index.read_text()
-    index.write_text(json.dumps(CHANGES[name](json.loads(stored))))
-    assert ShardSet.scan([path]) == first
-    assert index.read_text() == stored
-
-
-@pytest.mark.parametrize(
-    ("make", "is_replaced"),
-    [
-        (lambda index: index.symlink_to("nowhere"), True),
-        (os.mkfifo, True),
-        (lambda index: index.write_text("[" * 100_000), True),
-        (lambda index: (index.touch(), os.truncate(index, 2**40)), False),
-    ],
-)
-def test_an_index_that_is_no_file_of_sensible_size_is_not_read(write_shard, picture, tmp_path, make, is_replaced):
-    path = write_shard(tmp_path / "0.tar", {str(i): {"png": picture(i), "cls": i} for i in range(2)})
-    first = ShardSet.scan([path])
-    index = tmp_path / "0.tar.index.json"
-    stored = index.read_text()
-    index.unlink()
-    make(index)
-    assert ShardSet.scan([path]) == first
-    assert not is_replaced or index.read_text() == stored
-
-
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -223,39 +171,17 @@ def shard(write_shard, picture, tmp_path):
     return write_shard(tmp_path / "0.tar", {f"{i:02d}": {"png": picture(i), "cls": i % 2} for i in range(6)})
 
 
-def test_a_shard_cut_anywhere_is_named_with_its_last_whole_member(shard):
-    whole = shard.read_bytes()
-    with tarfile.open(shard) as tar:
-        members = tar.getmembers()
-    starts = {member.offset for member in members}
-    for cut in range(0, members[-1].offset_data, 500):
-        if cut in starts:
-            continue  # such a shard is whole, only smaller
-        shard.write_bytes(whole[:cut])
-        done = [member.name for member in members if member.offset_data + member.size <= cut]
-        where = f"breaks off after '{done[-1]}'" if done else "is no plain .tar file"
-        with pytest.raises(ValueError, match=rf"^data = '.*/0\.tar': {where}[^\n]*$"):
-            ShardSet.scan([shard])
-
-
-def test_shards_that_are_none(tmp_path, write_shard, picture):
+def test_shards_that_are_none(tmp_path, write_shard):
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     (tmp_path / "empty.tar").touch()
-    (tmp_path / "broken.tar").symlink_to("nowhere")
-    (tmp_path / "folder.tar").mkdir()
-    none = write_shard(tmp_path / "none.tar", {"a": {"txt": "text"}})
-    good = write_shard(tmp_path / "good.tar", {"a": {"png": picture(0)}})
-    with pytest.warns(UserWarning, match=r"1 of 2 images .*:\n  'none\.tar': holds no images: 1 member"):
-        assert keys(source(none, good)) == ["a"]
+    write_shard(tmp_path / "none.tar", {"a": {"txt": "text"}})
     for name, message in {
         "packed": "is no plain .tar file",
         "empty": "is no plain .tar file",
-        "none": r"holds no images: 1 member, none named \*\.png .*, the first 'a\.txt'; give shards with \.png",
+        "none": r"holds no images; give shards with members KEY\.png",
         "missing": "does not exist",
-        "m-{0..5}": r"m-0.tar' does not exist \(6 are missing in all\)",
-        "broken": "is a broken link",
-        "folder": "is not a file",
+        "m-{0..5}": r"m-0.tar' does not exist; give the names of \.tar files",
     }.items():
         with pytest.raises(ValueError, match=f"^data[^\n]*{message}[^\n]*$"):
             open_splits(tmp_path / f"{name}.tar", (8, 8))
@@ -338,11 +264,3 @@ def test_without_val_shards_a_share_is_held_out_by_key(three_shards, write_shard
     backwards = {f"{i:03d}": {"png": picture(i), "cls": i % 4} for i in reversed(range(24))}
     write_shard(tmp_path / "other" / "all.tar", backwards)
     assert set(keys(open_splits(tmp_path / "other", (8, 8))[1])) == set(keys(val))
-
-
-def test_members_are_read_although_their_descriptor_is_not_kept(shard, monkeypatch):
-    read = source(shard, cache_bytes=0)
-    monkeypatch.setattr(shards, "_descriptor", shards._descriptor.__wrapped__)
-    open_before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    assert read.batch(range(6))[0].shape == (6, 3, 8, 8)
-    assert not open_before or len(os.listdir("/proc/self/fd")) == open_before

@@ -128,45 +128,33 @@ def test_bad_images_are_passed_over_or_refused(stream, loader, write_shard, pict
     with pytest.raises(ValueError, match=r"bad\.tar/good' has label 1, which is none of the 1 classes"):
         loader(stream(urls=[url], classes=["only"]), 1, workers=0).batch(0)
     url = f"pipe:cat {write_shard(tmp_path / 'none.tar', {'a': {'txt': 'text'}})}"
-    with (
-        pytest.warns(UserWarning, match=r"holds no images: 1 member, none named .*, the first 'a\.txt'"),
-        pytest.raises(ValueError, match=r"none\.tar': holds no readable image; take"),
-    ):
+    with pytest.raises(ValueError, match=r"none\.tar': holds no readable image; take"):
         loader(stream(urls=[url]), 1, workers=0).batch(0)
 
 
-def test_images_of_other_kinds_are_named(stream, write_tar, picture, tmp_path):
-    members = [("a.png", picture(0)), ("a.cls", b"1"), ("b.gif", b""), ("b.cls", b"2"), ("c.tiff", b"")]
-    one = stream(urls=[f"pipe:cat {write_tar(tmp_path / '0.tar', members)}"])
-    with (
-        pytest.warns(UserWarning, match=r"0\.tar': ignores 2 files of other kinds \(1 \.gif, 1 \.tiff\); convert"),
-        pytest.warns(UserWarning, match=r"0\.tar/b' cannot be used: has a label but no image; convert b\.gif to PNG"),
-    ):
-        assert [image.label for image in one.shard(0, 0)] == [1]
-
-
-def test_an_image_does_not_train_without_its_class(stream, write_tar, picture, tmp_path):
-    late = [("a.png", picture(0)), ("b.png", picture(1)), ("b.cls", b"1"), ("a.cls", b"0")]
+def test_what_is_not_packed_together_is_named(stream, write_tar, picture, tmp_path):
+    late = [("a.png", picture(0)), ("b.png", picture(1)), ("b.cls", b"1"), ("a.cls", b"0"), ("c.gif", b"")]
     late = stream(urls=[f"pipe:cat {write_tar(tmp_path / 'late.tar', late)}"])
-    with pytest.raises(ValueError, match=r"late\.tar/a' came without its label; write each label beside its image"):
-        list(late.shard(0, 0))
-    with pytest.warns(UserWarning, match="has a label but no image"):
-        assert {image.label for image in replace(late, classes=[]).shard(0, 0)} == {0}
-    linked = [("a.png", picture(0)), ("a.cls", b"1"), ("b.png", picture(1)), ("b.cls", "a.cls")]
-    linked = stream(urls=[f"pipe:cat {write_tar(tmp_path / 'linked.tar', linked)}"])
-    with pytest.warns(
-        UserWarning, match=r"linked\.tar/b' cannot be used: its \.cls is a link, which cannot be followed"
+    ignored = r"late\.tar': ignores 1 file of another kind \(1 \.gif\); convert"
+    with (
+        pytest.warns(UserWarning, match=ignored),
+        pytest.raises(ValueError, match=r"late\.tar/a' has no label beside it; pack each image and its label together"),
     ):
-        assert [(image.name[-1], image.label) for image in linked.shard(0, 0)] == [("a", 1)]
+        list(late.shard(0, 0))
+    with (
+        pytest.warns(UserWarning, match="a' cannot be used: has a label but no image beside it; it is left out"),
+        pytest.warns(UserWarning, match=ignored),
+    ):
+        assert {image.label for image in replace(late, classes=[]).shard(0, 0)} == {0}
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("false", r"cannot be read \(exit status 1\); check that it can be fetched, then resume$"),
-        ("yes", r"cannot be read \((?!exit)"),
-        ("head -c 9000 {}", r"breaks off after '00\d\.\w+' \(unexpected end of data\)"),
-        ("cat {}; exit 3", r"\(exit status 3\)"),
+        ("false", "the command that fetches it ended with exit status 1; check that it can be fetched, then resume$"),
+        ("yes", r"is no plain \.tar file \("),
+        ("head -c 9000 {}", r"breaks off near '00\d\.\w+' \(unexpected end of data\)"),
+        ("cat {}; exit 3", "exit status 3"),
     ],
 )
 def test_a_stream_that_breaks_is_named_in_one_line(stream, loader, three_shards, command, message):
@@ -190,12 +178,7 @@ def test_streams_need_validation_and_the_library(three_shards, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches by curl")
-def test_shards_come_from_a_server(three_shards, monkeypatch):
-    def refusal(url, stream):
-        with pytest.raises(ValueError) as caught:
-            next(replace(stream, urls=[url]).shard(0))
-        return str(caught.value).removeprefix(f"data = {url!r}: ")
-
+def test_shards_come_from_a_server(three_shards):
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
@@ -211,13 +194,7 @@ def test_shards_come_from_a_server(three_shards, monkeypatch):
             assert sorted(batch.labels_B.tolist()) == sorted([0, 1, 2, 3] * 6)
             batches.close()
             missing = f"http://127.0.0.1:{server.server_port}/train-9.tar"
-            assert refusal(missing, train) == (
-                "cannot be read (curl: exit status 22, the server has no such file or refuses it); "
-                "check that it can be fetched, then resume"
-            )
+            with pytest.raises(ValueError, match=f"^data = '{missing}': .* ended with exit status 22; check that it"):
+                next(replace(train, urls=[missing]).shard(0))
         finally:
             server.shutdown()
-    # With nobody at that port any more.
-    assert refusal(missing, train).startswith("cannot be read (curl: exit status 7, the server does not answer); check")
-    monkeypatch.setenv("PATH", "")
-    assert refusal(missing, train) == "is fetched by curl, which is not here; install it"

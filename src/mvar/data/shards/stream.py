@@ -27,8 +27,7 @@ from mvar.data.images.decoding import decode
 from mvar.data.images.folders import kinds
 from mvar.data.loader import Batch, Slices
 from mvar.data.order import epoch_order
-from mvar.data.shards.labels import Classes
-from mvar.data.shards.tar import BrokenTar, Sample, samples
+from mvar.data.shards.samples import Classes, Sample, key_of, samples
 from mvar.data.views import Views
 from mvar.data.workers import in_threads
 
@@ -36,17 +35,7 @@ SCHEMES = ("http://", "https://", "pipe:")
 SHUFFLED = 1000  # samples of one shard in the buffer that shuffles them
 SLICES_AHEAD = 2
 PATIENCE = 5.0  # seconds in which a command whose output is no longer read must end
-STOPPED = (-signal.SIGPIPE, 128 + signal.SIGPIPE, 23)  # how a command, and curl, ends when nobody reads its output
-# What curl's exit statuses mean: it runs silently.
-CURL = {
-    6: "the host is not known",
-    7: "the server does not answer",
-    22: "the server has no such file or refuses it",
-    28: "it took too long",
-    35: "no secure connection",
-    56: "the connection broke",
-    60: "the server's certificate is not trusted",
-}
+STOPPED = (0, -signal.SIGPIPE, 128 + signal.SIGPIPE, 23)  # how a command, and curl, ends when nobody reads its output
 
 
 class StreamedImage(NamedTuple):
@@ -117,18 +106,15 @@ class Stream:
 
     def _load(self, url: str, sample: Sample) -> StreamedImage | str:
         """The image of a sample, or why it cannot be used."""
-        named = f"data: {f'{url}/{sample.key}'!r}"
+        name = f"{url}/{key_of(sample.name)}"
         try:
-            if sample.image is None or sample.problem is not None:
+            if sample.problem is not None:
                 raise ValueError(sample.problem)
-            image = decode(BytesIO(sample.image.content))
-            label = sample.read_label() if self.classes else None
+            image = decode(BytesIO(sample.content))
         except ValueError as error:
-            return f"{named} cannot be used: {error}"
-        if self.classes and sample.label is None:
-            raise ValueError(f"{named} came without its label; write each label beside its image, or read local shards")
-        index = self._numbers.index(label, named) if self.classes else 0
-        return StreamedImage(f"{url}/{sample.key}", index, self.views.resized(image))
+            return f"data: {name!r} cannot be used: {error}"
+        index = self._numbers.index(sample.label, f"data: {name!r}") if self.classes else 0
+        return StreamedImage(name, index, self.views.resized(image))
 
 
 class StreamLoader:
@@ -234,17 +220,14 @@ def _samples(url: str) -> Iterator[Sample]:
         while stream.read(2**20):
             pass  # to the end, so that the command can finish
         stream.close()  # raises if it failed
-    except FileNotFoundError as error:
-        raise ValueError(f"data = {url!r}: is fetched by {error.filename}, which is not here; install it") from error
     except Exception as error:  # of the network, the command or the tar
-        where = f"breaks off after {error.last!r}" if isinstance(error, BrokenTar) and error.last else "cannot be read"
-        reason = _failure(url, stream) or error
-        raise ValueError(f"data = {url!r}: {where} ({reason}); check that it can be fetched, then resume") from error
+        reason = _failure(stream) or error
+        raise ValueError(f"data = {url!r}: {reason}; check that it can be fetched, then resume") from error
     if others:
         warnings.warn(f"data = {url!r}: ignores {kinds(others)}; convert what you need to PNG", stacklevel=2)
 
 
-def _failure(url: str, stream: Any) -> str | None:
+def _failure(stream: Any) -> str | None:
     """How the command that fetches a shard has failed; None where it has not."""
     process = getattr(stream, "proc", None)
     if process is None:
@@ -254,10 +237,7 @@ def _failure(url: str, stream: Any) -> str | None:
         status = process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         return None
-    if status in (0, *STOPPED):
-        return None
-    what = "" if url.startswith("pipe:") else "curl: "
-    return f"{what}exit status {status}{f', {CURL[status]}' if what and status in CURL else ''}"
+    return None if status in STOPPED else f"the command that fetches it ended with exit status {status}"
 
 
 def webdataset() -> Any:

@@ -1,0 +1,205 @@
+"""The samples of a webdataset shard, local or streamed, their labels, and the classes that these name."""
+
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from mvar.data.images.folders import OTHERS, SUFFIXES, natural
+from mvar.data.images.layout import hidden
+from mvar.text import Names, clean, counted, some
+
+IMAGES, LABELS = tuple(suffix[1:] for suffix in SUFFIXES), ("cls", "json")
+CLASS_FILES = ("classes.txt", "classes.json")
+NO_IMAGE = "has a label but no image beside it"
+WHOLE = re.compile(r"[+-]?[0-9]+")
+
+Label = int | str | None
+Fields = dict[str, tuple[tarfile.TarInfo, bytes]]  # members of one key, with what was read of them, by suffix
+
+
+class Sample(NamedTuple):
+    """An image and its label: consecutive members of a shard with one key.
+
+    Attributes:
+        name: of the image's member, or of the label's where there is no image.
+        offset, size: where the image's bytes lie in the shard.
+        content: these bytes, in a stream.
+        problem: why it cannot be used, or None.
+    """
+
+    name: str
+    label: Label
+    offset: int = 0
+    size: int = 0
+    content: bytes = b""
+    problem: str | None = None
+
+
+def key_of(name: str) -> str:
+    """The key of a member: its name up to the first dot of the last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def samples(file: IO[bytes], others: Counter[str], *, stream: bool) -> Iterator[Sample]:
+    """The samples of a tar with an image or a label, in order.
+
+    Args:
+        others: counts the images of other kinds and the links, which are not read; changed in place.
+        stream: whether to read the images too, and `file` from beginning to end; it may then be compressed.
+
+    Raises:
+        ValueError: the reason why the tar cannot be read to its end.
+    """
+    now, fields = "", Fields()
+    for key, kind, info, content in _members(file, others, stream):
+        if key != now or kind in fields:
+            yield from _sample(fields)
+            now, fields = key, {}
+        fields[kind] = info, content
+    yield from _sample(fields)
+
+
+def _members(file: IO[bytes], others: Counter[str], stream: bool) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
+    """Key, suffix and place of each file that is not hidden, with the content of labels, and in a stream of images."""
+    last = ""
+    try:
+        tar: Any  # whose stubs lack some attributes
+        with tarfile.open(fileobj=file, mode="r|*" if stream else "r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # which would grow with the tar
+                last, key = info.name, key_of(info.name)
+                kind = last[len(key) + 1 :].lower()
+                if info.isdir() or any(map(hidden, PurePosixPath(last).parts)):
+                    continue
+                if not info.isreg():
+                    others["link"] += 1
+                    continue
+                if kind not in IMAGES and f".{kind}".startswith(OTHERS):
+                    others[f".{kind}"] += 1
+                is_read = kind in LABELS or (stream and kind in IMAGES)
+                yield key, kind, info, tar.extractfile(info).read() if is_read else b""
+            rest = tar.fileobj.read(tarfile.RECORDSIZE)
+        if not rest or rest.strip(b"\0"):  # cut short, or a damaged header, which tarfile takes for the end
+            raise tarfile.ReadError("no end mark")
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        reason = f"breaks off near {last!r}" if last else "is no plain .tar file"
+        raise ValueError(f"{reason} ({error})") from error
+
+
+def _sample(fields: Fields) -> Iterator[Sample]:
+    image = next((kind for kind in IMAGES if kind in fields), None)
+    text = next((kind for kind in LABELS if kind in fields), None)
+    label, problem = None, None
+    try:
+        label = parse_label(text, fields[text][1]) if text else None
+    except ValueError as error:
+        problem = str(error)
+    if image:
+        info, content = fields[image]
+        yield Sample(info.name, label, info.offset_data, info.size, content, problem)
+    elif text and label is not None:
+        yield Sample(fields[text][0].name, label, problem=NO_IMAGE)
+
+
+# --- labels and classes ---
+
+
+def parse_label(kind: str, content: bytes) -> Label:
+    """The label in a .cls or .json ({"label": ...}): a number from 0 or a name; None where it has none.
+
+    Raises:
+        ValueError: the reason why it is no label.
+    """
+    try:
+        label = content.decode("utf-8") if kind == "cls" else json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"its .{kind} cannot be read ({error})") from error
+    if kind == "json":
+        label = label.get("label") if isinstance(label, dict) else None
+    if isinstance(label, str):
+        label = clean(label)
+        label = int(label) if WHOLE.fullmatch(label) else label
+    if label is None or (isinstance(label, str) and label) or (type(label) is int and label >= 0):
+        return label
+    raise ValueError(f"its label is {label!r}, neither a number from 0 nor a name")
+
+
+class Classes:
+    """Classes as labels refer to them: by number, or by name as `mvar.text.Names.find` compares them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._total, self._names = len(names), Names(names)
+
+    def find(self, label: Label) -> int | None:
+        """The index of a label's class; None where there is none, or more than one."""
+        if isinstance(label, str):
+            places = self._names.find(label)
+            return places[0] if len(places) == 1 else None
+        return label if label is not None and 0 <= label < self._total else None
+
+    def index(self, label: Label, named: str) -> int:
+        """The index of a label's class; raises ValueError with a line that begins with `named` where there is none."""
+        if label is None:
+            raise ValueError(f"{named} has no label beside it; pack each image and its label together")
+        if (index := self.find(label)) is None:
+            raise ValueError(
+                f"{named} has label {label!r}, which is none of the {self._total} classes; "
+                "fix it or the list of classes"
+            )
+        return index
+
+
+def read_classes(folder: Path, field: str) -> list[str] | None:
+    """The class names listed beside shards; None where there is no list.
+
+    Raises:
+        ValueError: the list cannot be read, is empty, or holds a name twice.
+    """
+    path = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if clean(line)]
+        if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+            raise ValueError("is no list of names")
+        names = [clean(line) for line in lines]
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise ValueError(f"lists {some(twice)} twice")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field}: {str(path)!r} cannot be used ({error}); fix it") from error
+    return names
+
+
+def names_found(labels: Mapping[Label, object], images: int, field: str) -> list[str]:
+    """The class names of labels without a list: the names in natural order, or the numbers from 0.
+
+    Args:
+        labels: each with the first image that has it.
+        images: how many there are.
+
+    Raises:
+        ValueError: labels of several kinds, or a number that would make more empty classes than there are images.
+    """
+    kinds = {type(label): label for label in labels}
+    if len(kinds) > 1:
+        said = " and ".join(
+            f"{str(labels[label])!r} has {'no label' if label is None else f'label {label!r}'}"
+            for label in kinds.values()
+        )
+        raise ValueError(f"{field}: labels must be all numbers or all names: {said}; fix the shards")
+    numbers = [label for label in labels if isinstance(label, int)]
+    if not numbers:
+        return sorted((label for label in labels if isinstance(label, str)), key=natural)
+    most = max(numbers)
+    if most + 1 - len(numbers) > images:
+        raise ValueError(
+            f"{field}: {str(labels[most])!r} has label {most}, far more than the {counted(images, 'image')}; "
+            f"fix it, or list all classes in {CLASS_FILES[0]}"
+        )
+    return [str(i) for i in range(most + 1)]
