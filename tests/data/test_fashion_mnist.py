@@ -69,26 +69,19 @@ def test_a_folder_in_use_and_an_interrupted_run_leave_things_as_they_were(source
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fashion", "files"]
 
 
-def rewrite(change):
-    return lambda path: path.write_bytes(change(path.read_bytes()))
-
-
-IMAGES, LABELS = FILES["train_images"], FILES["train_labels"]
-DAMAGED = {
-    f"lacks {IMAGES}; put the four files there": (IMAGES, lambda path: path.unlink()),
-    f"{IMAGES}' is not a whole gzip file": (IMAGES, rewrite(lambda content: content[:-100])),
-    f"{IMAGES}' is not IDX data of shape": (IMAGES, rewrite(lambda c: gzip.compress(gzip.decompress(c)[:-1]))),
-    "is not IDX data of shape": (IMAGES, lambda path: write_idx(path, np.zeros((25, 28, 14), np.uint8))),
-    f"{LABELS} does not label 25 images": (LABELS, lambda path: write_idx(path, np.zeros(24, np.uint8))),
-    "does not label 25 images from 0 to 9": (LABELS, lambda path: write_idx(path, np.full(25, 10, np.uint8))),
-}
-
-
-@pytest.mark.parametrize("message", DAMAGED)
-def test_damaged_files_are_named(source, message):
-    name, damage = DAMAGED[message]
-    damage(source / name)
-    with pytest.raises(ValueError, match=f"^source[^\n]*{message}[^\n]*$"):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-784])),
+        lambda path: write_idx(path, np.zeros((25, 28, 14), np.uint8)),
+    ],
+)
+def test_damaged_files_are_named(source, damage):
+    damage(source / FILES["train_images"])
+    said = r"^source: '.*/train-images-idx3-ubyte\.gz' is missing or damaged \(.*\); give the four original files$"
+    with pytest.raises(ValueError, match=said):
         fashion_mnist_arrays(str(source))
 
 
@@ -101,18 +94,14 @@ def test_the_installed_package_comes_first_then_a_download(source, arrays, tmp_p
     tools.mkdir()
     for name, script in {
         "apt-get": '[ "$*" = "download dataset-fashion-mnist" ] && touch set.deb',
-        "dpkg": f'[ -f "$2" ] && mkdir -p "$3/nowhere" && cp -r {source} "$3/nowhere/fashion-mnist"',
+        "dpkg": f'[ "$2" = set.deb ] && mkdir -p "$3/nowhere" && cp -r {source} "$3/nowhere/fashion-mnist"',
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     assert (fashion_mnist_arrays()["train_images"] == arrays["train_images"]).all()
 
-    (tools / "apt-get").write_text("#!/bin/sh\necho W: old >&2\necho E: Unable to locate package >&2\nexit 100\n")
-    fix = r"; run apt-get update, or give --source DIR with the four files train-images-idx3-ubyte\.gz, train-labels"
-    fails, absent = (str(tools), r"\(E: Unable to locate package\)"), (str(tmp_path / "empty"), r"\(.*No such file.*\)")
-    for path, reason in (fails, absent):
-        monkeypatch.setenv("PATH", path)
-        with pytest.raises(ValueError, match=f"could not be downloaded {reason}{fix}") as caught:
-            fashion_mnist_arrays()
-        assert "\n" not in str(caught.value)
+    (tools / "apt-get").write_text("#!/bin/sh\necho E: Unable to locate package >&2\nexit 100\n")
+    fix = r"run apt-get update, or give --source DIR with the four files train-images-idx3-ubyte\.gz, train-labels"
+    with pytest.raises(ValueError, match=rf"could not be downloaded \(E: Unable to locate package\); {fix}"):
+        fashion_mnist_arrays()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mvar.data.augment import Augmentation, ResizeFactor, vary
-from mvar.data.sets.iconify import VERSION
+from mvar.data.sets.fetching import VERSION
 from mvar.generator.config import GeneratorConfig
 from mvar.options.fields import flat
 from mvar.options.values import NULL

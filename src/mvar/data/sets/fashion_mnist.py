@@ -6,16 +6,14 @@ would lose something.
 """
 
 import gzip
-import subprocess
-import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mvar.data.sets.fetching import fetched
 from mvar.data.workers import in_threads
 from mvar.files import atomic_folder
 from mvar.progress import track
@@ -69,55 +67,26 @@ def fashion_mnist_arrays(source: str | None = None) -> dict[str, np.ndarray]:
         source: as in `fashion_mnist`.
 
     Raises:
-        ValueError: a file is missing, damaged, or does not fit its sibling.
+        ValueError: a file is missing or damaged.
     """
-    with _folder(source) as folder:
-        if missing := [name for name in FILES.values() if not (folder / name).is_file()]:
-            raise ValueError(f"source = {str(folder)!r}: lacks {', '.join(missing)}; put the four files there")
-        arrays = {
-            key: _read_idx(folder / name, (28, 28) if key.endswith("images") else ()) for key, name in FILES.items()
-        }
-    for split in ("train", "val"):
-        images, labels = len(arrays[f"{split}_images"]), arrays[f"{split}_labels"]
-        if images != len(labels) or labels.max(initial=0) >= len(FASHION_MNIST_CLASSES):
-            name = FILES[f"{split}_labels"]
-            raise ValueError(
-                f"source = {str(folder)!r}: {name} does not label {images} images from 0 to 9; get it again"
-            )
-    return arrays
-
-
-@contextmanager
-def _folder(source: str | None) -> Iterator[Path]:
-    """The folder with the four files: `source`, the installed one, or a download that is deleted after use."""
-    if source is not None or INSTALLED.is_dir():
-        yield Path(source) if source is not None else INSTALLED
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            subprocess.run(["apt-get", "download", PACKAGE], cwd=scratch, check=True, capture_output=True, timeout=600)
-            package = next(Path(scratch).glob("*.deb"))
-            subprocess.run(["dpkg", "-x", package, "unpacked"], cwd=scratch, check=True, capture_output=True)
-        except (OSError, subprocess.SubprocessError, StopIteration) as error:
-            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-            raise ValueError(
-                f"source = None: the Debian package {PACKAGE} is not installed and could not be downloaded "
-                f"({said[-1] if said else error}); run apt-get update, or give --source DIR with the four files "
-                f"{', '.join(FILES.values())}"
-            ) from error
-        yield Path(scratch, "unpacked", INSTALLED.relative_to("/"))
+    if source is None and not INSTALLED.is_dir():
+        named = f"source = None: the Debian package {PACKAGE} is not installed and"
+        fix = f"run apt-get update, or give --source DIR with the four files {', '.join(FILES.values())}"
+        with fetched('apt-get download "$1" && dpkg -x *.deb .', PACKAGE, named, fix) as folder:
+            return fashion_mnist_arrays(str(folder / INSTALLED.relative_to("/")))
+    folder = INSTALLED if source is None else Path(source)
+    return {key: _read_idx(folder / name, (28, 28) if key.endswith("images") else ()) for key, name in FILES.items()}
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read a gzipped IDX file of unsigned bytes, (n, *shape)."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"source: {str(path)!r} is not a whole gzip file ({error}); get it again") from error
-    rank = 1 + len(shape)
-    start = 4 * (1 + rank)
-    header = np.frombuffer(content[:start].ljust(start, b"\0"), dtype=">u4").tolist()
-    expected = [0x0800 + rank, header[1], *shape]  # 8: unsigned bytes
-    if header != expected or len(content) - start != np.prod(header[1:], dtype=np.int64):
-        raise ValueError(f"source: {str(path)!r} is not IDX data of shape {('n', *shape)}; get it again")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(header[1:])
+        array = np.frombuffer(content, np.uint8, offset=8 + 4 * len(shape)).reshape(-1, *shape)
+        if len(array) != (n := int.from_bytes(content[4:8])):
+            raise ValueError(f"{len(array)} items of shape {shape} instead of {n}")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(
+            f"source: {str(path)!r} is missing or damaged ({error}); give the four original files"
+        ) from error
+    return array

@@ -1,6 +1,6 @@
 """Icons as grey images, and whether two of them are the same drawing.
 
-Shapes: N, M drawings; P = 32 x 32 pixels of a drawing's shape; B = 8 x 8 blocks of them.
+Shapes: N, M drawings; P = 32 x 32 pixels of a drawing's shape.
 """
 
 import io
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from mvar.data.sets.iconify import Icon
 
 MARGIN = 4 / 64  # of the image's side, around the icon
 SIDE = 64  # of the images that are compared
-SHAPE, BLOCK = 32, 4  # sides of a shape and of its blocks
-SOME = 20  # nearest shapes by blocks, compared before the others are ruled out
+SHAPE = 32  # side of a shape
 # Ink in float32, truncated: some shades lose 1 of 255. A dozen choices between near drawings depend on it.
 ROUNDED = (np.float32(255) * (1 - (255 - np.arange(256, dtype=np.float32)) / 255)).astype(np.uint8)
 MOST_TEXT = 6144  # characters of a body: what is longer is an illustration
@@ -98,49 +98,29 @@ def shape_of_ink(ink: np.ndarray) -> np.ndarray:
 
 
 def near(shapes_NP: np.ndarray, others_MP: np.ndarray, limit: float) -> np.ndarray:
-    """Which shapes differ from one of the others by less than `limit`, a share of their mean ink; bool (N,).
-
-    Args:
-        shapes_NP, others_MP: int16.
-    """
-    found_N = np.zeros(len(shapes_NP), bool)
-    for n, (mean_M, bound_M, differences) in enumerate(_compared(shapes_NP, others_MP)):
-        some = np.flatnonzero(bound_M < limit * mean_M)
-        found_N[n] = (differences(some) < limit * mean_M[some]).any()
-    return found_N
+    """Which shapes differ from one of the others by less than `limit`, a share of their mean ink; bool (N,)."""
+    compared = _compared(shapes_NP, others_MP)
+    return np.array([(differences_M < limit * mean_M).any() for differences_M, mean_M in compared], bool)
 
 
 def nearest(shapes_NP: np.ndarray, others_MP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest of the others to each shape, int64 (N,), and their differences as shares of the mean ink, (N,).
 
-    Args:
-        shapes_NP, others_MP: int16; a shape without ink differs from all by twice the mean.
+    A shape without ink differs from all by twice the mean.
     """
     found_N, least_N = np.zeros(len(shapes_NP), np.int64), np.zeros(len(shapes_NP))
-    for n, (mean_M, bound_M, differences) in enumerate(_compared(shapes_NP, others_MP)):
-        mean_M = np.maximum(mean_M, 0.5)
-        first = np.argsort(bound_M / mean_M, kind="stable")[:SOME]
-        some = np.flatnonzero(bound_M / mean_M <= (differences(first) / mean_M[first]).min())
-        shares = differences(some) / mean_M[some]
-        found_N[n], least_N[n] = some[shares.argmin()], shares.min()
+    for n, (differences_M, mean_M) in enumerate(_compared(shapes_NP, others_MP)):
+        shares_M = differences_M / np.maximum(mean_M, 0.5)
+        found_N[n], least_N[n] = shares_M.argmin(), shares_M.min()
     return found_N, least_N
 
 
-def _compared(
-    shapes_NP: np.ndarray, others_MP: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
-    """For each shape, and each of the others: their mean ink (M,), a lower bound of their difference (M,), and a
-    function from indices of others to the differences themselves.
-
-    The bound is the difference of their blocks, which is never more than that of their pixels.
-    """
-    rough_NB, rough_MB = _blocks(shapes_NP), _blocks(others_MP)
-    for shape_P, rough_B in zip(shapes_NP, rough_NB, strict=True):
-
-        def differences(some: np.ndarray, shape_P: np.ndarray = shape_P) -> np.ndarray:
-            return np.asarray(np.abs(others_MP[some] - shape_P).sum(1, dtype=np.int32))
-
-        yield (rough_B.sum() + rough_MB.sum(1)) / 2, np.abs(rough_MB - rough_B).sum(1), differences
+def _compared(shapes_NP: np.ndarray, others_MP: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each shape its differences from all others (M,), and the mean ink of both (M,); whole numbers and halves."""
+    shapes_NP, others_MP = shapes_NP.astype(float), others_MP.astype(float)
+    ink_M = others_MP.sum(1)
+    for shape_P in shapes_NP:
+        yield cdist(shape_P[None], others_MP, "cityblock")[0], (shape_P.sum() + ink_M) / 2
 
 
 def _still(body: str) -> str:
@@ -154,9 +134,3 @@ def _is_picture(ink: np.ndarray) -> bool:
     inside = grey[1:-1, 1:-1] & grey[:-2, 1:-1] & grey[2:, 1:-1] & grey[1:-1, :-2] & grey[1:-1, 2:]
     edges = (black[:, 1:] != black[:, :-1]).sum() + (black[1:] != black[:-1]).sum()
     return bool(0.012 <= ink.mean() / 255 <= 0.62 and black.sum() >= 40 and edges >= 60 and inside.sum() <= 150)
-
-
-def _blocks(shapes_NP: np.ndarray) -> np.ndarray:
-    """Sums over blocks of shapes, int32 (N, B)."""
-    N, n = len(shapes_NP), SHAPE // BLOCK
-    return shapes_NP.reshape(N, n, BLOCK, n, BLOCK).sum((2, 4), dtype=np.int32).reshape(N, n * n)

@@ -4,31 +4,24 @@ The package holds collections.json, which lists the sets, and json/<prefix>.json
 """
 
 import json
-import re
-import subprocess
-import tarfile
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from mvar.files import read_bounded
+from mvar.data.sets.fetching import NPM_PACKAGE, fetched
+from mvar.data.sets.icon_rules import LEFT_OUT, concept_of, designer_of, picture_of, split_of
 
-NPM_PACKAGE = "@iconify/json"
-VERSION = "2.2.535"  # whose icons docs/data.md counts
-DESCRIPTION, COLLECTIONS = "package.json", "collections.json"
-MOST_BYTES = 300_000_000  # of a file; the largest has a third of that
-BOX = ("left", "top", "width", "height")
-ICON_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-FIX = f"give a whole copy of the npm package {NPM_PACKAGE}"
+BOX = {"left": 0, "top": 0, "width": 16, "height": 16}  # where a set gives none
+# SPDX identifiers; with none of them must a changed picture be shared under the same licence.
+PERMISSIVE = {"MIT", "Apache-2.0", "OFL-1.1", "CC0-1.0", "ISC", "BSD-3-Clause", "Unlicense"}
 
 
 @dataclass(frozen=True)
 class Icon:
-    """One picture: SVG elements, and their view box."""
+    """One picture of a set: SVG elements, their view box, and the concept that they show."""
 
+    concept: str
     prefix: str
     name: str
     body: str
@@ -37,12 +30,15 @@ class Icon:
     width: float
     height: float
 
-    def __post_init__(self) -> None:
-        for name in (self.prefix, self.name):
-            if not ICON_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not a name of a set or an icon")
-        if not isinstance(self.body, str) or not (0 < self.width < MOST_BYTES and 0 < self.height < MOST_BYTES):
-            raise ValueError(f"{self.name!r} has no SVG text or no size")
+    @property
+    def split(self) -> str:
+        """train or val."""
+        return split_of(self.prefix)
+
+    @property
+    def picture(self) -> tuple[str, str, str]:
+        """A key that a designer's thin, filled or outlined versions of one picture share."""
+        return self.concept, designer_of(self.prefix), picture_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -60,93 +56,49 @@ class IconSet:
     icons: list[Icon]
 
 
-def read_sets(
-    source: str | None,
-    version: str,
-    is_wanted: Callable[[str, Mapping[str, Any]], bool],
-    is_named: Callable[[str, str], bool],
-) -> tuple[str, list[IconSet]]:
-    """Read the package's version, and the wanted icons of the wanted sets, sorted by prefix.
+def read_sets(source: str | None, version: str, concepts: Collection[str]) -> tuple[str, list[IconSet]]:
+    """Read the package's version, and the icons of these concepts in the wanted sets, sorted by prefix.
 
     Args:
         source: an unpacked package; None fetches it by npm, and deletes it after use.
         version: to be fetched, or a tag of npm such as "latest".
-        is_wanted: chooses sets by prefix and description.
-        is_named: chooses icons by the set's prefix and the icon's name.
 
     Raises:
         ValueError: the package cannot be fetched, or is not what it should be.
     """
-    given: dict[str, dict[str, Any]] = {}
-    sets: dict[str, IconSet | None] = {}
-    for name, content in _files(source, version):
-        data = _json(name, content)
-        if name in (DESCRIPTION, COLLECTIONS):
-            given[name] = data
-            continue
-        prefix = PurePosixPath(name).stem
-        try:
-            sets[prefix] = _icon_set(prefix, data, is_named) if is_wanted(prefix, data["info"]) else None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"source: {name!r} is not a set of icons ({error}); {FIX}") from error
-    missing = [name for name in (DESCRIPTION, COLLECTIONS) if name not in given]
-    missing += [f"json/{prefix}.json" for prefix in sorted(given.get(COLLECTIONS, {})) if prefix not in sets]
-    if missing:
-        raise ValueError(f"source = {source!r}: {missing[0]} is missing; {FIX}")
-    return str(given[DESCRIPTION].get("version")), [found for _, found in sorted(sets.items()) if found is not None]
-
-
-def _icon_set(prefix: str, data: Mapping[str, Any], is_named: Callable[[str, str], bool]) -> IconSet:
-    box = {"left": 0, "top": 0, "width": 16, "height": 16} | {key: data[key] for key in BOX if key in data}
-    icons = [
-        Icon(prefix, name, icon["body"], *(float((box | icon)[key]) for key in BOX))
-        for name, icon in sorted(data["icons"].items())
-        if is_named(prefix, name) and not any(icon.get(key) for key in ("hidden", "rotate", "hFlip", "vFlip"))
-    ]
-    return IconSet(prefix, data["info"], icons)
-
-
-def _files(source: str | None, version: str) -> Iterator[tuple[str, bytes]]:
-    """The package's JSON files by their names: of a folder, or of a download that is deleted after use."""
     if source is None:
-        yield from _download(version)
-        return
-    for path in (Path(source, DESCRIPTION), Path(source, COLLECTIONS), *sorted(Path(source, "json").glob("*.json"))):
-        try:
-            content = read_bounded(path, MOST_BYTES)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"source = {source!r}: {str(path)!r} cannot be read ({reason}); {FIX}") from error
-        yield path.relative_to(source).as_posix(), content
-
-
-def _download(version: str) -> Iterator[tuple[str, bytes]]:
-    """The files in the order of the archive, which has 100 MB, and five times that unpacked."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = ["npm", "pack", f"{NPM_PACKAGE}@{version}", "--loglevel", "error"]
-        try:
-            subprocess.run(command, cwd=scratch, check=True, capture_output=True, timeout=1800)
-            with tarfile.open(next(Path(scratch).glob("*.tgz")), "r:gz") as tar:
-                for member in tar:
-                    name = member.name.removeprefix("package/")
-                    is_set = PurePosixPath(name).match("json/*.json")
-                    file = tar.extractfile(member) if is_set or name in (DESCRIPTION, COLLECTIONS) else None
-                    if file is not None and member.size <= MOST_BYTES:
-                        yield name, file.read()
-        except (OSError, subprocess.SubprocessError, StopIteration, tarfile.TarError, EOFError, zlib.error) as error:
-            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").splitlines()
-            raise ValueError(
-                f"package_version = {version!r}: the npm package {NPM_PACKAGE} could not be downloaded "
-                f"({' '.join(said[:2]) or error}); install npm and check the network, or give --source DIR with the "
-                "unpacked package"
-            ) from error
-
-
-def _json(name: str, content: bytes) -> dict[str, Any]:
+        script = 'npm pack "$1" --loglevel error && tar -xzf *.tgz'
+        named = f"package_version = {version!r}: the npm package {NPM_PACKAGE}"
+        fix = "install npm and check the network, or give --source DIR with the unpacked package"
+        with fetched(script, f"{NPM_PACKAGE}@{version}", named, fix) as folder:
+            return read_sets(str(folder / "package"), version, concepts)
+    sets = []
+    path = Path(source, "package.json")
     try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"source: {name!r} cannot be read as JSON ({error}); {FIX}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"source: {name!r} is not a JSON object; {FIX}")
-    return data
+        version = json.loads(path.read_bytes())["version"]
+        path = Path(source, "collections.json")
+        for prefix in sorted(json.loads(path.read_bytes())):
+            path = Path(source, "json", f"{prefix}.json")
+            data = json.loads(path.read_bytes())
+            if is_wanted(prefix, data["info"]):
+                sets.append(IconSet(prefix, data["info"], _icons(prefix, data, concepts)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"source: {str(path)!r} is missing or damaged ({error}); give a whole copy of the npm package {NPM_PACKAGE}"
+        ) from error
+    return version, sets
+
+
+def is_wanted(prefix: str, info: Mapping[str, Any]) -> bool:
+    """Whether a set, by its description in the package, shows things in one colour under a permissive licence."""
+    return prefix not in LEFT_OUT and not info.get("palette") and info["license"].get("spdx") in PERMISSIVE
+
+
+def _icons(prefix: str, data: Mapping[str, Any], concepts: Collection[str]) -> list[Icon]:
+    box = {key: data.get(key, default) for key, default in BOX.items()}
+    return [
+        Icon(concept, prefix, name, icon["body"], *(float((box | icon)[key]) for key in BOX))
+        for name, icon in sorted(data["icons"].items())
+        if (concept := concept_of(prefix, name)) in concepts
+        and not any(icon.get(key) for key in ("hidden", "rotate", "hFlip", "vFlip"))
+    ]

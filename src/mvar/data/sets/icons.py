@@ -6,53 +6,32 @@ Shapes: N, M drawings; P pixels of a drawing's shape.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mvar.data.sets.fetching import NPM_PACKAGE, VERSION
 from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, resvg, shape_of
-from mvar.data.sets.icon_rules import CONCEPTS, LEFT_OUT, concept_of, designer_of, is_wrong, picture_of, split_of
-from mvar.data.sets.iconify import NPM_PACKAGE, VERSION, Icon, IconSet, read_sets
+from mvar.data.sets.icon_rules import CONCEPTS, is_wrong, split_of
+from mvar.data.sets.iconify import Icon, IconSet, read_sets
 from mvar.data.workers import in_processes
 from mvar.files import atomic_folder
 from mvar.progress import track
 from mvar.settings import Size, check
 from mvar.text import Names, some, split_names
 
-# SPDX identifiers; with none of them must a changed picture be shared under the same licence.
-PERMISSIVE = {"MIT", "Apache-2.0", "OFL-1.1", "CC0-1.0", "ISC", "BSD-3-Clause", "Unlicense"}
 SAME = 0.16  # two drawings of one concept that differ by less are one
 SEEN = 0.22  # an image for validation that differs by less from one for training is left out
 LEAST_SETS, LEAST_TRAINING = 10, 16  # of a concept: sets that draw it, training images
 
 Counts = Counter[tuple[str, str, str]]
-Shaped = tuple["Drawing", np.ndarray]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One icon, and the concept that it shows."""
-
-    concept: str
-    icon: Icon
-
-    @property
-    def split(self) -> str:
-        """train or val."""
-        return split_of(self.icon.prefix)
-
-    @property
-    def picture(self) -> tuple[str, str, str]:
-        """A key that a designer's thin, filled or outlined versions of one picture share."""
-        return self.concept, designer_of(self.icon.prefix), picture_of(self.icon.name)
+Shaped = tuple[Icon, np.ndarray]
 
 
 def icons(
@@ -84,21 +63,20 @@ def icons(
     counts: Counts = Counter()
 
     def write(folder: Path) -> None:
-        version, sets = read_sets(source, package_version, is_wanted, lambda *icon: concept_of(*icon) in wanted)
+        version, sets = read_sets(source, package_version, wanted)
         chosen = choose(sets)
-        missing = wanted - {drawing.concept for drawing in chosen}
+        missing = wanted - {icon.concept for icon in chosen}
         if missing and (concepts is not None or missing == wanted):
             raise ValueError(
                 f"concepts = {concepts!r}: too few icons of {some(sorted(missing))}: a concept needs {LEAST_SETS} sets "
                 f"that draw it and {LEAST_TRAINING} training images; leave it out, or give another package"
             )
         jobs = []
-        for drawing in chosen:
-            icon = drawing.icon
-            place = folder / drawing.split / drawing.concept
+        for icon in chosen:
+            place = folder / icon.split / icon.concept
             place.mkdir(parents=True, exist_ok=True)
             jobs.append((icon, place / f"{icon.prefix}_{icon.name}.png"))
-            counts[icon.prefix, drawing.split, drawing.concept] += 1
+            counts[icon.prefix, icon.split, icon.concept] += 1
         with closing(in_processes(partial(_write_png, size=size), jobs)) as saved:
             for _ in track(saved, len(jobs), "writing icons"):
                 pass
@@ -108,43 +86,31 @@ def icons(
     return counts
 
 
-def is_wanted(prefix: str, info: Mapping[str, Any]) -> bool:
-    """Whether a set, by its description in the package, shows things in one colour under a permissive licence."""
-    licence = str(_part(info, "license").get("spdx"))
-    return prefix not in LEFT_OUT and not info.get("palette") and licence in PERMISSIVE
-
-
-def choose(sets: Sequence[IconSet]) -> list[Drawing]:
+def choose(sets: Sequence[IconSet]) -> list[Icon]:
     """The icons to write, by concept: right pictures, each drawing once, of concepts that have enough."""
-    found = [
-        Drawing(concept, icon)
-        for icons in sets
-        for icon in icons.icons
-        if (concept := concept_of(icon.prefix, icon.name)) and is_black_on_white(icon.body)
-    ]
-    wrong = {drawing.picture for drawing in found if is_wrong(drawing.concept, drawing.icon.prefix, drawing.icon.name)}
+    found = [icon for icons in sets for icon in icons.icons if is_black_on_white(icon.body)]
+    wrong = {icon.picture for icon in found if is_wrong(icon.concept, icon.prefix, icon.name)}
 
-    def rank(drawing: Drawing) -> tuple[str, bool, bool, int, str, str]:
+    def rank(icon: Icon) -> tuple[str, bool, bool, int, str, str]:
         """Of nearly equal drawings the first stays: wrong before right, training before val, short names first."""
-        prefix, name = drawing.icon.prefix, drawing.icon.name
-        return drawing.concept, drawing.picture not in wrong, drawing.split == "val", len(name), prefix, name
+        is_right, is_val = icon.picture not in wrong, icon.split == "val"
+        return icon.concept, is_right, is_val, len(icon.name), icon.prefix, icon.name
 
     found.sort(key=rank)
-    shapes = in_processes(shape_of, [drawing.icon for drawing in found])
-    drawn = zip(found, track(shapes, len(found), "comparing icons"), strict=True)
+    drawn = zip(found, track(in_processes(shape_of, found), len(found), "comparing icons"), strict=True)
     train: list[Shaped] = []
     val: list[Shaped] = []
     for _, of_one in groupby(drawn, key=lambda shaped: shaped[0].concept):
         kept = [shaped for shaped in _distinct(of_one) if shaped[0].picture not in wrong]
         for_training = [shaped for shaped in kept if shaped[0].split == "train"]
-        if len({drawing.icon.prefix for drawing, _ in kept}) >= LEAST_SETS and len(for_training) >= LEAST_TRAINING:
+        if len({icon.prefix for icon, _ in kept}) >= LEAST_SETS and len(for_training) >= LEAST_TRAINING:
             train += for_training
             val += [shaped for shaped in kept if shaped[0].split == "val"]
     if val:
         val_NP, train_MP = (np.stack([shape_P for _, shape_P in part]) for part in (val, train))
         seen_N = near(val_NP, train_MP, SEEN)
         val = [shaped for shaped, is_seen in zip(val, seen_N, strict=True) if not is_seen]
-    return sorted((drawing for drawing, _ in train + val), key=lambda d: (d.concept, d.icon.prefix, d.icon.name))
+    return sorted((icon for icon, _ in train + val), key=lambda icon: (icon.concept, icon.prefix, icon.name))
 
 
 def licences(version: str, sets: Sequence[IconSet], counts: Counts) -> str:
@@ -160,7 +126,7 @@ def licences(version: str, sets: Sequence[IconSet], counts: Counts) -> str:
     ]
     for icons in sets:
         images = sum(n for (prefix, _, _), n in counts.items() if prefix == icons.prefix)
-        author, licence = _part(icons.info, "author"), _part(icons.info, "license")
+        author, licence = icons.info.get("author", {}), icons.info["license"]
         cells = [
             icons.prefix,
             icons.info.get("name"),
@@ -187,25 +153,20 @@ def _asked(concepts: str) -> set[str]:
     return {known[place] for places in asked.values() for place in places}
 
 
-def _distinct(drawn: Iterable[tuple[Drawing, np.ndarray | None]]) -> list[Shaped]:
+def _distinct(drawn: Iterable[tuple[Icon, np.ndarray | None]]) -> list[Shaped]:
     """The pictures that differ from all kept before them."""
-    pictures = [(drawing, shape_P) for drawing, shape_P in drawn if shape_P is not None]
-    kept: list[int] = []
-    if pictures:
-        shapes_NP = np.stack([shape_P for _, shape_P in pictures])
-        for n in range(len(pictures)):
-            if not near(shapes_NP[n : n + 1], shapes_NP[kept], SAME)[0]:
-                kept.append(n)
-    return [pictures[n] for n in kept]
+    kept: list[Shaped] = []
+    for icon, shape_P in drawn:
+        if shape_P is not None:
+            kept_MP = np.array([kept_P for _, kept_P in kept], np.int16).reshape(-1, len(shape_P))
+            if not near(shape_P[None], kept_MP, SAME)[0]:
+                kept.append((icon, shape_P))
+    return kept
 
 
 def _write_png(job: tuple[Icon, Path], size: int) -> None:
     icon, path = job
     Image.fromarray(draw(icon, size)).save(path)
-
-
-def _part(info: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return part if isinstance(part := info.get(key), dict) else {}
 
 
 def _link(text: object, url: object) -> str:
