@@ -4,6 +4,7 @@ Shapes: B batch, L tokens of all scales, H W pixels.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -117,8 +118,11 @@ class RememberedTokens:
     def make_file(self, path: Path, keep: bool) -> None:
         """Create the file, unless `keep` and there is one of the right size; in full, so that no disk fills later."""
         rows = np.zeros(len(self), self._rows.dtype)
-        if not keep or not _has_form(path, rows):
-            atomic_write(path, lambda partial: np.save(partial, rows))
+        with suppress(OSError, ValueError):  # none yet, or damaged
+            found = open_memmap(path, mode="r")
+            if keep and (found.dtype, found.shape) == (rows.dtype, rows.shape):
+                return
+        atomic_write(path, lambda partial: np.save(partial, rows))
 
     def use_file(self, path: Path) -> None:
         """Remember in a file that `make_file` has created."""
@@ -130,12 +134,3 @@ class RememberedTokens:
     def _check(self, i: int, tokens_L: np.ndarray) -> bytes:
         parts = (self._tokenizer, self._encoded.images.marks[i].encode(), tokens_L.tobytes())
         return blake2b(b"\n".join(parts), digest_size=CHECK_BYTES).digest()
-
-
-def _has_form(path: Path, rows: np.ndarray) -> bool:
-    """Whether a file holds an array of the same dtype and shape."""
-    try:
-        found = open_memmap(path, mode="r")
-    except (OSError, ValueError):
-        return False
-    return found.dtype == rows.dtype and found.shape == rows.shape

@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,7 @@ from mvar.data.tokens.cache import (
     Checksum,
     Shard,
     TokenCache,
+    all_files,
     is_cache,
     read_settings,
     written_settings,
@@ -112,7 +113,7 @@ def write_cache(
             f"({_counted(before)}); restore them, or give a new folder as out"
         )
     try:
-        _write_missing(_Found(folder, settings, files), sources, listing, rank, ranks)
+        _write_missing(folder, settings, files, sources, listing, rank, ranks)
     except TimeoutError:
         raise
     except OSError as error:
@@ -144,48 +145,6 @@ def _sources(
     return dict(zip(SPLITS, encoded, strict=True))
 
 
-class _Found:
-    """What the folder holds: shards are known by their notes in .unfinished, else by an older manifest."""
-
-    def __init__(self, folder: Path, settings: CacheSettings, files: Mapping[str, Checksum]) -> None:
-        self.folder, self.settings, self.files = folder, settings, files
-        self.complete: dict[str, Checksum] = {}
-
-    def begin(self) -> None:
-        """Write with which settings the cache is made; only before work, as rank 0 deletes them at the end."""
-        write_text(self.folder / UNFINISHED / SETTINGS, written_settings(self.settings))
-
-    def is_complete(self, shard: Shard) -> bool:
-        """Whether a shard is there and undamaged; one found complete is not read again."""
-        if shard.name not in self.complete:
-            checksum = self._noted(shard) or self.files.get(shard.name) or self._listed(shard)
-            if checksum is None or checksum.damage(self.folder / shard.name):
-                return False
-            self.complete[shard.name] = checksum
-        return True
-
-    def add(self, shard: Shard, checksum: Checksum) -> None:
-        """Note a shard that was written."""
-        write_text(self._note(shard), json.dumps(checksum._asdict()))
-        self.complete[shard.name] = checksum
-
-    def _noted(self, shard: Shard) -> Checksum | None:
-        try:
-            return Checksum(**json.loads(self._note(shard).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def _listed(self, shard: Shard) -> Checksum | None:
-        """What a manifest says that rank 0 has written since this process started."""
-        if (self.folder / UNFINISHED).exists() or not is_cache(self.folder):
-            return None
-        settings, files = read_settings(self.folder, f"out = {str(self.folder)!r}")
-        return files.get(shard.name) if settings == self.settings else None
-
-    def _note(self, shard: Shard) -> Path:
-        return self.folder / UNFINISHED / f"{shard.name}.json"
-
-
 def _check(settings: CacheSettings, data: str, out: str) -> None:
     if not vary(settings.resize_factor, settings.augment) and settings.views > 1:
         fix = "give 1, or augment, or resize_factor above 1"
@@ -214,66 +173,69 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     """Contents of the files with labels and names."""
     contents = {}
     for split, source in sources.items():
-        labels = io.BytesIO()
-        np.save(labels, source.labels.numpy())
         names = [os.path.relpath(source.name(i), data) for i in range(len(source))]
-        contents[f"{split}-labels.npy"] = labels.getvalue()
+        contents[f"{split}-labels.npy"] = _npy(source.labels.numpy())
         contents[f"{split}-names.json"] = json.dumps(names).encode()
     return contents
 
 
 def _write_missing(
-    found: _Found, sources: Mapping[str, EncodedImages], listing: Mapping[str, bytes], rank: int, ranks: int
+    folder: Path,
+    settings: CacheSettings,
+    files: Mapping[str, Checksum],
+    sources: Mapping[str, EncodedImages],
+    listing: Mapping[str, bytes],
+    rank: int,
+    ranks: int,
 ) -> None:
-    """Write this process's shards that are not complete; rank 0 then waits for the others and finishes the cache."""
-    folder, settings, shards = found.folder, found.settings, found.settings.shards()
+    """Write this process's shards that are not complete; rank 0 then waits for the others and finishes the cache.
+
+    Args:
+        files: what an older manifest lists; other shards are complete where they exist.
+    """
+    shards = settings.shards()
     own = shards[rank::ranks]
 
-    def make(shard: Shard) -> None:
-        found.begin()
-        start = time.perf_counter()
-        found.add(shard, _write(folder / shard.name, _chunks(shard, settings, sources[shard.split])))
-        speed = (shard.stop - shard.start) / (time.perf_counter() - start)
-        done = f"{own.index(shard) + 1} of {len(own)}"
-        print(f"{shard.name} written, {speed:.0f} images/s ({done})", file=sys.stderr, flush=True)
+    def is_complete(shard: Shard) -> bool:
+        path = folder / shard.name
+        return path.is_file() and (shard.name not in files or files[shard.name].damage(path) is None)
 
-    job = Job(folder=folder, pieces=shards, noun="shards", name=lambda shard: shard.name, is_complete=found.is_complete)
+    def begin() -> None:  # only before work, as rank 0 deletes it at the end
+        write_text(folder / UNFINISHED / SETTINGS, written_settings(settings))
+
+    def make(shard: Shard) -> None:
+        begin()
+        tokens = _tokens(shard, settings, sources[shard.split])
+        atomic_write(folder / shard.name, partial(Path.write_bytes, data=_npy(tokens)))
+        print(f"{shard.name} written ({own.index(shard) + 1} of {len(own)})", file=sys.stderr, flush=True)
+
+    job = Job(folder=folder, pieces=shards, noun="shards", name=lambda shard: shard.name, is_complete=is_complete)
     if rank == 0:
-        found.begin()
+        begin()
     job.make_missing(make, rank, ranks)
     if rank == 0:
         job.wait()
-        files = {name: _write(folder / name, [content]) for name, content in listing.items()}
-        write_text(folder / MANIFEST, written_settings(settings, {**files, **found.complete}))
+        for name, content in listing.items():
+            atomic_write(folder / name, partial(Path.write_bytes, data=content))
+        checksums = {name: Checksum.of(folder / name) for name in all_files(settings)}
+        write_text(folder / MANIFEST, written_settings(settings, checksums))
         job.clean()
         shutil.rmtree(folder / UNFINISHED)
 
 
-def _chunks(shard: Shard, settings: CacheSettings, source: EncodedImages) -> Iterator[bytes]:
-    """The bytes of a shard's .npy file."""
-    shape, dtype = settings.shape(shard), settings.token_dtype
-    header = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, described)
-    yield header.getvalue()
+def _npy(array: np.ndarray) -> bytes:
+    """The content of a .npy file; np.save itself overlooks a full disk."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def _tokens(shard: Shard, settings: CacheSettings, source: EncodedImages) -> np.ndarray:
+    """The tokens of a shard's images, (images, views, L)."""
+    tokens = np.empty(settings.shape(shard), settings.token_dtype)
     batches = torch.arange(shard.start, shard.stop).split(settings.batch_size)
     for indices_B in track(batches, len(batches), shard.name):
-        epochs = [torch.full_like(indices_B, v) for v in range(shape[1])] if shard.split == "train" else [None]
-        tokens_BVL = torch.stack([source.batch(indices_B, epochs_B)[0] for epochs_B in epochs], dim=1)
-        yield tokens_BVL.cpu().numpy().astype(dtype).tobytes()
-
-
-def _write(path: Path, chunks: Iterable[bytes]) -> Checksum:
-    """Write a file, aside and then renamed, and return what it must be."""
-    digest, size = hashlib.sha256(), 0
-
-    def write(partial: Path) -> None:
-        nonlocal size
-        with open(partial, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-
-    atomic_write(path, write)
-    return Checksum(size, digest.hexdigest())
+        for view in range(tokens.shape[1]):
+            epochs_B = torch.full_like(indices_B, view) if shard.split == "train" else None
+            tokens[indices_B - shard.start, view] = source.batch(indices_B, epochs_B)[0].cpu()
+    return tokens
