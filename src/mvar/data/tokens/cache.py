@@ -33,22 +33,7 @@ SPLITS = ("train", "val")
 AGAIN = "run mvar tokenize again with the cache's settings"
 
 
-class Checksum(NamedTuple):
-    """A file's size and SHA-256."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Checksum":
-        """The checksum of a file as it is."""
-        return cls(path.stat().st_size, file_sha256(path))
-
-    def damage(self, path: Path) -> str | None:
-        """What is wrong with a file, beginning with its name; None where it is undamaged."""
-        if not path.is_file():
-            return f"{path.name} is missing"
-        return None if self == Checksum.of(path) else f"{path.name} is damaged"
+Checksum = dict[str, int | str]  # a file's size and SHA-256
 
 
 class Shard(NamedTuple):
@@ -96,11 +81,6 @@ class CacheSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", list(ordered(self.augment)))
 
-    @property
-    def token_dtype(self) -> np.dtype:
-        """The dtype of stored tokens."""
-        return token_dtype(self.vocab_size)
-
     def shape(self, shard: Shard) -> tuple[int, int, int]:
         """(images, views, L) of a shard."""
         views = self.views if shard.split == "train" else 1
@@ -141,30 +121,34 @@ def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Ch
     path = _settings_file(folder)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found = values.pop("format"), values.pop("version")
-        if found != (FORMAT, VERSION):
-            raise ValueError(f"format, version = {found}, this mvar reads {FORMAT, VERSION}")
-        files = {name: Checksum(**entry) for name, entry in values.pop("files", {}).items()}
-        settings = CacheSettings(**values)
+        if (version := values.pop("version")) != VERSION:
+            raise ValueError(f"version = {version!r}, this mvar reads version {VERSION}")
+        del values["format"]
+        files = values.pop("files", {})
+        return CacheSettings(**values), files
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{named}: {path.name} cannot be used ({error}); delete the cache and run mvar tokenize again"
         ) from error
-    return settings, files
 
 
 def written_settings(settings: CacheSettings, files: Mapping[str, Checksum] | None = None) -> str:
     """The text of manifest.json, or without files of settings.json."""
     values: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(settings)}
     if files is not None:
-        values["files"] = {name: files[name]._asdict() for name in all_files(settings)}
+        values["files"] = files
     return json.dumps(values, indent=2) + "\n"
 
 
-def all_files(settings: CacheSettings) -> list[str]:
-    """Names of all files of a finished cache except its manifest."""
-    beside = [f"{split}-{name}" for split in SPLITS for name in ("labels.npy", "names.json")]
-    return beside + [shard.name for shard in settings.shards()]
+def checksum(path: Path) -> Checksum:
+    """The size and SHA-256 of a file."""
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def damaged(folder: Path, files: Mapping[str, Checksum]) -> list[str]:
+    """The names of files that are missing or do not have their checksum."""
+    verified = track(files, len(files), "verifying tokens")
+    return [name for name in verified if not (folder / name).is_file() or checksum(folder / name) != files[name]]
 
 
 @dataclass(frozen=True)
@@ -182,20 +166,14 @@ class TokenCache:
         Raises:
             ValueError: the cache is not finished, or files are missing or damaged.
         """
-        folder = Path(folder)
-        named = f"{field} = {str(folder)!r}"
+        folder, named = Path(folder), f"{field} = {str(folder)!r}"
         if (folder / UNFINISHED).is_dir():
             raise ValueError(f"{named}: is not finished; {AGAIN}, it resumes where it stopped")
         settings, files = read_settings(folder, named)
-        cache = cls(folder, settings, files)
-        if damage := cache.damage():
-            raise ValueError(f"{named}: {', '.join(damage)}; {AGAIN}, it writes only what is damaged or missing")
-        return cache
-
-    def damage(self) -> list[str]:
-        """What is wrong with each damaged or missing file."""
-        verified = track(self.files.items(), len(self.files), "verifying tokens")
-        return [damage for name, checksum in verified if (damage := checksum.damage(self.folder / name))]
+        if names := damaged(folder, files):
+            said = f"missing or damaged: {', '.join(names)}"
+            raise ValueError(f"{named}: {said}; {AGAIN}, it writes only what is damaged or missing")
+        return cls(folder, settings, files)
 
     def splits(self) -> "tuple[TokenSource, TokenSource]":
         """The training and the validation images; shards are memory-mapped."""
@@ -203,15 +181,14 @@ class TokenCache:
         return train, val
 
     def _source(self, split: str) -> "TokenSource":
-        names = json.loads((self.folder / f"{split}-names.json").read_text(encoding="utf-8"))
         shards = [shard.name for shard in self.settings.shards([split])]
-        own = [f"{split}-labels.npy", *shards]
+        sums = "".join(str(self.files[name]["sha256"]) for name in (f"{split}-labels.npy", *shards))
         return TokenSource(
             shards=[np.load(self.folder / name, mmap_mode="r") for name in shards],
             labels=torch.from_numpy(np.load(self.folder / f"{split}-labels.npy")),
             classes=self.settings.classes,
-            names=names,
-            content=f"tokens {hashlib.sha256(''.join(self.files[name].sha256 for name in own).encode()).hexdigest()}",
+            names=json.loads((self.folder / f"{split}-names.json").read_text(encoding="utf-8")),
+            content=f"tokens {hashlib.sha256(sums.encode()).hexdigest()}",
         )
 
 
@@ -239,7 +216,6 @@ class TokenSource:
         return self.content
 
     def name(self, i: int) -> str:
-        """The image's name inside its folder."""
         return self.names[i]
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:

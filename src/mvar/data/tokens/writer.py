@@ -32,10 +32,11 @@ from mvar.data.tokens.cache import (
     CacheSettings,
     Checksum,
     Shard,
-    TokenCache,
-    all_files,
+    checksum,
+    damaged,
     is_cache,
     read_settings,
+    token_dtype,
     written_settings,
 )
 from mvar.data.tokens.encoded import EncodedImages
@@ -94,7 +95,7 @@ def write_cache(
     _check(settings, data, out)
     folder = Path(out)
     before, files = _what_is_there(folder, settings)
-    if before and files and not (folder / UNFINISHED).exists() and not TokenCache(folder, before, files).damage():
+    if before and files and not (folder / UNFINISHED).exists() and not damaged(folder, files):
         return False
 
     writable_folder(folder, "out")
@@ -108,9 +109,10 @@ def write_cache(
         listing=hashlib.sha256(b"".join([*listing.values(), *contents])).hexdigest(),
     )
     if before and before.listing != settings.listing:
+        now, then = (" + ".join(map(str, made.images.values())) for made in (settings, before))
         raise ValueError(
-            f"data = {data!r}: has {_counted(settings)} images, other ones than the cache {out!r} was started with "
-            f"({_counted(before)}); restore them, or give a new folder as out"
+            f"data = {data!r}: has {now} images, other ones than the cache {out!r} was started with ({then}); "
+            "restore them, or give a new folder as out"
         )
     try:
         _write_missing(folder, settings, files, sources, listing, rank, ranks)
@@ -122,27 +124,6 @@ def write_cache(
             f"out = {out!r}: cannot be written ({reason}); fix it and run the same command again: it continues"
         ) from error
     return True
-
-
-def _sources(
-    data: str, tokenizer: Tokenizer, settings: CacheSettings, on_bad_image: Literal["skip", "error"]
-) -> dict[str, EncodedImages]:
-    """The images of both splits, encoded when they are asked for."""
-    (height, width), size = tokenizer.config.image_shape, settings.batch_size
-    train, val = open_splits(
-        data,
-        (height, width),
-        resize_factor=settings.resize_factor,
-        augment=settings.augment,
-        seed=settings.seed,
-        on_bad_image=on_bad_image,
-    )
-    if isinstance(train, Stream):
-        raise ValueError(f"data = {str(data)!r}: is a stream, whose images have no numbers; copy its shards here")
-    first_maps = 4 * min(size, len(train)) * height * width * tokenizer.config.channels  # bytes in float32
-    check_memory(first_maps, f"batch_size = {min(size, len(train)):,}: so many images in the encoder", "give fewer")
-    encoded = [EncodedImages(images=images, tokenizer=tokenizer, dtype=settings.dtype) for images in (train, val)]
-    return dict(zip(SPLITS, encoded, strict=True))
 
 
 def _check(settings: CacheSettings, data: str, out: str) -> None:
@@ -165,8 +146,25 @@ def _what_is_there(folder: Path, settings: CacheSettings) -> tuple[CacheSettings
     return None, {}
 
 
-def _counted(settings: CacheSettings) -> str:
-    return " + ".join(str(n) for n in settings.images.values())
+def _sources(
+    data: str, tokenizer: Tokenizer, settings: CacheSettings, on_bad_image: Literal["skip", "error"]
+) -> dict[str, EncodedImages]:
+    """The images of both splits, encoded when they are asked for."""
+    (height, width), size = tokenizer.config.image_shape, settings.batch_size
+    train, val = open_splits(
+        data,
+        (height, width),
+        resize_factor=settings.resize_factor,
+        augment=settings.augment,
+        seed=settings.seed,
+        on_bad_image=on_bad_image,
+    )
+    if isinstance(train, Stream):
+        raise ValueError(f"data = {str(data)!r}: is a stream, whose images have no numbers; copy its shards here")
+    first_maps = 4 * min(size, len(train)) * height * width * tokenizer.config.channels  # bytes in float32
+    check_memory(first_maps, f"batch_size = {min(size, len(train)):,}: so many images in the encoder", "give fewer")
+    encoded = [EncodedImages(images=images, tokenizer=tokenizer, dtype=settings.dtype) for images in (train, val)]
+    return dict(zip(SPLITS, encoded, strict=True))
 
 
 def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes]:
@@ -198,7 +196,7 @@ def _write_missing(
 
     def is_complete(shard: Shard) -> bool:
         path = folder / shard.name
-        return path.is_file() and (shard.name not in files or files[shard.name].damage(path) is None)
+        return path.is_file() and (shard.name not in files or checksum(path) == files[shard.name])
 
     def begin() -> None:  # only before work, as rank 0 deletes it at the end
         write_text(folder / UNFINISHED / SETTINGS, written_settings(settings))
@@ -217,8 +215,8 @@ def _write_missing(
         job.wait()
         for name, content in listing.items():
             atomic_write(folder / name, partial(Path.write_bytes, data=content))
-        checksums = {name: Checksum.of(folder / name) for name in all_files(settings)}
-        write_text(folder / MANIFEST, written_settings(settings, checksums))
+        names = [*listing, *(shard.name for shard in shards)]
+        write_text(folder / MANIFEST, written_settings(settings, {name: checksum(folder / name) for name in names}))
         job.clean()
         shutil.rmtree(folder / UNFINISHED)
 
@@ -232,7 +230,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _tokens(shard: Shard, settings: CacheSettings, source: EncodedImages) -> np.ndarray:
     """The tokens of a shard's images, (images, views, L)."""
-    tokens = np.empty(settings.shape(shard), settings.token_dtype)
+    tokens = np.empty(settings.shape(shard), token_dtype(settings.vocab_size))
     batches = torch.arange(shard.start, shard.stop).split(settings.batch_size)
     for indices_B in track(batches, len(batches), shard.name):
         for view in range(tokens.shape[1]):
