@@ -8,8 +8,7 @@ import json
 import os
 import re
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mvar.data.images.decoding import decode
-from mvar.data.images.folders import SUFFIXES, kinds
+from mvar.data.images.folders import SUFFIXES
 from mvar.data.reading import mark
 from mvar.data.shards.samples import NO_IMAGE, Classes, Label, key_of, names_found, read_classes, samples
 from mvar.data.workers import in_threads
@@ -109,23 +108,20 @@ class ShardSet:
                 class, or a number would make more empty classes than there are images.
         """
         root, named = shards[0].parent, f"{field} = {str(shards[0].parent)!r}"
-        rows = _rows(shards, field, named)
+        rows = _rows(shards, field)
         own = read_classes(root, field)
         if classes and own is not None and [*map(Classes(classes).find, own)] != [*range(len(classes))]:
             raise ValueError(f"{field}: {str(root)!r} lists other classes than the training set; give one")
         if classes:
             rows = _of_classes(rows, classes, named)
-        members, used = [member for member, _ in rows], [row for row in rows if row[0].problem is None]
+        used = [(member, label) for member, label in rows if member.problem is None]
         names = own if classes is None else classes
-        if names is None:
-            found = dict[Label, Member]()
-            for member, label in used:
-                found.setdefault(label, member)
-            names = names_found(found, len(used), field)
+        names = names_found(used, field) if names is None else names
+        members, labels = [member for member, _ in rows], [0] * len(rows)
         if len(names) < 2:
-            return cls(root, members, [0] * len(members), [])
-        find = Classes(names).index
-        labels = [0 if member.problem else find(label, f"{field}: {str(member)!r}") for member, label in rows]
+            return cls(root, members, labels, [])
+        index = Classes(names).index
+        labels = [0 if member.problem else index(label, f"{field}: {str(member)!r}") for member, label in rows]
         filled = {label for member, label in zip(members, labels, strict=True) if member.problem is None}
         if classes is None and len(filled) < len(names):
             empty = some([repr(name) for i, name in enumerate(names) if i not in filled])
@@ -147,24 +143,21 @@ def expand(pattern: str) -> list[str]:
     return [f"{pattern[: found.start()]}{i:0{len(first)}d}{end}" for i in numbers for end in ends]
 
 
-def _rows(shards: Sequence[Path], field: str, named: str) -> list[Row]:
-    """The samples of all shards; a warning counts the images of other kinds."""
+def _rows(shards: Sequence[Path], field: str) -> list[Row]:
+    """The samples of all shards."""
     if missing := [path for path in shards if not path.is_file()]:
         raise ValueError(f"{field}: shard {str(missing[0])!r} does not exist; give the names of .tar files")
-    others = Counter[str]()
-    rows = [row for shard in shards for row in _index(shard, field, others)]
-    if others:
-        warnings.warn(f"{named}: ignores {kinds(others)}; convert what you need to PNG", stacklevel=3)
-    lone = next((member for member, _ in rows if member.problem == NO_IMAGE), None)
-    bare = next((member for member, label in rows if member.problem is None and label is None), None)
+    rows = [row for shard in shards for row in _index(shard, field)]
+    if not rows:
+        wanted = " ".join(f"KEY{suffix}" for suffix in SUFFIXES)
+        raise ValueError(f"{field} = {str(shards[0])!r}: holds no images; give shards with members {wanted}")
+    lone = next((member for member, label in rows if label is not None and NO_IMAGE in (member.problem or "")), None)
+    bare = next((member for member, label in rows if label is None and member.problem is None), None)
     if lone and bare:
         raise ValueError(
             f"{field}: {str(lone)!r} has no image beside it, and {str(bare)!r} no label; "
             "pack each image and its label together, as tar --sort=name does"
         )
-    if not rows:
-        wanted = " ".join(f"KEY{suffix}" for suffix in SUFFIXES)
-        raise ValueError(f"{field} = {str(shards[0])!r}: holds no images; give shards with members {wanted}")
     return rows
 
 
@@ -186,8 +179,8 @@ def _of_classes(rows: list[Row], classes: Sequence[str], named: str) -> list[Row
 # --- the index of one shard ---
 
 
-def _index(shard: Path, field: str, others: Counter[str]) -> list[Row]:
-    """A shard's samples, from its index if that still fits, else read and stored; `others` counts other images."""
+def _index(shard: Path, field: str) -> list[Row]:
+    """A shard's samples, from its index if that still fits, else read and stored."""
     status = shard.stat()
     stamp = {"version": INDEX_VERSION, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     in_cache = blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
@@ -196,31 +189,22 @@ def _index(shard: Path, field: str, others: Counter[str]) -> list[Row]:
         with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # none yet, or damaged
             stored = json.loads(place.read_bytes())
             if stored.items() >= stamp.items():
-                rows = [(Member(shard, *row[:-1]), row[-1]) for row in stored["samples"]]
-                others.update(stored["others"])
-                return rows
+                return [(Member(shard, *row), label) for *row, label in stored["samples"]]
 
-    own = Counter[str]()
-    found = list(_samples(shard, field, own))
-    others.update(own)
-    checked = track(in_threads(_checked, [member for member, _ in found]), len(found), f"indexing {shard.name}")
-    indexed = [(member, label) for member, (_, label) in zip(checked, found, strict=True)]
-    text = json.dumps({**stamp, "others": own, "samples": [[*member[1:], label] for member, label in indexed]})
+    try:
+        with open(shard, "rb") as file:
+            found = list(samples(file, stream=False))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field} = {str(shard)!r}: {error}; write or fetch this shard again") from error
+    members = [Member(shard, sample.name, sample.offset, sample.size, problem=sample.problem) for sample in found]
+    checked = track(in_threads(_checked, members), len(members), f"indexing {shard.name}")
+    rows = [(member, sample.label) for member, sample in zip(checked, found, strict=True)]
+    text = json.dumps({**stamp, "samples": [[*member[1:], label] for member, label in rows]})
     for place in places:
         with suppress(OSError):  # where neither can be written, the next run reads the shard again
             write_text(place, text)
             break
-    return indexed
-
-
-def _samples(shard: Path, field: str, others: Counter[str]) -> Iterator[Row]:
-    """The samples of a shard that have an image or a label; images are not opened."""
-    try:
-        with open(shard, "rb") as file:
-            for sample in samples(file, others, stream=False):
-                yield Member(shard, sample.name, sample.offset, sample.size, problem=sample.problem), sample.label
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{field} = {str(shard)!r}: {error}; write or fetch this shard again") from error
+    return rows
 
 
 def _checked(member: Member) -> Member:

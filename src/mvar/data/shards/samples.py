@@ -4,7 +4,7 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -14,18 +14,18 @@ from mvar.text import Names, clean, counted, some
 
 IMAGES, LABELS = tuple(suffix[1:] for suffix in SUFFIXES), ("cls", "json")
 CLASS_FILES = ("classes.txt", "classes.json")
-NO_IMAGE = "has a label but no image beside it"
+NO_IMAGE = "has no image of a kind that is read"
 WHOLE = re.compile(r"[+-]?[0-9]+")
 
 Label = int | str | None
-Fields = dict[str, tuple[tarfile.TarInfo, bytes]]  # members of one key, with what was read of them, by suffix
+Fields = dict[str, tuple[tarfile.TarInfo, bytes]]  # of one key by suffix, with what was read of each
 
 
 class Sample(NamedTuple):
     """An image and its label: consecutive members of a shard with one key.
 
     Attributes:
-        name: of the image's member, or of the label's where there is no image.
+        name: of the image's member, or of another one where there is no image.
         offset, size: where the image's bytes lie in the shard.
         content: these bytes, in a stream.
         problem: why it cannot be used, or None.
@@ -45,18 +45,17 @@ def key_of(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def samples(file: IO[bytes], others: Counter[str], *, stream: bool) -> Iterator[Sample]:
-    """The samples of a tar with an image or a label, in order.
+def samples(file: IO[bytes], *, stream: bool) -> Iterator[Sample]:
+    """The samples of a tar with an image (of other kinds too, as a problem) or a label, in order.
 
     Args:
-        others: counts the images of other kinds and the links, which are not read; changed in place.
         stream: whether to read the images too, and `file` from beginning to end; it may then be compressed.
 
     Raises:
         ValueError: the reason why the tar cannot be read to its end.
     """
     now, fields = "", Fields()
-    for key, kind, info, content in _members(file, others, stream):
+    for key, kind, info, content in _members(file, stream):
         if key != now or kind in fields:
             yield from _sample(fields)
             now, fields = key, {}
@@ -64,7 +63,7 @@ def samples(file: IO[bytes], others: Counter[str], *, stream: bool) -> Iterator[
     yield from _sample(fields)
 
 
-def _members(file: IO[bytes], others: Counter[str], stream: bool) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
+def _members(file: IO[bytes], stream: bool) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
     """Key, suffix and place of each file that is not hidden, with the content of labels, and in a stream of images."""
     last = ""
     try:
@@ -74,15 +73,9 @@ def _members(file: IO[bytes], others: Counter[str], stream: bool) -> Iterator[tu
                 tar.members.clear()  # which would grow with the tar
                 last, key = info.name, key_of(info.name)
                 kind = last[len(key) + 1 :].lower()
-                if info.isdir() or any(map(hidden, PurePosixPath(last).parts)):
-                    continue
-                if not info.isreg():
-                    others["link"] += 1
-                    continue
-                if kind not in IMAGES and f".{kind}".startswith(OTHERS):
-                    others[f".{kind}"] += 1
-                is_read = kind in LABELS or (stream and kind in IMAGES)
-                yield key, kind, info, tar.extractfile(info).read() if is_read else b""
+                if info.isreg() and not any(map(hidden, PurePosixPath(last).parts)):
+                    is_read = kind in LABELS or (stream and kind in IMAGES)
+                    yield key, kind, info, tar.extractfile(info).read() if is_read else b""
             rest = tar.fileobj.read(tarfile.RECORDSIZE)
         if not rest or rest.strip(b"\0"):  # cut short, or a damaged header, which tarfile takes for the end
             raise tarfile.ReadError("no end mark")
@@ -102,8 +95,9 @@ def _sample(fields: Fields) -> Iterator[Sample]:
     if image:
         info, content = fields[image]
         yield Sample(info.name, label, info.offset_data, info.size, content, problem)
-    elif text and label is not None:
-        yield Sample(fields[text][0].name, label, problem=NO_IMAGE)
+    elif label is not None or any(f".{kind}".startswith(OTHERS) for kind in fields):
+        info, _ = next(iter(fields.values()))
+        yield Sample(info.name, label, problem=f"{NO_IMAGE}, only {some([f'.{kind}' for kind in fields])}")
 
 
 # --- labels and classes ---
@@ -176,30 +170,25 @@ def read_classes(folder: Path, field: str) -> list[str] | None:
     return names
 
 
-def names_found(labels: Mapping[Label, object], images: int, field: str) -> list[str]:
-    """The class names of labels without a list: the names in natural order, or the numbers from 0.
-
-    Args:
-        labels: each with the first image that has it.
-        images: how many there are.
+def names_found(labels: Sequence[tuple[object, Label]], field: str) -> list[str]:
+    """The class names of images and labels without a list: the names in natural order, or the numbers from 0.
 
     Raises:
         ValueError: labels of several kinds, or a number that would make more empty classes than there are images.
     """
-    kinds = {type(label): label for label in labels}
+    first = dict[Label, object]()
+    for image, label in labels:
+        first.setdefault(label, image)
+    kinds = {type(label): label for label in first}
     if len(kinds) > 1:
-        said = " and ".join(
-            f"{str(labels[label])!r} has {'no label' if label is None else f'label {label!r}'}"
-            for label in kinds.values()
-        )
-        raise ValueError(f"{field}: labels must be all numbers or all names: {said}; fix the shards")
-    numbers = [label for label in labels if isinstance(label, int)]
-    if not numbers:
-        return sorted((label for label in labels if isinstance(label, str)), key=natural)
-    most = max(numbers)
-    if most + 1 - len(numbers) > images:
+        said = " and ".join(f"{str(first[label])!r} has {label!r}" for label in kinds.values())
+        raise ValueError(f"{field}: each image needs a label, all a number or all a name: {said}; fix the shards")
+    if int not in kinds:
+        return sorted((label for label in first if isinstance(label, str)), key=natural)
+    most = max(label for label in first if isinstance(label, int))
+    if most + 1 - len(first) > len(labels):
         raise ValueError(
-            f"{field}: {str(labels[most])!r} has label {most}, far more than the {counted(images, 'image')}; "
+            f"{field}: {str(first[most])!r} has label {most}, far more than the {counted(len(labels), 'image')}; "
             f"fix it, or list all classes in {CLASS_FILES[0]}"
         )
     return [str(i) for i in range(most + 1)]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from mvar.data.images.decoding import decode
-from mvar.data.images.folders import kinds
 from mvar.data.loader import Batch, Slices
 from mvar.data.order import epoch_order
 from mvar.data.shards.samples import Classes, Sample, key_of, samples
@@ -213,18 +212,16 @@ class StreamLoader:
 
 def _samples(url: str) -> Iterator[Sample]:
     """The samples of one shard, which webdataset fetches; raises ValueError where it cannot be read to its end."""
-    stream, others = None, Counter[str]()
+    stream = None
     try:
         stream = webdataset().gopen(url)
-        yield from samples(stream, others, stream=True)
+        yield from samples(stream, stream=True)
         while stream.read(2**20):
             pass  # to the end, so that the command can finish
         stream.close()  # raises if it failed
     except Exception as error:  # of the network, the command or the tar
         reason = _failure(stream) or error
         raise ValueError(f"data = {url!r}: {reason}; check that it can be fetched, then resume") from error
-    if others:
-        warnings.warn(f"data = {url!r}: ignores {kinds(others)}; convert what you need to PNG", stacklevel=2)
 
 
 def _failure(stream: Any) -> str | None:
