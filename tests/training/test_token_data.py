@@ -126,5 +126,5 @@ def test_what_does_not_go_with_a_cache_is_refused(
     Path(made, "train-00001.npy").unlink()
     config = generator_run()
     words = ["train", "generator", "--preset", "tiny32", "--data", made, "--tokenizer", config.tokenizer]
-    assert f"data = '{made}': train-00001.npy is missing" in refused(*words, "--out", config.out)[-1]
+    assert f"data = '{made}': missing or damaged: train-00001.npy" in refused(*words, "--out", config.out)[-1]
     assert not Path(config.out).exists()

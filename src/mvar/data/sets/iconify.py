@@ -99,6 +99,7 @@ def _icons(prefix: str, data: Mapping[str, Any], concepts: Collection[str]) -> l
     return [
         Icon(concept, prefix, name, icon["body"], *(float((box | icon)[key]) for key in BOX))
         for name, icon in sorted(data["icons"].items())
-        if (concept := concept_of(prefix, name)) in concepts
+        if (concept := concept_of(prefix, name)) is not None
+        and concept in concepts
         and not any(icon.get(key) for key in ("hidden", "rotate", "hFlip", "vFlip"))
     ]

@@ -67,13 +67,13 @@ class CacheSettings:
     tokenizer: str
     sides: Sides
     vocab_size: VocabSize
-    views: Annotated[int, Whole(1, 1000)]
-    resize_factor: ResizeFactor
-    augment: list[Augmentation]
-    seed: Seed
-    dtype: Literal["float32", "bfloat16"]
-    batch_size: Count
-    shard_images: Many
+    views: Annotated[int, Whole(1, 1000)] = 1
+    resize_factor: ResizeFactor = 1.0
+    augment: list[Augmentation] = field(default_factory=list)
+    seed: Seed = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: Count = 64
+    shard_images: Many = 10_000
     classes: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     listing: str = ""

@@ -12,16 +12,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mvar.data.augment import Augmentation, vary
+from mvar.data.augment import vary
 from mvar.data.shards.stream import Stream
 from mvar.data.splits import open_splits
 from mvar.data.tokens.cache import (
@@ -54,26 +54,19 @@ def write_cache(
     out: str,
     tokenizer: Tokenizer,
     *,
-    views: int = 1,
-    resize_factor: float = 1.0,
-    augment: Sequence[Augmentation] = (),
-    shard_images: int = 10_000,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    batch_size: int = 64,
     on_bad_image: Literal["skip", "error"] = "skip",
-    seed: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    **options: Any,
 ) -> bool:
     """Write this process's part of a cache, or what is missing of it; return whether there was anything to do.
 
     Args:
-        data: folder of images, see `open_splits`.
+        data, on_bad_image: see `open_splits`.
         out: new or empty folder, or one with a cache of the same settings.
         tokenizer: in eval mode; it runs where its weights are.
-        views, resize_factor, augment, shard_images, dtype, batch_size, seed: see `CacheSettings`.
-        on_bad_image: "skip" leaves unreadable images out with one warning for all, "error" raises it.
         rank, ranks: which process of how many this is.
+        options: views, resize_factor, augment, seed, dtype, batch_size and shard_images of `CacheSettings`.
 
     Raises:
         ValueError: bad settings or data, `out` is in use, or holds a cache of other settings; before any work.
@@ -84,17 +77,10 @@ def write_cache(
         tokenizer=tokenizer.fingerprint(),
         sides=tokenizer.config.sides,
         vocab_size=tokenizer.config.vocab_size,
-        views=views,
-        resize_factor=resize_factor,
-        augment=list(augment),
-        seed=seed,
-        dtype=dtype,
-        batch_size=batch_size,
-        shard_images=shard_images,
+        **options,
     )
-    _check(settings, data, out)
     folder = Path(out)
-    before, files = _what_is_there(folder, settings)
+    before, files = _what_is_there(folder, settings, data)
     if before and files and not (folder / UNFINISHED).exists() and not damaged(folder, files):
         return False
 
@@ -114,29 +100,34 @@ def write_cache(
             f"data = {data!r}: has {now} images, other ones than the cache {out!r} was started with ({then}); "
             "restore them, or give a new folder as out"
         )
+
+    def is_complete(shard: Shard) -> bool:
+        """Whether a shard is there, and as an older manifest lists it."""
+        path = folder / shard.name
+        return path.is_file() and (shard.name not in files or checksum(path) == files[shard.name])
+
+    shards = settings.shards()
+    job = Job(folder=folder, pieces=shards, noun="shards", name=lambda shard: shard.name, is_complete=is_complete)
     try:
-        _write_missing(folder, settings, files, sources, listing, rank, ranks)
+        _write_missing(job, settings, sources, listing, rank, ranks)
     except TimeoutError:
         raise
     except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            f"out = {out!r}: cannot be written ({reason}); fix it and run the same command again: it continues"
-        ) from error
+        said = f"cannot be written ({error.strerror or error}); fix it and run the same command again: it continues"
+        raise OSError(f"out = {out!r}: {said}") from error
     return True
 
 
-def _check(settings: CacheSettings, data: str, out: str) -> None:
+def _what_is_there(
+    folder: Path, settings: CacheSettings, data: str
+) -> tuple[CacheSettings | None, dict[str, Checksum]]:
+    """Settings and files of a cache that was started with these settings; None and nothing where there is none."""
+    named = f"out = {str(folder)!r}"
     if not vary(settings.resize_factor, settings.augment) and settings.views > 1:
         fix = "give 1, or augment, or resize_factor above 1"
         raise ValueError(f"views = {settings.views}: all are the same where nothing is cropped or augmented; {fix}")
-    if Path(out).resolve().is_relative_to(Path(data).resolve()):
-        raise ValueError(f"out = {out!r}: lies inside data; name another")
-
-
-def _what_is_there(folder: Path, settings: CacheSettings) -> tuple[CacheSettings | None, dict[str, Checksum]]:
-    """Settings and files of a cache that was started with these settings; None and nothing where there is none."""
-    named = f"out = {str(folder)!r}"
+    if folder.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"{named}: lies inside data; name another")
     if is_cache(folder):
         before, files = read_settings(folder, named)
         check_same(asdict(before), asdict(settings), "out", folder, FROM_IMAGES)
@@ -178,25 +169,15 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
 
 
 def _write_missing(
-    folder: Path,
+    job: Job[Shard],
     settings: CacheSettings,
-    files: Mapping[str, Checksum],
     sources: Mapping[str, EncodedImages],
     listing: Mapping[str, bytes],
     rank: int,
     ranks: int,
 ) -> None:
-    """Write this process's shards that are not complete; rank 0 then waits for the others and finishes the cache.
-
-    Args:
-        files: what an older manifest lists; other shards are complete where they exist.
-    """
-    shards = settings.shards()
-    own = shards[rank::ranks]
-
-    def is_complete(shard: Shard) -> bool:
-        path = folder / shard.name
-        return path.is_file() and (shard.name not in files or checksum(path) == files[shard.name])
+    """Write this process's shards that are not complete; rank 0 then waits for the others and finishes the cache."""
+    folder = job.folder
 
     def begin() -> None:  # only before work, as rank 0 deletes it at the end
         write_text(folder / UNFINISHED / SETTINGS, written_settings(settings))
@@ -205,9 +186,8 @@ def _write_missing(
         begin()
         tokens = _tokens(shard, settings, sources[shard.split])
         atomic_write(folder / shard.name, partial(Path.write_bytes, data=_npy(tokens)))
-        print(f"{shard.name} written ({own.index(shard) + 1} of {len(own)})", file=sys.stderr, flush=True)
+        print(f"{shard.name} written", file=sys.stderr, flush=True)
 
-    job = Job(folder=folder, pieces=shards, noun="shards", name=lambda shard: shard.name, is_complete=is_complete)
     if rank == 0:
         begin()
     job.make_missing(make, rank, ranks)
@@ -215,7 +195,7 @@ def _write_missing(
         job.wait()
         for name, content in listing.items():
             atomic_write(folder / name, partial(Path.write_bytes, data=content))
-        names = [*listing, *(shard.name for shard in shards)]
+        names = [*listing, *(shard.name for shard in job.pieces)]
         write_text(folder / MANIFEST, written_settings(settings, {name: checksum(folder / name) for name in names}))
         job.clean()
         shutil.rmtree(folder / UNFINISHED)
