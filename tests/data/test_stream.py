@@ -145,10 +145,10 @@ def test_a_label_apart_from_its_image_is_refused(stream, write_tar, picture, tmp
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("false", "the command that fetches it ended with exit status 1; check that it can be fetched, then resume$"),
+        ("false", r"is no plain \.tar file \(.*(exit 1|empty).*\); check that it can be fetched, then resume$"),
         ("yes", r"is no plain \.tar file \("),
         ("head -c 9000 {}", r"breaks off near '00\d\.\w+' \(unexpected end of data\)"),
-        ("cat {}; exit 3", "exit status 3"),
+        ("cat {}; exit 3", "exit 3"),
     ],
 )
 def test_a_stream_that_breaks_is_named_in_one_line(stream, loader, three_shards, command, message):
@@ -188,7 +188,7 @@ def test_shards_come_from_a_server(three_shards):
             assert sorted(batch.labels_B.tolist()) == sorted([0, 1, 2, 3] * 6)
             batches.close()
             missing = f"http://127.0.0.1:{server.server_port}/train-9.tar"
-            with pytest.raises(ValueError, match=f"^data = '{missing}': .* ended with exit status 22; check that it"):
+            with pytest.raises(ValueError, match=f"^data = '{missing}': .* check that it can be fetched"):
                 next(replace(train, urls=[missing]).shard(0))
         finally:
             server.shutdown()

@@ -18,8 +18,7 @@ from PIL import Image
 
 from mvar.data.sets.fetching import NPM_PACKAGE, VERSION
 from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, resvg, shape_of
-from mvar.data.sets.icon_rules import CONCEPTS, is_wrong, split_of
-from mvar.data.sets.iconify import Icon, IconSet, read_sets
+from mvar.data.sets.iconify import CONCEPTS, Icon, IconSet, is_wrong, read_sets, split_of
 from mvar.data.workers import in_processes
 from mvar.files import atomic_folder
 from mvar.progress import track

@@ -77,8 +77,8 @@ def _members(file: IO[bytes], stream: bool) -> Iterator[tuple[str, str, tarfile.
                     is_read = kind in LABELS or (stream and kind in IMAGES)
                     yield key, kind, info, tar.extractfile(info).read() if is_read else b""
             rest = tar.fileobj.read(tarfile.RECORDSIZE)
-        if not rest or rest.strip(b"\0"):  # cut short, or a damaged header, which tarfile takes for the end
-            raise tarfile.ReadError("no end mark")
+        if not rest or rest.strip(b"\0"):  # tarfile takes a damaged header for the end mark
+            raise tarfile.ReadError("cut short or damaged")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         reason = f"breaks off near {last!r}" if last else "is no plain .tar file"
         raise ValueError(f"{reason} ({error})") from error

@@ -5,8 +5,6 @@ in. Shapes: B images of one slice, H W an image's own size after resizing, h w t
 """
 
 import random
-import signal
-import subprocess
 import sys
 import warnings
 from collections import deque
@@ -33,8 +31,6 @@ from mvar.data.workers import in_threads
 SCHEMES = ("http://", "https://", "pipe:")
 SHUFFLED = 1000  # samples of one shard in the buffer that shuffles them
 SLICES_AHEAD = 2
-PATIENCE = 5.0  # seconds in which a command whose output is no longer read must end
-STOPPED = (0, -signal.SIGPIPE, 128 + signal.SIGPIPE, 23)  # how a command, and curl, ends when nobody reads its output
 
 
 class StreamedImage(NamedTuple):
@@ -212,7 +208,6 @@ class StreamLoader:
 
 def _samples(url: str) -> Iterator[Sample]:
     """The samples of one shard, which webdataset fetches; raises ValueError where it cannot be read to its end."""
-    stream = None
     try:
         stream = webdataset().gopen(url)
         yield from samples(stream, stream=True)
@@ -220,21 +215,7 @@ def _samples(url: str) -> Iterator[Sample]:
             pass  # to the end, so that the command can finish
         stream.close()  # raises if it failed
     except Exception as error:  # of the network, the command or the tar
-        reason = _failure(stream) or error
-        raise ValueError(f"data = {url!r}: {reason}; check that it can be fetched, then resume") from error
-
-
-def _failure(stream: Any) -> str | None:
-    """How the command that fetches a shard has failed; None where it has not."""
-    process = getattr(stream, "proc", None)
-    if process is None:
-        return None
-    process.stdout.close()  # so that one that still writes ends
-    try:
-        status = process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        return None
-    return None if status in STOPPED else f"the command that fetches it ended with exit status {status}"
+        raise ValueError(f"data = {url!r}: {error}; check that it can be fetched, then resume") from error
 
 
 def webdataset() -> Any:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mvar.files import file_sha256
 from mvar.progress import track
 from mvar.scales import ScaleSchedule, Sides, VocabSize
 from mvar.settings import Count, Many, Seed, Whole, settings
+from mvar.text import some
 
 FORMAT, VERSION = "mvar-tokens", 2
 MANIFEST, UNFINISHED, SETTINGS = "manifest.json", ".unfinished", "settings.json"
@@ -132,12 +133,9 @@ def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Ch
         ) from error
 
 
-def written_settings(settings: CacheSettings, files: Mapping[str, Checksum] | None = None) -> str:
-    """The text of manifest.json, or without files of settings.json."""
-    values: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(settings)}
-    if files is not None:
-        values["files"] = files
-    return json.dumps(values, indent=2) + "\n"
+def written_settings(settings: CacheSettings, files: Mapping[str, Checksum]) -> str:
+    """The text of manifest.json, or without any files of settings.json."""
+    return json.dumps({"format": FORMAT, "version": VERSION, **asdict(settings), "files": files}, indent=2) + "\n"
 
 
 def checksum(path: Path) -> Checksum:
@@ -171,7 +169,7 @@ class TokenCache:
             raise ValueError(f"{named}: is not finished; {AGAIN}, it resumes where it stopped")
         settings, files = read_settings(folder, named)
         if names := damaged(folder, files):
-            said = f"missing or damaged: {', '.join(names)}"
+            said = f"missing or damaged: {some(names)}"
             raise ValueError(f"{named}: {said}; {AGAIN}, it writes only what is damaged or missing")
         return cls(folder, settings, files)
 

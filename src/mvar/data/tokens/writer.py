@@ -180,7 +180,7 @@ def _write_missing(
     folder = job.folder
 
     def begin() -> None:  # only before work, as rank 0 deletes it at the end
-        write_text(folder / UNFINISHED / SETTINGS, written_settings(settings))
+        write_text(folder / UNFINISHED / SETTINGS, written_settings(settings, {}))
 
     def make(shard: Shard) -> None:
         begin()
