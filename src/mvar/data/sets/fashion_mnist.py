@@ -37,7 +37,6 @@ def fashion_mnist(out: str, source: str | None = None) -> None:
     """Write Fashion-MNIST as out/train/<class>/*.png and out/val/<class>/*.png, 32x32 grey.
 
     Args:
-        out: a new or empty folder; it appears only when complete.
         source: folder with the four original .gz files; None takes the installed Debian package, or downloads it.
 
     Raises:
@@ -63,11 +62,7 @@ def fashion_mnist(out: str, source: str | None = None) -> None:
 def fashion_mnist_arrays(source: str | None = None) -> dict[str, np.ndarray]:
     """The four arrays: {train,val}_images uint8 (n, 28, 28) and {train,val}_labels uint8 (n,), official numbers.
 
-    Args:
-        source: as in `fashion_mnist`.
-
-    Raises:
-        ValueError: a file is missing or damaged.
+    Arguments and errors are those of `fashion_mnist`.
     """
     if source is None and not INSTALLED.is_dir():
         named = f"source = None: the Debian package {PACKAGE} is not installed and"

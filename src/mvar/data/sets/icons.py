@@ -43,11 +43,9 @@ def icons(
     """Write icons as out/train/<concept>/<set>_<name>.png, out/val/... and out/LICENCES.md.
 
     Args:
-        out: a new or empty folder; it appears only when complete.
-        size: side of the square images in pixels, 8 to 1024.
+        size: side of the square images in pixels.
         concepts: names between commas, as if there were no others; None takes all that have enough icons.
         source: folder of the unpacked npm package @iconify/json; None downloads it by npm.
-        package_version: of the package that is downloaded.
 
     Returns:
         The number of images by (set, split, concept).

@@ -33,7 +33,6 @@ class Member(NamedTuple):
     """One image inside a shard.
 
     Attributes:
-        name: of the tar's member.
         offset, size: where its bytes lie in the shard.
         width, height: in pixels, upright.
         mark: a hash of its bytes; see `mvar.data.reading.mark`.
@@ -100,12 +99,10 @@ class ShardSet:
 
         Args:
             field: the option that named the shards, for messages.
-            classes: as for `ImageFolder.scan`; None takes them from classes.txt (a line each) or classes.json (a list)
-                beside the first shard, else from the labels themselves.
+            classes: as for `ImageFolder.scan`; None takes them from a list beside the first shard, else from labels.
 
         Raises:
-            ValueError: a shard is missing, compressed or cut short, nothing is an image, a label is missing or no
-                class, or a number would make more empty classes than there are images.
+            ValueError: a shard cannot be read, nothing is an image, or labels do not name classes.
         """
         root, named = shards[0].parent, f"{field} = {str(shards[0].parent)!r}"
         rows = _rows(shards, field)

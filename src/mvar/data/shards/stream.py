@@ -49,8 +49,6 @@ class Stream:
         urls: of each shard, http(s)://... or pipe:COMMAND.
         classes: class names that the labels refer to; without any, labels are not read.
         views: what training sees of an image; its position in training takes the place of the index.
-        on_bad_image: "skip" leaves an unreadable image out with a warning, "error" raises it.
-        seed: of the order of shards, and of samples inside each.
     """
 
     urls: list[str]
@@ -80,8 +78,8 @@ class Stream:
             threads: that decode; 0 decodes on demand, None takes one for each processor.
 
         Raises:
-            ValueError: one line with the shard where it cannot be read or holds no readable image, and with the key
-                where a label is no class or, with `on_bad_image` "error", an image cannot be used.
+            ValueError: the shard cannot be read or holds no readable image, a label is no class, or, with
+                `on_bad_image` "error", an image cannot be used.
         """
         epoch, i = divmod(place, len(self.urls))
         url = self.urls[epoch_order(len(self.urls), self.seed, epoch)[i]]
@@ -136,11 +134,7 @@ class StreamLoader:
         self._start(0)
 
     def batch(self, step: int, micro_batch: int = 0) -> Batch:
-        """The next images of the stream, whichever step asks; their positions are those of this slice.
-
-        Raises:
-            ValueError: see `Stream.shard`.
-        """
+        """The next images of the stream, whichever step asks; their positions are those of this slice."""
         if self._reader is None:
             images, self._turn = self._read()
         else:

@@ -58,7 +58,6 @@ class CacheSettings:
         resize_factor, augment, seed: see `mvar.data.views.Views`.
         dtype: of the encoder's matrix products.
         batch_size: images encoded at once.
-        shard_images: images per shard.
         classes: class names; empty for a set without classes.
         images: number of images by split.
         listing: SHA-256 of the images' names, labels and files.
@@ -113,11 +112,8 @@ def is_cache(folder: str | Path) -> bool:
 def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Checksum]]:
     """The settings of a cache, and the checksums in its manifest, none before it was finished.
 
-    Args:
-        named: the option and its value, for messages.
-
     Raises:
-        ValueError: the file cannot be used.
+        ValueError: they cannot be used; the line begins with `named`.
     """
     path = _settings_file(folder)
     try:
