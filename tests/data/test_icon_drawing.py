@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, nearest, shape_of
+from mvar.data.sets.icon_drawing import draw, is_black_on_white, nearest, shape_of
 from mvar.data.sets.iconify import Icon
 
 
@@ -56,8 +56,8 @@ def test_shapes_do_not_depend_on_place_and_size():
     small = shape_of(icon('<path d="M1 1h4v2h-2v4h-2z"/>'))
     large = shape_of(icon('<path d="M8 8h8v4h-4v8h-4z"/>', width=24.0, height=24.0))
     other = shape_of(icon('<path d="M8 8h8v12h-4v-8h-4z"/>', width=24.0, height=24.0))
-    assert near(small[None], large[None], 0.1)[0]
-    assert not near(small[None], other[None], 0.3)[0]
+    assert nearest(small[None], large[None])[1] < 0.1
+    assert nearest(small[None], other[None])[1] > 0.3
 
 
 def test_what_is_near_is_the_difference_over_the_mean_ink():
@@ -70,5 +70,3 @@ def test_what_is_near_is_the_difference_over_the_mean_ink():
     found, least = nearest(some[::2], some[1::2])
     assert found.tolist() == np.argmin(shares, 1).tolist()
     assert np.allclose(least, np.min(shares, 1))
-    assert near(some[::2], some[1::2], 0.06).tolist() == (np.min(shares, 1) < 0.06).tolist()
-    assert not near(some, some[:0], 1.0).any()

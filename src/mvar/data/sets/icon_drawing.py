@@ -5,7 +5,7 @@ Shapes: N, M drawings; P = 32 x 32 pixels of a drawing's shape.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -97,30 +97,19 @@ def shape_of_ink(ink: np.ndarray) -> np.ndarray:
     return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]).ravel()
 
 
-def near(shapes_NP: np.ndarray, others_MP: np.ndarray, limit: float) -> np.ndarray:
-    """Which shapes differ from one of the others by less than `limit`, a share of their mean ink; bool (N,)."""
-    compared = _compared(shapes_NP, others_MP)
-    return np.array([(differences_M < limit * mean_M).any() for differences_M, mean_M in compared], bool)
-
-
 def nearest(shapes_NP: np.ndarray, others_MP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest of the others to each shape, int64 (N,), and their differences as shares of the mean ink, (N,).
 
     A shape without ink differs from all by twice the mean.
     """
     found_N, least_N = np.zeros(len(shapes_NP), np.int64), np.zeros(len(shapes_NP))
-    for n, (differences_M, mean_M) in enumerate(_compared(shapes_NP, others_MP)):
-        shares_M = differences_M / np.maximum(mean_M, 0.5)
+    others_MP = others_MP.astype(float)
+    ink_M = others_MP.sum(1)
+    for n, shape_P in enumerate(shapes_NP.astype(float)):
+        mean_M = np.maximum((shape_P.sum() + ink_M) / 2, 0.5)
+        shares_M = cdist(shape_P[None], others_MP, "cityblock")[0] / mean_M
         found_N[n], least_N[n] = shares_M.argmin(), shares_M.min()
     return found_N, least_N
-
-
-def _compared(shapes_NP: np.ndarray, others_MP: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each shape its differences from all others (M,), and the mean ink of both (M,); whole numbers and halves."""
-    shapes_NP, others_MP = shapes_NP.astype(float), others_MP.astype(float)
-    ink_M = others_MP.sum(1)
-    for shape_P in shapes_NP:
-        yield cdist(shape_P[None], others_MP, "cityblock")[0], (shape_P.sum() + ink_M) / 2
 
 
 def _still(body: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mvar.data.sets.fetching import NPM_PACKAGE, VERSION
-from mvar.data.sets.icon_drawing import draw, is_black_on_white, near, resvg, shape_of
+from mvar.data.sets.icon_drawing import draw, is_black_on_white, nearest, resvg, shape_of
 from mvar.data.sets.iconify import CONCEPTS, Icon, IconSet, is_wrong, read_sets, split_of
 from mvar.data.workers import in_processes
 from mvar.files import atomic_folder
@@ -105,8 +105,8 @@ def choose(sets: Sequence[IconSet]) -> list[Icon]:
             val += [shaped for shaped in kept if shaped[0].split == "val"]
     if val:
         val_NP, train_MP = (np.stack([shape_P for _, shape_P in part]) for part in (val, train))
-        seen_N = near(val_NP, train_MP, SEEN)
-        val = [shaped for shaped, is_seen in zip(val, seen_N, strict=True) if not is_seen]
+        _, least_N = nearest(val_NP, train_MP)
+        val = [shaped for shaped, least in zip(val, least_N, strict=True) if least >= SEEN]
     return sorted((icon for icon, _ in train + val), key=lambda icon: (icon.concept, icon.prefix, icon.name))
 
 
@@ -155,8 +155,8 @@ def _distinct(drawn: Iterable[tuple[Icon, np.ndarray | None]]) -> list[Shaped]:
     kept: list[Shaped] = []
     for icon, shape_P in drawn:
         if shape_P is not None:
-            kept_MP = np.array([kept_P for _, kept_P in kept], np.int16).reshape(-1, len(shape_P))
-            if not near(shape_P[None], kept_MP, SAME)[0]:
+            kept_MP = [kept_P for _, kept_P in kept]
+            if not kept or nearest(shape_P[None], np.stack(kept_MP))[1][0] >= SAME:
                 kept.append((icon, shape_P))
     return kept
 
