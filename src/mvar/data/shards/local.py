@@ -49,7 +49,7 @@ class Member(NamedTuple):
     problem: str | None = None
 
     def __fspath__(self) -> str:
-        return f"{self.shard}/{self.name}"
+        return os.path.normpath(f"{self.shard}/{self.name}")  # tar -C folder . names them ./a.png
 
     def __str__(self) -> str:
         return self.__fspath__()
