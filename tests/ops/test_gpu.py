@@ -1,8 +1,10 @@
 """The Triton kernels against PyTorch's operations, in Triton's interpreter; and what they compile to for real cards."""
 
+import json
 import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +132,17 @@ def test_noise_has_the_same_bits():
     at = torch.randint(0, V, (2, tokens, 7))
     expected = uniform(seed, index, 4, (tokens, V)).gather(-1, at)
     assert torch.equal(noise.uniform(seed, index, 4, tokens, V, at), expected)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_kernels_compile_for_real_cards_and_stay_in_registers(capability, tmp_path):
+    """Capabilities of A100, H100 and the RTX cards of 2025, whose programs share 99 KB at most."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("compiled.py")
+    command = [sys.executable, "-W", "ignore", str(script), str(capability)]
+    found = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 22
+    for name, kernel in found.items():
+        assert kernel["shared"] <= 99 * 1024, name
+        most = {"scan_backward bf16": 512, "scan_backward fp32": 2048, "scan_forward fp32": 1024}.get(name, 256)
+        assert kernel["stack"] <= most, f"{name} spills {kernel['stack']} bytes a thread"

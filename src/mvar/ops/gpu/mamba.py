@@ -16,6 +16,7 @@ from mvar.ops.gpu.launch import ROWS, TOKENS, exact, load, power, silu, silu_slo
 from mvar.ops.gpu.scan import scan_backward, scan_forward
 
 CHANNELS = 64  # of one program of the convolution
+FEW_TOKENS = 16  # of one program of its gradient, which holds more at once
 WARPS = 8  # of the scan
 
 
@@ -61,11 +62,11 @@ def conv_forward(
             tl.store(next_tail_ptr + (b * (W - 1) + w) * D + d, last_C, mask=d < D)
     if tl.program_id(1) == 0:
         h = tl.arange(0, HEADS)
-        mask = (t < L)[:, None] & (h < heads)[None, :]
-        raw_Th = load(in_ptr, (b * L + t)[:, None] * stride + E + D + h[None, :], mask)
+        mask_Th = (t < L)[:, None] & (h < heads)[None, :]
+        raw_Th = load(in_ptr, (b * L + t)[:, None] * stride + E + D + h[None, :], mask_Th)
         raw_Th += load(dt_bias_ptr, h, h < heads)[None, :]
         dt_Th = tl.where(raw_Th > 20, raw_Th, tl.log(1 + tl.exp(tl.minimum(raw_Th, 20.0))))
-        tl.store(dt_ptr + (b * L + t)[:, None] * heads + h[None, :], dt_Th, mask=mask)
+        tl.store(dt_ptr + (b * L + t)[:, None] * heads + h[None, :], dt_Th, mask=mask_Th)
 
 
 @triton.jit
@@ -239,10 +240,11 @@ def mamba_backward(
     )  # fmt: skip
     torch.sum(dkey_BhLN, 1, out=dxbc_BLD[..., E : E + N])
     torch.sum(dquery_BhLN, 1, out=dxbc_BLD[..., E + N :])
-    dweight_GUD = conv_weight_DW.new_empty(B * tiles(L, TOKENS), W + 1, D)
-    conv_backward[(B * tiles(L, TOKENS), tiles(D, CHANNELS))](
+    programs = B * tiles(L, FEW_TOKENS)
+    dweight_GUD = conv_weight_DW.new_empty(programs, W + 1, D)
+    conv_backward[(programs, tiles(D, CHANNELS))](
         dxbc_BLD, projected_BLx, conv_weight_DW, conv_bias_D, tail_BVD, din_BLx, dweight_GUD, L, E, D, stride,
-        HAS_TAIL=tail_BVD is not None, W=W, TOKENS=TOKENS, CHANNELS=CHANNELS,
+        HAS_TAIL=tail_BVD is not None, W=W, TOKENS=FEW_TOKENS, CHANNELS=CHANNELS,
     )  # fmt: skip
     din_BLx[..., E + D :] = ddt_BLh
     dweight_UD, dskip_hP = dweight_GUD.sum(0), dskip_GE.sum(0).view(h, P)

@@ -27,7 +27,8 @@ def scan_forward(
     """Tokens, keys and queries lie in the rows of xbc. SAVE keeps the state before each chunk, (B, h, chunks, N, P)."""
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
-    dtype, E = xbc_ptr.dtype.element_ty, heads * P
+    dtype = xbc_ptr.dtype.element_ty
+    E = heads * P
     A, head = tl.load(A_ptr + h), b * heads + h
     at_NP = n[:, None] * P + p[None, :]
     state_NP = tl.load(state_ptr + head * N * P + at_NP) if HAS_STATE else tl.zeros((N, P), tl.float32)
@@ -65,7 +66,8 @@ def scan_backward(
     """
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
-    dtype, E = xbc_ptr.dtype.element_ty, heads * P
+    dtype = xbc_ptr.dtype.element_ty
+    E = heads * P
     A, skip, dt_bias, head = tl.load(A_ptr + h), tl.load(skip_ptr + h), tl.load(dt_bias_ptr + h), b * heads + h
     at_NP, chunks = n[:, None] * P + p[None, :], tl.cdiv(L, Q)
     dstate_NP = tl.load(dnext_ptr + head * N * P + at_NP) if HAS_DNEXT else tl.zeros((N, P), tl.float32)
