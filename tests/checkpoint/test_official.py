@@ -15,18 +15,12 @@ from mvar.generator.network import Generator
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
-BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums")
-
 
 def trainer_file(case, args, **config):
     """What the official trainers save; optimizer states and counters are there too."""
     name = "mvar_wo_ddp" if "mvar" in case.name else "var_wo_ddp"
     networks = {name: case.generator, "vae_local": case.tokenizer}
     return {"epoch": 3, "iter": 7, "trainer": {"config": config, **networks, "var_opt": {"state": {}}}, "args": args}
-
-
-def without_buffers(state):
-    return {name: tensor for name, tensor in state.items() if not name.endswith(BUFFERS)}
 
 
 def test_every_hyperparameter_is_read_from_the_tensors(parity):
@@ -97,7 +91,7 @@ def list_of(value, depth):
     return value if isinstance(value, list) else [value] * depth
 
 
-@pytest.mark.parametrize(("phis", "key"), [(0, "2"), (1, "qresi"), (4, "qresi_ls.3"), (3, "qresi_ls.2")])
+@pytest.mark.parametrize(("phis", "key"), [(0, "2"), (1, "qresi"), (3, "qresi_ls.2")])
 def test_phis_of_every_kind(phis, key):
     config = TokenizerConfig(
         channels=32, multipliers=(1, 3), res_blocks=1, latent_channels=4, vocab_size=8, phis=phis, sides=[1, 2, 3]
@@ -110,68 +104,37 @@ def test_phis_of_every_kind(phis, key):
     assert all(torch.equal(state[name], tensor) for name, tensor in tokenizer.state_dict().items())
 
 
-def test_other_groups_are_refused():
-    config = TokenizerConfig(channels=16, multipliers=(1, 3), norm_groups=8, sides=[1, 2])
-    with pytest.raises(ValueError, match=r"^tokenizer\.norm_groups = 8: the official code has 32 groups only; train "):
-        official.tokenizer_to_official(Tokenizer(config))
-
-
-def test_all_misfits_come_in_one_error(load_parity):
+def test_misfits_come_in_one_error(load_parity):
     state = dict(load_parity("mvar").generator)
-    del state["blocks.1.mamba.D"], state["head.bias"]
+    del state["head.bias"]
     state |= {
-        "word_embed.weight": torch.zeros(127, 16),
-        "blocks.0.ffn.fc1.bias": torch.zeros(7),
-        "blocks.0.surprise": torch.zeros(1),
+        "blocks.1.mamba.D": torch.zeros(7),
         "start_pos": torch.zeros(1, 1, 128),
-        "blocks.1.attn.q_bias": "text",
         "blocks.0.attn.zero_k_bias": torch.ones(128),
         "blocks.1.attn.patch_nums": torch.tensor([1, 2, 3, 4], dtype=torch.int32),
     }
     with pytest.raises(ValueError) as caught:
         official.read_generator(state)
-    header, *lines = str(caught.value).splitlines()
-    assert "state dict" in header
-    wanted = {
-        "blocks.1.mamba.D: missing",
-        "head.bias: missing",
-        "word_embed.weight: has shape (127, 16), expected (128, 16)",
-        "blocks.0.ffn.fc1.bias: has shape (7,), expected (512,)",
-        "blocks.0.surprise: unknown",
-        "start_pos: unknown",
-        "blocks.1.attn.q_bias: is a str, expected a tensor (128,)",
-    }
-    assert wanted <= set(lines)
-    rest = sorted(line.split(":")[0] for line in set(lines) - wanted)
-    assert rest == ["blocks.0.attn.zero_k_bias", "blocks.1.attn.patch_nums"]
+    header, misfits, *buffers = str(caught.value).splitlines()
+    assert "state dict does not fit the official generator" in header
+    for wrong in (
+        "blocks.1.mamba.D is (7,), expected (4,)",
+        "head.bias is absent, expected (128,)",
+        "start_pos is (1, 1, 128), expected absent",
+    ):
+        assert wrong in misfits
+    assert {line.split(":")[0] for line in buffers} == {"blocks.0.attn.zero_k_bias", "blocks.1.attn.patch_nums"}
 
 
-def test_misfits_of_a_tokenizer(load_parity):
-    state = dict(load_parity("var").tokenizer)
-    state["decoder.up.9.block.0.conv1.weight"] = state.pop("decoder.conv_out.weight")
-    state["encoder.conv_in.weight"] = torch.zeros(33, 3, 3, 3)
-    with pytest.raises(ValueError) as caught:
-        official.read_tokenizer(state)
-    assert set(str(caught.value).splitlines()[1:]) == {
-        "decoder.up.9.block.0.conv1.weight: unknown",
-        "decoder.conv_out.weight: missing",
-        "encoder.conv_in.weight: has shape (33, 3, 3, 3), expected (32, 3, 3, 3)",
-    }
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_weights_that_are_not_finite_are_refused_by_their_official_name(load_parity, dtype, tmp_path):
+def test_weights_that_are_not_finite_are_refused_by_their_official_name(load_parity, tmp_path):
     case = load_parity("mvar")
-    bad = case.generator["lvl_embed.weight"].to(dtype, copy=True)
-    bad[1, 3] = 1e300 if dtype == torch.float64 else torch.nan  # not finite in the dtype it will run in
+    bad = case.generator["lvl_embed.weight"].double()
+    bad[1, 3] = 1e300  # not finite in the dtype it will run in
     torch.save(case.generator | {"lvl_embed.weight": bad}, tmp_path / "generator.pth")
     with pytest.raises(
         ValueError, match=rf"^generator\.pth: lvl_embed\.weight holds NaN or infinity in 1 of {bad.numel()} "
     ):
         official.read_generator(tmp_path / "generator.pth")
-    codes = case.tokenizer["quantize.embedding.weight"] * torch.inf
-    with pytest.raises(ValueError, match=r"^state dict: quantize\.embedding\.weight holds NaN or infinity in "):
-        official.read_tokenizer(case.tokenizer | {"quantize.embedding.weight": codes})
 
 
 @pytest.mark.parametrize("name", ["lvl_1L", "attn_bias_for_masking"])
@@ -184,24 +147,8 @@ def test_buffers_must_agree_with_each_other(load_parity, name):
 
 
 def test_the_wrong_file_is_named(load_parity):
-    with pytest.raises(
-        ValueError, match=r"^state dict is no official generator: it has no key blocks\.\*, but encoder\.conv_in"
-    ):
+    with pytest.raises(ValueError, match=r"^state dict is no official generator: no word_embed\.weight .*encoder\."):
         official.read_generator(load_parity("var").tokenizer)
-
-
-def test_stripped_files(load_parity):
-    case = load_parity("mvar")
-    stripped = without_buffers(case.generator)
-    with pytest.raises(ValueError, match="4 scales and 30 tokens: give sides"):
-        official.read_generator(stripped)
-    assert official.read_generator(stripped, [1, 2, 3, 4])[0] == official.read_generator(case.generator)[0]
-    areas = {"blocks.0.attn.patch_nums": case.generator["blocks.0.attn.patch_nums"]}
-    assert official.read_generator(stripped | areas)[0].sides == [1, 2, 3, 4]
-    published = GeneratorConfig(depth=1, width=64, attention="global", mamba=False, num_classes=2, vocab_size=8)
-    assert (
-        official.read_generator(without_buffers(official.generator_to_official(Generator(published))))[0] == published
-    )
 
 
 @pytest.mark.parametrize("make_args", [dict, argparse.Namespace])
@@ -215,8 +162,6 @@ def test_trainer_files_hold_both_networks(load_parity, tmp_path, make_args):
         assert bundle.tokenizer.config.sides == case.settings["scales"]
         assert official.read_tokenizer(tmp_path / "ar-ckpt-last.pth")[0] == bundle.tokenizer.config
         assert torch.equal(bundle.tokenizer.quantizer.codebook, case.tokenizer["quantize.embedding.weight"])
-        # Other maps for the same tokenizer are no contradiction.
-        assert official.read_tokenizer(tmp_path / "ar-ckpt-last.pth", [1, 2])[0].sides == [1, 2]
 
 
 def test_a_trainers_settings_must_agree(load_parity):
@@ -266,7 +211,7 @@ def test_half_precision_is_read_as_float32_and_never_aliased(load_parity):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.999])
+@pytest.mark.parametrize("fraction", [0.0, 0.999])
 def test_a_truncated_file_is_one_line(load_parity, tmp_path, suffix, fraction):
     path = tmp_path / f"d16{suffix}"
     (torch.save if suffix == ".pth" else save_file)(load_parity("var").generator, path)
@@ -286,10 +231,8 @@ class Payload:
         return os.system, (f"touch '{self.path}'",)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_code_is_never_run(load_parity, tmp_path, zipped):
-    bad = load_parity("var").generator | {"payload": Payload(tmp_path / "ran")}
-    torch.save(bad, tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+def test_pickled_code_is_never_run(load_parity, tmp_path):
+    torch.save(load_parity("var").generator | {"payload": Payload(tmp_path / "ran")}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=r"^bad.pth holds \w+.system, and pickled code is never run.*$"):
         official.read_generator(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
@@ -304,6 +247,9 @@ def test_what_the_official_format_cannot_hold():
     )
     with pytest.raises(ValueError, match=r"(?s)generator.sides = .*square.*\n.*generator.attention = "):
         official.generator_to_official(Generator(config))
+    tokenizer = Tokenizer(TokenizerConfig(channels=16, multipliers=(1, 3), norm_groups=8, sides=[1, 2]))
+    with pytest.raises(ValueError, match=r"^tokenizer\.norm_groups = 8: the official code has 32 groups only; train "):
+        official.tokenizer_to_official(tokenizer)
 
 
 def test_imagenet_names_ship():
