@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mvar.checkpoint import official
-from mvar.checkpoint.bundle import read_bundle
+from mvar.checkpoint.bundle import read_bundle, write_bundle
 from mvar.generator.config import SIDES_256, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.tokenizer.config import TokenizerConfig
@@ -25,7 +25,7 @@ def trainer_file(case, args, **config):
 
 def test_every_hyperparameter_is_read_from_the_tensors(parity):
     case, said = parity, parity.settings
-    config, _ = official.read_generator(case.generator)
+    config = official.read_generator(case.generator).config
     m_var = said["kind"] == "mvar"
     assert config == GeneratorConfig(
         depth=said["depth"],
@@ -43,20 +43,18 @@ def test_every_hyperparameter_is_read_from_the_tensors(parity):
     expected = TokenizerConfig(
         channels=said["ch"], latent_channels=said["z_channels"], vocab_size=said["vocab_size"], sides=said["scales"]
     )
-    assert official.read_tokenizer(case.tokenizer, config.sides)[0] == expected
+    assert official.read_tokenizer(case.tokenizer, config.sides).config == expected
     # The file alone does not tell its token maps; a count of code use for another number of scales does no harm.
-    assert official.read_tokenizer(case.tokenizer)[0] == dataclasses.replace(expected, sides=list(SIDES_256))
+    assert official.read_tokenizer(case.tokenizer).config == dataclasses.replace(expected, sides=list(SIDES_256))
 
 
 def test_round_trip_is_bit_equal(parity):
     tokenizer, generator = parity.tokenizer, parity.generator
-    back = official.generator_to_official(official.build(Generator, *official.read_generator(generator)))
+    back = official.generator_to_official(official.read_generator(generator))
     assert back.keys() == generator.keys()
     for name, tensor in generator.items():
         torch.testing.assert_close(back[name], tensor, atol=0, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-    back = official.tokenizer_to_official(
-        official.build(Tokenizer, *official.read_tokenizer(tokenizer, parity.settings["scales"]))
-    )
+    back = official.tokenizer_to_official(official.read_tokenizer(tokenizer, parity.settings["scales"]))
     assert back.keys() == tokenizer.keys()
     for name, tensor in tokenizer.items():
         torch.testing.assert_close(back[name], tensor, atol=0, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
@@ -80,7 +78,8 @@ def test_every_mixer_survives_the_round_trip(changes):
     generator = Generator(config)
     # Whatever a network leaves to its initialisation.
     generator.load_state_dict({name: torch.randn_like(t) for name, t in generator.state_dict().items()})
-    read, state = official.read_generator(official.generator_to_official(generator))
+    network = official.read_generator(official.generator_to_official(generator))
+    read, state = network.config, network.state_dict()
     assert dataclasses.replace(read, attention=list_of(read.attention, 3), mamba=list_of(read.mamba, 3)) == (
         dataclasses.replace(config, attention=list_of(config.attention, 3), mamba=list_of(config.mamba, 3))
     )
@@ -99,9 +98,9 @@ def test_phis_of_every_kind(phis, key):
     tokenizer = Tokenizer(config)
     there = official.tokenizer_to_official(tokenizer)
     assert f"quantize.quant_resi.{key}.weight" in there
-    read, state = official.read_tokenizer(there, config.sides)
-    assert read == config
-    assert all(torch.equal(state[name], tensor) for name, tensor in tokenizer.state_dict().items())
+    read = official.read_tokenizer(there, config.sides)
+    assert read.config == config
+    assert all(torch.equal(read.state_dict()[name], tensor) for name, tensor in tokenizer.state_dict().items())
 
 
 def test_misfits_come_in_one_error(load_parity):
@@ -158,9 +157,9 @@ def test_trainer_files_hold_both_networks(load_parity, tmp_path, make_args):
         args = make_args(pn=pn, saln=case.settings["shared_aln"], anorm=True, tblr=1e-4)
         torch.save(trainer_file(case, args, patch_nums=tuple(case.settings["scales"])), tmp_path / "ar-ckpt-last.pth")
         bundle = official.load(generator=tmp_path / "ar-ckpt-last.pth")
-        assert bundle.generator.config == official.read_generator(case.generator)[0]
+        assert bundle.generator.config == official.read_generator(case.generator).config
         assert bundle.tokenizer.config.sides == case.settings["scales"]
-        assert official.read_tokenizer(tmp_path / "ar-ckpt-last.pth")[0] == bundle.tokenizer.config
+        assert official.read_tokenizer(tmp_path / "ar-ckpt-last.pth").config == bundle.tokenizer.config
         assert torch.equal(bundle.tokenizer.quantizer.codebook, case.tokenizer["quantize.embedding.weight"])
 
 
@@ -186,7 +185,7 @@ def test_files_convert_to_a_bundle(load_parity, tmp_path, suffix):
     save = torch.save if suffix == ".pth" else save_file
     save(case.tokenizer, tmp_path / f"vae{suffix}")
     save(case.generator, tmp_path / f"any name{suffix}")
-    folder = official.convert(tmp_path / f"vae{suffix}", tmp_path / f"any name{suffix}", tmp_path / "bundle")
+    folder = write_bundle(tmp_path / "bundle", official.load(tmp_path / f"vae{suffix}", tmp_path / f"any name{suffix}"))
     bundle = read_bundle(folder)
     assert bundle.provenance == {
         "Official tokenizer file": f"vae{suffix}",
@@ -195,19 +194,18 @@ def test_files_convert_to_a_bundle(load_parity, tmp_path, suffix):
     assert bundle.classes == [str(i) for i in range(10)]
     assert all(torch.equal(t, case.generator[n]) for n, t in official.generator_to_official(bundle.generator).items())
 
-    official.convert(tmp_path / f"vae{suffix}", None, tmp_path / "alone")
-    assert read_bundle(tmp_path / "alone").generator is None
+    assert official.load(tmp_path / f"vae{suffix}").generator is None
     with pytest.raises(ValueError, match="give at least the tokenizer"):
-        official.convert(None, None, tmp_path / "nothing")
+        official.load()
 
 
 def test_half_precision_is_read_as_float32_and_never_aliased(load_parity):
     state = load_parity("var").generator
     halves = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
-    generator = official.build(Generator, *official.read_generator(halves))
+    generator = official.read_generator(halves)
     assert {p.dtype for p in generator.parameters()} == {torch.float32}
-    ours = official.read_generator(state)[1]
-    assert not {t.data_ptr() for t in ours.values()} & {t.data_ptr() for t in state.values()}
+    ours = official.read_generator(state)
+    assert not {t.data_ptr() for t in ours.parameters()} & {t.data_ptr() for t in state.values()}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

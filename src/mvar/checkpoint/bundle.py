@@ -143,11 +143,11 @@ def read_bundle(
         generator = Generator(generator_config) if generator_config else None
     if dtype_for(generator, find_device(device), dtype) == "bfloat16":
         cast_to_bfloat16(tokenizer, generator)
-    files = [(tokenizer, TOKENIZER), *([(generator, GENERATOR)] if generator else [])]
-    needed = sum(p.nbytes for network, _ in files for p in network.parameters())
+    needed = sum(p.nbytes for network in (tokenizer, generator) if network for p in network.parameters())
     check_memory(needed, f"{folder}: its weights", "free some, or give bfloat16 as dtype where it is not")
-    for network, name in files:
-        _fill(network, folder / name)
+    _fill(tokenizer, folder / TOKENIZER)
+    if generator is not None:
+        _fill(generator, folder / GENERATOR)
     return Bundle(
         tokenizer=tokenizer,
         generator=generator,

@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from mvar.checkpoint.bundle import Bundle, misfit, write_bundle
-from mvar.files import atomic_folder, new_folder
+from mvar.checkpoint.bundle import Bundle, misfit
+from mvar.files import atomic_folder
 from mvar.generator.config import Attention, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory
@@ -32,11 +32,10 @@ from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
 Network = TypeVar("Network", Tokenizer, Generator)
-Config = TypeVar("Config", TokenizerConfig, GeneratorConfig)
 Source = str | Path | Mapping[str, Any]  # a file, or what it holds: a flat state dict or a trainer's dict
 
 # (ours, official) fragments of parameter names: the first that matches is replaced; reading inverts the result.
-NAMES = (
+NAMES: tuple[tuple[str, str], ...] = (
     ("quantizer.codebook", "quantize.embedding.weight"),
     ("quantizer.phi.", "quantize.quant_resi.qresi_ls."),
     ("start_pos", "pos_start"),
@@ -64,8 +63,8 @@ PATCH_NUMS = {"256": SIDES_256, "512": SIDES_512}  # abbreviations of the offici
 TRAINER_KEYS = {"tokenizer": ("vae_local",), "generator": ("mvar_wo_ddp", "var_wo_ddp")}
 
 
-def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple[TokenizerConfig, dict[str, Tensor]]:
-    """The tokenizer of an official file: its config and its state dict under our names, in float32.
+def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> Tokenizer:
+    """The tokenizer of an official file, in float32 on the CPU, in eval mode.
 
     Args:
         source: a `.pth` or `.safetensors` file, or what it holds.
@@ -80,8 +79,7 @@ def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple
     levels = range(file.count("encoder.down."))
     claimed = next((value for _, name, value in file.claims if name == "sides"), SIDES_256)
     file.claims.clear()  # the rest is about the generator
-    config = file.config(
-        TokenizerConfig,
+    config = TokenizerConfig(
         channels=channels,
         multipliers=tuple(file.shape(f"encoder.down.{i}.block.0.conv2.weight", 4)[0] // channels for i in levels),
         res_blocks=file.count("encoder.down.0.block."),
@@ -91,14 +89,13 @@ def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple
         sides=list(sides or claimed),
     )
     file.state.pop(USAGE, None)
-    return config, _checked(file, Tokenizer, config, {})
+    return _filled(Tokenizer, config, file, {})
 
 
-def read_generator(source: Source) -> tuple[GeneratorConfig, dict[str, Tensor]]:
-    """The generator of an official file: its config and its state dict under our names, in float32.
+def read_generator(source: Source) -> Generator:
+    """The generator of an official file; as `read_tokenizer`.
 
-    Masks, level ids and other buffers, and a trainer's settings, are checked against the config and dropped.
-    Arguments and errors as for `read_tokenizer`.
+    Masks, level ids and other buffers, and a trainer's settings, are checked against the tensors and dropped.
     """
     file = _open(source, "generator")
     C, Z = file.shape("word_embed.weight", 2)
@@ -109,8 +106,7 @@ def read_generator(source: Source) -> tuple[GeneratorConfig, dict[str, Tensor]]:
     mamba = [file.has(f"blocks.{i}.mamba.") for i in range(depth)]
     temperatures, convolved = file.shape_of_first(".attn.scale_mul_1H11"), file.shape_of_first(".mamba.conv1d.bias")
     hidden = file.shape_of_first(".ffn.fc1.bias")
-    config = file.config(
-        GeneratorConfig,
+    config = GeneratorConfig(
         depth=depth,
         width=C,
         heads=temperatures[1] if len(temperatures) == 4 else 0,
@@ -125,7 +121,7 @@ def read_generator(source: Source) -> tuple[GeneratorConfig, dict[str, Tensor]]:
         latent_channels=Z,
         sides=[math.isqrt(area) for _, area in sorted(areas.items())],
     )
-    return config, _checked(file, Generator, config, _buffers(config))
+    return _filled(Generator, config, file, _buffers(config))
 
 
 def load(tokenizer: Source | None = None, generator: Source | None = None) -> Bundle:
@@ -139,20 +135,14 @@ def load(tokenizer: Source | None = None, generator: Source | None = None) -> Bu
         if isinstance(file, (str, Path))
     }
     if generator is None:
-        return Bundle(tokenizer=build(Tokenizer, *read_tokenizer(source)), provenance=provenance)
-    generator_config, generator_state = read_generator(generator)
+        return Bundle(tokenizer=read_tokenizer(source), provenance=provenance)
+    network = read_generator(generator)
     return Bundle(
-        tokenizer=build(Tokenizer, *read_tokenizer(source, generator_config.sides)),
-        generator=build(Generator, generator_config, generator_state),
-        classes=class_names(generator_config.num_classes),
+        tokenizer=read_tokenizer(source, network.config.sides),
+        generator=network,
+        classes=class_names(network.config.num_classes),
         provenance=provenance,
     )
-
-
-def convert(tokenizer: Source | None, generator: Source | None, out: str | Path) -> Path:
-    """Write official files as a bundle into the new folder `out`, and return it; errors as for `load`."""
-    new_folder(out, "out")
-    return write_bundle(out, load(tokenizer, generator))
 
 
 def export(tokenizer: Tokenizer, generator: Generator | None, out: str | Path) -> list[Path]:
@@ -177,14 +167,6 @@ def class_names(num_classes: int) -> list[str]:
     if num_classes == 1000:
         return (resources.files("mvar") / "data" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     return [str(i) for i in range(num_classes)]
-
-
-def build(network: type[Network], config: Any, state: Mapping[str, Tensor]) -> Network:
-    """The network with these weights, in eval mode; the tensors are not copied."""
-    with torch.device("meta"):
-        built = network(config)
-    built.load_state_dict(state, assign=True)
-    return built.eval()
 
 
 def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -247,13 +229,6 @@ class _File:
     def shape_of_first(self, ending: str) -> tuple[int, ...]:
         """The shape of the first tensor whose name ends like this; () if there is none."""
         return next((tuple(tensor.shape) for name, tensor in self.state.items() if name.endswith(ending)), ())
-
-    def config(self, kind: type[Config], **values: Any) -> Config:
-        """The config that the file's tensors describe."""
-        try:
-            return kind(**values)
-        except ValueError as error:
-            raise ValueError(f"{self.name} is no official {self.kind}:\n{error}") from error
 
 
 def _open(source: Source, kind: Literal["tokenizer", "generator"]) -> _File:
@@ -330,13 +305,12 @@ def _named(network: Tokenizer | Generator) -> dict[str, tuple[str, Tensor]]:
     return named
 
 
-def _checked(
-    file: _File, network: type[Tokenizer] | type[Generator], config: Any, buffers: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The file's parameters under our names, once every tensor and claim fits the network that the config describes."""
+def _filled(kind: type[Network], config: Any, file: _File, buffers: Mapping[str, Tensor]) -> Network:
+    """The network with the file's weights, once every tensor, buffer and claim fits the config."""
     with torch.device("meta"):
-        expected = _named(network(config))
-    problems = [
+        network = kind(config)
+    expected = _named(network)
+    problems: list[str] = [
         f"{where} = {value}: the tensors say {name} = {getattr(config, name)}"
         for where, name, value in file.claims
         if getattr(config, name) != value
@@ -344,8 +318,8 @@ def _checked(
     found = {name: tuple(tensor.shape) for name, tensor in file.state.items() if name not in buffers}
     if wrong := misfit(found, {name: tuple(tensor.shape) for name, (_, tensor) in expected.items()}):
         problems.append(wrong)
-    for name in buffers.keys() & file.state.keys():
-        if not torch.equal(file.state[name].float().cpu(), buffers[name].float()):
+    for name, buffer in buffers.items():
+        if name in file.state and not torch.equal(file.state[name].float().cpu(), buffer.float()):
             problems.append(f"{name}: contradicts the tensors; expected what the schedule {config.sides} gives")
     if problems:
         raise ValueError("\n".join([f"{file.name} does not fit the official {file.kind} it describes:", *problems]))
@@ -355,5 +329,6 @@ def _checked(
     state = {name: file.state[name].to("cpu", torch.float32, copy=True) for name in expected}
     if problem := damage(state):
         raise ValueError(f"{file.name}: {problem}")
-    ours = {name: state[official] for official, (name, _) in expected.items()}
-    return {name: t.squeeze(1) if name.endswith("mamba.conv_weight") else t for name, t in ours.items()}
+    own = network.state_dict()
+    network.load_state_dict({n: state[name].view(own[n].shape) for name, (n, _) in expected.items()}, assign=True)
+    return network.eval()
