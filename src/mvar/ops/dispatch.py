@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,19 +23,8 @@ MODES = ("auto", "reference", "torch", "native")
 KERNEL = "mamba_ssm.ops.triton.ssd_combined"
 
 
-class Found(NamedTuple):
-    """mamba-ssm's kernel, None if it is not available, and why."""
-
-    kernel: Callable[..., Any] | None
-    reason: str
-
-
 def mode() -> str:
-    """The value of MVAR_OPS; "torch" in what torch.compile traces.
-
-    Raises:
-        ValueError: an unknown value.
-    """
+    """The value of MVAR_OPS; "torch" in what torch.compile traces."""
     if torch.compiler.is_compiling():
         return "torch"
     value = os.environ.get("MVAR_OPS") or "auto"
@@ -50,11 +39,8 @@ def runs_reference() -> bool:
 
 
 def runs_native(x: Tensor) -> bool:
-    """Whether the compiled passes take such tokens: float32 or bfloat16 on a CPU without a gradient.
-
-    Never while a program is traced, which could not see into them.
-    """
-    if torch.is_grad_enabled() or torch.jit.is_tracing() or type(x) is not Tensor:
+    """Whether the compiled passes take such tokens: float32 or bfloat16 on a CPU without a gradient."""
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or type(x) is not Tensor:  # a tracer cannot see into them
         return False
     if x.device.type != "cpu" or x.dtype not in native.TOKENS or mode() not in ("auto", "native"):
         return False
@@ -69,12 +55,12 @@ def mamba_ssm(device: torch.device) -> Callable[..., Any] | None:
 
 
 @functools.cache
-def find_mamba_ssm() -> Found:
-    """Import mamba-ssm's kernel, once in a process."""
+def find_mamba_ssm() -> tuple[Callable[..., Any] | None, str]:
+    """Import mamba-ssm's kernel, once in a process: the kernel, None if it is not available, and why."""
     try:
-        return Found(importlib.import_module(KERNEL).mamba_chunk_scan_combined, "it imports")
+        return importlib.import_module(KERNEL).mamba_chunk_scan_combined, "it imports"
     except Exception as error:  # whatever a package built for another machine may raise
-        return Found(None, f"mamba-ssm does not import: {type(error).__name__}: {error}")
+        return None, f"mamba-ssm does not import: {type(error).__name__}: {error}"
 
 
 def describe(device: torch.device) -> str:
@@ -84,8 +70,10 @@ def describe(device: torch.device) -> str:
     if device.type == "cpu":
         library, reason = native.load()
         return f"{'PyTorch' if library is None else 'compiled'} ({reason})"
-    found = find_mamba_ssm() if device.type == "cuda" else Found(None, f"mamba-ssm needs CUDA, this is {device.type}")
-    return f"{'PyTorch' if found.kernel is None else 'mamba-ssm'} ({found.reason})"
+    if device.type != "cuda":
+        return f"PyTorch (mamba-ssm needs CUDA, this is {device.type})"
+    kernel, reason = find_mamba_ssm()
+    return f"{'PyTorch' if kernel is None else 'mamba-ssm'} ({reason})"
 
 
 def _available(code: Any, reason: str) -> Any:

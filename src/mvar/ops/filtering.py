@@ -1,7 +1,7 @@
 """From logits to the distribution that is sampled: classifier-free guidance, top-k and top-p.
 
-Shapes: any leading dimensions, V codes last; B batch, l tokens of this scale, c candidates out of V.
-Source: VAR (Tian et al. 2024), section 4; guidance after Ho & Salimans 2022, growing with the scale.
+Shapes: B batch, l tokens of this scale, V codes, c candidates out of V.
+Source: VAR (Tian et al. 2024), section 4; guidance after Ho & Salimans 2022.
 """
 
 import torch
@@ -20,8 +20,7 @@ def candidates(logits_BlV: Tensor, k: int, p: float) -> tuple[Tensor, Tensor | N
     ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
 
     Returns:
-        Logits (B, l, c) in descending order, -inf if dropped, and their codes (B, l, c). If both keep all, the logits
-        unchanged and None.
+        Logits (B, l, c) in descending order, -inf if dropped, and their codes. If both keep all: logits_BlV and None.
     """
     V = logits_BlV.shape[-1]
     every = k == 0 or k >= V

@@ -1,8 +1,7 @@
 """Adaptive LayerNorm with gated sums, and Mamba-2's gated RMSNorm.
 
 Shapes: B batch, L tokens, C width, E inner channels, N = B L tokens of all images.
-Source: DiT (Peebles & Xie 2023), section 3.2, as VAR uses it; Mamba-2 (Dao & Gu 2024), section 7; Zhang & Sennrich
-2019, "Root Mean Square Layer Normalization".
+Source: DiT (Peebles & Xie 2023), section 3.2, as VAR uses it; Mamba-2 (Dao & Gu 2024), section 7.
 """
 
 from typing import Any
@@ -20,13 +19,7 @@ ADALN_EPS = 1e-6
 
 
 def adaln(x_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, without weights of its own.
-
-    Args:
-        x_BLC: float32 or float64.
-        scale_BC, shift_BC: of each image.
-        dtype: of the result; x's if None.
-    """
+    """LayerNorm(x) * (1 + scale) + shift in this dtype, x's if None; x is float32 or float64."""
     dtype = dtype or x_BLC.dtype
     if _runs_native(x_BLC, dtype):
         return native.adaln(x_BLC, dtype, ADALN_EPS, norm=(scale_BC, shift_BC))[1]
@@ -57,21 +50,14 @@ def _runs_native(x_BLC: Tensor, dtype: torch.dtype) -> bool:
 
 
 def gated_rms_norm(x_BLE: Tensor, z_BLE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    """RMSNorm(x silu(z)) times weight, differentiable once.
-
-    Args:
-        x_BLE: tokens; the result has their dtype. Means and lengths are at least float32.
-        z_BLE: gates before their SiLU, of the same dtype.
-        weight_E: of any float dtype.
-        eps: added to the mean square.
-    """
+    """RMSNorm(x silu(z)) times weight in x's dtype, which z shares, differentiable once; means are at least float32."""
     if runs_reference():
         return gated_rms_norm_reference(x_BLE, z_BLE, weight_E, eps)
     return _GatedNorm.apply(x_BLE, z_BLE, weight_E, eps)
 
 
 def gated_rms_norm_reference(x_BLE: Tensor, z_BLE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    """The definition; arguments and result as `gated_rms_norm`."""
+    """The definition of `gated_rms_norm`."""
     return F.rms_norm(x_BLE * F.silu(z_BLE), weight_E.shape, weight_E.to(x_BLE.dtype), eps)
 
 
