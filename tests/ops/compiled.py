@@ -1,5 +1,5 @@
-"""Compiles the Triton kernels for real cards, which needs none: `python tests/ops/compiled.py 90` prints, for each kernel
-and dtype, its shared memory in bytes and its registers and stack bytes a thread.
+"""Compiles the Triton kernels for a card that need not be there: `python tests/ops/compiled.py 90 bf16 fp32` prints,
+for each kernel and dtype, its shared memory in bytes, and its registers and stack bytes per thread.
 """
 
 import json
@@ -34,17 +34,19 @@ KERNELS = {
     norms.adaln_backward: {**ADALN, "HAS_DSUM": True, "ROWS": ROWS},
     norms.heads_forward: HEADS,
     norms.heads_backward: HEADS,
-    noise.uniform_at: {"BLOCK": noise.BLOCK},
+    noise.gumbel_at: {"HAS_AT": True, "UNIFORM": False, "BLOCK": noise.BLOCK},
 }
 # Pointers to tokens, which have the network's dtype; others are to float32, but for noise's integers.
-TOKEN_POINTERS = {*"in xbc y out saved dy dxbc raw dkey dquery dout din qkv dqkv".split()}
+TOKEN_POINTERS = {
+    *["in", "xbc", "y", "out", "saved", "dy", "dxbc", "raw", "dkey", "dquery", "dout", "din", "qkv", "dqkv"]
+}
 
 
 def pointer(kernel: str, name: str, tokens: str) -> str:
     """The type of a kernel's argument."""
     if name in ("at", "index", "seed"):
         return "*i64"
-    return f"*{tokens}" if name in TOKEN_POINTERS and kernel != "uniform_at" else "*fp32"
+    return f"*{tokens}" if name in TOKEN_POINTERS and kernel != "gumbel_at" else "*fp32"
 
 
 def resources(kernel, constants, tokens, capability):
@@ -62,19 +64,20 @@ def resources(kernel, constants, tokens, capability):
     code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(code.asm["cubin"])
-        listing = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        command = [CUOBJDUMP, "-res-usage", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)}
     return {"shared": code.metadata.shared, "registers": found["REG"], "stack": found["STACK"] + found["LOCAL"]}
 
 
 if __name__ == "__main__":
-    capability = int(sys.argv[1])
+    capability, *dtypes = sys.argv[1:]
     print(
         json.dumps(
             {
-                f"{kernel.__name__} {tokens}": resources(kernel, constants, tokens, capability)
+                f"{kernel.__name__} {tokens}": resources(kernel, constants, tokens, int(capability))
                 for kernel, constants in KERNELS.items()
-                for tokens in ("bf16", "fp32")
+                for tokens in dtypes
             },
             indent=1,
         )

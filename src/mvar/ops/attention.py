@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvar.ops import native
-from mvar.ops.dispatch import runs_native, runs_reference
+from mvar.ops.dispatch import runs_kernels, runs_native, runs_reference
 from mvar.ops.numerics import at_least_float32
 
 Reach = Literal["intra", "global"]
@@ -34,6 +34,10 @@ def split_heads(qkv_BlJHd: Tensor, log_scale: Tensor | None) -> Sequence[Tensor]
     """
     if log_scale is None:
         return qkv_BlJHd.permute(2, 0, 3, 1, 4).unbind()
+    if runs_kernels(qkv_BlJHd):
+        from mvar.ops.gpu.norms import heads
+
+        return heads(qkv_BlJHd, log_scale.flatten()).unbind()
     temperature_H = at_least_float32(log_scale).flatten().clamp(max=LARGEST_LOG_SCALE).exp()
     if qkv_BlJHd.shape[-1] == native.HEAD_DIM and runs_native(qkv_BlJHd):
         return native.heads(qkv_BlJHd, temperature_H).unbind()

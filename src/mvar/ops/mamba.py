@@ -14,14 +14,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mvar.ops import native
-from mvar.ops.dispatch import mamba_ssm, runs_native, runs_reference
+from mvar.ops.dispatch import runs_kernels, runs_native, runs_reference
 from mvar.ops.norms import gated_rms_norm
 from mvar.ops.numerics import at_least_float32, without_autocast
 from mvar.ops.ssd import ssd
 
 CONV_WIDTH = 4
 EPS = 1e-5  # of the norm
-CHUNKS = (16, 256)  # shortest and longest of mamba-ssm's kernel, powers of two
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -54,25 +53,9 @@ class MambaState(NamedTuple):
 def scan(
     x_BLhP: Tensor, dt_BLh: Tensor, A_h: Tensor, key_BLN: Tensor, query_BLN: Tensor, state_BhPN: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`mvar.ops.ssd.ssd` by what MVAR_OPS and the device choose."""
-    if runs_reference():
-        return ssd_reference(x_BLhP, dt_BLh, A_h, key_BLN, query_BLN, state_BhPN)
-    kernel = mamba_ssm(x_BLhP.device)
-    if kernel is None:
-        return ssd(x_BLhP, dt_BLh, A_h, key_BLN, query_BLN, state_BhPN)
-    # Never run here on a GPU. Keys and queries have a dimension of groups, here one.
-    shortest, longest = CHUNKS
-    y_BLhP, state_BhPN = kernel(
-        x_BLhP.contiguous(),
-        dt_BLh.contiguous(),
-        A_h,
-        key_BLN[:, :, None].contiguous(),
-        query_BLN[:, :, None].contiguous(),
-        chunk_size=min(max(1 << (x_BLhP.shape[1] - 1).bit_length(), shortest), longest),
-        initial_states=state_BhPN,
-        return_final_states=True,
-    )
-    return y_BLhP, at_least_float32(state_BhPN)
+    """`mvar.ops.ssd.ssd`, or its definition where MVAR_OPS asks for that."""
+    run = ssd_reference if runs_reference() else ssd
+    return run(x_BLhP, dt_BLh, A_h, key_BLN, query_BLN, state_BhPN)
 
 
 def ssd_reference(
@@ -102,6 +85,12 @@ def mamba(
     D, E, h = len(weights.conv_bias_D), len(weights.norm_E), len(weights.A_log_h)
     fits_native = h * native.HEAD_DIM == E and (D - E) // 2 % native.LANES == 0
     with without_autocast(projected_BLx):
+        tail_BVD, ssm_BhPN = (None, None) if state is None else state
+        if fits_native and runs_kernels(projected_BLx):
+            from mvar.ops.gpu.mamba import between_projections
+
+            y_BLE, *after = between_projections(projected_BLx, weights, tail_BVD, ssm_BhPN, EPS)
+            return y_BLE, MambaState(*after)
         A_h = -at_least_float32(weights.A_log_h).exp()
         if fits_native and runs_native(projected_BLx):
             before = state or MambaState.start(len(projected_BLx), weights)
@@ -109,7 +98,6 @@ def mamba(
             y_BLE, *after = native.mamba(projected_BLx, *before, EPS, A_h=A_h, **exact)
             return y_BLE, MambaState(*after)
         z_BLE, xbc_BLD, dt_BLh = projected_BLx.split((E, D, h), dim=-1)
-        tail_BVD, ssm_BhPN = (None, None) if state is None else state
         conv_weight_DW, conv_bias_D, skip_h = (
             t.to(projected_BLx.dtype) for t in (weights.conv_weight_DW, weights.conv_bias_D, weights.skip_h)
         )

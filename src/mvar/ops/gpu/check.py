@@ -30,11 +30,10 @@ def first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
     projected = random(B, L, h * P + D + h).to(dtype)
     x, y, vectors = random(B, L, C), random(B, L, C).to(dtype), random(3, B, C)
     qkv, log_scale = random(B, L, 3, h, P).to(dtype), random(h)
-    exact = (weights.conv_weight_DW, weights.conv_bias_D, weights.dt_bias_h, -weights.A_log_h.exp(), *weights[4:])
     found = {
-        "mamba": between_projections(projected, exact, *state, EPS),
-        "adaln": fast.adaln(x, vectors[0], y, vectors[1], vectors[2], dtype, norms.ADALN_EPS),
-        "heads": fast.heads(qkv, log_scale.clamp(max=attention.LARGEST_LOG_SCALE).exp()).unbind(),
+        "mamba": between_projections(projected, weights, *state, EPS),
+        "adaln": fast.adaln(x, dtype, norms.ADALN_EPS, add=(vectors[0], y), norm=(vectors[1], vectors[2])),
+        "heads": fast.heads(qkv, log_scale).unbind(),
     }
     with torch_only():
         out, after = mamba(projected, weights, state)

@@ -2,10 +2,8 @@
 
 import os
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 ROWS = 8  # tokens of one program where it adds gradients up over tokens
@@ -37,6 +35,12 @@ def load(ptr, at, mask):
     return tl.load(ptr + at, mask=mask, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def number(ptr, at):
+    """One number as float32."""
+    return tl.load(ptr + at).to(tl.float32)
+
+
 def tiles(count: int, size: int) -> int:
     """How many programs cover `count`."""
     return -(-count // size)
@@ -50,8 +54,3 @@ def power(count: int) -> int:
 def warps(width: int) -> int:
     """Warps of a program that holds a vector of this width."""
     return min(max(width // 256, 1), 8)
-
-
-def exact(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous float32 copies of what is not."""
-    return [t.to(torch.float32).contiguous() for t in tensors]

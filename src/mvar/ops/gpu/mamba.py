@@ -1,6 +1,6 @@
 """All of Mamba-2 between its projections in three kernels: convolution + SiLU + steps, scan, skip + gate + RMSNorm.
 
-Shapes: see `mvar.ops.mamba`; x = E + D + h numbers of a projected token, one row of memory: gate, what is convolved, steps.
+Shapes: see `mvar.ops.mamba`; a projected token is a row of memory: gate (E), what is convolved (D), steps (h).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from mvar.ops.gpu.launch import ROWS, TOKENS, exact, load, power, silu, silu_slope, tiles, warps
+from mvar.ops.gpu.launch import ROWS, TOKENS, load, power, silu, silu_slope, tiles, warps
 from mvar.ops.gpu.scan import scan_backward, scan_forward
 
 CHANNELS = 64  # of one program of the convolution
@@ -96,7 +96,9 @@ def conv_backward(
 
 
 @triton.jit
-def gate_forward(y_ptr, xbc_ptr, in_ptr, skip_ptr, norm_ptr, out_ptr, E, D, stride, eps, P: tl.constexpr, WIDTH: tl.constexpr):
+def gate_forward(
+    y_ptr, xbc_ptr, in_ptr, skip_ptr, norm_ptr, out_ptr, E, D, stride, eps, P: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
     """RMSNorm((y + skip x) silu(z)); one token a program."""
     row, e = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     mask = e < E
@@ -116,7 +118,7 @@ def gate_backward(
     e = tl.arange(0, WIDTH)
     skip_E, norm_E = load(skip_ptr, e // P, e < E), load(norm_ptr, e, e < E)
     dnorm_E, dskip_E = tl.zeros((WIDTH,), tl.float32), tl.zeros((WIDTH,), tl.float32)
-    for i in range(0, ROWS):
+    for i in range(ROWS):
         row = tl.program_id(0).to(tl.int64) * ROWS + i
         mask = (e < E) & (row + 0 * e < rows)
         x_E, z_E = load(xbc_ptr, row * D + e, mask), load(in_ptr, row * stride + e, mask)
@@ -137,18 +139,27 @@ def gate_backward(
     tl.store(dskip_ptr + at_E, dskip_E, mask=e < E)
 
 
+def _float32(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32)
+
+
 def chunk_of(projected_BLx: Tensor) -> int:
     """Tokens of a chunk: as many as leave a program's state and products in registers."""
     return 16 if projected_BLx.dtype == torch.float32 or projected_BLx.shape[1] <= 16 else 32
 
 
 def _convolve(
-    projected_BLx: Tensor, conv_weight_DW: Tensor, conv_bias_D: Tensor, dt_bias_h: Tensor, tail_BVD: Tensor | None, E: int
+    projected_BLx: Tensor,
+    conv_weight_DW: Tensor,
+    conv_bias_D: Tensor,
+    dt_bias_h: Tensor,
+    tail_BVD: Tensor | None,
+    E: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """xbc (B, L, D) of the tokens' dtype, steps (B, L, h) and the next tail in float32."""
     (B, L, _), (D, W), h = projected_BLx.shape, conv_weight_DW.shape, len(dt_bias_h)
-    xbc_BLD, dt_BLh = projected_BLx.new_empty(B, L, D), dt_bias_h.new_empty(B, L, h)
-    next_BVD = dt_bias_h.new_empty(B, W - 1, D)
+    xbc_BLD, dt_BLh = projected_BLx.new_empty(B, L, D), _float32(projected_BLx, B, L, h)
+    next_BVD = _float32(projected_BLx, B, W - 1, D)
     conv_forward[(B * tiles(L, TOKENS), tiles(D, CHANNELS))](
         projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, tail_BVD, xbc_BLD, dt_BLh, next_BVD, L, E, D, h,
         HAS_TAIL=tail_BVD is not None, W=W, TOKENS=TOKENS, CHANNELS=CHANNELS, HEADS=power(h),
@@ -162,7 +173,7 @@ def mamba(
     conv_weight_DW: Tensor,
     conv_bias_D: Tensor,
     dt_bias_h: Tensor,
-    A_h: Tensor,
+    A_log_h: Tensor,
     skip_h: Tensor,
     norm_E: Tensor,
     tail_BVD: Tensor | None,
@@ -170,7 +181,7 @@ def mamba(
     eps: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `mvar.ops.mamba.mamba`; all but `projected_BLx` is contiguous float32.
+    """See `mvar.ops.mamba.mamba`; all is contiguous, tail and state are float32.
 
     Returns:
         The output (B, L, E), the next tail, the next state (B, h, N, P); and with `save`, for the backward pass, the
@@ -180,10 +191,10 @@ def mamba(
     P, N, Q = E // h, (D - E) // 2, chunk_of(projected_BLx)
     xbc_BLD, dt_BLh, next_tail_BVD = _convolve(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, tail_BVD, E)
     y_BLE, out_BLE = projected_BLx.new_empty(B, L, E), projected_BLx.new_empty(B, L, E)
-    next_BhNP = dt_bias_h.new_empty(B, h, N, P)
+    next_BhNP = _float32(projected_BLx, B, h, N, P)
     saved = projected_BLx.new_empty((B, h, tiles(L, Q), N, P) if save else (0,))
     scan_forward[(B, h)](
-        xbc_BLD, dt_BLh, A_h, state_BhNP, y_BLE, next_BhNP, saved, L, h,
+        xbc_BLD, dt_BLh, A_log_h, state_BhNP, y_BLE, next_BhNP, saved, L, h,
         HAS_STATE=state_BhNP is not None, SAVE=save, P=P, N=N, Q=Q, num_warps=WARPS,
     )  # fmt: skip
     width = power(E)
@@ -195,11 +206,11 @@ def mamba(
 
 
 @mamba.register_fake
-def _(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, A_h, skip_h, norm_E, tail_BVD, state_BhNP, eps, save):  # type: ignore[no-untyped-def]
+def _(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, A_log_h, skip_h, norm_E, tail_BVD, state_BhNP, eps, save):  # type: ignore[no-untyped-def]
     (B, L, _), (D, W), E, h = projected_BLx.shape, conv_weight_DW.shape, len(norm_E), len(dt_bias_h)
     P, N = E // h, (D - E) // 2
     kept = [(B, L, E), (B, h, tiles(L, chunk_of(projected_BLx)), N, P)] if save else [(0,), (0,)]
-    tail, state = dt_bias_h.new_empty(B, W - 1, D), dt_bias_h.new_empty(B, h, N, P)
+    tail, state = _float32(projected_BLx, B, W - 1, D), _float32(projected_BLx, B, h, N, P)
     return projected_BLx.new_empty(B, L, E), tail, state, *map(projected_BLx.new_empty, kept)
 
 
@@ -211,7 +222,7 @@ def mamba_backward(
     conv_weight_DW: Tensor,
     conv_bias_D: Tensor,
     dt_bias_h: Tensor,
-    A_h: Tensor,
+    A_log_h: Tensor,
     skip_h: Tensor,
     norm_E: Tensor,
     tail_BVD: Tensor | None,
@@ -224,46 +235,47 @@ def mamba_backward(
     P, N, Q, rows = E // h, (D - E) // 2, chunk_of(projected_BLx), B * L
     xbc_BLD, dt_BLh, _ = _convolve(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, tail_BVD, E)
     din_BLx, dy_BLE = torch.empty_like(projected_BLx), torch.empty_like(y_BLE)
-    dnorm_GE, dskip_GE = norm_E.new_empty(2, tiles(rows, ROWS), E).unbind()
+    dnorm_GE, dskip_GE = _float32(projected_BLx, 2, tiles(rows, ROWS), E).unbind()
     width = power(E)
     gate_backward[(tiles(rows, ROWS),)](
         dout_BLE.contiguous(), y_BLE, xbc_BLD, projected_BLx, skip_h, norm_E, dy_BLE, din_BLx, dnorm_GE, dskip_GE,
         rows, E, D, stride, eps, ROWS=ROWS, P=P, WIDTH=width, num_warps=warps(width),
     )  # fmt: skip
-    dxbc_BLD, ddt_BLh, dA_Bh = torch.empty_like(xbc_BLD), torch.empty_like(dt_BLh), A_h.new_empty(B, h)
+    dxbc_BLD, ddt_BLh, dA_log_Bh = torch.empty_like(xbc_BLD), torch.empty_like(dt_BLh), _float32(projected_BLx, B, h)
     dkey_BhLN, dquery_BhLN = projected_BLx.new_empty(2, B, h, L, N).unbind()
-    dstate_BhNP = A_h.new_empty(B, h, N, P)
+    dstate_BhNP = _float32(projected_BLx, B, h, N, P)
     scan_backward[(B, h)](
-        xbc_BLD, dt_BLh, A_h, skip_h, saved_BhnNP, dy_BLE, None if dnext_BhNP is None else dnext_BhNP.contiguous(),
-        dxbc_BLD, dt_bias_h, projected_BLx[..., E + D :], ddt_BLh, dA_Bh, dkey_BhLN, dquery_BhLN, dstate_BhNP,
+        xbc_BLD, dt_BLh, A_log_h, skip_h, saved_BhnNP, dy_BLE, None if dnext_BhNP is None else dnext_BhNP.contiguous(),
+        dxbc_BLD, dt_bias_h, projected_BLx[..., E + D :], ddt_BLh, dA_log_Bh, dkey_BhLN, dquery_BhLN, dstate_BhNP,
         L, h, stride, HAS_DNEXT=dnext_BhNP is not None, P=P, N=N, Q=Q, num_warps=WARPS,
     )  # fmt: skip
     torch.sum(dkey_BhLN, 1, out=dxbc_BLD[..., E : E + N])
     torch.sum(dquery_BhLN, 1, out=dxbc_BLD[..., E + N :])
     programs = B * tiles(L, FEW_TOKENS)
-    dweight_GUD = conv_weight_DW.new_empty(programs, W + 1, D)
+    dweight_GUD = _float32(projected_BLx, programs, W + 1, D)
     conv_backward[(programs, tiles(D, CHANNELS))](
         dxbc_BLD, projected_BLx, conv_weight_DW, conv_bias_D, tail_BVD, din_BLx, dweight_GUD, L, E, D, stride,
         HAS_TAIL=tail_BVD is not None, W=W, TOKENS=FEW_TOKENS, CHANNELS=CHANNELS,
     )  # fmt: skip
     din_BLx[..., E + D :] = ddt_BLh
-    dweight_UD, dskip_hP = dweight_GUD.sum(0), dskip_GE.sum(0).view(h, P)
-    return (
-        din_BLx,
-        dweight_UD[:W].t().contiguous(),
-        dweight_UD[W].clone(),
-        ddt_BLh.sum((0, 1)),
-        dA_Bh.sum(0),
-        dskip_hP.sum(1),
-        dnorm_GE.sum(0),
-        dstate_BhNP,
-    )
+    dweight_UD = dweight_GUD.sum(0)
+    of_weights = {
+        conv_weight_DW: dweight_UD[:W].t(),
+        conv_bias_D: dweight_UD[W],
+        dt_bias_h: ddt_BLh.sum((0, 1)),
+        A_log_h: dA_log_Bh.sum(0),
+        skip_h: dskip_GE.sum(0).view(h, P).sum(1),
+        norm_E: dnorm_GE.sum(0),
+    }
+    # An operator's results may not share memory.
+    grads = [torch.empty_like(weight).copy_(grad) for weight, grad in of_weights.items()]
+    return din_BLx, *grads, dstate_BhNP  # type: ignore[return-value]
 
 
 @mamba_backward.register_fake
-def _(dout, dnext, projected, conv_weight, conv_bias, dt_bias, A, skip, norm, tail, y, saved, eps):  # type: ignore[no-untyped-def]
-    state = A.new_empty(saved.shape[0], saved.shape[1], *saved.shape[3:])
-    return *map(torch.empty_like, (projected, conv_weight, conv_bias, dt_bias, A, skip, norm)), state
+def _(dout, dnext, projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm, tail, y, saved, eps):  # type: ignore[no-untyped-def]
+    state = _float32(saved, *saved.shape[:2], *saved.shape[3:])
+    return *map(torch.empty_like, (projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm)), state
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -290,13 +302,11 @@ def between_projections(
     """As `mvar.ops.mamba.mamba`: the output, and the next tail and state.
 
     Args:
-        weights: convolution's weight and bias, steps' bias, A, skip, norm.
+        weights: `mvar.ops.mamba.MambaWeights`.
     """
     save = torch.is_grad_enabled() and (projected_BLx.requires_grad or any(t.requires_grad for t in weights))
     state_BhNP = None if state_BhPN is None else state_BhPN.mT.contiguous()
-    out_BLE, next_tail_BVD, next_BhNP, *_ = mamba(
-        projected_BLx.contiguous(), *exact(*weights), tail_BVD, state_BhNP, eps, save
-    )
+    out_BLE, next_tail_BVD, next_BhNP, *_ = mamba(projected_BLx.contiguous(), *weights, tail_BVD, state_BhNP, eps, save)
     if save:  # which the convolution's operator does not differentiate
         D, E, V = len(weights[1]), len(weights[5]), next_tail_BVD.shape[1]
         xbc_BLD = projected_BLx[..., E : E + D].float()

@@ -3,6 +3,7 @@
 Shapes: B batch, L tokens, C width; J: query, key, value; H heads of d numbers.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mvar.ops.gpu.launch import ROWS, TOKENS, load, power, tiles, warps
+from mvar.ops.gpu.launch import ROWS, TOKENS, load, number, power, tiles, warps
+
+LARGEST_LOG_SCALE = tl.constexpr(math.log(100))  # as in `mvar.ops.attention`
 
 
 @triton.jit
@@ -44,7 +47,7 @@ def adaln_backward(
     c = tl.arange(0, WIDTH)
     zero_C = tl.zeros((WIDTH,), tl.float32)
     dgate_C, dscale_C, dshift_C = zero_C, zero_C, zero_C
-    for i in range(0, ROWS):
+    for i in range(ROWS):
         at_C, mask = (b * L + start + i) * C + c, (c < C) & (start + i + 0 * c < L)
         ds_C = load(dsum_ptr, at_C, mask) if HAS_DSUM else zero_C
         if NORM:
@@ -69,8 +72,14 @@ def adaln_backward(
 
 
 @triton.jit
-def heads_forward(qkv_ptr, temperature_ptr, out_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr):
-    """(B, L, 3, H, d) -> (3, B, H, L, d): queries of length `temperature`, keys of length 1, and values."""
+def temperature(log_scale_ptr, h):
+    return tl.exp(tl.minimum(number(log_scale_ptr, h), LARGEST_LOG_SCALE))
+
+
+@triton.jit
+def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr):
+    """(B, L, 3, H, d) -> (3, B, H, L, d): queries of length exp(min(log_scale, log 100)), keys of length 1, and
+    values."""
     b, start = tl.program_id(0).to(tl.int64) // tl.cdiv(L, TOKENS), tl.program_id(0) % tl.cdiv(L, TOKENS) * TOKENS
     role, h = tl.program_id(1) // H, tl.program_id(1) % H
     t, c = start + tl.arange(0, TOKENS), tl.arange(0, d)
@@ -79,16 +88,16 @@ def heads_forward(qkv_ptr, temperature_ptr, out_ptr, B, L, H, TOKENS: tl.constex
     if role < 2:
         exact_Td = x_Td.to(tl.float32)
         length_T = tl.maximum(tl.sqrt(tl.sum(exact_Td * exact_Td, 1)), 1e-12)
-        factor_T = (tl.load(temperature_ptr + h) if role == 0 else 1.0) / length_T
+        factor_T = (temperature(log_scale_ptr, h) if role == 0 else 1.0) / length_T
         x_Td = (exact_Td * factor_T[:, None]).to(x_Td.dtype)
     tl.store(out_ptr + (((role * B + b) * H + h) * L + t)[:, None] * d + c[None, :], x_Td, mask=mask)
 
 
 @triton.jit
 def heads_backward(
-    dout_ptr, qkv_ptr, temperature_ptr, dqkv_ptr, dtemperature_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr
+    dout_ptr, qkv_ptr, log_scale_ptr, dqkv_ptr, dlog_scale_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr
 ):  # fmt: skip
-    """dqkv; (images x tiles, H): dtemperature summed over a program's tokens."""
+    """dqkv; (images x tiles, H): dlog_scale summed over a program's tokens."""
     b, start = tl.program_id(0).to(tl.int64) // tl.cdiv(L, TOKENS), tl.program_id(0) % tl.cdiv(L, TOKENS) * TOKENS
     role, h = tl.program_id(1) // H, tl.program_id(1) % H
     t, c = start + tl.arange(0, TOKENS), tl.arange(0, d)
@@ -100,10 +109,12 @@ def heads_backward(
         length_T = tl.maximum(tl.sqrt(tl.sum(x_Td * x_Td, 1)), 1e-12)
         unit_Td = x_Td / length_T[:, None]
         along_T = tl.sum(dx_Td * unit_Td, 1)
-        temperature = tl.load(temperature_ptr + h) if role == 0 else 1.0
-        dx_Td = (temperature / length_T)[:, None] * (dx_Td - unit_Td * along_T[:, None])
+        length = temperature(log_scale_ptr, h) if role == 0 else 1.0
+        dx_Td = (length / length_T)[:, None] * (dx_Td - unit_Td * along_T[:, None])
         if role == 0:
-            tl.store(dtemperature_ptr + tl.program_id(0) * H + h, tl.sum(along_T))
+            slope = tl.sum(along_T) * length
+            clamped = number(log_scale_ptr, h) > LARGEST_LOG_SCALE
+            tl.store(dlog_scale_ptr + tl.program_id(0) * H + h, tl.where(clamped, 0.0, slope))
     tl.store(dqkv_ptr + at_Td, dx_Td.to(dqkv_ptr.dtype.element_ty), mask=mask)
 
 
@@ -114,8 +125,21 @@ def _strides(*vectors_BC: Tensor | None) -> list[int]:
     return [0 if vector_BC is None else vector_BC.stride(0) for vector_BC in vectors_BC]
 
 
-@torch.library.custom_op("mvar::adaln", mutates_args=())
 def adaln(
+    x_BLC: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+    add: tuple[Tensor, Tensor] | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `mvar.ops.native.adaln`; differentiable."""
+    gate_BC, y_BLC = add or (None, None)
+    scale_BC, shift_BC = norm or (None, None)
+    return adaln_operator(x_BLC.contiguous(), gate_BC, y_BLC, scale_BC, shift_BC, dtype, eps)
+
+
+@torch.library.custom_op("mvar::adaln", mutates_args=())
+def adaln_operator(
     x_BLC: Tensor,
     gate_BC: Tensor | None,
     y_BLC: Tensor | None,
@@ -126,9 +150,7 @@ def adaln(
 ) -> tuple[Tensor, Tensor]:
     """The sum x + gate y, and its adaptive norm in `dtype`; what is left out gives an empty tensor.
 
-    Args:
-        x_BLC: float32; so are gate, scale and shift, whose images may lie apart, scale's and shift's equally far.
-        y_BLC: float32 or bfloat16.
+    Gate, scale and shift are float32 like x; their images may lie apart, those of scale and shift equally far.
     """
     B, L, C = x_BLC.shape
     add, norm, width = y_BLC is not None, scale_BC is not None, power(C)
@@ -141,7 +163,7 @@ def adaln(
     return sum_BLC, out_BLC
 
 
-@adaln.register_fake
+@adaln_operator.register_fake
 def _(x_BLC, gate_BC, y_BLC, scale_BC, shift_BC, dtype, eps):  # type: ignore[no-untyped-def]
     sum_BLC = x_BLC.new_empty(0) if y_BLC is None else torch.empty_like(x_BLC)
     return sum_BLC, x_BLC.new_empty((0,) if scale_BC is None else x_BLC.shape, dtype=dtype)
@@ -194,38 +216,39 @@ def _differentiate_adaln(ctx: Any, dsum_BLC: Tensor | None, dout_BLC: Tensor | N
     return dx_BLC, *add, *((None, None) if scale_BC is None else (dscale_BC, dshift_BC)), None, None
 
 
-adaln.register_autograd(_differentiate_adaln, setup_context=_keep_adaln)
+adaln_operator.register_autograd(_differentiate_adaln, setup_context=_keep_adaln)
 
 
 @torch.library.custom_op("mvar::heads", mutates_args=())
-def heads(qkv_BLJHd: Tensor, temperature_H: Tensor) -> Tensor:
-    """Queries of length `temperature` (float32), keys of length 1, and values, (3, B, H, L, d)."""
+def heads(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> Tensor:
+    """Queries of length exp(min(log_scale, log 100)), keys of length 1, and values, (3, B, H, L, d)."""
     B, L, _, H, d = qkv_BLJHd.shape
     out_JBHLd = qkv_BLJHd.new_empty(3, B, H, L, d)
-    heads_forward[(B * tiles(L, TOKENS), 3 * H)](qkv_BLJHd, temperature_H, out_JBHLd, B, L, H, TOKENS=TOKENS, d=d)
+    heads_forward[(B * tiles(L, TOKENS), 3 * H)](qkv_BLJHd, log_scale_H, out_JBHLd, B, L, H, TOKENS=TOKENS, d=d)
     return out_JBHLd
 
 
 @heads.register_fake
-def _(qkv_BLJHd, temperature_H):  # type: ignore[no-untyped-def]
+def _(qkv_BLJHd, log_scale_H):  # type: ignore[no-untyped-def]
     B, L, J, H, d = qkv_BLJHd.shape
     return qkv_BLJHd.new_empty(J, B, H, L, d)
 
 
 @torch.library.custom_op("mvar::heads_backward", mutates_args=())
-def heads_gradients(dout_JBHLd: Tensor, qkv_BLJHd: Tensor, temperature_H: Tensor) -> tuple[Tensor, Tensor]:
-    """dqkv and dtemperature."""
+def heads_gradients(dout_JBHLd: Tensor, qkv_BLJHd: Tensor, log_scale_H: Tensor) -> tuple[Tensor, Tensor]:
+    """dqkv and dlog_scale."""
     B, L, _, H, d = qkv_BLJHd.shape
-    dqkv_BLJHd, dtemperature_GH = torch.empty_like(qkv_BLJHd), temperature_H.new_empty(B * tiles(L, TOKENS), H)
-    heads_backward[(B * tiles(L, TOKENS), 3 * H)](
-        dout_JBHLd, qkv_BLJHd, temperature_H, dqkv_BLJHd, dtemperature_GH, B, L, H, TOKENS=TOKENS, d=d
+    programs = B * tiles(L, TOKENS)
+    dqkv_BLJHd, dlog_scale_GH = torch.empty_like(qkv_BLJHd), qkv_BLJHd.new_empty(programs, H, dtype=torch.float32)
+    heads_backward[(programs, 3 * H)](
+        dout_JBHLd, qkv_BLJHd, log_scale_H, dqkv_BLJHd, dlog_scale_GH, B, L, H, TOKENS=TOKENS, d=d
     )
-    return dqkv_BLJHd, dtemperature_GH.sum(0)
+    return dqkv_BLJHd, dlog_scale_GH.sum(0).to(log_scale_H.dtype)
 
 
 @heads_gradients.register_fake
-def _(dout_JBHLd, qkv_BLJHd, temperature_H):  # type: ignore[no-untyped-def]
-    return torch.empty_like(qkv_BLJHd), torch.empty_like(temperature_H)
+def _(dout_JBHLd, qkv_BLJHd, log_scale_H):  # type: ignore[no-untyped-def]
+    return torch.empty_like(qkv_BLJHd), torch.empty_like(log_scale_H)
 
 
 def _keep_heads(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -233,8 +256,8 @@ def _keep_heads(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None
 
 
 def _differentiate_heads(ctx: Any, dout_JBHLd: Tensor) -> tuple[Tensor, Tensor]:
-    dqkv_BLJHd, dtemperature_H = heads_gradients(dout_JBHLd.contiguous(), *ctx.saved_tensors)
-    return dqkv_BLJHd, dtemperature_H
+    dqkv_BLJHd, dlog_scale_H = heads_gradients(dout_JBHLd.contiguous(), *ctx.saved_tensors)
+    return dqkv_BLJHd, dlog_scale_H
 
 
 heads.register_autograd(_differentiate_heads, setup_context=_keep_heads)

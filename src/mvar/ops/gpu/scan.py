@@ -6,7 +6,7 @@ Shapes and formulas: `mvar.ops.ssd`. Q tokens of a chunk; a state lies in memory
 import triton
 import triton.language as tl
 
-from mvar.ops.gpu.launch import dot
+from mvar.ops.gpu.launch import dot, number
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def decay_sums(dt_Q, A):
 
 @triton.jit
 def scan_forward(
-    xbc_ptr, dt_ptr, A_ptr, state_ptr, y_ptr, next_ptr, saved_ptr, L, heads,
+    xbc_ptr, dt_ptr, A_log_ptr, state_ptr, y_ptr, next_ptr, saved_ptr, L, heads,
     HAS_STATE: tl.constexpr, SAVE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """Tokens, keys and queries lie in the rows of xbc. SAVE keeps the state before each chunk, (B, h, chunks, N, P)."""
@@ -29,7 +29,7 @@ def scan_forward(
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     dtype = xbc_ptr.dtype.element_ty
     E = heads * P
-    A, head = tl.load(A_ptr + h), b * heads + h
+    A, head = -tl.exp(number(A_log_ptr, h)), b * heads + h
     at_NP = n[:, None] * P + p[None, :]
     state_NP = tl.load(state_ptr + head * N * P + at_NP) if HAS_STATE else tl.zeros((N, P), tl.float32)
     for start in range(0, L, Q):
@@ -55,8 +55,8 @@ def scan_forward(
 
 @triton.jit
 def scan_backward(
-    xbc_ptr, dt_ptr, A_ptr, skip_ptr, saved_ptr, dy_ptr, dnext_ptr, dxbc_ptr, dt_bias_ptr, raw_ptr, ddt_ptr, dA_ptr,
-    dkey_ptr, dquery_ptr, dstate_ptr, L, heads, stride,
+    xbc_ptr, dt_ptr, A_log_ptr, skip_ptr, saved_ptr, dy_ptr, dnext_ptr, dxbc_ptr, dt_bias_ptr, raw_ptr, ddt_ptr,
+    dA_log_ptr, dkey_ptr, dquery_ptr, dstate_ptr, L, heads, stride,
     HAS_DNEXT: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """The chunks last to first, with the gradient of the state in registers.
@@ -68,11 +68,11 @@ def scan_backward(
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     dtype = xbc_ptr.dtype.element_ty
     E = heads * P
-    A, skip, dt_bias, head = tl.load(A_ptr + h), tl.load(skip_ptr + h), tl.load(dt_bias_ptr + h), b * heads + h
-    at_NP, chunks = n[:, None] * P + p[None, :], tl.cdiv(L, Q)
+    A, skip, dt_bias = -tl.exp(number(A_log_ptr, h)), number(skip_ptr, h), number(dt_bias_ptr, h)
+    head, at_NP, chunks = b * heads + h, n[:, None] * P + p[None, :], tl.cdiv(L, Q)
     dstate_NP = tl.load(dnext_ptr + head * N * P + at_NP) if HAS_DNEXT else tl.zeros((N, P), tl.float32)
     dA = 0.0
-    for i in range(0, chunks):
+    for i in range(chunks):
         chunk = chunks - 1 - i
         t = chunk * Q + q
         live, row = t < L, b * L + t
@@ -122,5 +122,5 @@ def scan_backward(
         at_QN = (head * L + t)[:, None] * N + n[None, :]
         tl.store(dkey_ptr + at_QN, dkey_QN.to(dtype), mask=live[:, None])
         tl.store(dquery_ptr + at_QN, dquery_QN.to(dtype), mask=live[:, None])
-    tl.store(dA_ptr + head, dA)
+    tl.store(dA_log_ptr + head, dA * A)
     tl.store(dstate_ptr + head * N * P + at_NP, dstate_NP)
