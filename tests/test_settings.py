@@ -215,8 +215,8 @@ def test_an_official_file_cannot_claim_more_than_memory_holds(load_parity):
     """A tensor that repeats one number takes no memory until it is copied; numbers in names are no sizes."""
     state = dict(load_parity("var").tokenizer)
     state |= {"decoder.conv_in.weight": torch.zeros(1).expand(10**7, 8, 3, 3)}
-    with pytest.raises(ValueError, match=r"decoder\.conv_in\.weight: has shape"):
+    with pytest.raises(ValueError, match=r"decoder\.conv_in\.weight is "):
         official.read_tokenizer(state)
     state = dict(load_parity("var").generator) | {"blocks.999999999.ffn.fc1.bias": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"has blocks\.999999999: no network of this kind is so deep"):
+    with pytest.raises(ValueError, match=r"blocks\.2\.ffn\.fc1\.weight is absent"):
         official.read_generator(state)

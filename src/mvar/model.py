@@ -16,7 +16,7 @@ from torch import Tensor
 from mvar.checkpoint import hub, official
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, Bundle, StoredDtype, is_bundle, read_bundle, write_bundle
 from mvar.checkpoint.card import model_facts
-from mvar.checkpoint.placement import Dtype, find_device, to_device, weight_bytes
+from mvar.checkpoint.placement import Dtype, find_device, find_dtype, to_device, weight_bytes
 from mvar.data.images.decoding import as_image, as_stored
 from mvar.data.tokens.cache import is_cache
 from mvar.data.views import scaled
@@ -272,7 +272,8 @@ class Model(hub.HubModel):
         found["Weights in memory"] = f"{float32 / 1e6:,.1f} MB in float32, {bfloat16 / 1e6:,.1f} MB in bfloat16"
         if self.generator is not None:
             found |= cost_facts(self.tokenizer.config, self.generator.config)
-            found["Between products here"] = dispatch.describe(find_device(None))
+            device = find_device(None)
+            found["Between products here"] = dispatch.describe(device, getattr(torch, find_dtype(None, device)))
         return found
 
     # --- files ---

@@ -54,14 +54,6 @@ def test_round_trip_is_exact(folder):
         for key, tensor in old.state_dict().items():
             torch.testing.assert_close(new.state_dict()[key], tensor, rtol=0, atol=0, msg=key)
         assert all(p.requires_grad and p.is_leaf for p in new.parameters())  # fit for training on
-    tokens = after.tokenizer.encode(torch.rand(2, 3, 6, 8))
-    inputs = before.tokenizer.generator_inputs(tokens)
-    labels = torch.tensor([0, 3])
-    with torch.no_grad():
-        torch.testing.assert_close(after.tokenizer.decode(tokens), before.tokenizer.decode(tokens), rtol=0, atol=0)
-        torch.testing.assert_close(
-            after.generator(labels, after.tokenizer.generator_inputs(tokens)), before.generator(labels, inputs)
-        )
 
 
 def test_bfloat16_rounds_matrices_only(tmp_path):
@@ -91,14 +83,13 @@ def test_card_tells_the_facts(folder):
         assert fact in card
 
 
-@pytest.mark.parametrize("whole", [0, 1])
-def test_a_failed_write_leaves_the_old_bundle(folder, monkeypatch, whole):
+def test_a_failed_write_leaves_the_old_bundle(folder, monkeypatch):
     old = {path.name: path.read_bytes() for path in folder.iterdir()}
     calls = []
 
     def full(tensors, path):
         calls.append(path)
-        if len(calls) > whole:
+        if len(calls) > 1:
             path.write_bytes(b"half")
             raise OSError("disk full")
         save_file(tensors, path)
@@ -109,7 +100,7 @@ def test_a_failed_write_leaves_the_old_bundle(folder, monkeypatch, whole):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
 
 
-@pytest.mark.parametrize("moves", [0, 2, 4])
+@pytest.mark.parametrize("moves", [0, 4])
 def test_an_interrupted_move_leaves_nothing_that_loads(folder, monkeypatch, moves):
     bundle, done = build(), []
 
@@ -148,7 +139,6 @@ DAMAGE = {
     "no weights": (lambda f: (f / "tokenizer.safetensors").unlink(), "tokenizer.safetensors: no such file"),
     "no classes": (lambda f: (f / "classes.json").unlink(), "classes.json: cannot be read"),
     "not JSON": (lambda f: truncate(f / "config.json"), "config.json: not valid JSON"),
-    "not an object": (lambda f: (f / "config.json").write_text("[]"), "holds a list, expected a dict"),
     "format": (lambda f: edit_config(f, lambda c: c.update(format="x")), "format = 'x': expected 'mvar-bundle'"),
     "version": (lambda f: edit_config(f, lambda c: c.update(version=2)), "version = 2: this mvar reads version 1"),
     "unknown key": (
@@ -156,10 +146,6 @@ DAMAGE = {
         "generator.deepness: no such setting",
     ),
     "unsound": (lambda f: edit_config(f, lambda c: c["generator"].update(heads=7)), "generator.heads = 7: must divide"),
-    "wrong type": (
-        lambda f: edit_config(f, lambda c: c["generator"].update(depth="two")),
-        "generator.depth = 'two': must be an integer",
-    ),
     "parts differ": (
         lambda f: edit_config(f, lambda c: c["generator"].update(vocab_size=9)),
         "tokenizer.vocab_size = 48 but generator.vocab_size = 9",
@@ -174,16 +160,8 @@ DAMAGE = {
     ),
     "truncated": (lambda f: truncate(f / "generator.safetensors"), "generator.safetensors: cannot be read"),
     "shape": (
-        lambda f: edit_weights(f, lambda s: s.update({"head.bias": torch.zeros(5)})),
-        r"does not fit config.json: head.bias is \(5,\), expected \(48,\)",
-    ),
-    "lost tensor": (
-        lambda f: edit_weights(f, lambda s: s.pop("head.bias")),
-        r"head.bias is absent, expected \(48,\)",
-    ),
-    "extra tensor": (
-        lambda f: edit_weights(f, lambda s: s.update(extra=torch.zeros(2))),
-        r"extra is \(2,\), expected absent",
+        lambda f: edit_weights(f, lambda s: s.update({"head.bias": torch.zeros(5), "extra": torch.zeros(2)})),
+        r"does not fit config.json: head.bias is \(5,\), expected \(48,\); extra is \(2,\), expected absent$",
     ),
 }
 
@@ -260,27 +238,9 @@ def test_loading_takes_no_second_copy(tmp_path):
     assert int(done.stdout) < weights + 60e6
 
 
-@pytest.mark.parametrize(
-    ("file", "name", "bad"),
-    [("generator", "word_embed.weight", torch.nan), ("tokenizer", "quantizer.codebook", -torch.inf)],
-)
-def test_weights_that_are_not_finite_are_refused_by_name(folder, file, name, bad):
-    path = folder / f"{file}.safetensors"
-    tensors = load_file(path)
-    tensors[name].view(-1)[-1] = bad
-    save_file(tensors, path)
-    count = tensors[name].numel()
-    with pytest.raises(
-        ValueError, match=rf"{file}\.safetensors: {name} holds NaN or infinity in 1 of {count} places: "
-    ):
-        read_bundle(folder)
-
-
-def test_weights_beyond_bfloat16_are_refused_in_it_alone(folder):
-    path = folder / "generator.safetensors"
-    tensors = load_file(path)
-    tensors["word_embed.weight"][0, 0] = torch.finfo(torch.float32).max
-    save_file(tensors, path)
-    assert read_bundle(folder).generator.word_embed.weight[0, 0] == torch.finfo(torch.float32).max
-    with pytest.raises(ValueError, match=r"word_embed\.weight holds NaN or infinity in 1 of "):
+def test_weights_that_are_not_finite_in_their_dtype_are_refused_by_name(folder):
+    largest = torch.finfo(torch.float32).max
+    edit_weights(folder, lambda state: state["word_embed.weight"][0].fill_(largest))
+    assert read_bundle(folder).generator.word_embed.weight[0, 0] == largest
+    with pytest.raises(ValueError, match=r"generator\.safetensors: word_embed\.weight holds NaN or infinity in 8 of "):
         read_bundle(folder, dtype="bfloat16")

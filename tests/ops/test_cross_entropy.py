@@ -14,7 +14,7 @@ def head(dtype):
     return [t.to(dtype).requires_grad_() for t in (x, weight, bias)], target, torch.randn(N, generator=rng)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 23, 1000])
+@pytest.mark.parametrize("rows", [1, 5, 1000])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_values_and_gradients_equal_those_of_full_logits(rows, smoothing, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", rows * V)
@@ -25,15 +25,6 @@ def test_values_and_gradients_equal_those_of_full_logits(rows, smoothing, monkey
         results.append((nll, correct, *torch.autograd.grad((nll * weights).sum(), tensors)))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
     assert 0 < results[0][1].sum() < N
-
-
-@pytest.mark.parametrize("frozen", [[0], [1, 2]])
-def test_what_is_frozen_gets_no_gradient(frozen):
-    tensors, target, _ = head(torch.float32)
-    for i in frozen:
-        tensors[i].requires_grad_(False)
-    linear_cross_entropy(*tensors, target)[0].sum().backward()
-    assert [t.grad is None for t in tensors] == [i in frozen for i in range(3)]
 
 
 def test_bfloat16_weights_give_float32_losses_and_bfloat16_gradients():

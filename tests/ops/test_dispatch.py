@@ -9,10 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.ops import dispatch, native
-from mvar.ops.dispatch import Found, describe, find_mamba_ssm, mamba_ssm, runs_native
-from mvar.ops.mamba import scan, ssd_reference
-from mvar.ops.ssd import ssd
+from mvar.ops import native
+from mvar.ops.dispatch import describe, find_kernels, runs_kernels, runs_native
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -64,72 +62,33 @@ def test_native_passes_take_tokens_on_a_cpu_without_a_gradient(monkeypatch):
 
 def test_native_alone_is_an_error_where_it_is_not_available(monkeypatch):
     monkeypatch.setattr(native, "load", lambda: native.Passes(None, "there is no gcc to compile its passes"))
-    monkeypatch.setattr(dispatch, "find_mamba_ssm", lambda: Found(None, "mamba-ssm does not import: a test"))
     with torch.no_grad():
         assert not runs_native(torch.zeros(1))
-        assert mamba_ssm(CUDA) is None
-        assert describe(CPU) == "PyTorch (there is no gcc to compile its passes)"
-        assert describe(CUDA) == "PyTorch (mamba-ssm does not import: a test)"
+        assert describe(CPU, torch.float32) == "PyTorch (there is no gcc to compile its passes)"
         monkeypatch.setenv("MVAR_OPS", "native")
         with pytest.raises(ValueError, match=r"^MVAR_OPS = 'native': there is no gcc .*; set it to auto or torch$"):
             runs_native(torch.zeros(1))
-        with pytest.raises(ValueError, match=r"^MVAR_OPS = 'native': mamba-ssm does not import"):
-            mamba_ssm(CUDA)
     monkeypatch.setenv("MVAR_OPS", "torch")
-    assert describe(CPU) == "PyTorch (MVAR_OPS = torch)"
+    assert describe(CPU, torch.float32) == "PyTorch (MVAR_OPS = torch)"
 
 
-@pytest.fixture
-def kernel(monkeypatch):
-    """A stand-in for mamba-ssm: its signature and layout, the recurrence's results."""
-    calls = []
-
-    def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, *, initial_states=None, return_final_states=False):
-        batch, length, heads, width = x.shape
-        assert dt.shape == (batch, length, heads)
-        assert A.shape == (heads,)
-        assert B.shape == C.shape == (batch, length, 1, B.shape[-1])
-        assert chunk_size & (chunk_size - 1) == 0
-        assert initial_states is None or initial_states.shape == (batch, heads, width, B.shape[-1])
-        assert return_final_states
-        assert all(t.stride(-1) == 1 for t in (x, dt, B, C))
-        calls.append(chunk_size)
-        y, state = ssd_reference(x, dt, A, B[:, :, 0], C[:, :, 0], initial_states)
-        return y, state.bfloat16()
-
-    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", dispatch.KERNEL):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules[dispatch.KERNEL].mamba_chunk_scan_combined = mamba_chunk_scan_combined
-    find_mamba_ssm.cache_clear()
-    yield calls
-    find_mamba_ssm.cache_clear()
+def test_kernels_take_tokens_on_cuda_and_show_themselves_on_meta(monkeypatch):
+    assert not runs_kernels(torch.zeros(1))
+    assert not runs_kernels(torch.zeros(1, device="meta"))
+    monkeypatch.setenv("MVAR_OPS", "native")
+    assert runs_kernels(torch.zeros(1, device="meta"))
+    assert not runs_kernels(torch.zeros(1, device="meta", dtype=torch.float64))
 
 
-def test_on_a_gpu_mamba_ssm_gets_what_it_expects(kernel, monkeypatch):
-    assert describe(CUDA) == "mamba-ssm (it imports)"
-    assert mamba_ssm(CPU) is None
-    monkeypatch.setattr("mvar.ops.mamba.mamba_ssm", lambda device: mamba_ssm(CUDA))
-    rng = torch.Generator().manual_seed(0)
-    shapes = ((2, 21, 3, 4), (2, 21, 3), (3,), (2, 21, 5), (2, 21, 5), (2, 3, 4, 5))
-    x, dt, A, key, query, state = (torch.rand(shape, generator=rng) for shape in shapes)
-    for initial in (state, None):
-        arguments = (x, dt, -A, key, query, initial)
-        (y, after), (expected_y, expected_after) = scan(*arguments), ssd(*arguments)
-        torch.testing.assert_close(y, expected_y)
-        assert after.dtype == torch.float32
-        torch.testing.assert_close(after, expected_after, rtol=1e-2, atol=1e-2)
-    scan(x[:, :1], dt[:, :1], -A, key[:, :1], query[:, :1], None)
-    assert kernel == [32, 32, 16]
+def test_kernels_that_do_not_compile_are_not_used_and_say_why(monkeypatch):
+    def refuse(*_):
+        raise OSError("libcuda.so.1: not found")
 
-
-@pytest.mark.parametrize("error", [ImportError("No module named 'mamba_ssm'"), OSError("libcudart.so.12: not found")])
-def test_without_mamba_ssm_there_is_a_reason(monkeypatch, error):
-    def refuse(name):
-        raise error
-
-    monkeypatch.setattr(dispatch.importlib, "import_module", refuse)
-    find_mamba_ssm.cache_clear()
-    kernel, reason = find_mamba_ssm()
-    find_mamba_ssm.cache_clear()
-    assert kernel is None
-    assert str(error) in reason
+    monkeypatch.setitem(sys.modules, "mvar.ops.gpu.check", types.SimpleNamespace(first_difference=refuse))
+    find_kernels.cache_clear()
+    with pytest.warns(
+        UserWarning, match=r"^the Triton kernels are not used on cuda in torch.float32: OSError: libcuda"
+    ):
+        assert find_kernels(CUDA, torch.float32) == (False, "OSError: libcuda.so.1: not found")
+    assert describe(CUDA, torch.float32) == "PyTorch (OSError: libcuda.so.1: not found)"
+    find_kernels.cache_clear()

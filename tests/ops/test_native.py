@@ -1,4 +1,4 @@
-import re
+import shutil
 import subprocess
 
 import pytest
@@ -29,33 +29,17 @@ def test_without_a_compiler_it_says_so(monkeypatch):
         native.gelu_(torch.zeros(16))
 
 
-FAILURES = {
-    "gcc does not compile its passes: no such flag": subprocess.CalledProcessError(
-        1, "gcc", stderr="no such flag\nat all"
-    ),
-    "its passes cannot be compiled: not permitted": OSError("not permitted"),
-    "its passes cannot be compiled: .*timed out": subprocess.TimeoutExpired("gcc", 60),
-}
-
-
 @needs_compiler
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("message", FAILURES)
-def test_a_compiler_that_fails_is_no_compiler(monkeypatch, message):
+@pytest.mark.parametrize(
+    "error", [subprocess.CalledProcessError(1, "gcc", stderr="no such flag\nat all"), OSError("no such flag")]
+)
+def test_a_compiler_that_fails_is_no_compiler(monkeypatch, error):
     def fail(*args, **kwargs):
-        raise FAILURES[message]
+        raise error
 
     monkeypatch.setattr(native.subprocess, "run", fail)
-    library, reason = native.load()
-    assert library is None
-    assert re.fullmatch(message, reason.split(" after")[0])
-
-
-@needs_compiler
-@pytest.mark.usefixtures("fresh")
-def test_without_a_folder_to_write_into_there_are_none(monkeypatch):
-    monkeypatch.setattr(native.tempfile, "tempdir", "/nowhere")
-    assert native.load().reason.startswith("its passes cannot be compiled: ")
+    assert native.load() == (None, "its passes cannot be compiled: no such flag")
 
 
 @pytest.fixture
@@ -80,25 +64,13 @@ def test_they_are_compiled_once_for_all_processes(fresh, compiled, monkeypatch):
 
     assert [again(), again()] == [1, 1]
     assert fresh.stat().st_mode & 0o777 == 0o700
-    (kept,) = fresh.iterdir()
-    whole = kept.read_bytes()
-    for damaged in (whole[: len(whole) // 2], whole[:8192] + bytes(len(whole) - 8192), b""):
-        kept.unlink()  # the old one is in use
-        kept.write_bytes(damaged)
-        before = len(compiled)
-        assert [again(), again()] == [before + 1] * 2, "a damaged file is not loaded but compiled again"
-    compiled.clear()
-    monkeypatch.setattr(native, "_processor", lambda: "another")
-    assert [again(), again()] == [1, 1]
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g0"))
+    assert [again(), again()] == [2, 2], "other flags, other code"
     fresh.chmod(0o750)
-    assert [again(), again()] == [2, 3], "what others may read or write is not loaded"
-
-
-@needs_compiler
-def test_without_a_cache_they_are_compiled_in_each_process(fresh, compiled):
+    assert [again(), again()] == [3, 4], "what others may read or write is not loaded"
+    shutil.rmtree(fresh.parent.parent)
     fresh.parent.parent.write_text("not a folder")
-    assert native.load().library is not None
-    assert len(compiled) == 1
+    assert again() == 5, "without a cache they are compiled in each process"
 
 
 @needs_compiler
@@ -134,20 +106,14 @@ def add(x, gate, y):
     return native.adaln(x, y.dtype, 0.0, add=(gate, y))
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda t: add(t(1, 2, 8), t(1, 8), t(1, 2, 8)), "adaln: 8 channels; must be a multiple of 16"),
         (lambda t: add(t(1, 2, 16), t(2, 16), t(1, 2, 16)), "gate: .* must be .1, 16. of torch.float32"),
-        (lambda t: add(t(1, 2, 16), t(1, 16), t(1, 3, 16)), "y: .* must be .1, 2, 16."),
         (lambda t: add(t(1, 2, 16).double(), t(1, 16), t(1, 2, 16)), "x: .*float64 on cpu, must be"),
         (lambda t: add(t(1, 2, 16), t(1, 16, device="meta"), t(1, 2, 16)), "gate: .* on meta, must be"),
-        (lambda t: add(t(1, 2, 16), t(1, 16), t(1, 2, 16).half()), "adaln: tokens of torch.float16"),
-        (lambda t: native.heads(t(1, 2, 3, 1, 32), t(1)), "heads: 32 channels a head; must be 64"),
         (lambda t: native.heads(t(1, 2, 3, 1, 64), t(2)), "temperature: .* must be .1,."),
-        (lambda t: native.gelu_(t(2, 24)), "gelu: .2, 24. .* in rows of 16 numbers"),
-        (lambda t: native.gelu_(t(16, 16, 2)[..., 0]), "gelu: .16, 16. with strides .32, 2.; must be contiguous"),
+        (lambda t: native.gelu_(t(16, 16, 2)[..., 0]), "gelu: the tensor must be contiguous"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

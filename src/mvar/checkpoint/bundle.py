@@ -6,8 +6,7 @@
     classes.json             class names in order of their index
     README.md                model card
 
-All files are written aside and then moved into place, config.json last and the old one deleted first: an interruption
-leaves the old bundle, the new one, or none.
+An interrupted write leaves the old bundle, the new one, or none.
 """
 
 import json
@@ -37,10 +36,11 @@ from mvar.tokenizer.network import Tokenizer
 FORMAT, VERSION = "mvar-bundle", 1
 CONFIG, TOKENIZER, GENERATOR = "config.json", "tokenizer.safetensors", "generator.safetensors"
 CLASSES, CARD = "classes.json", "README.md"
-REOPEN_BYTES = 16 << 20
+MOST_MISFITS = 5  # that an error names
 
 StoredDtype = Literal["float32", "bfloat16"]
 Config = TypeVar("Config", TokenizerConfig, GeneratorConfig)
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Bundle:
     """What a bundle folder holds.
 
     Attributes:
-        tokenizer, generator: networks; no generator in a tokenizer-only bundle.
+        generator: None in a tokenizer-only bundle.
         classes: names in order of their index; empty for a model without classes.
         defaults: sampling settings that suit the model, by name; the library's where one is left out.
         provenance: where the weights come from, free text by key; shown on the card.
@@ -76,8 +76,6 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
     """Write a bundle into a folder, which may hold other files, and return it.
 
     Args:
-        folder: created where it is missing.
-        bundle: what to write.
         dtype: of the stored matrices; the quantiser and all vectors are always stored in float32.
 
     Raises:
@@ -92,7 +90,7 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
             "dtype = 'float32': the weights in use are rounded to bfloat16; "
             "load the model with dtype='float32' to save it exactly, or save it as bfloat16"
         )
-    if problem := _mismatch(bundle.tokenizer.config, None if generator is None else generator.config, bundle.classes):
+    if generator and (problem := _mismatch(bundle.tokenizer.config, generator.config, bundle.classes)):
         raise ValueError(problem)
     folder = writable_folder(folder, "out")
     with made_folder(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".bundle-") as scratch:
@@ -131,35 +129,31 @@ def read_bundle(
         device, dtype: where and how the networks will run; as for `mvar.checkpoint.placement.to_device`.
 
     Raises:
-        ValueError: one line that names the file and what is wrong: missing, damaged, of another format or version, an
-            unknown or invalid setting, weights or classes that do not fit the config, weights that are not finite in
-            their dtype; or more weights than fit into memory.
+        ValueError: one line that names the file and what is wrong with it; or the weights do not fit into memory.
     """
     folder = Path(folder)
     config = _read_config(folder)
     tokenizer_config = _config(TokenizerConfig, "tokenizer", config, folder)
     generator_config = read_generator_config(folder)
-    classes = _read_json(folder / CLASSES, list)
-    if problem := _mismatch(tokenizer_config, generator_config, classes):
+    classes = _read_json(folder / CLASSES)
+    if generator_config and (problem := _mismatch(tokenizer_config, generator_config, classes)):
         raise ValueError(f"{folder}: {problem}")
     with torch.device("meta"):
         tokenizer = Tokenizer(tokenizer_config)
         generator = Generator(generator_config) if generator_config else None
     if dtype_for(generator, find_device(device), dtype) == "bfloat16":
         cast_to_bfloat16(tokenizer, generator)
-    files: dict[str, Tokenizer | Generator] = {TOKENIZER: tokenizer}
-    if generator is not None:
-        files[GENERATOR] = generator
-    needed = sum(p.nbytes for network in files.values() for p in network.parameters())
+    needed = sum(p.nbytes for network in (tokenizer, generator) if network for p in network.parameters())
     check_memory(needed, f"{folder}: its weights", "free some, or give bfloat16 as dtype where it is not")
-    for name, network in files.items():
-        _fill(network, folder / name)
+    _fill(tokenizer, folder / TOKENIZER)
+    if generator is not None:
+        _fill(generator, folder / GENERATOR)
     return Bundle(
         tokenizer=tokenizer,
         generator=generator,
         classes=[str(name) for name in classes],
-        defaults=_section(config, "defaults", folder),
-        provenance=_section(config, "provenance", folder),
+        defaults=config.get("defaults", {}),
+        provenance=config.get("provenance", {}),
     )
 
 
@@ -174,14 +168,12 @@ def read_generator_config(folder: str | Path) -> GeneratorConfig | None:
 
 def _stored(network: Tokenizer | Generator, dtype: StoredDtype) -> dict[str, Tensor]:
     """A network's tensors as they are stored."""
-
-    def cast(name: str, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
+    stored = {}
+    for name, tensor in network.state_dict().items():
         is_matrix = sum(n > 1 for n in tensor.shape) > 1 and not name.startswith("quantizer.")
-        return tensor.to(torch.bfloat16 if is_matrix and dtype == "bfloat16" else torch.float32)
-
-    return {name: cast(name, t.detach()).contiguous().cpu() for name, t in network.state_dict().items()}
+        kind = torch.bfloat16 if is_matrix and dtype == "bfloat16" else torch.float32
+        stored[name] = tensor.detach().to(kind).contiguous().cpu()
+    return stored
 
 
 def _json(value: object) -> str:
@@ -191,34 +183,26 @@ def _json(value: object) -> str:
 # --- reading ---
 
 
-def _read_json(path: Path, kind: type) -> Any:
+def _read_json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); a bundle needs this file") from error
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); the file is damaged") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"{path}: holds a {type(value).__name__}, expected a {kind.__name__}")
-    return value
-
-
-def _section(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    section = config.get(name, {})
-    if not isinstance(section, dict):
-        raise ValueError(f"{folder / CONFIG}: {name} = {section!r}: expected settings by name")
-    return section
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if folder.is_dir() and not (folder / CONFIG).exists():
+    path = folder / CONFIG
+    if folder.is_dir() and not path.exists():
         raise ValueError(f"{folder}: has no {CONFIG}; give a bundle or run folder")
-    config: dict[str, Any] = _read_json(folder / CONFIG, dict)
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{folder / CONFIG}: format = {config.get('format')!r}: expected {FORMAT!r}; not a bundle")
+    config: dict[str, Any] = _read_json(path)
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path}: format = {found!r}: expected {FORMAT!r}; not a bundle")
     if config.get("version") != VERSION:
         raise ValueError(
-            f"{folder / CONFIG}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
+            f"{path}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
             "install the mvar that wrote the bundle, or write it again"
         )
     return config
@@ -227,17 +211,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _config(kind: type[Config], name: str, config: Mapping[str, Any], folder: Path) -> Config:
     """One network's config from config.json."""
     try:
-        return kind(**_section(config, name, folder))
+        return kind(**config.get(name, {}))
     except ValueError as error:
-        raise ValueError(
-            f"{folder / CONFIG}: {'; '.join(f'{name}.{line}' for line in str(error).splitlines())}"
-        ) from error
+        lines = "; ".join(f"{name}.{line}" for line in str(error).splitlines())
+        raise ValueError(f"{folder / CONFIG}: {lines}") from error
 
 
-def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig | None, classes: list[str]) -> str | None:
+def _mismatch(tokenizer: TokenizerConfig, generator: GeneratorConfig, classes: list[str]) -> str | None:
     """Why these parts are not one model, in one line; None if they are."""
-    if generator is None:
-        return None
     for name in ("vocab_size", "latent_channels"):
         if getattr(tokenizer, name) != getattr(generator, name):
             return f"tokenizer.{name} = {getattr(tokenizer, name)} but generator.{name} = {getattr(generator, name)}"
@@ -253,19 +234,12 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the bundle is incomplete")
     tensors: dict[str, Tensor] = network.state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        wrong = [
-            f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
-            for name in {**expected, **found}
-            if found.get(name) != expected.get(name)
-        ]
-        if wrong:
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise ValueError(f"{path}: does not fit {CONFIG}: {wrong[0]}{more}")
-        state = _read(path, {name: tensor.dtype for name, tensor in tensors.items()})
+        if wrong := misfit(found, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+            raise ValueError(f"{path}: does not fit {CONFIG}: {wrong}")
+        state = {name: _read(path, name, tensor.dtype) for name, tensor in tensors.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or incomplete") from error
     if problem := damage(state):
@@ -274,19 +248,20 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
     network.eval()
 
 
-def _read(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """Tensors of a file by name.
+def _read(path: Path, name: str, dtype: torch.dtype) -> Tensor:
+    """One tensor; the file is opened for it alone, as what was read from an open file counts as memory in use."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name).to(dtype, copy=True)
 
-    It is reopened every few megabytes: what was read from an open file counts as memory of this process.
-    """
-    state: dict[str, Tensor] = {}
-    names = iter(dtypes)
-    while len(state) < len(dtypes):
-        with safe_open(path, framework="pt") as file:
-            read = 0
-            for name in names:
-                state[name] = file.get_tensor(name).to(dtypes[name], copy=True)
-                read += state[name].nbytes
-                if read > REOPEN_BYTES:
-                    break
-    return state
+
+def misfit(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str | None:
+    """In one line, which tensors of a file are not as expected; None if all are."""
+    wrong = [
+        f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    if not wrong:
+        return None
+    more = f"; and {len(wrong) - MOST_MISFITS} more" if len(wrong) > MOST_MISFITS else ""
+    return "; ".join(wrong[:MOST_MISFITS]) + more

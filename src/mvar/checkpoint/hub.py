@@ -29,7 +29,11 @@ def packaged_root() -> Path:
 def find(source: str | Path, **download: Any) -> Path:
     """The folder of a bundle: packaged under this name, a folder, or downloaded from the hub as owner/name.
 
-    `download` is passed to huggingface_hub's `snapshot_download`. Raises ValueError where nothing is found.
+    Args:
+        download: options of huggingface_hub's `snapshot_download`.
+
+    Raises:
+        ValueError: nothing is found.
     """
     packaged = packaged_models()
     if source in packaged:
@@ -48,23 +52,19 @@ def find(source: str | Path, **download: Any) -> Path:
                 f"model = {source!r}: the folder {parent!r} here has no {name!r} in it; correct the path, "
                 "or run in another folder if it is an id of the Hugging Face hub"
             )
-        return _download(source, download)
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(source, allow_patterns=BUNDLE_FILES, **download))
+        except Exception as error:  # the hub client raises errors of a dozen libraries
+            raise ValueError(
+                f"model = {source!r}: no local folder of this name, and not fetched from the Hugging Face hub "
+                f"({first_line(error)}); packaged models: {', '.join(packaged) or 'none here'}"
+            ) from error
     raise ValueError(
         f"model = {str(source)!r}: no such model; give a packaged name ({', '.join(packaged) or 'none here'}), "
         "a bundle or run folder, or owner/name of the Hugging Face hub"
     )
-
-
-def _download(repo: str, options: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=BUNDLE_FILES, **options))
-    except Exception as error:  # the hub client raises errors of a dozen libraries
-        raise ValueError(
-            f"model = {repo!r}: no local folder of this name, and not fetched from the Hugging Face hub "
-            f"({first_line(error)}); packaged models: {', '.join(packaged_models()) or 'none here'}"
-        ) from error
 
 
 class HubModel(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
@@ -108,11 +108,7 @@ OFFICIAL = {
 
 
 def official_files(name: str) -> tuple[Path, Path]:
-    """Download a public official model's tokenizer and generator: "d16", ... for M-VAR, "var-d16", ... for VAR.
-
-    Raises:
-        ValueError: no public model of this name; or the hub cannot be reached: the addresses, and what to do.
-    """
+    """Download a public official model's tokenizer and generator: "d16", ... for M-VAR, "var-d16", ... for VAR."""
     if name not in OFFICIAL:
         raise ValueError(f"official = {name!r}: no public model of this name; known: {', '.join(OFFICIAL)}")
     from huggingface_hub import HfApi, constants, hf_hub_download

@@ -1,39 +1,43 @@
 """The files of the official VAR and M-VAR code: read, checked against the network they describe, and written.
 
-A file is a flat state dict (`.pth` or `.safetensors`), or a trainer's checkpoint that holds one of the tokenizer and
-one of the generator. Every hyperparameter is read from the tensors, never from a file's name.
+A file is a flat state dict, or a trainer's checkpoint {trainer: {config, var_wo_ddp, vae_local, ...}, args, ...}. Every
+hyperparameter is read from the tensors.
 
 Shapes: C width, Z latent channels, V codes, K scales, L tokens; N Mamba's state, D its convolved channels, W its kernel
 width.
-Source: the state dicts of VAR (Tian et al. 2024) and M-VAR (Ren et al. 2024).
 """
 
+import argparse
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from mvar.checkpoint.bundle import Bundle, write_bundle
-from mvar.checkpoint.official_file import PATCH_NUMS, OfficialFile, Source, open_official
-from mvar.files import atomic_folder, new_folder
+from mvar.checkpoint.bundle import Bundle, misfit
+from mvar.files import atomic_folder
 from mvar.generator.config import Attention, GeneratorConfig
 from mvar.generator.network import Generator
 from mvar.machine import check_memory
 from mvar.ops.numerics import damage
-from mvar.scales import SIDES_256, ScaleSchedule, Side
+from mvar.scales import SIDES_256, SIDES_512, Side
 from mvar.settings import raise_problems
+from mvar.tensor_files import read_tensors
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
 Network = TypeVar("Network", Tokenizer, Generator)
+Source = str | Path | Mapping[str, Any]  # a file, or what it holds: a flat state dict or a trainer's dict
 
 # (ours, official) fragments of parameter names: the first that matches is replaced; reading inverts the result.
-GENERATOR_NAMES = (
+NAMES: tuple[tuple[str, str], ...] = (
+    ("quantizer.codebook", "quantize.embedding.weight"),
+    ("quantizer.phi.", "quantize.quant_resi.qresi_ls."),
     ("start_pos", "pos_start"),
     ("pos_embed", "pos_1LC"),
     ("class_embed.", "class_emb."),
@@ -49,107 +53,79 @@ GENERATOR_NAMES = (
     (".mamba.norm_", ".mamba.norm."),
     (".mlp.", ".ffn."),
 )
-TOKENIZER_NAMES = (
-    ("quantizer.codebook", "quantize.embedding.weight"),
-    ("quantizer.phi.", "quantize.quant_resi.qresi_ls."),
-)
 # The official code names the phis differently if there is one per scale (0 here) or one for all (1).
 PHI_NAMES = {
     0: ("quantizer.phi.", "quantize.quant_resi."),
     1: ("quantizer.phi.0.", "quantize.quant_resi.qresi."),
 }
 USAGE = "quantize.ema_vocab_hit_SV"  # training's counts of code use, (K, V); sampling never needs them
+PATCH_NUMS = {"256": SIDES_256, "512": SIDES_512}  # abbreviations of the official --pn
+TRAINER_KEYS = {"tokenizer": ("vae_local",), "generator": ("mvar_wo_ddp", "var_wo_ddp")}
 
 
-def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> tuple[TokenizerConfig, dict[str, Tensor]]:
-    """The tokenizer of an official file: its config and its state dict under our names, in float32.
+def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> Tokenizer:
+    """The tokenizer of an official file, in float32 on the CPU, in eval mode.
 
     Args:
-        source: path of a `.pth` or `.safetensors` file, or the flat or trainer's dict that such a file holds.
-        sides: of the token maps, which no tensor of a tokenizer shows; None takes those in the trainer's settings, else
-            the schedule of 256 pixels.
+        source: a `.pth` or `.safetensors` file, or what it holds.
+        sides: of the token maps, which no tensor of a tokenizer shows; None takes the trainer's, else those of 256 px.
 
     Raises:
-        ValueError: the file is damaged or holds code; keys are unknown, missing or misshapen, a line for each; or
-            weights are not finite.
+        ValueError: a damaged file, names or shapes that do not fit, or weights that are not finite.
     """
-    file = open_official(source, "tokenizer")
-    channels = file.size(TokenizerConfig.channels, (0, "encoder.conv_in.*"), (0, "encoder.down.0.block.0.norm1.*"))
-    widths = [
-        file.size(channels, (0, f"encoder.down.{i}.block.*.conv2.*"), (0, f"decoder.up.{i}.block.*.conv2.*"))
-        for i in range(file.count("encoder.down."))
-    ]
-    phis = file.count("quantize.quant_resi.qresi_ls.") or int(any(".quant_resi.qresi." in name for name in file.state))
-    config: TokenizerConfig = _described(
-        file,
-        Tokenizer,
-        TokenizerConfig,
+    file = _open(source, "tokenizer")
+    V, Z = file.shape("quantize.embedding.weight", 2)
+    channels = file.shape("encoder.conv_in.weight", 4)[0]
+    levels = range(file.count("encoder.down."))
+    claimed = next((value for _, name, value in file.claims if name == "sides"), SIDES_256)
+    file.claims.clear()  # the rest is about the generator
+    config = TokenizerConfig(
         channels=channels,
-        multipliers=tuple(width // channels for width in widths) or (1,),
-        res_blocks=file.count("encoder.down.0.block.") or 1,
-        latent_channels=file.size(
-            TokenizerConfig.latent_channels,
-            (1, "quantize.embedding.weight"),
-            (0, "*quant_conv.*"),
-            (0, "*.quant_resi.*"),
-        ),
-        vocab_size=file.size(TokenizerConfig.vocab_size, (0, "quantize.embedding.weight")),
-        phis=phis,
-        sides=list(sides or file.claimed_sides or SIDES_256),
+        multipliers=tuple(file.shape(f"encoder.down.{i}.block.0.conv2.weight", 4)[0] // channels for i in levels),
+        res_blocks=file.count("encoder.down.0.block."),
+        latent_channels=Z,
+        vocab_size=V,
+        phis=file.count("quantize.quant_resi.qresi_ls.") or int(file.has("quantize.quant_resi.qresi.")),
+        sides=list(sides or claimed),
     )
-    return config, _checked(file, Tokenizer, config, {USAGE: None})
+    file.state.pop(USAGE, None)
+    return _filled(Tokenizer, config, file, {})
 
 
-def read_generator(source: Source, sides: Sequence[Side] | None = None) -> tuple[GeneratorConfig, dict[str, Tensor]]:
-    """The generator of an official file: its config and its state dict under our names, in float32.
+def read_generator(source: Source) -> Generator:
+    """The generator of an official file; as `read_tokenizer`.
 
-    Masks, level ids and other buffers, and a trainer's settings, are checked against the config and dropped.
-
-    Args:
-        source: as for `read_tokenizer`.
-        sides: of the token maps; needed only for a file that was stripped of its buffers and has its own schedule.
-
-    Raises:
-        ValueError: as for `read_tokenizer`; or buffers or settings contradict the tensors, a line for each.
+    Masks, level ids and other buffers, and a trainer's settings, are checked against the tensors and dropped.
     """
-    file = open_official(source, "generator")
-    C = file.size(1, (0, "word_embed.*"), (1, "class_emb.*"), (1, "lvl_embed.*"), (2, "pos_*"), (1, "head.weight"))
-    convolved = file.size(2 * C + 2 * GeneratorConfig.state_size, (0, "blocks.*.mamba.conv1d.*"))  # D = 2 C + 2 N
-    depth = file.count("blocks.") or 1
+    file = _open(source, "generator")
+    C, Z = file.shape("word_embed.weight", 2)
+    areas = Counter(file.state["lvl_1L"].flatten().tolist()) if file.shape("lvl_1L", 2) else {}
+    depth = file.count("blocks.")
     kind = _attention(file)
-    attention: list[Attention] = [kind if file.has(f"blocks.{i}.attn.*") else "none" for i in range(depth)]
-    mamba = [file.has(f"blocks.{i}.mamba.*") for i in range(depth)]
-    config: GeneratorConfig = _described(
-        file,
-        Generator,
-        GeneratorConfig,
+    attention: list[Attention] = [kind if file.has(f"blocks.{i}.attn.") else "none" for i in range(depth)]
+    mamba = [file.has(f"blocks.{i}.mamba.") for i in range(depth)]
+    temperatures, convolved = file.shape_of_first(".attn.scale_mul_1H11"), file.shape_of_first(".mamba.conv1d.bias")
+    hidden = file.shape_of_first(".ffn.fc1.bias")
+    config = GeneratorConfig(
         depth=depth,
         width=C,
-        heads=file.size(0, (1, "blocks.*.attn.scale_mul_1H11")),
+        heads=temperatures[1] if len(temperatures) == 4 else 0,
         attention=attention[0] if len(set(attention)) == 1 else attention,
         mamba=mamba[0] if len(set(mamba)) == 1 else mamba,
-        shared_adaln=file.has("shared_ada_lin.*", "blocks.*.ada_gss"),
-        qk_norm=file.has("blocks.*.attn.scale_mul_1H11") or not file.has("blocks.*.attn.*"),
-        mlp_ratio=file.size(4 * C, (0, "blocks.*.ffn.fc1.*"), (1, "blocks.*.ffn.fc2.weight")) // C,
-        state_size=(convolved - 2 * C) // 2,
-        num_classes=file.size(GeneratorConfig.num_classes + 1, (0, "class_emb.weight")) - 1,
-        vocab_size=file.size(GeneratorConfig.vocab_size, (0, "head.weight"), (0, "head.bias")),
-        latent_channels=file.size(GeneratorConfig.latent_channels, (1, "word_embed.weight")),
-        sides=list(sides or _sides(file)),
+        shared_adaln=file.has("shared_ada_lin."),
+        qk_norm=bool(temperatures) or set(attention) == {"none"},
+        mlp_ratio=hidden[0] // C if hidden else GeneratorConfig.mlp_ratio,
+        state_size=(convolved[0] - 2 * C) // 2 if convolved else GeneratorConfig.state_size,  # D = 2 C + 2 N
+        num_classes=file.shape("class_emb.weight", 2)[0] - 1,
+        vocab_size=file.shape("head.weight", 2)[0],
+        latent_channels=Z,
+        sides=[math.isqrt(area) for _, area in sorted(areas.items())],
     )
-    return config, _checked(file, Generator, config, _buffers(config), file.claims)
+    return _filled(Generator, config, file, _buffers(config))
 
 
 def load(tokenizer: Source | None = None, generator: Source | None = None) -> Bundle:
-    """A model from official files: networks in eval mode on the CPU, class names, provenance.
-
-    Args:
-        tokenizer: the tokenizer's file; None where the generator's is a trainer's file, which holds both.
-        generator: the generator's file, whose token maps the tokenizer takes; None for the tokenizer alone.
-
-    Raises:
-        ValueError: no file given, or as for `read_tokenizer` and `read_generator`.
-    """
+    """A model from official files, in eval mode on the CPU; arguments and errors as for `mvar.load_official`."""
     source = generator if tokenizer is None else tokenizer
     if source is None:
         raise ValueError("tokenizer = None and generator = None: give at least the tokenizer's file")
@@ -159,33 +135,21 @@ def load(tokenizer: Source | None = None, generator: Source | None = None) -> Bu
         if isinstance(file, (str, Path))
     }
     if generator is None:
-        return Bundle(tokenizer=build(Tokenizer, *read_tokenizer(source)), provenance=provenance)
-    generator_config, generator_state = read_generator(generator)
+        return Bundle(tokenizer=read_tokenizer(source), provenance=provenance)
+    network = read_generator(generator)
     return Bundle(
-        tokenizer=build(Tokenizer, *read_tokenizer(source, generator_config.sides)),
-        generator=build(Generator, generator_config, generator_state),
-        classes=class_names(generator_config.num_classes),
+        tokenizer=read_tokenizer(source, network.config.sides),
+        generator=network,
+        classes=class_names(network.config.num_classes),
         provenance=provenance,
     )
 
 
-def convert(tokenizer: Source | None, generator: Source | None, out: str | Path) -> Path:
-    """Write official files as a bundle into the folder `out`, and return it.
-
-    Raises:
-        ValueError: as for `load`; or the networks do not belong together, or the folder cannot be written.
-    """
-    new_folder(out, "out")
-    return write_bundle(out, load(tokenizer, generator))
-
-
 def export(tokenizer: Tokenizer, generator: Generator | None, out: str | Path) -> list[Path]:
-    """Write networks as tokenizer.pth and generator.pth in the official format into the folder `out`; return the paths.
+    """Write networks as tokenizer.pth and generator.pth in the official format into the new folder `out`.
 
-    Raises:
-        ValueError: as for `tokenizer_to_official` and `generator_to_official`, or the folder cannot be written.
+    Returns their paths. Errors are those of `tokenizer_to_official` and `generator_to_official`.
     """
-    new_folder(out, "out")
     states = {"tokenizer.pth": tokenizer_to_official(tokenizer)}
     if generator is not None:
         states["generator.pth"] = generator_to_official(generator)
@@ -205,18 +169,8 @@ def class_names(num_classes: int) -> list[str]:
     return [str(i) for i in range(num_classes)]
 
 
-def build(network: type[Network], config: Any, state: Mapping[str, Tensor]) -> Network:
-    """The network with these weights, in eval mode; the tensors are not copied."""
-    with torch.device("meta"):
-        built = network(config)
-    built.load_state_dict(state, assign=True)
-    return built.eval()
-
-
 def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The official state dict of a tokenizer: float32 on the CPU, sharing memory where nothing had to change.
-
-    The counts of code use (`quantize.ema_vocab_hit_SV`) are unknown here and written as zeros.
+    """The official state dict of a tokenizer, in float32 on the CPU; its counts of code use, unknown here, are zeros.
 
     Raises:
         ValueError: its normalisation has other groups than the official code's.
@@ -230,11 +184,10 @@ def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
 
 
 def generator_to_official(generator: Generator) -> dict[str, Tensor]:
-    """The official state dict of a generator with its buffers: float32 on the CPU, sharing unchanged memory.
+    """The official state dict of a generator with its buffers, in float32 on the CPU.
 
     Raises:
-        ValueError: what the official format cannot hold: maps that are not square, or intra-scale attention in some
-            blocks and global attention in others.
+        ValueError: maps that are not square, or intra-scale attention in some blocks and global attention in others.
     """
     config = generator.config
     problems = []
@@ -243,38 +196,78 @@ def generator_to_official(generator: Generator) -> dict[str, Tensor]:
     if {"intra", "global"} <= {mixer.attention for mixer in config.mixers}:
         problems.append(f"generator.attention = {config.attention}: the official format has one mask for all blocks")
     raise_problems(problems)
-    of_var = {
-        f"blocks.{i}.attn.patch_nums" for i, m in enumerate(config.mixers) if m.attention != "intra" and not m.mamba
-    }
-    buffers = {name: buffer for name, buffer in _buffers(config).items() if name not in of_var}
-    return {official: tensor for official, (_, tensor) in _named(generator).items()} | buffers
+    return {official: tensor for official, (_, tensor) in _named(generator).items()} | _buffers(config)
 
 
-# --- hyperparameters that are more than a size ---
+# --- a file ---
 
 
-def _sides(file: OfficialFile) -> Iterable[int]:
-    """Sides of the token maps: from the level ids, else from what else shows them."""
-    levels, areas = file.state.get("lvl_1L"), file.state.get("blocks.0.attn.patch_nums")
-    if isinstance(levels, Tensor):
-        return [math.isqrt(count) for _, count in sorted(Counter(levels.flatten().tolist()).items())]
-    if isinstance(areas, Tensor):
-        return [math.isqrt(int(area)) for area in areas.flatten().tolist()]
-    if file.claimed_sides:
-        return file.claimed_sides
-    L, K = file.size(0, (1, "pos_1LC")), file.size(0, (0, "lvl_embed.weight"))
-    for sides in PATCH_NUMS.values():
-        if (ScaleSchedule(sides).length, len(sides)) == (L, K):
-            return sides
-    raise ValueError(f"{file.name} has no lvl_1L, and no published schedule has {K} scales and {L} tokens: give sides")
+@dataclass
+class _File:
+    """An official state dict, and what the trainer's settings claim about it: (where, config field, value)."""
+
+    name: str
+    kind: str
+    state: dict[str, Tensor]
+    claims: list[tuple[str, str, Any]]
+
+    def has(self, prefix: str) -> bool:
+        """Whether the name of any tensor starts with this."""
+        return any(name.startswith(prefix) for name in self.state)
+
+    def count(self, prefix: str) -> int:
+        """How many numbered modules follow the prefix."""
+        return len({name.removeprefix(prefix).split(".")[0] for name in self.state if name.startswith(prefix)})
+
+    def shape(self, name: str, dims: int) -> tuple[int, ...]:
+        """The shape of a tensor that every such file has."""
+        if name not in self.state or self.state[name].dim() != dims:
+            first = ", ".join([*self.state][:3]) or "no tensors"
+            raise ValueError(f"{self.name} is no official {self.kind}: no {name} of {dims} dimensions, but {first}")
+        return tuple(self.state[name].shape)
+
+    def shape_of_first(self, ending: str) -> tuple[int, ...]:
+        """The shape of the first tensor whose name ends like this; () if there is none."""
+        return next((tuple(tensor.shape) for name, tensor in self.state.items() if name.endswith(ending)), ())
 
 
-def _attention(file: OfficialFile) -> Attention:
+def _open(source: Source, kind: Literal["tokenizer", "generator"]) -> _File:
+    """The state dict of one network: the source itself, or the one inside a trainer's file."""
+    if isinstance(source, Mapping):
+        name, content = "state dict", source
+    else:
+        name, content = Path(source).name, read_tensors(Path(source))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name} holds a {type(content).__name__}; expected a state dict or a trainer's dict")
+    state: Mapping[str, Any] = content
+    claims: list[tuple[str, str, Any]] = []
+    if "trainer" in content:
+        trainer, args = content["trainer"], content.get("args") or {}
+        held = [trainer[key] for key in TRAINER_KEYS[kind] if key in trainer]
+        if not held:
+            raise ValueError(f"{name} is a trainer's file without {kind}: no {' or '.join(TRAINER_KEYS[kind])} in it")
+        state = held[0]
+        args = vars(args) if isinstance(args, argparse.Namespace) else args
+        claims = list(_claims(trainer.get("config") or {}, args))
+    return _File(name, kind, {key: value for key, value in state.items() if isinstance(value, Tensor)}, claims)
+
+
+def _claims(config: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    if config.get("patch_nums"):
+        yield "config.patch_nums", "sides", list(config["patch_nums"])
+    if pn := args.get("pn"):
+        yield "args.pn", "sides", list(PATCH_NUMS.get(pn) or map(int, pn.split("_")))
+    for short, name in (("saln", "shared_adaln"), ("anorm", "qk_norm")):
+        if short in args:
+            yield f"args.{short}", name, bool(args[short])
+
+
+def _attention(file: _File) -> Attention:
     """Which attention the mask allows: does the last token see the first? Without a mask, M-VAR's is intra-scale."""
     mask = file.state.get("attn_bias_for_masking")
-    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.numel() and file.size(1, (0, "lvl_embed.weight")) > 1:
-        return "global" if mask[0, 0, -1, 0] == 0 else "intra"
-    return "intra" if file.has("blocks.*.mamba.*", "blocks.*.attn.patch_nums") else "global"
+    if mask is None or mask.dim() != 4:
+        return "intra" if file.shape_of_first(".mamba.D") else "global"
+    return "intra" if mask[0, 0, -1, 0] else "global"
 
 
 # --- a network and its official names ---
@@ -292,17 +285,16 @@ def _buffers(config: GeneratorConfig) -> dict[str, Tensor]:
     for i, mixer in enumerate(config.mixers):
         if mixer.attention != "none":
             buffers[f"blocks.{i}.attn.zero_k_bias"] = torch.zeros(config.width)
+        if mixer.attention == "intra" or (mixer.attention == "global" and mixer.mamba):
             buffers[f"blocks.{i}.attn.patch_nums"] = torch.tensor(config.schedule.areas, dtype=torch.int32)
     return buffers
 
 
 def _named(network: Tokenizer | Generator) -> dict[str, tuple[str, Tensor]]:
     """Official name: our name, and the tensor in its official shape."""
-    if isinstance(network, Generator):
-        table: Sequence[tuple[str, str]] = GENERATOR_NAMES
-    else:
-        phi = PHI_NAMES.get(network.config.phis)
-        table = ((phi,) if phi else ()) + TOKENIZER_NAMES
+    table = NAMES
+    if isinstance(network, Tokenizer) and network.config.phis in PHI_NAMES:
+        table = (PHI_NAMES[network.config.phis], *NAMES)
     named = {}
     for name, tensor in network.state_dict().items():
         ours, official = next((pair for pair in table if pair[0] in name), ("", ""))
@@ -313,59 +305,30 @@ def _named(network: Tokenizer | Generator) -> dict[str, tuple[str, Tensor]]:
     return named
 
 
-def _described(file: OfficialFile, network: type[Tokenizer] | type[Generator], kind: type, **values: Any) -> Any:
-    """The config of what the file's tensors describe."""
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{_misfit(file, network)}\n{error}") from error
-
-
-def _misfit(file: OfficialFile, network: type[Tokenizer] | type[Generator]) -> str:
-    return f"{file.name} does not fit the official {network.__name__.lower()} that its tensors describe:"
-
-
-def _checked(
-    file: OfficialFile,
-    network: type[Tokenizer] | type[Generator],
-    config: Any,
-    buffers: Mapping[str, Tensor | None],
-    claims: Iterable[tuple[str, str, Any]] = (),
-) -> dict[str, Tensor]:
-    """The file's parameters under our names, once every key fits the network that the config describes.
-
-    `buffers` may be in the file and must then be equal (None: anything goes); so must the trainer's `claims`.
-    """
-    problems = [_misfit(file, network)]
-    for where, name, value in claims:
-        if (actual := getattr(config, name)) != value:
-            problems.append(f"{where} = {value}: the tensors say {name} = {actual}")
+def _filled(kind: type[Network], config: Any, file: _File, buffers: Mapping[str, Tensor]) -> Network:
+    """The network with the file's weights, once every tensor, buffer and claim fits the config."""
     with torch.device("meta"):
-        expected = _named(network(config))
-    for name, value in file.state.items():
-        if name in expected:
-            shape = tuple(expected[name][1].shape)
-            if not isinstance(value, Tensor):
-                problems.append(f"{name}: is a {type(value).__name__}, expected a tensor {shape}")
-            elif tuple(value.shape) != shape:
-                problems.append(f"{name}: has shape {tuple(value.shape)}, expected {shape}")
-        elif name not in buffers:
-            problems.append(f"{name}: unknown")
-        elif (buffer := buffers[name]) is not None and not _equal(value, buffer):
+        network = kind(config)
+    expected = _named(network)
+    problems: list[str] = [
+        f"{where} = {value}: the tensors say {name} = {getattr(config, name)}"
+        for where, name, value in file.claims
+        if getattr(config, name) != value
+    ]
+    found = {name: tuple(tensor.shape) for name, tensor in file.state.items() if name not in buffers}
+    if wrong := misfit(found, {name: tuple(tensor.shape) for name, (_, tensor) in expected.items()}):
+        problems.append(wrong)
+    for name, buffer in buffers.items():
+        if name in file.state and not torch.equal(file.state[name].float().cpu(), buffer.float()):
             problems.append(f"{name}: contradicts the tensors; expected what the schedule {config.sides} gives")
-    problems += [f"{name}: missing" for name in expected if name not in file.state]
-    if len(problems) > 1:
-        raise_problems(problems)
+    if problems:
+        raise ValueError("\n".join([f"{file.name} does not fit the official {file.kind} it describes:", *problems]))
     needed = 4 * sum(tensor.numel() for _, tensor in expected.values())
     check_memory(needed, f"{file.name}: its weights in float32", "free some")
     # Copies, so that neither the caller's dict nor a mapped file is changed by training.
-    state = {ours: file.state[name].to("cpu", torch.float32, copy=True) for name, (ours, _) in expected.items()}
-    if problem := damage({name: state[ours] for name, (ours, _) in expected.items()}):
+    state = {name: file.state[name].to("cpu", torch.float32, copy=True) for name in expected}
+    if problem := damage(state):
         raise ValueError(f"{file.name}: {problem}")
-    return {ours: t.squeeze(1) if ours.endswith("mamba.conv_weight") else t for ours, t in state.items()}
-
-
-def _equal(value: Any, buffer: Tensor) -> bool:
-    return (
-        isinstance(value, Tensor) and value.shape == buffer.shape and torch.equal(value.float().cpu(), buffer.float())
-    )
+    own = network.state_dict()
+    network.load_state_dict({n: state[name].view(own[n].shape) for name, (n, _) in expected.items()}, assign=True)
+    return network.eval()

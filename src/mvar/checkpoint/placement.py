@@ -18,16 +18,7 @@ LARGE = 100_000_000  # parameters from which bfloat16 is the default: reading we
 def to_device(
     tokenizer: Tokenizer, generator: Generator | None, device: str | torch.device | None, dtype: Dtype | None
 ) -> None:
-    """Move networks to a device and cast them to a dtype, ready to run.
-
-    Args:
-        device: None takes CUDA where there is one, else the CPU.
-        dtype: None takes float32, and for a generator of 100 M parameters or more bfloat16 on processors
-            that multiply it fast.
-
-    Raises:
-        ValueError: an unknown dtype, or no such device here.
-    """
+    """Move networks to a device and cast them to a dtype, ready to run; arguments and errors as for `mvar.load`."""
     where = find_device(device)
     dtype = dtype_for(generator, where, dtype)
     projections = [m for m in generator.modules() if isinstance(m, Linear)] if generator else []
@@ -84,11 +75,7 @@ def find_dtype(dtype: Dtype | None, device: torch.device) -> Dtype:
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name; None takes CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
+    """The device of this name; None takes CUDA where there is one, else the CPU."""
     if device == torch.device("meta"):  # not the name: counting needs no values, running does
         return device
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -57,6 +57,7 @@ def convert(
     """
     from mvar.checkpoint import hub
     from mvar.checkpoint import official as official_format
+    from mvar.checkpoint.bundle import write_bundle
     from mvar.files import new_folder
     from mvar.model import load
 
@@ -70,7 +71,7 @@ def convert(
     if model is None:
         if official is not None:
             tokenizer, generator = map(str, hub.official_files(official))
-        official_format.convert(tokenizer, generator, out)
+        write_bundle(out, official_format.load(tokenizer, generator))
     else:
         loaded = load(model, device="cpu", dtype="float32")
         official_format.export(loaded.tokenizer, loaded.generator, out)

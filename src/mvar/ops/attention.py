@@ -1,8 +1,7 @@
 """Attention over token maps without a mask as large as the sequence.
 
-Shapes: B batch, H heads, l tokens of this call, T tokens so far, d head width, q queries, t keys, J: query, key,
-value.
-Source: M-VAR (Ren et al. 2024), section 3.2 (inside each scale); VAR (Tian et al. 2024), section 3.2 (block-causal).
+Shapes: B batch, H heads, l tokens of this call, T tokens so far, d head width, q queries, t keys, J: query, key, value.
+Source: section 3.2 of M-VAR (Ren et al. 2024), inside each scale, and of VAR (Tian et al. 2024), block-causal.
 """
 
 import math
@@ -15,29 +14,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvar.ops import native
-from mvar.ops.dispatch import runs_native, runs_reference
+from mvar.ops.dispatch import runs_kernels, runs_native, runs_reference
 from mvar.ops.numerics import at_least_float32
 
 Reach = Literal["intra", "global"]
 
 LARGEST_LOG_SCALE = math.log(100)
-# Consecutive scales of at most this many tokens share one call with a small mask: on a CPU, fewer calls win over fewer
-# products up to about here.
+# Consecutive scales of at most this many tokens share a call: on a CPU, fewer calls win over fewer products.
 GROUP_TOKENS = 96
-# With a gradient, up to this many keys go through plain products, which store their weights: on a CPU, the fused kernel
-# takes about twice as long forward and backward.
+# With a gradient, up to this many keys go through plain products: on a CPU, the fused kernel takes twice as long.
 PLAIN_KEYS = 768
 
 
 def split_heads(qkv_BlJHd: Tensor, log_scale: Tensor | None) -> Sequence[Tensor]:
     """Queries, keys and values, (B, H, l, d) each.
 
-    Args:
-        log_scale: H numbers; queries and keys are normalised to unit length (in float32 or float64), and queries
-            multiplied by each head's exp(min(log_scale, log 100)). None leaves both as they are.
+    With `log_scale`, H numbers, queries and keys get unit length, and queries are multiplied by each head's
+    exp(min(log_scale, log 100)).
     """
     if log_scale is None:
         return qkv_BlJHd.permute(2, 0, 3, 1, 4).unbind()
+    if runs_kernels(qkv_BlJHd):
+        from mvar.ops.gpu.norms import heads
+
+        return heads(qkv_BlJHd, log_scale.flatten()).unbind()
     temperature_H = at_least_float32(log_scale).flatten().clamp(max=LARGEST_LOG_SCALE).exp()
     if qkv_BlJHd.shape[-1] == native.HEAD_DIM and runs_native(qkv_BlJHd):
         return native.heads(qkv_BlJHd, temperature_H).unbind()
@@ -56,11 +56,6 @@ def scale_attention(
     Args:
         q_BHld: l = sum(areas) tokens of consecutive scales, the last of the T so far.
         k_BHTd, v_BHTd: "intra": the same l tokens; "global": all T tokens so far, those of earlier calls first.
-        areas: tokens of each scale of this call.
-        softmax_scale: factor of the scores.
-
-    Returns:
-        (B, H, l, d).
     """
     if runs_reference():
         return scale_attention_reference(q_BHld, k_BHTd, v_BHTd, areas, softmax_scale, reach)
@@ -81,7 +76,7 @@ def scale_attention(
 def scale_attention_reference(
     q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float, reach: Reach
 ) -> Tensor:
-    """The definition, one dense masked softmax; arguments and result as `scale_attention`."""
+    """The definition of `scale_attention`, one dense masked softmax."""
     mask_lT = _mask(areas, k_BHTd.shape[2], reach, q_BHld.device)
     scores_BHlT = softmax_scale * q_BHld @ k_BHTd.mT
     return scores_BHlT.masked_fill(~mask_lT, float("-inf")).softmax(-1) @ v_BHTd

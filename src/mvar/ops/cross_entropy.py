@@ -19,18 +19,15 @@ CHUNK_LOGITS = 2**22  # 16 MB in float32: 1024 tokens of 4096 codes, enough for 
 def linear_cross_entropy(
     x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor, target_N: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of softmax(x W^T + b), differentiable once in x, W and b.
+    """Cross-entropy of softmax(x W^T + b), differentiable once in x, W and b, whose dtype the products have.
 
     The backward pass recomputes each chunk's logits: one more product of four.
 
     Args:
-        x_NC: what enters the head; multiplied in W's dtype, the rest is float32 (float64 in a float64 network).
-        weight_VC, bias_V: the head's weights.
-        target_N: the codes to predict.
         smoothing: share of the target's probability that is spread evenly over all codes.
 
     Returns:
-        The loss of each token in nats, float32 (N,), and whether its likeliest code is the target, bool (N,).
+        The loss of each token in nats, at least float32 (N,), and whether its likeliest code is the target, bool (N,).
     """
     with without_autocast(x_NC):
         if runs_reference():
@@ -41,7 +38,7 @@ def linear_cross_entropy(
 def linear_cross_entropy_reference(
     x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor, target_N: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The same with all logits at once; arguments and results as `linear_cross_entropy`."""
+    """The definition of `linear_cross_entropy`, with all logits at once."""
     logits_NV = at_least_float32(F.linear(x_NC.to(weight_VC.dtype), weight_VC, bias_V))
     nll_N = F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=smoothing)
     return nll_N, logits_NV.argmax(1) == target_N
@@ -70,10 +67,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dloss_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x_NC, weight_VC, bias_V, target_N, norm_N = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dx_NC = torch.empty_like(x_NC) if needs_x else None
-        dweight_VC = torch.zeros_like(weight_VC, dtype=dloss_N.dtype) if needs_weight else None
-        dbias_V = torch.zeros_like(bias_V, dtype=dloss_N.dtype) if needs_bias else None
+        dx_NC = torch.empty_like(x_NC)
+        dweight_VC = torch.zeros_like(weight_VC, dtype=dloss_N.dtype)
+        dbias_V = torch.zeros_like(bias_V, dtype=dloss_N.dtype)
         with without_autocast(x_NC):
             for rows in _chunks(x_NC, weight_VC):
                 # The slope is softmax - target, both times the token's own gradient.
@@ -82,14 +78,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     dlogits_nV.sub_(ctx.smoothing / len(weight_VC))
                 right_n1 = torch.full_like(norm_N[rows, None], ctx.smoothing - 1)
                 dlogits_nV.scatter_add_(1, target_N[rows, None], right_n1).mul_(dloss_N[rows, None])
-                if dbias_V is not None:
-                    dbias_V += dlogits_nV.sum(0)
-                if dx_NC is not None:
-                    torch.mm(dlogits_nV.to(weight_VC.dtype), weight_VC, out=dx_NC[rows])
-                if dweight_VC is not None:
-                    dweight_VC.addmm_(dlogits_nV.T, x_NC[rows].to(dlogits_nV.dtype))
-        dweight_VC, dbias_V = (d if d is None else d.to(weight_VC.dtype) for d in (dweight_VC, dbias_V))
-        return dx_NC, dweight_VC, dbias_V, None, None
+                dbias_V += dlogits_nV.sum(0)
+                torch.mm(dlogits_nV.to(weight_VC.dtype), weight_VC, out=dx_NC[rows])
+                dweight_VC.addmm_(dlogits_nV.T, x_NC[rows].to(dlogits_nV.dtype))
+        return dx_NC, dweight_VC.to(weight_VC.dtype), dbias_V.to(weight_VC.dtype), None, None
 
 
 def _chunks(x_NC: Tensor, weight_VC: Tensor) -> list[slice]:

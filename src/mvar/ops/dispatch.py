@@ -3,16 +3,17 @@
 The environment variable MVAR_OPS overrides the choice for all of them:
 
 - auto (default): the fastest that is available for the device, the dtype and whether there is a gradient;
-- native: the same, but an error where the compiled passes (CPU) or mamba-ssm's kernel (CUDA) are not available;
-- torch: this package's PyTorch code, without compiled passes and without mamba-ssm;
+- native: the same, but an error where the compiled passes (CPU) or the Triton kernels (CUDA) are not available;
+- torch: this package's PyTorch code, without compiled passes and kernels;
 - reference: the definitions, token by token and without fused operations; slow.
 """
 
 import functools
-import importlib
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,28 +21,27 @@ from torch import Tensor
 from mvar.ops import native
 
 MODES = ("auto", "reference", "torch", "native")
-KERNEL = "mamba_ssm.ops.triton.ssd_combined"
 
 
-class Found(NamedTuple):
-    """mamba-ssm's kernel, None if it is not available, and why."""
-
-    kernel: Callable[..., Any] | None
-    reason: str
+_forced: list[str] = []  # by `torch_only`
 
 
 def mode() -> str:
-    """The value of MVAR_OPS; "torch" in what torch.compile traces.
-
-    Raises:
-        ValueError: an unknown value.
-    """
-    if torch.compiler.is_compiling():
-        return "torch"
-    value = os.environ.get("MVAR_OPS") or "auto"
+    """The value of MVAR_OPS."""
+    value = _forced[-1] if _forced else os.environ.get("MVAR_OPS") or "auto"
     if value not in MODES:
         raise ValueError(f"MVAR_OPS = {value!r}: must be auto, reference, torch or native")
     return value
+
+
+@contextmanager
+def torch_only() -> Iterator[None]:
+    """Within it, only this package's PyTorch code runs."""
+    _forced.append("torch")
+    try:
+        yield
+    finally:
+        _forced.pop()
 
 
 def runs_reference() -> bool:
@@ -50,45 +50,56 @@ def runs_reference() -> bool:
 
 
 def runs_native(x: Tensor) -> bool:
-    """Whether the compiled passes take such tokens: float32 or bfloat16 on a CPU without a gradient.
-
-    Never while a program is traced, which could not see into them.
-    """
-    if torch.is_grad_enabled() or torch.jit.is_tracing() or type(x) is not Tensor:
+    """Whether the compiled passes take such tokens: float32 or bfloat16 on a CPU without a gradient."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+    if torch.is_grad_enabled() or traced:  # a tracer cannot see into them
         return False
     if x.device.type != "cpu" or x.dtype not in native.TOKENS or mode() not in ("auto", "native"):
         return False
     return _available(*native.load()) is not None
 
 
-def mamba_ssm(device: torch.device) -> Callable[..., Any] | None:
-    """mamba-ssm's kernel if scans on this device run on it."""
-    if device.type != "cuda" or mode() not in ("auto", "native"):
-        return None
-    return _available(*find_mamba_ssm())
+def runs_kernels(x: Tensor) -> bool:
+    """Whether the Triton kernels take such tokens: float32 or bfloat16 on CUDA.
+
+    With MVAR_OPS=native also on the meta device, which shows what would run on a GPU.
+    """
+    if x.dtype not in native.TOKENS or mode() not in ("auto", "native"):
+        return False
+    if x.is_meta:
+        return mode() == "native"
+    return x.is_cuda and _available(*find_kernels(x.device, x.dtype))
 
 
 @functools.cache
-def find_mamba_ssm() -> Found:
-    """Import mamba-ssm's kernel, once in a process."""
+def find_kernels(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether the Triton kernels compile on this device and agree with PyTorch there, and why not."""
     try:
-        return Found(importlib.import_module(KERNEL).mamba_chunk_scan_combined, "it imports")
-    except Exception as error:  # whatever a package built for another machine may raise
-        return Found(None, f"mamba-ssm does not import: {type(error).__name__}: {error}")
+        from mvar.ops.gpu.check import first_difference
+
+        problem = first_difference(device, dtype)
+    except Exception as error:  # whatever a compiler may raise
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if problem is None:
+        return True, "they compile and agree with PyTorch"
+    warnings.warn(f"the Triton kernels are not used on {device} in {dtype}: {problem}", stacklevel=2)
+    return False, problem
 
 
-def describe(device: torch.device) -> str:
+def describe(device: torch.device, dtype: torch.dtype) -> str:
     """What runs between matrix products on this device, and why, for `mvar info`."""
     if mode() in ("reference", "torch"):
         return f"{'reference' if runs_reference() else 'PyTorch'} (MVAR_OPS = {mode()})"
     if device.type == "cpu":
         library, reason = native.load()
         return f"{'PyTorch' if library is None else 'compiled'} ({reason})"
-    found = find_mamba_ssm() if device.type == "cuda" else Found(None, f"mamba-ssm needs CUDA, this is {device.type}")
-    return f"{'PyTorch' if found.kernel is None else 'mamba-ssm'} ({found.reason})"
+    if device.type != "cuda":
+        return f"PyTorch (the Triton kernels need CUDA, this is {device.type})"
+    found, reason = find_kernels(device, dtype)
+    return f"{'Triton kernels' if found else 'PyTorch'} ({reason})"
 
 
 def _available(code: Any, reason: str) -> Any:
-    if code is None and mode() == "native":
+    if not code and mode() == "native":
         raise ValueError(f"MVAR_OPS = 'native': {reason}; set it to auto or torch")
     return code

@@ -1,11 +1,13 @@
 """From logits to the distribution that is sampled: classifier-free guidance, top-k and top-p.
 
-Shapes: any leading dimensions, V codes last; B batch, l tokens of this scale, c candidates out of V.
-Source: VAR (Tian et al. 2024), section 4; guidance after Ho & Salimans 2022, growing with the scale.
+Shapes: B batch, l tokens of this scale, V codes, c candidates out of V.
+Source: VAR (Tian et al. 2024), section 4; guidance after Ho & Salimans 2022.
 """
 
 import torch
 from torch import Tensor
+
+TIES = 32  # with the k-th logit, that are found on a GPU, which is then never waited for; on a CPU all are found
 
 
 def guide(cond_BlV: Tensor, uncond_BlV: Tensor, t: float) -> Tensor:
@@ -16,23 +18,24 @@ def guide(cond_BlV: Tensor, uncond_BlV: Tensor, t: float) -> Tensor:
 def candidates(logits_BlV: Tensor, k: int, p: float) -> tuple[Tensor, Tensor | None]:
     """The codes that top-k, then top-p keep, and their logits.
 
-    Top-k keeps the k largest logits and ties with the k-th; 0 keeps all. Top-p drops the least likely of these whose
-    ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
+    Top-k keeps the k largest logits and ties with the k-th (on a GPU at most TIES of them); 0 keeps all. Top-p drops
+    the least likely of these whose ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
 
     Returns:
-        Logits (B, l, c) in descending order, -inf if dropped, and their codes (B, l, c). If both keep all, the logits
-        unchanged and None.
+        Logits (B, l, c) in descending order, -inf if dropped, and their codes. If both keep all: logits_BlV and None.
     """
     V = logits_BlV.shape[-1]
     every = k == 0 or k >= V
     if every and p >= 1:
         return logits_BlV, None
-    values_Blc, codes_Blc = logits_BlV.topk(V if every else k)
+    most = V if every else k
+    on_cpu = logits_BlV.device.type == "cpu"
+    values_Blc, codes_Blc = logits_BlV.topk(most if on_cpu else min(most + TIES, V))
     if not every:
-        kth_Bl1 = values_Blc[..., -1:]
-        most = int((logits_BlV >= kth_Bl1).sum(-1).amax())
-        if most > k:
+        kth_Bl1 = values_Blc[..., k - 1 : k]
+        if on_cpu and (most := int((logits_BlV >= kth_Bl1).sum(-1).amax())) > k:
             values_Blc, codes_Blc = logits_BlV.topk(most)
+        if values_Blc.shape[-1] > k:
             values_Blc = values_Blc.masked_fill(values_Blc < kth_Bl1, -torch.inf)
     if p < 1:
         ascending_Blc = values_Blc.softmax(-1).flip(-1).cumsum(-1)

@@ -1,8 +1,7 @@
 """Linear layers and convolutions with what follows them in the same pass, and weights in oneDNN's own order.
 
 A CPU's bfloat16 product otherwise reorders its weights each time, which takes longer than the product of a few tokens.
-
-Source: oneDNN's weight prepacking and post-operations, by the operators that torch's own compiler calls.
+The operators are those that torch's own compiler calls.
 """
 
 import torch
@@ -15,14 +14,7 @@ from mvar.ops.numerics import without_autocast
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """x W^T + b, then GELU (tanh approximation) if asked.
-
-    Args:
-        x: (..., in), of the weight's dtype.
-        weight: (out, in), plain or from `prepack`; the latter has no gradient.
-        bias: (out,).
-        gelu: whether to apply it.
-    """
+    """x W^T + b, then GELU (tanh approximation) if asked; x of the weight's dtype, the weight plain or prepacked."""
     if weight.is_mkldnn:
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError("linear: a prepacked weight has no gradient; use torch.no_grad()")
@@ -38,14 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 
 def convolution_relu(x_BChw: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """max(convolution(x), 0) without a gradient.
-
-    In bfloat16 on a CPU one pass: ReLU alone would take a fourth of the time.
-
-    Args:
-        x_BChw: of the weight's dtype and device.
-        convolution: with zero padding.
-    """
+    """max(convolution(x), 0) without a gradient, for zero padding; in bfloat16 on a CPU one pass."""
     c = convolution
     if can_prepack(c.weight):
         return torch.ops.mkldnn._convolution_pointwise(

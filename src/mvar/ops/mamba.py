@@ -1,30 +1,26 @@
 """All of Mamba-2 between its two projections: convolution, state-space scan, gate and norm.
 
-mamba-ssm's kernel was never run here on a GPU; its arguments and layout are tested with a stand-in.
-
 Shapes: B batch, L tokens, h heads of P channels, E = h P, N state size, D = E + 2N channels of the short convolution, W
-its width, V = W - 1, x = E + D + h numbers of a projected token.
-Source: Mamba-2 (Dao & Gu 2024), section 7; the recurrence is its equation 1 with a scalar decay for each head and one
-group.
+its width, V = W - 1 tokens of its tail, T = V + L, x = E + D + h numbers of a projected token.
+Source: Mamba-2 (Dao & Gu 2024), section 7; its equation 1 with a scalar decay for each head and one group.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mvar.ops import native
-from mvar.ops.causal_conv import causal_conv
-from mvar.ops.dispatch import mamba_ssm, runs_native, runs_reference
+from mvar.ops.dispatch import runs_kernels, runs_native, runs_reference
 from mvar.ops.norms import gated_rms_norm
 from mvar.ops.numerics import at_least_float32, without_autocast
 from mvar.ops.ssd import ssd
 
 CONV_WIDTH = 4
 EPS = 1e-5  # of the norm
-CHUNKS = (16, 256)  # shortest and longest of mamba-ssm's kernel, powers of two
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -57,18 +53,15 @@ class MambaState(NamedTuple):
 def scan(
     x_BLhP: Tensor, dt_BLh: Tensor, A_h: Tensor, key_BLN: Tensor, query_BLN: Tensor, state_BhPN: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The state-space scan by what MVAR_OPS and the device choose; arguments and results as `mvar.ops.ssd.ssd`."""
-    arguments = (x_BLhP, dt_BLh, A_h, key_BLN, query_BLN, state_BhPN)
-    if runs_reference():
-        return ssd_reference(*arguments)
-    kernel = mamba_ssm(x_BLhP.device)
-    return ssd(*arguments) if kernel is None else _by_kernel(kernel, *arguments)
+    """`mvar.ops.ssd.ssd`, or its definition where MVAR_OPS asks for that."""
+    run = ssd_reference if runs_reference() else ssd
+    return run(x_BLhP, dt_BLh, A_h, key_BLN, query_BLN, state_BhPN)
 
 
 def ssd_reference(
     x_BLhP: Tensor, dt_BLh: Tensor, A_h: Tensor, key_BLN: Tensor, query_BLN: Tensor, state_BhPN: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The definition, token by token: S <- exp(dt A) S + dt x (outer) key; y = S query. Arguments as `ssd`."""
+    """The definition of `ssd`, token by token: S <- exp(dt A) S + dt x (outer) key; y = S query."""
     B, L, h, P = x_BLhP.shape
     if state_BhPN is None:
         state_BhPN = dt_BLh.new_zeros(B, h, P, key_BLN.shape[-1])
@@ -88,19 +81,23 @@ def mamba(
     """Gate (E), what is convolved (D) and steps (h) of each token -> what the output projection takes (B, L, E).
 
     Tokens, keys and queries keep the dtype of `projected_BLx`; steps, decays, states and means are at least float32.
-
-    Args:
-        state: before these tokens; None at the start.
-        scan: for a stand-in with the same results.
     """
     D, E, h = len(weights.conv_bias_D), len(weights.norm_E), len(weights.A_log_h)
     fits_native = h * native.HEAD_DIM == E and (D - E) // 2 % native.LANES == 0
     with without_autocast(projected_BLx):
+        tail_BVD, ssm_BhPN = (None, None) if state is None else state
+        if fits_native and runs_kernels(projected_BLx):
+            from mvar.ops.gpu.mamba import between_projections
+
+            y_BLE, *after = between_projections(projected_BLx, weights, tail_BVD, ssm_BhPN, EPS)
+            return y_BLE, MambaState(*after)
         A_h = -at_least_float32(weights.A_log_h).exp()
         if fits_native and runs_native(projected_BLx):
-            return _mamba_native(projected_BLx, weights, A_h, state)
+            before = state or MambaState.start(len(projected_BLx), weights)
+            exact = {name: at_least_float32(t) for name, t in weights._asdict().items() if name != "A_log_h"}
+            y_BLE, *after = native.mamba(projected_BLx, *before, EPS, A_h=A_h, **exact)
+            return y_BLE, MambaState(*after)
         z_BLE, xbc_BLD, dt_BLh = projected_BLx.split((E, D, h), dim=-1)
-        tail_BVD, ssm_BhPN = (None, None) if state is None else state
         conv_weight_DW, conv_bias_D, skip_h = (
             t.to(projected_BLx.dtype) for t in (weights.conv_weight_DW, weights.conv_bias_D, weights.skip_h)
         )
@@ -114,36 +111,60 @@ def mamba(
         return y_BLE, MambaState(at_least_float32(tail_BVD), ssm_BhPN)
 
 
-def _mamba_native(
-    projected_BLx: Tensor, weights: MambaWeights, A_h: Tensor, state: MambaState | None
-) -> tuple[Tensor, MambaState]:
-    """The same without a gradient, in passes compiled for this processor; all but the tokens is float32."""
-    tail_BVD, ssm_BhPN = MambaState.start(len(projected_BLx), weights) if state is None else state
-    exact = {name: at_least_float32(t) for name, t in weights._asdict().items() if name != "A_log_h"}
-    y_BLE, *after = native.mamba(projected_BLx, tail_BVD, ssm_BhPN, EPS, A_h=A_h, **exact)
-    return y_BLE, MambaState(*after)
+# --- the short convolution ---
 
 
-def _by_kernel(
-    kernel: Callable[..., tuple[Tensor, Tensor]],
-    x_BLhP: Tensor,
-    dt_BLh: Tensor,
-    A_h: Tensor,
-    key_BLN: Tensor,
-    query_BLN: Tensor,
-    state_BhPN: Tensor | None,
+def causal_conv(
+    x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None, tail_BVD: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """mamba-ssm's `mamba_chunk_scan_combined`: keys and queries have a dimension of groups, here one."""
-    shortest, longest = CHUNKS
-    chunk = min(max(1 << (x_BLhP.shape[1] - 1).bit_length(), shortest), longest)
-    y_BLhP, state_BhPN = kernel(
-        x_BLhP.contiguous(),
-        dt_BLh.contiguous(),
-        A_h,
-        key_BLN[:, :, None].contiguous(),
-        query_BLN[:, :, None].contiguous(),
-        chunk_size=chunk,
-        initial_states=state_BhPN,
-        return_final_states=True,
-    )
-    return y_BLhP, at_least_float32(state_BhPN)
+    """Convolve each channel with its own kernel, whose last tap meets the current token.
+
+    Args:
+        weight_DW: its dtype is the result's.
+        tail_BVD: the V tokens before this call; None, at the start of the sequence, means zeros.
+
+    Returns:
+        The convolved tokens (B, L, D), and the tail for the next call.
+    """
+    (B, L, D), W = x_BLD.shape, weight_DW.shape[1]
+    if tail_BVD is None:
+        tail_BVD = weight_DW.new_zeros(B, W - 1, D)
+    seen_BTD = torch.cat((tail_BVD, x_BLD), dim=1).to(weight_DW.dtype)  # cat itself promotes: one pass, not two
+    tail_BVD = seen_BTD[:, L:].clone()  # not a view, which would keep all tokens alive
+    convolve = causal_conv_reference if runs_reference() else _Convolution.apply
+    with without_autocast(x_BLD):  # the result keeps the weight's dtype
+        return convolve(seen_BTD, weight_DW, bias_D), tail_BVD
+
+
+def causal_conv_reference(seen_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
+    """The definition: a sum of W shifted products of the tokens with their tail before them, (B, L, D)."""
+    W = weight_DW.shape[1]
+    L = seen_BTD.shape[1] - W + 1
+    y_BLD = torch.stack([seen_BTD[:, w : w + L] * weight_DW[:, w] for w in range(W)]).sum(0)
+    return y_BLD if bias_D is None else y_BLD + bias_D
+
+
+class _Convolution(torch.autograd.Function):
+    """(B, T, D), (D, W) and (D,) -> (B, L, D), with gradients in a third of the time of torch's on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, seen_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None) -> Tensor:
+        ctx.save_for_backward(seen_BTD, weight_DW)
+        return _convolve(seen_BTD, weight_DW, bias_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BLD: Tensor) -> tuple[Tensor | None, ...]:
+        seen_BTD, weight_DW = ctx.saved_tensors
+        L, W = dy_BLD.shape[1], weight_DW.shape[1]
+        with without_autocast(dy_BLD):
+            dseen_BTD = _convolve(F.pad(dy_BLD, (0, 0, W - 1, W - 1)), weight_DW.flip(1))
+            taps = [(dy_BLD * seen_BTD[:, w : w + L]).sum((0, 1)) for w in range(W)]
+            dbias_D = dy_BLD.sum((0, 1)) if ctx.needs_input_grad[2] else None
+        return dseen_BTD, torch.stack(taps, dim=1), dbias_D
+
+
+def _convolve(seen_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
+    """As an image of height 1 with channels last, which is how the tokens already lie in memory."""
+    y_BD1L = F.conv2d(seen_BTD.transpose(1, 2).unsqueeze(2), weight_DW[:, None, None], bias_D, groups=len(weight_DW))
+    return y_BD1L.squeeze(2).transpose(1, 2)

@@ -1,10 +1,10 @@
 """Adaptive LayerNorm with gated sums, and Mamba-2's gated RMSNorm.
 
 Shapes: B batch, L tokens, C width, E inner channels, N = B L tokens of all images.
-Source: DiT (Peebles & Xie 2023), section 3.2, as VAR uses it; Mamba-2 (Dao & Gu 2024), section 7; Zhang & Sennrich
-2019, "Root Mean Square Layer Normalization".
+Source: DiT (Peebles & Xie 2023), section 3.2, as VAR uses it; Mamba-2 (Dao & Gu 2024), section 7.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,31 +13,25 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mvar.ops import native
-from mvar.ops.dispatch import runs_native, runs_reference
+from mvar.ops.dispatch import runs_kernels, runs_native, runs_reference
 from mvar.ops.numerics import without_autocast
 
 ADALN_EPS = 1e-6
 
 
 def adaln(x_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, without weights of its own.
-
-    Args:
-        x_BLC: float32 or float64.
-        scale_BC, shift_BC: of each image.
-        dtype: of the result; x's if None.
-    """
+    """LayerNorm(x) * (1 + scale) + shift in this dtype, x's if None; x is float32 or float64."""
     dtype = dtype or x_BLC.dtype
-    if _runs_native(x_BLC, dtype):
-        return native.adaln(x_BLC, dtype, ADALN_EPS, norm=(scale_BC, shift_BC))[1]
+    if (fused := _fused(x_BLC, dtype)) is not None:
+        return fused(x_BLC, dtype, ADALN_EPS, norm=(scale_BC, shift_BC))[1]
     normal_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=ADALN_EPS)
     return torch.addcmul(shift_BC[:, None], normal_BLC, 1 + scale_BC[:, None]).to(dtype)
 
 
 def gated_sum(x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor) -> Tensor:
     """x + gate * y; y in any float dtype."""
-    if _runs_native(x_BLC, y_BLC.dtype):
-        return native.adaln(x_BLC, y_BLC.dtype, ADALN_EPS, add=(gate_BC, y_BLC))[0]
+    if (fused := _fused(x_BLC, y_BLC.dtype)) is not None:
+        return fused(x_BLC, y_BLC.dtype, ADALN_EPS, add=(gate_BC, y_BLC))[0]
     return torch.addcmul(x_BLC, gate_BC[:, None], y_BLC)
 
 
@@ -45,33 +39,34 @@ def gated_sum_adaln(
     x_BLC: Tensor, gate_BC: Tensor, y_BLC: Tensor, scale_BC: Tensor, shift_BC: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gated sum, and its adaptive norm in y's dtype."""
-    if _runs_native(x_BLC, y_BLC.dtype):
-        return native.adaln(x_BLC, y_BLC.dtype, ADALN_EPS, add=(gate_BC, y_BLC), norm=(scale_BC, shift_BC))
+    if (fused := _fused(x_BLC, y_BLC.dtype)) is not None:
+        return fused(x_BLC, y_BLC.dtype, ADALN_EPS, add=(gate_BC, y_BLC), norm=(scale_BC, shift_BC))
     x_BLC = gated_sum(x_BLC, gate_BC, y_BLC)
     return x_BLC, adaln(x_BLC, scale_BC, shift_BC, y_BLC.dtype)
 
 
-def _runs_native(x_BLC: Tensor, dtype: torch.dtype) -> bool:
-    fits = x_BLC.shape[-1] % native.LANES == 0 and x_BLC.dtype == torch.float32 and dtype in native.TOKENS
-    return fits and runs_native(x_BLC)
+def _fused(x_BLC: Tensor, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """A pass that adds and normalises at once; None where there is none for these tokens."""
+    if x_BLC.shape[-1] % native.LANES or x_BLC.dtype != torch.float32 or dtype not in native.TOKENS:
+        return None
+    if runs_native(x_BLC):
+        return native.adaln
+    if runs_kernels(x_BLC):
+        from mvar.ops.gpu.norms import adaln as kernel
+
+        return kernel
+    return None
 
 
 def gated_rms_norm(x_BLE: Tensor, z_BLE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    """RMSNorm(x silu(z)) times weight, differentiable once.
-
-    Args:
-        x_BLE: tokens; the result has their dtype. Means and lengths are at least float32.
-        z_BLE: gates before their SiLU, of the same dtype.
-        weight_E: of any float dtype.
-        eps: added to the mean square.
-    """
+    """RMSNorm(x silu(z)) times weight in x's dtype, which z shares, differentiable once; means are at least float32."""
     if runs_reference():
         return gated_rms_norm_reference(x_BLE, z_BLE, weight_E, eps)
     return _GatedNorm.apply(x_BLE, z_BLE, weight_E, eps)
 
 
 def gated_rms_norm_reference(x_BLE: Tensor, z_BLE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    """The definition; arguments and result as `gated_rms_norm`."""
+    """The definition of `gated_rms_norm`."""
     return F.rms_norm(x_BLE * F.silu(z_BLE), weight_E.shape, weight_E.to(x_BLE.dtype), eps)
 
 

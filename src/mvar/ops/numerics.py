@@ -29,11 +29,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def bfloat16_products(on: bool) -> Iterator[None]:
-    """If `on`, let a CPU round the operands of float32 products to bfloat16; results stay float32.
-
-    Meant for the few float32 products of a bfloat16 network: several times faster on processors that multiply bfloat16,
-    without effect on others. The setting applies to the whole process while the context is open.
-    """
+    """If `on`, let a CPU that multiplies bfloat16 round operands of float32 products to it, in the whole process."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
     before = settings.fp32_precision
     if on:

@@ -10,14 +10,11 @@ With c the running sum of dt A inside a chunk and S the state before it, token i
 No exponent is ever positive, and none is a difference of rounded sums: c has a rest r (`running_sum`), so exp(c_i -
 c_j) of the rounded c is multiplied by exp(r_i) and exp(-r_j), in passes that copy the tokens anyway.
 
-The backward pass is written by hand because it needs far less memory traffic than autograd's, and keeps the inputs and
-the states between chunks alone: products of pairs are computed again. A pair's slope w_ij = dy_i . (its part of y_i)
-enters dc_i and leaves dc_j; both sums are of the same numbers, so that they cancel in dA as they should, whatever dtype
-these are rounded to. The same goes for what a chunk writes to the state. What no decay changes (j = i, the writing of
-the chunk's last token) is left out, as it would drown the rest.
+The backward pass, written by hand, moves less memory than autograd's. A pair's slope w_ij = dy_i . (its part of y_i)
+enters dc_i and leaves dc_j; both sums are of the same numbers, so that they cancel in dA whatever dtype these are
+rounded to. What no decay changes (j = i, the writing of the chunk's last token) is left out: it would drown the rest.
 
-Inputs in bfloat16 keep their dtype in the products of tokens with tokens and with states; steps, decays, the state
-that is carried and sums over tokens are float32.
+Inputs in bfloat16 keep their dtype in products; steps, decays, the carried state and sums over tokens are float32.
 """
 
 from typing import Any
@@ -29,8 +26,7 @@ from torch.nn import functional as F
 
 from mvar.ops.numerics import without_autocast
 
-# About as long as the state is wide, where a chunk's Q x Q products cost as much as its state's; and the usual
-# lengths 130, 680 and 2240 fall into equal pieces without padding.
+# About as long as the state is wide, so that a chunk's Q x Q products cost as much as its state's.
 LONGEST_CHUNK = 72
 # exp of this is 0: decaying more forgets no more. The bound keeps sums finite and their rounding small.
 FORGOTTEN = {torch.float32: -104.0, torch.float64: -746.0}
@@ -43,11 +39,7 @@ def log_decay(dt_BLh: Tensor, A_h: Tensor) -> Tensor:
 
 
 def running_sum(a: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The running sum c along a dimension, and the rest r that its rounding drops: the exact sum is c + r.
-
-    exp(c_i - c_j) exp(r_i) exp(-r_j) is exact, whereas exp(c_i - c_j) alone loses all that is below c's last digit. The
-    last two factors are close to 1 and belong to single tokens, so they cost next to nothing.
-    """
+    """The running sum c along a dimension, and the rest r that its rounding drops: the exact sum is c + r."""
     c = a.cumsum(dim)
     rounded = torch.diff(c, dim=dim, prepend=torch.zeros_like(c.narrow(dim, 0, 1)))  # the steps that c has taken
     return c, (a - rounded).cumsum(dim)
@@ -65,13 +57,10 @@ def ssd(
     """Scan the tokens of this call, differentiable once in every tensor argument.
 
     Args:
-        x_BLhP: inputs, L >= 1, in any float dtype, which key and query share.
-        dt_BLh: step sizes > 0; like A and the state at least float32.
-        A_h: decay rates < 0.
-        key_BLN: where a token writes to the state (B of the paper).
-        query_BLN: what a token reads from the state (C of the paper).
-        state_BhPN: state before the first token; None means zeros.
-        chunk: tokens of a chunk, at least 1; None cuts L evenly into pieces of at most 72.
+        x_BLhP: L >= 1, in any float dtype, which key and query share.
+        dt_BLh: step sizes > 0; like A < 0 and the state at least float32.
+        state_BhPN: before the first token; None means zeros.
+        chunk: tokens of a chunk; None cuts L evenly into pieces of at most 72.
 
     Returns:
         y (B, L, h, P), of x's dtype, and the state after the last token (B, h, P, N), of dt's.

@@ -6,7 +6,7 @@ Source: VAR (Tian et al. 2024), sections 3 and 4; M-VAR carries its Mamba state 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -28,6 +28,9 @@ from mvar.tokenizer.network import Tokenizer
 OnScale = Callable[[int, int, Callable[[], Tensor]], None]
 # What is kept of scale k: from k and f_hat (B, Z, H, W), which cells, bool (B, P) or (1, P), and their tokens (B, P).
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+
+
+EXTREME = ", or guidance or temperature is too extreme"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Canvas:
         state: of the same rows, after the first `scales` maps.
         f_hat_BZHW: the latent of these maps.
         tokens: these maps, (B, P_k) each; none for smooth samples.
+        finite: on a GPU whether each drawn scale's logits were finite, to be looked at in the end.
     """
 
     index: tuple[int, ...]
@@ -71,6 +75,7 @@ class Canvas:
     state: GeneratorState
     f_hat_BZHW: Tensor
     tokens: tuple[Tensor, ...] = ()
+    finite: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def scales(self) -> int:
@@ -108,6 +113,7 @@ class Canvas:
             self.state.select(both.to(device)),
             self.f_hat_BZHW[rows.to(device)],
             tuple(tokens_BP[rows.to(device)] for tokens_BP in self.tokens),
+            self.finite,
         )
 
     def unguided(self) -> "Canvas":
@@ -198,9 +204,13 @@ class Sampler:
         logits_BlV = guide(logits_RlV[:B], logits_RlV[B:], t) if t else logits_RlV
         temperature, most, mass = self.filters[k]
         logits_BlV = logits_BlV / temperature
-        check_logits(logits_BlV, quantizer.schedule, range(k, k + 1), ", or guidance or temperature is too extreme")
+        if logits_BlV.device.type == "cpu":
+            check_logits(logits_BlV, quantizer.schedule, range(k, k + 1), EXTREME)
+            finite = canvas.finite
+        else:  # without waiting for the GPU
+            finite = canvas.finite | {k: logits_BlV.isfinite().all()}
         values_Blc, codes_Blc = candidates(logits_BlV, most, mass)
-        noise_Blc = gumbel(self.seed, canvas.index, k, logits_BlV.shape[1:], at=codes_Blc).to(values_Blc.device)
+        noise_Blc = gumbel(self.seed, canvas.index, k, logits_BlV.shape[1:], codes_Blc, values_Blc.device)
 
         best_Bl1 = (values_Blc + noise_Blc).argmax(-1, keepdim=True)
         tokens_BP = (best_Bl1 if codes_Blc is None else codes_Blc.gather(-1, best_Bl1))[..., 0]
@@ -216,7 +226,7 @@ class Sampler:
             codes_BZhw = torch.where(kept_B1hw, quantizer.lookup(tokens_BP, k), codes_BZhw)
         f_hat_BZHW = quantizer.add(canvas.f_hat_BZHW, codes_BZhw, k)
         tokens = () if settings.smooth else (*canvas.tokens, tokens_BP)
-        return replace(canvas, state=state, f_hat_BZHW=f_hat_BZHW, tokens=tokens)
+        return replace(canvas, state=state, f_hat_BZHW=f_hat_BZHW, tokens=tokens, finite=finite)
 
     def finish(self, canvas: Canvas, on_scale: OnScale | None = None, keep: Keep | None = None) -> SampleOutput:
         """Draw all missing maps, and decode; see `OnScale` and `Keep`."""
@@ -224,8 +234,12 @@ class Sampler:
             canvas = self.draw(canvas, keep)
             if on_scale is not None:
                 on_scale(k, self.scales, partial(self.pixels, canvas))
+        pixels_B3HW = self.pixels(canvas)
+        for k, finite in canvas.finite.items():
+            if not finite.is_meta and not finite:
+                raise FloatingPointError(_not_finite(self.tokenizer.quantizer.schedule, k, EXTREME))
         tokens = None if self.settings.smooth else [tokens_BP.cpu() for tokens_BP in canvas.tokens]
-        return SampleOutput(self.pixels(canvas), tokens)
+        return SampleOutput(pixels_B3HW, tokens)
 
     def sample(self, labels_B: Tensor, index: Sequence[int], on_scale: OnScale | None = None) -> SampleOutput:
         """Draw one image per label; arguments and errors are those of `start` and `finish`."""
@@ -278,9 +292,12 @@ def check_logits(logits_BlV: Tensor, schedule: ScaleSchedule, scales: range, or_
         return
     finite_l = logits_BlV.isfinite().all(-1).all(0)
     levels = [k for k in scales for _ in range(schedule.areas[k])]
-    k = levels[finite_l.tolist().index(False)]
+    raise FloatingPointError(_not_finite(schedule, levels[finite_l.tolist().index(False)], or_else))
+
+
+def _not_finite(schedule: ScaleSchedule, k: int, or_else: str) -> str:
     h, w = schedule.shapes[k]
-    raise FloatingPointError(f"scale {k} ({h}x{w}): the generator gives NaN or infinity: {CAUSE}{or_else}; {REMEDY}")
+    return f"scale {k} ({h}x{w}): the generator gives NaN or infinity: {CAUSE}{or_else}; {REMEDY}"
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

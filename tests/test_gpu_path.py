@@ -1,0 +1,113 @@
+"""What a GPU would do, counted on torch's meta device, which takes the same branches and cannot be read from.
+
+A count that grows makes every image slower where kernels are short: give a reason, or make it smaller again.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mvar.checkpoint.placement import to_device
+from mvar.generator.config import GeneratorConfig
+from mvar.generator.network import Generator
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import Sampler
+from mvar.tokenizer.config import TokenizerConfig
+from mvar.tokenizer.network import Tokenizer
+from mvar.training.generator.loss import GeneratorLoss
+
+pytest.importorskip("triton")
+
+META = torch.device("meta")
+SHAPES = {"vocab_size": 64, "latent_channels": 8, "sides": [1, 2, 3]}
+VIEWS = set(
+    [
+        "view",
+        "_unsafe_view",
+        "t",
+        "transpose",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+    ]
+)
+VIEWS |= set(["unbind", "detach", "alias", "as_strided", "_reshape_alias", "lift_fresh"])
+
+
+class Counting(TorchDispatchMode):
+    """Counts operators but views, and those that touch the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.on_cpu = Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, name = func(*args, **(kwargs or {})), func.__name__.partition(".")[0]
+        self.found[name] += name not in VIEWS
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        self.on_cpu[name] += any(tensor.device.type == "cpu" for tensor in tensors)
+        return out
+
+    @property
+    def total(self):
+        return self.found.total()
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setenv("MVAR_OPS", "native")
+
+
+def networks(depth, dtype="bfloat16", **mixers):
+    with META:
+        tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **SHAPES))
+        generator = Generator(GeneratorConfig(depth=depth, width=64, heads=1, num_classes=2, **SHAPES, **mixers))
+    to_device(tokenizer, generator, META, dtype)
+    return tokenizer.eval(), generator.eval()
+
+
+def drawing(depth, **mixers):
+    """Operators of each scale of a batch of two images."""
+    settings = SamplingSettings(guidance=1.5, top_k=20, top_p=0.9)
+    sampler = Sampler(*networks(depth, **mixers), 0, settings)
+    canvas, counts = sampler.start(torch.arange(2), range(2)), []
+    canvas = sampler.draw(canvas)  # the keys of the noise are copied once
+    for _ in range(sampler.scales - 1):
+        with Counting() as counting:
+            canvas = sampler.draw(canvas)
+        counts.append(counting)
+    return counts
+
+
+@pytest.mark.parametrize(("mixers", "most"), [({}, 27), ({"attention": "global", "mamba": False}, 26)])
+def test_sampling_waits_for_nothing_and_runs_few_kernels(mixers, most):
+    for one, two in zip(drawing(1, **mixers), drawing(2, **mixers), strict=True):
+        assert two.total - one.total <= most, (two.found - one.found).most_common()
+        assert two.total - 2 * (two.total - one.total) <= 47, "of a scale, besides its blocks"
+        assert not +two.on_cpu
+
+
+def training(depth):
+    _, generator = networks(depth, "float32")
+    losses = GeneratorLoss(generator.train(), 0.0)
+    with META:
+        labels, tokens = torch.zeros(2, dtype=torch.long), torch.zeros(2, 14, dtype=torch.long)
+        inputs = torch.zeros(2, 13, 8)
+    with Counting() as counting:
+        nll, _ = losses(labels, inputs, tokens)
+        nll.mean().backward()
+    return counting
+
+
+def test_a_training_step_waits_for_nothing_and_runs_few_kernels():
+    one, two = training(1), training(2)
+    assert two.total - one.total <= 78, (two.found - one.found).most_common()
+    assert not +two.on_cpu
