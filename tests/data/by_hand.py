@@ -7,11 +7,11 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from mvar.data.images.containers import PNG_START
 from mvar.data.images.decoding import decode
 
 RED = (233, 54, 40)  # about the red of sRGB, in Display P3
 KINDS = ("PNG", "JPEG", "WEBP")
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def chunk(kind, body, crc=None):
@@ -19,16 +19,14 @@ def chunk(kind, body, crc=None):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
 
 
-def png(rows, *, size=(16, 8), bits=8, colour=2, before=b"", after=b"", parts=1, data=None):
+def png(rows, *, size=(16, 8), bits=8, colour=2, before=b"", after=b"", data=None):
     """A PNG by hand; rows: bytes of all samples, before and after: chunks around the pixels."""
     step = len(rows) // size[1]
     data = (
         zlib.compress(b"".join(b"\0" + rows[i : i + step] for i in range(0, len(rows), step))) if data is None else data
     )
-    step = -(-len(data) // parts) or 1
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
-    pixels = b"".join(chunk(b"IDAT", data[i : i + step]) for i in range(0, len(data), step))
-    return PNG_START + header + before + pixels + after + chunk(b"IEND", b"")
+    return PNG_START + header + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
 
 
 def samples(values, bits):
@@ -42,14 +40,9 @@ def segment(marker, body):
     return bytes((255, marker)) + struct.pack(">H", len(body) + 2) + body
 
 
-def riff(*chunks):
-    body = b"WEBP" + b"".join(k + struct.pack("<I", len(c)) + c + bytes(len(c) % 2) for k, c in chunks)
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
 def saved(image, kind, **options):
     file = BytesIO()
-    image.save(file, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}), quality=100, **options)
+    image.save(file, kind, quality=100, **({"lossless": True, "exact": True} if kind == "WEBP" else {}) | options)
     return file.getvalue()
 
 
@@ -69,8 +62,7 @@ def plain(colour, mode="RGB", size=(16, 8)):
     return Image.new(mode, size, colour)
 
 
-def exif(value=6, order="<", kind=3):
-    """TIFF with nothing but an orientation, in one of the types of TIFF."""
-    value = struct.pack(order + {1: "B3x", 2: "4s", 3: "Hxx", 4: "I", 5: "I"}[kind], value)
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1)
-    return head + value + bytes(4)
+def exif(value=6, order="<"):
+    """TIFF with nothing but an orientation."""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHI", 8, 1, 0x0112, 3, 1)
+    return head + struct.pack(order + "Hxx", value) + bytes(4)

@@ -11,14 +11,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.images.containers import take_apart
-from mvar.data.images.decoding import decode, read_bytes
+from mvar.data.images.decoding import Look, decode, look, read_bytes
 from mvar.data.images.folders import ImageFolder
 from mvar.data.workers import in_threads
 from mvar.evaluation.archive import Archive
@@ -108,14 +107,6 @@ def open_set(path: str, field: str, *, allow_jpeg: bool) -> ImageSet | Statistic
 # --- folders ---
 
 
-class _Look(NamedTuple):
-    """What a file tells without being decoded."""
-
-    lossy: str | None  # "JPEG", "lossy WebP"
-    size: tuple[int, int]  # width and height, upright
-    mark: bytes  # hash of its content
-
-
 def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
     named = f"{field} = {str(folder.root)!r}"
     names = [path.relative_to(folder.root).as_posix() for path in folder.paths]
@@ -123,21 +114,21 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
     classes, labels, ordered = folder.classes, folder.labels, True
     if samples is not None:
         classes, labels, ordered = _drawn(samples, samples.numbers(names, named))
-    looks, digest = list[_Look](), hashlib.sha256()
+    looks, digest = list[Look](), hashlib.sha256()
     found = track(in_threads(_look, folder.paths), len(names), "looking at images")
-    for name, look in zip(names, found, strict=True):
-        if isinstance(look, str):
-            raise _unusable(named, name, look)
-        looks.append(look)
-        digest.update(os.fsencode(name) + b"\0" + look.mark)
+    for name, seen in zip(names, found, strict=True):
+        if isinstance(seen, str):
+            raise _unusable(named, name, seen)
+        looks.append(seen[0])
+        digest.update(os.fsencode(name) + b"\0" + seen[1])
     width, height = looks[0].size
-    if others := [(name, look.size) for name, look in zip(names, looks, strict=True) if look.size != (width, height)]:
+    if others := [(name, it.size) for name, it in zip(names, looks, strict=True) if it.size != (width, height)]:
         name, (other_width, other_height) = others[0]
         raise ValueError(
             f"{named}: {name!r} has {other_width}x{other_height} pixels, {names[0]!r} {width}x{height} "
             f"({len(others)} of {len(names)} differ); give images of one size"
         )
-    lossy = {name: look.lossy for name, look in zip(names, looks, strict=True) if look.lossy}
+    lossy = {name: it.lossy for name, it in zip(names, looks, strict=True) if it.lossy}
     if lossy and not allow_jpeg:
         name, kind = next(iter(lossy.items()))
         raise ValueError(
@@ -172,14 +163,14 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
     )
 
 
-def _look(path: Path) -> _Look | str:
-    """Looks at a file without decoding it; the reason where it cannot be used."""
+def _look(path: Path) -> tuple[Look, bytes] | str:
+    """What a file's header says, and a hash of the file; the reason where it cannot be used."""
     try:
         content = read_bytes(path)
-        container = take_apart(content)
-        if not container.complete:
+        seen = look(content)
+        if not seen.complete:
             decode(io.BytesIO(content))  # what follows an image does no harm
-        return _Look(container.lossy, container.upright_size, hashlib.sha256(content).digest())
+        return seen, hashlib.sha256(content).digest()
     except ValueError as error:
         return str(error)
 

@@ -1,6 +1,6 @@
 """One image file of any kind: as plain 8-bit RGB, or as it is stored.
 
-Every part of the library that reads an image reads it here.
+Every part of the library that reads an image reads it here; Pillow decodes it.
 """
 
 import os
@@ -8,30 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from threading import Condition
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from mvar.data.images.colour import eight_bits, in_srgb
-from mvar.data.images.containers import COLOUR, GREY_ALPHA, MOST_PIXELS, Container, take_apart
 
 MOST_BYTES = 2**30  # of a file: above 4 for each of the most pixels
-READERS: dict[str, type[ImageFile]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WEBP": WebPImageFile}
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by EXIF's orientation
+MOST_PIXELS = 250_000_000  # above every camera; a decompression bomb has more
+MIN_SIDE = 8  # smaller images hold nothing to learn from
+MAX_ASPECT = 100  # a longer strip would grow beyond all memory when its short side is enlarged
+READERS: dict[bytes, type[ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIFF": WebPImageFile,
+}  # by how a file begins; Pillow's own choice would warn of large photos
+TAIL = 64  # bytes at the end of a file that say whether it is complete
+ORIENTATION = 0x0112  # EXIF's tag
+GREY_ALPHA = 4  # colour type of PNG
+
+
+class Look(NamedTuple):
+    """What a file says without being decoded."""
+
+    size: tuple[int, int]  # width and height, upright
+    lossy: str | None  # "JPEG", "lossy WebP"
+    complete: bool  # whether the file ends as it should
 
 
 def decode(file: str | Path | BinaryIO, background: str = "white") -> Image.Image:
@@ -44,9 +51,7 @@ def decode(file: str | Path | BinaryIO, background: str = "white") -> Image.Imag
         ValueError: the reason why the file cannot be used, without its name.
     """
     with _one_reason():
-        container = take_apart(read_bytes(file))
-        with _room(container):
-            return _on_background(_stored(container), background)
+        return _on_background(_stored(_opened(read_bytes(file))), background)
 
 
 def as_image(image: str | Path | Image.Image, field: str = "image", background: str = "white") -> Image.Image:
@@ -71,13 +76,30 @@ def as_stored(image: str | Path | Image.Image, field: str = "image") -> Image.Im
     """
     if isinstance(image, Image.Image):
         with _one_reason(field):
-            return _upright(image.copy(), _exif_orientation(image))
+            return _stored(image.copy())
     if not isinstance(image, (str, Path)):
         raise ValueError(f"{field}: is a {type(image).__name__}; give a file's name or an image of Pillow")
     with _one_reason(f"{field} = {str(image)!r}"):
-        container = take_apart(read_bytes(image))
-        with _room(container):
-            return _stored(container)
+        return _stored(_opened(read_bytes(image)))
+
+
+def look(content: bytes) -> Look:
+    """A file's size and kind, from its header.
+
+    Raises:
+        ValueError: the reason why it cannot be used: no image, damaged, too small, too narrow, too large.
+    """
+    with _one_reason():
+        image = _opened(content)
+        width, height = image.size
+        lossy = "JPEG" if isinstance(image, JpegImageFile) else None
+        if isinstance(image, WebPImageFile):
+            lossless = content.find(b"VP8L")
+            lossy = "lossy WebP" if lossless < 0 or 0 < content.find(b"VP8 ") < lossless else None
+        size = (height, width) if _orientation(image) >= 5 else (width, height)
+        if isinstance(image, PngImageFile) and _complete(content):
+            image.verify()  # the checksums of all its parts
+        return Look(size, lossy, _complete(content))
 
 
 def read_bytes(file: str | Path | BinaryIO) -> bytes:
@@ -91,10 +113,9 @@ def read_bytes(file: str | Path | BinaryIO) -> bytes:
     with _one_reason():
         if not os.path.isfile(file):  # reading a pipe would never end
             raise ValueError("broken link" if os.path.islink(file) else "not a file")
-        with open(file, "rb") as opened:
-            if os.fstat(opened.fileno()).st_size > MOST_BYTES:
-                raise ValueError(f"larger than {MOST_BYTES >> 30} GiB")
-            return opened.read()
+        if os.path.getsize(file) > MOST_BYTES:
+            raise ValueError(f"larger than {MOST_BYTES >> 30} GiB")
+        return Path(file).read_bytes()
 
 
 # --- parts ---
@@ -110,69 +131,46 @@ def _one_reason(named: str = "") -> Iterator[None]:
         raise ValueError((f"{named}: " if named else "") + " ".join(reason.split())) from error
 
 
-_decoding, _done = 0, Condition()  # pixels of the images that threads are decoding now
-
-
-@contextmanager
-def _room(container: Container) -> Iterator[None]:
-    """Wait until the images being decoded have at most `MOST_PIXELS` together, however many threads decode."""
-    global _decoding
-    pixels = container.size[0] * container.size[1]
-    with _done:
-        _done.wait_for(lambda: _decoding + pixels <= MOST_PIXELS)
-        _decoding += pixels
-    try:
-        yield
-    finally:
-        with _done:
-            _decoding -= pixels
-            _done.notify_all()
-
-
-def _stored(container: Container) -> Image.Image:
-    """See `as_stored`."""
-    image: Image.Image = _loaded(container)
-    clear, bits = container.clear, container.bits
-    if container.colour == COLOUR and clear and bits == 16:
-        # Pillow keeps the upper bytes, and the lower ones when told the other byte order.
-        samples_HW3 = np.asarray(image).astype(np.uint16) * 256 + np.asarray(_loaded(container, "RGB;16L"))
-        image.putalpha(_alpha(samples_HW3, clear))
-    elif clear:  # in the values that Pillow decodes to, which fill 8 bits
-        image.info["transparency"] = clear if len(clear) == 3 else clear[0] * {2: 85, 4: 17}.get(bits, 1)
-    if container.colour == GREY_ALPHA:  # of 16 bits, which Pillow decodes to RGBA
-        image = image.convert("LA")
-    if container.profile:
-        image.info["icc_profile"] = container.profile
-    return _upright(image, container.orientation)
-
-
-def _loaded(container: Container, layout: str | None = None) -> ImageFile:
-    """The pixels as Pillow decodes them; layout: how samples are stored, in place of what Pillow finds."""
-    try:
-        image = READERS[container.kind](BytesIO(container.pixels))
-        if image.size != container.size:  # the one that was checked
-            raise ValueError("damaged (says two sizes)")
-        if layout is not None:
-            image.tile = [(*image.tile[0][:3], layout)]  # type: ignore[list-item]
-        image.load()
-    except Exception as error:
-        if not container.complete:
-            raise ValueError("truncated") from error
-        raise
+def _opened(content: bytes) -> ImageFile:
+    """An image whose header is read, and whose size is one that can be used."""
+    reader = next((reader for start, reader in READERS.items() if content.startswith(start)), None)
+    if reader is None or (reader is WebPImageFile and content[8:12] != b"WEBP"):
+        raise ValueError("not a PNG, JPEG or WebP file" if content else "empty file")
+    if reader is WebPImageFile and not _complete(content):
+        raise ValueError("image file is truncated")
+    image = reader(BytesIO(content))
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{width}x{height} pixels, a side must have at least {MIN_SIDE}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"{width}x{height} pixels, one side more than {MAX_ASPECT} times the other")
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width}x{height} pixels, more than {MOST_PIXELS // 1_000_000} million in all")
+    if reader is PngImageFile:
+        bits, colour = content[24], content[25]
+        image.info |= {"bits": bits} | ({"grey_alpha": True} if colour == GREY_ALPHA else {})
     return image
 
 
-def _alpha(samples: np.ndarray, clear: int | tuple[int, ...]) -> Image.Image:
-    """0 where samples, (H, W) or (H, W, 3), have the transparent colour, else 255."""
-    same_HW = (samples == clear) if samples.ndim == 2 else (samples == clear).all(-1)
-    return Image.fromarray(np.where(same_HW, 0, 255).astype(np.uint8))
+def _complete(content: bytes) -> bool:
+    """Whether a file ends as its kind does."""
+    if content.startswith(b"RIFF"):
+        return len(content) >= 8 + int.from_bytes(content[4:8], "little")
+    return (b"IEND" if content.startswith(b"\x89PNG") else b"\xff\xd9") in content[-TAIL:]
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Any image of Pillow as `as_stored` returns it; the image itself where only its `info` changes."""
-    clear, profile = image.info.get("transparency"), image.info.get("icc_profile")
-    grey16 = image.mode.startswith("I")
+def _stored(image: Image.Image) -> Image.Image:
+    """See `as_stored`; the image itself where only its `info` changes."""
+    image.load()
+    clear, profile, bits = (image.info.get(key) for key in ("transparency", "icc_profile", "bits"))
+    orientation, grey16 = _orientation(image), image.mode.startswith("I")
+    if image.info.get("grey_alpha"):  # of 16 bits, which Pillow decodes to RGBA
+        image = image.convert("LA")
     key = clear if grey16 or image.mode in ("1", "L", "RGB") else None
+    if image.mode == "L" and isinstance(key, int):
+        key *= {2: 85, 4: 17}.get(bits or 8, 1)  # in the values that Pillow decodes to, which fill 8 bits
+    elif image.mode == "RGB" and bits == 16 and key:
+        key = tuple(value >> 8 for value in key)
     if grey16:  # 16-bit grey, which Pillow's own conversion would clip at 255
         found = Image.fromarray(np.asarray(image).clip(0, 65535).astype(np.uint16))
         found = found if key is None else eight_bits(found)
@@ -183,16 +181,19 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
         mode += "A" if key is None and image.has_transparency_data else ""
         found = image if image.mode == mode else image.convert(mode)
     if key is not None:
-        found.putalpha(_alpha(np.asarray(image), key))
-    if orientation in TURNS:
-        found = found.transpose(TURNS[orientation])
+        same = np.asarray(image) == key
+        found.putalpha(Image.fromarray(np.where(same if same.ndim == 2 else same.all(-1), 0, 255).astype(np.uint8)))
+    if orientation > 1:
+        found.getexif()[ORIENTATION] = orientation
+        found = ImageOps.exif_transpose(found)
     found.info = {"icc_profile": profile} if isinstance(profile, bytes) and profile else {}
     return found
 
 
-def _exif_orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1, upright, where EXIF does not say it or is damaged."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        return int(Image.Image.getexif(image).get(ORIENTATION, 1))  # that of a PNG would decode it first
     except Exception:  # EXIF may be damaged in as many ways as a file
         return 1
 
