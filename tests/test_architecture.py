@@ -170,9 +170,9 @@ def test_every_module_imports_with_the_required_packages_only():
     script = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({optional}))  # None: importing it raises ModuleNotFoundError
-for name in {[module for module in MODULES if module != "mvar.__main__"]}:
+for name in {[m for m in MODULES if m != "mvar.__main__" and not m.startswith("mvar.ops.gpu.")]}:
     importlib.import_module(name)
-"""
+"""  # Triton, which the kernels need, comes with torch where there is CUDA
     run(script)
 
 

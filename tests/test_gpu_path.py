@@ -23,8 +23,8 @@ pytest.importorskip("triton")
 
 META = torch.device("meta")
 SHAPES = {"vocab_size": 64, "latent_channels": 8, "sides": [1, 2, 3]}
-VIEWS = set(
-    [
+VIEWS = {
+    *(
         "view",
         "_unsafe_view",
         "t",
@@ -36,10 +36,9 @@ VIEWS = set(
         "slice",
         "select",
         "split",
-        "split_with_sizes",
-    ]
-)
-VIEWS |= set(["unbind", "detach", "alias", "as_strided", "_reshape_alias", "lift_fresh"])
+    ),
+    *("split_with_sizes", "unbind", "detach", "alias", "as_strided", "_reshape_alias", "lift_fresh"),
+}
 
 
 class Counting(TorchDispatchMode):

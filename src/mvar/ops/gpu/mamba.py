@@ -206,7 +206,7 @@ def mamba(
 
 
 @mamba.register_fake
-def _(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, A_log_h, skip_h, norm_E, tail_BVD, state_BhNP, eps, save):  # type: ignore[no-untyped-def]
+def _(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, A_log_h, skip_h, norm_E, tail_BVD, state_BhNP, eps, save):
     (B, L, _), (D, W), E, h = projected_BLx.shape, conv_weight_DW.shape, len(norm_E), len(dt_bias_h)
     P, N = E // h, (D - E) // 2
     kept = [(B, L, E), (B, h, tiles(L, chunk_of(projected_BLx)), N, P)] if save else [(0,), (0,)]
@@ -273,7 +273,7 @@ def mamba_backward(
 
 
 @mamba_backward.register_fake
-def _(dout, dnext, projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm, tail, y, saved, eps):  # type: ignore[no-untyped-def]
+def _(dout, dnext, projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm, tail, y, saved, eps):
     state = _float32(saved, *saved.shape[:2], *saved.shape[3:])
     return *map(torch.empty_like, (projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm)), state
 

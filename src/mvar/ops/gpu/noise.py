@@ -65,7 +65,7 @@ def gumbel_operator(keys: Tensor, at_Bln: Tensor | None, stream: int, l: int, V:
 
 
 @gumbel_operator.register_fake
-def _(keys, at_Bln, stream, l, V, uniform):  # type: ignore[no-untyped-def]
+def _(keys, at_Bln, stream, l, V, uniform):
     n = V if at_Bln is None else at_Bln.shape[-1]
     return torch.empty(len(keys) - 1, l, n, dtype=torch.float32, device=keys.device)
 

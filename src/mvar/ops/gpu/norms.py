@@ -164,7 +164,7 @@ def adaln_operator(
 
 
 @adaln_operator.register_fake
-def _(x_BLC, gate_BC, y_BLC, scale_BC, shift_BC, dtype, eps):  # type: ignore[no-untyped-def]
+def _(x_BLC, gate_BC, y_BLC, scale_BC, shift_BC, dtype, eps):
     sum_BLC = x_BLC.new_empty(0) if y_BLC is None else torch.empty_like(x_BLC)
     return sum_BLC, x_BLC.new_empty((0,) if scale_BC is None else x_BLC.shape, dtype=dtype)
 
@@ -194,7 +194,7 @@ def adaln_gradients(
 
 
 @adaln_gradients.register_fake
-def _(dsum_BLC, dout_BLC, sum_BLC, gate_BC, y_BLC, scale_BC, eps):  # type: ignore[no-untyped-def]
+def _(dsum_BLC, dout_BLC, sum_BLC, gate_BC, y_BLC, scale_BC, eps):
     B, _, C = sum_BLC.shape
     dy_BLC = sum_BLC.new_empty(0) if y_BLC is None else torch.empty_like(y_BLC)
     return torch.empty_like(sum_BLC), dy_BLC, sum_BLC.new_empty(B, 3, C)
@@ -229,7 +229,7 @@ def heads(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> Tensor:
 
 
 @heads.register_fake
-def _(qkv_BLJHd, log_scale_H):  # type: ignore[no-untyped-def]
+def _(qkv_BLJHd, log_scale_H):
     B, L, J, H, d = qkv_BLJHd.shape
     return qkv_BLJHd.new_empty(J, B, H, L, d)
 
@@ -247,7 +247,7 @@ def heads_gradients(dout_JBHLd: Tensor, qkv_BLJHd: Tensor, log_scale_H: Tensor) 
 
 
 @heads_gradients.register_fake
-def _(dout_JBHLd, qkv_BLJHd, log_scale_H):  # type: ignore[no-untyped-def]
+def _(dout_JBHLd, qkv_BLJHd, log_scale_H):
     return torch.empty_like(qkv_BLJHd), torch.empty_like(log_scale_H)
 
 
