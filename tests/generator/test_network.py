@@ -258,10 +258,8 @@ def test_wrong_calls_say_what_was_expected():
         network(labels, inputs[:, 1:])
     modulation = network.modulation(labels)
     x = network.embed(inputs, modulation, WHOLE)
-    with pytest.raises(ValueError, match=r"scales = range\(1, 5\): must be consecutive, start at 0"):
+    with pytest.raises(ValueError, match=r"scales = range\(1, 5\): must be consecutive and start at 0"):
         network.step(x, modulation, None, range(1, 5))
-    with pytest.raises(ValueError, match=r"x has 65 tokens, scales .* have 5"):
-        network.step(x, modulation, None, range(2))
 
 
 @pytest.mark.parametrize("config", [TINY, CONFIGS["global and mamba, shared adaln, no qk-norm"]])

@@ -1,6 +1,7 @@
 """Where models come from and go to: the package, folders, the Hugging Face hub; and the public official files."""
 
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,8 @@ def find(source: str | Path, **download: Any) -> Path:
 class HubModel(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
     """What huggingface_hub's `save_pretrained` and `push_to_hub` do with a model: they write a bundle."""
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the model as a bundle and return its folder."""
-        raise NotImplementedError
-
-    def bundle(self) -> Bundle:
-        """The parts of the model."""
-        raise NotImplementedError
+    save: Callable[..., Path]
+    bundle: Callable[[], Bundle]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
@@ -127,7 +123,5 @@ def official_files(name: str) -> tuple[Path, Path]:
             f"  {constants.ENDPOINT}/{repo}/resolve/main/{generator}\n"
             f"and run  mvar convert --tokenizer {OFFICIAL_TOKENIZER} --generator {generator} --out DIR"
         ) from error
-    raise ValueError(
-        f"official = {name!r}: {repo} has {len(files)} files for depth {depth}, of {', '.join(published)}; "
-        "download the right one and give it by --generator"
-    )
+    several = f"{repo} has {len(files)} files for depth {depth}, of {', '.join(published)}"
+    raise ValueError(f"official = {name!r}: {several}; download the right one and give it by --generator")
