@@ -8,8 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelHubMixin
 
-from mvar.checkpoint.bundle import CARD, Bundle
-from mvar.checkpoint.card import TAGS, model_card
+from mvar.checkpoint.bundle import CARD, TAGS, Bundle
 from mvar.checkpoint.placement import first_line
 from mvar.files import write_text
 
@@ -83,8 +82,7 @@ class HubModel(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """Write the model as a bundle; arguments are those of huggingface_hub's `save_pretrained`."""
         result = super().save_pretrained(save_directory, model_card_kwargs=model_card_kwargs, **options)
         if name := (model_card_kwargs or {}).get("name"):
-            bundle = self.bundle()
-            write_text(Path(save_directory) / CARD, model_card(name, bundle.config(), bundle.classes))
+            write_text(Path(save_directory) / CARD, self.bundle().card(name))
         return result
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
