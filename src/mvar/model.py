@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mvar.checkpoint import hub, official
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, Bundle, StoredDtype, is_bundle, read_bundle, write_bundle
-from mvar.checkpoint.card import model_facts
 from mvar.checkpoint.placement import Dtype, find_device, find_dtype, to_device, weight_bytes
 from mvar.data.images.decoding import as_image, as_stored
 from mvar.data.tokens.cache import is_cache
@@ -264,7 +263,7 @@ class Model(hub.HubModel):
 
     def facts(self) -> dict[str, str]:
         """What this model is, by name: sizes, parameters, memory, arithmetic, classes, defaults, origin."""
-        found = model_facts(self.bundle().config(), self.classes)
+        found = self.bundle().facts()
         for name, network in (("Tokenizer", self.tokenizer), ("Generator", self.generator)):
             if network is not None:
                 found[f"{name} parameters"] = f"{sum(p.numel() for p in network.parameters()):,}"

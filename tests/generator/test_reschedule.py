@@ -65,14 +65,6 @@ def test_a_tokenizer_with_a_phi_for_each_scale_keeps_their_number():
         tokenizer.rescheduled([1, 2])
 
 
-@pytest.mark.parametrize("mixers", [{}, {"attention": "global", "mamba": False}])
-def test_pairs_of_equal_sides_are_the_square_model(mixers):
-    inputs, labels = torch.randn(2, 20, 32), torch.tensor([0, 3])
-    with torch.no_grad():
-        square, pairs = (generator(s, **mixers)(labels, inputs) for s in ([1, 2, 4], [(1, 1), (2, 2), (4, 4)]))
-    assert torch.equal(square, pairs)
-
-
 def test_a_transposed_image_has_the_transposed_tokens():
     """Height and width are nowhere mixed up: networks with transposed kernels see transposed images alike."""
     config = TokenizerConfig(

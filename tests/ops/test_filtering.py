@@ -41,12 +41,6 @@ def test_top_k_is_the_definition(k):
     assert torch.equal(filtered(logits, k), top_k_naive(logits, k))
 
 
-def test_ties_at_the_kth_logit_are_kept():
-    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
-    kept = filtered(logits, 2) > -torch.inf
-    assert kept.tolist() == [[False, True, True, True, True, False]]
-
-
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.96, 0.999])
 @pytest.mark.parametrize("k", [0, 7])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 50.0])
@@ -57,7 +51,9 @@ def test_top_p_is_the_definition(p, k, scale):
     assert (fast > -torch.inf).any(-1).all()
 
 
-def test_top_p_counts_every_tie_that_top_k_kept():
+def test_ties_with_the_kth_logit_are_kept_and_count_for_top_p():
+    kept = filtered(torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]]), 2) > -torch.inf
+    assert kept.tolist() == [[False, True, True, True, True, False]]
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0, 5.0], [9.0, 8.0, 7.0, 6.0, 5.0]]).log_softmax(-1)
     assert (filtered(logits, 2, 0.5) > -torch.inf).tolist() == [[False] * 4 + [True], [True] + [False] * 4]
     everything_tied = filtered(torch.zeros(1, 4), p=0.6)  # steps of 0.25: one is <= 0.4, two are not

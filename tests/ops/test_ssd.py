@@ -4,8 +4,8 @@ import torch
 from mvar.ops.mamba import ssd_reference
 from mvar.ops.ssd import log_decay, running_sum, ssd
 
-# (tokens, chunk): one token, exact and ragged multiples, one chunk, the default of short and long calls
-LENGTHS = [(1, None), (5, 8), (16, 8), (17, 8), (130, None), (7, 1)]
+# (tokens, longest chunk): one token, one chunk, exact and ragged multiples, a chunk for each token
+LENGTHS = [(1, 72), (5, 8), (16, 8), (17, 8), (130, 72), (7, 1)]
 
 
 def inputs(length, dtype=torch.float64, step=0.0, batch=2, heads=3, head_dim=4, state_size=5):
@@ -22,19 +22,20 @@ def inputs(length, dtype=torch.float64, step=0.0, batch=2, heads=3, head_dim=4, 
     return [t.to(dtype).requires_grad_() for t in (x, dt, A, key, query, state)]
 
 
-def everything(function, tensors, uses, **options):
+def everything(function, tensors, uses):
     """Values, final state and all gradients of a function that uses y, the final state, or both."""
-    y, state = function(*tensors, **options)
+    y, state = function(*tensors)
     loss = sum(t.mul(torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t)).sin().sum() for t in (y, state)[uses])
     return [y, state, *torch.autograd.grad(loss, tensors, materialize_grads=True)]
 
 
 @pytest.mark.parametrize("with_state", [True, False])
 @pytest.mark.parametrize(("length", "chunk"), LENGTHS)
-def test_chunked_equals_recurrence(length, chunk, with_state):
+def test_chunked_equals_recurrence(length, chunk, with_state, monkeypatch):
+    monkeypatch.setattr("mvar.ops.ssd.LONGEST_CHUNK", chunk)
     tensors = inputs(length)[: 6 if with_state else 5]
     for uses in (slice(0, 2), slice(0, 1), slice(1, 2)):
-        fast = everything(ssd, tensors, uses, chunk=chunk)
+        fast = everything(ssd, tensors, uses)
         naive = everything(ssd_reference, tensors, uses)
         for name, a, b in zip(("y", "state", "dx", "ddt", "dA", "dkey", "dquery", "dstate"), fast, naive, strict=False):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, n=name, u=uses: f"{n}, using {u}: {m}")
@@ -104,10 +105,11 @@ STEPS = [None, 1e-6, 0.3, 10.0]
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("chunk", [None, 150])
-def test_values_and_states_are_as_exact_as_float32_allows(chunk, steps):
+@pytest.mark.parametrize("chunk", [72, 150])
+def test_values_and_states_are_as_exact_as_float32_allows(chunk, steps, monkeypatch):
+    monkeypatch.setattr("mvar.ops.ssd.LONGEST_CHUNK", chunk)
     low, exact = mixed_inputs(steps)
-    for name, found, expected in zip(("y", "state"), ssd(*low, chunk=chunk), ssd_reference(*exact), strict=True):
+    for name, found, expected in zip(("y", "state"), ssd(*low), ssd_reference(*exact), strict=True):
         assert error(found, expected, heads=2 if name == "y" else 1) < 2e-6, name
 
 

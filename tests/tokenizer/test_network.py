@@ -73,31 +73,16 @@ def test_generator_inputs_are_downsampled_partial_sums(sides):
     assert torch.equal(tokenizer.generator_inputs(changed), inputs)  # the last map is only predicted
 
 
-def test_the_first_maps_alone_give_a_coarse_image():
-    tokenizer = build()
-    tokens = tokenizer.encode(images(tokenizer))
-    assert torch.equal(
-        tokenizer.decode(tokens[:1]), tokenizer.decode_latent(tokenizer.quantizer.partial_sums(tokens)[0])
-    )
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 8, 8)])
-def test_images_of_another_shape_are_refused(shape):
-    message = re.escape(f"pixels have shape {shape}, expected (batch, 3, 8, 8)")
-    with pytest.raises(ValueError, match=message):
-        build().encode(torch.zeros(shape))
-
-
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (torch.full((1, 3, 8, 8), 255, dtype=torch.uint8), "pixels are torch.uint8: give floats in [0, 1]"),
+        (torch.zeros(2, 1, 8, 8), "pixels have shape (2, 1, 8, 8), expected (batch, 3, 8, 8)"),
+        (torch.full((1, 3, 8, 8), 255, dtype=torch.uint8), "pixels are torch.uint8: give RGB in [0, 1]"),
         (torch.linspace(-1, 1, 192).view(1, 3, 8, 8), "pixels go from -1 to 1: give RGB in [0, 1]"),
-        (torch.linspace(0, 255, 192).view(1, 3, 8, 8), "pixels go from 0 to 255: give RGB in [0, 1]"),
         (torch.full((1, 3, 8, 8), torch.nan), "pixels go from nan to nan: give RGB in [0, 1]"),
     ],
 )
-def test_pixels_of_another_range_are_refused(pixels, message):
+def test_pixels_of_another_shape_or_range_are_refused(pixels, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build().encode(pixels)
     build().encode(torch.linspace(-1e-4, 1.0001, 192).view(1, 3, 8, 8))
@@ -107,28 +92,12 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once():
     for wrong, starts in (
         ({"vocab_size": 0, "phi_ratio": 1.5}, ["vocab_size = 0", "phi_ratio = 1.5"]),
         ({"channels": 48, "multipliers": (1, 2), "sides": [4, 2]}, ["channels = 48", "sides = [4, 2]"]),
-        ({"channels": 32.0, "phis": None}, ["channels = 32.0", "phis = None"]),
-        ({"multipliers": (True, 2)}, ["multipliers = True"]),
         ({"multipliers": ()}, ["multipliers = ()"]),
         ({"multipliers": (1,) * 9}, [f"multipliers = {(1,) * 9}"]),
-        ({"sides": [1, [2, 3.5]]}, ["sides = 3.5"]),
-        ({"multipliers": (1,) * 6, "sides": [1, [257, 8]]}, ["sides, multipliers"]),  # 256x8224 pixels
     ):
         with pytest.raises(ValueError) as caught:
             TokenizerConfig(**wrong)
         assert [line.split(":")[0] for line in str(caught.value).splitlines()] == starts
-
-
-def test_groups_of_several_channels_keep_their_brightness():
-    """Alone in its group, a channel is normalised to the same mean in every image."""
-    image = torch.rand(1, 3, 8, 8)
-    for groups, same in ((32, True), (8, False)):
-        config = TokenizerConfig(channels=32, multipliers=(1, 1), norm_groups=groups, sides=[1, 4])
-        norms = [m for m in Tokenizer(config).modules() if isinstance(m, torch.nn.GroupNorm)]
-        assert {norm.num_groups for norm in norms} == {groups}
-        brighter = torch.arange(32).view(1, 32, 1, 1) * image.mean(1, keepdim=True)
-        means = norms[0](image[:, :1] + brighter).mean((0, 2, 3))
-        assert (means.abs().max() < 1e-4) == same
 
 
 def test_presets_are_of_the_size_they_name():

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,13 +6,7 @@ from mvar.tokenizer import quantizer as quantizer_module
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.quantizer import MultiScaleQuantizer, phi_of_scale
 
-SCHEDULES = {
-    "square": [1, 2, 4],
-    "ragged": [1, 3, 5],
-    "wide": [[1, 2], [2, 3], [4, 6]],
-    "repeated": [2, 4, 4],
-    "one": [4],
-}
+SCHEDULES = {"ragged": [1, 3, 5], "wide": [[1, 2], [2, 3], [4, 6]], "repeated": [2, 4, 4], "one": [4]}
 
 
 def build(sides, **changes):
@@ -143,18 +135,12 @@ def test_codebook_and_phi_learn_from_their_half_of_the_loss_and_the_encoder_from
     torch.testing.assert_close(grads["codebook"], quantizer.codebook.grad)
 
 
-@pytest.mark.parametrize("shape", [(3, 16), (3, 2, 2)])
-def test_tokens_of_another_shape_are_refused(shape):
-    message = re.escape(f"tokens have shape {shape}, scale 1 needs (B, 4)")
-    with pytest.raises(ValueError, match=message):
-        build([1, 2, 4]).lookup(torch.zeros(shape, dtype=torch.long), 1)
-
-
-@pytest.mark.parametrize(("token", "span"), [(-1, r"-1\.\.0"), (32, r"0\.\.32")])
-def test_tokens_outside_the_codebook_are_refused(token, span):
+def test_tokens_of_another_shape_or_outside_the_codebook_are_refused():
     quantizer, tokens = build([1, 2, 4]), torch.zeros(3, 4, dtype=torch.long)
-    tokens[2, 1] = token
-    with pytest.raises(ValueError, match=rf"tokens of scale 1 lie in {span}; give 0\.\.31$"):
+    with pytest.raises(ValueError, match=r"tokens have shape \(3, 2, 2\): scale 1 needs \(B, 4\)"):
+        quantizer.lookup(tokens.view(3, 2, 2), 1)
+    tokens[2, 1] = 32
+    with pytest.raises(ValueError, match=r"tokens of scale 1 lie in 0\.\.32; give 0\.\.31$"):
         quantizer.lookup(tokens, 1)
     tokens[2, 1] = 31
     assert torch.equal(quantizer.lookup(tokens, 1)[2, :, 0, 1], quantizer.codebook[31])
@@ -177,8 +163,6 @@ def test_an_image_may_keep_its_first_scales_only():
         errors += sum(1.25 * F.mse_loss(sums[min(k, n - 1)], alone) for k in range(len(sides)))
     torch.testing.assert_close(found.loss, errors / len(kept) / len(sides))
 
-    whole = quantizer.quantize(f)
-    torch.testing.assert_close(quantizer.quantize(f, torch.full((4,), 4)), whole, rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(found.f_hat_BZHW.sum(), f)
     assert torch.equal(gradient, torch.ones_like(f))  # straight through, whatever was dropped
     # An image of one scale teaches the codes of its first scale alone.

@@ -22,7 +22,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mvar.checkpoint.card import model_card
 from mvar.checkpoint.placement import Dtype, cast_to_bfloat16, dtype_for, find_device
 from mvar.files import atomic_write, made_folder, writable_folder, write_text
 from mvar.generator.config import GeneratorConfig
@@ -36,7 +35,9 @@ from mvar.tokenizer.network import Tokenizer
 FORMAT, VERSION = "mvar-bundle", 1
 CONFIG, TOKENIZER, GENERATOR = "config.json", "tokenizer.safetensors", "generator.safetensors"
 CLASSES, CARD = "classes.json", "README.md"
+TAGS = ["image-generation", "autoregressive", "m-var", "vq-vae"]  # by which the hub finds models
 MOST_MISFITS = 5  # that an error names
+MOST_CLASSES = 20  # that a card names; classes.json has them all
 
 StoredDtype = Literal["float32", "bfloat16"]
 Config = TypeVar("Config", TokenizerConfig, GeneratorConfig)
@@ -71,6 +72,42 @@ class Bundle:
             "provenance": self.provenance,
         }
 
+    def facts(self) -> dict[str, str]:
+        """What the model is, by name: sizes, classes, sampling defaults, origin."""
+        tokenizer = self.tokenizer.config
+        h, w = tokenizer.image_shape
+        facts = {
+            "Images": f"{w} × {h} pixels",
+            "Token maps": " ".join(map(str, tokenizer.sides)),
+            "Codebook": f"{tokenizer.vocab_size} codes of {tokenizer.latent_channels} channels",
+        }
+        if self.generator is not None:
+            generator = self.generator.config
+            mamba = sum(mixer.mamba for mixer in generator.mixers)
+            facts["Generator"] = f"depth {generator.depth}, width {generator.width}, {generator.heads} heads"
+            facts["Mixers"] = f"attention {generator.attention}, Mamba-2 in {mamba} of {generator.depth} blocks"
+            more = ", ..." if len(self.classes) > MOST_CLASSES else ""
+            names = f"{len(self.classes)}: {', '.join(self.classes[:MOST_CLASSES])}{more}"
+            facts["Classes"] = names if self.classes else "none (unconditional)"
+        facts |= {f"Sampling: {key.replace('_', '-')}": str(value) for key, value in self.defaults.items()}
+        return facts | {key.replace("_", " ").capitalize(): str(value) for key, value in self.provenance.items()}
+
+    def card(self, name: str) -> str:
+        """The text of README.md for a model of this name, headed by what the Hugging Face hub wants to know."""
+        if self.generator is None:
+            what = "A multi-scale image tokenizer (VQ-VAE), without a generator."
+            usage = f'tokens = mvar.load("{name}").tokenizer.encode(pixels)  # RGB, (B, 3, H, W) in [0, 1]'
+        else:
+            what = "A scale-wise autoregressive image generator (M-VAR) with its tokenizer."
+            label = 0 if self.classes else -1
+            usage = f'model = mvar.load("{name}")\nmodel.sample(labels=[{label}]).images[0]'
+        cells = {key: value.replace("|", "\\|").replace("\n", " ") for key, value in self.facts().items()}
+        table = "\n".join(f"| {key} | {cell} |" for key, cell in cells.items())
+        tags = "\n".join(f"- {tag}" for tag in TAGS)
+        header = f"---\nlibrary_name: mvar\npipeline_tag: unconditional-image-generation\ntags:\n{tags}\n---"
+        code = f"```python\nimport mvar\n\n{usage}\n```"
+        return f"{header}\n\n# {name}\n\n{what}\n\n| | |\n|---|---|\n{table}\n\n{code}\n"
+
 
 def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float32") -> Path:
     """Write a bundle into a folder, which may hold other files, and return it.
@@ -83,7 +120,7 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
     """
     if dtype not in get_args(StoredDtype):
         raise ValueError(f"dtype = {dtype!r}: store a bundle in float32 or bfloat16")
-    generator, config = bundle.generator, bundle.config()
+    generator = bundle.generator
     networks = [network for network in (bundle.tokenizer, generator) if network is not None]
     if dtype == "float32" and any(p.dtype == torch.bfloat16 for network in networks for p in network.parameters()):
         raise ValueError(
@@ -99,8 +136,8 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
         if generator is not None:
             atomic_write(new / GENERATOR, partial(write_tensors, _stored(generator, dtype)))
         write_text(new / CLASSES, _json(bundle.classes))
-        write_text(new / CARD, model_card(folder.resolve().name, config, bundle.classes))
-        write_text(new / CONFIG, _json(config))
+        write_text(new / CARD, bundle.card(folder.resolve().name))
+        write_text(new / CONFIG, _json(bundle.config()))
         # Until the last move the folder is no bundle: a mixture of two must not load.
         (folder / CONFIG).unlink(missing_ok=True)
         for name in (TOKENIZER, GENERATOR, CLASSES, CARD, CONFIG):

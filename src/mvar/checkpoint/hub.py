@@ -1,14 +1,14 @@
 """Where models come from and go to: the package, folders, the Hugging Face hub; and the public official files."""
 
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelHubMixin
 
-from mvar.checkpoint.bundle import CARD, Bundle
-from mvar.checkpoint.card import TAGS, model_card
+from mvar.checkpoint.bundle import CARD, TAGS, Bundle
 from mvar.checkpoint.placement import first_line
 from mvar.files import write_text
 
@@ -70,13 +70,8 @@ def find(source: str | Path, **download: Any) -> Path:
 class HubModel(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
     """What huggingface_hub's `save_pretrained` and `push_to_hub` do with a model: they write a bundle."""
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the model as a bundle and return its folder."""
-        raise NotImplementedError
-
-    def bundle(self) -> Bundle:
-        """The parts of the model."""
-        raise NotImplementedError
+    save: Callable[..., Path]
+    bundle: Callable[[], Bundle]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
@@ -87,8 +82,7 @@ class HubModel(ModelHubMixin, library_name="mvar", tags=list(TAGS)):
         """Write the model as a bundle; arguments are those of huggingface_hub's `save_pretrained`."""
         result = super().save_pretrained(save_directory, model_card_kwargs=model_card_kwargs, **options)
         if name := (model_card_kwargs or {}).get("name"):
-            bundle = self.bundle()
-            write_text(Path(save_directory) / CARD, model_card(name, bundle.config(), bundle.classes))
+            write_text(Path(save_directory) / CARD, self.bundle().card(name))
         return result
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -127,7 +121,5 @@ def official_files(name: str) -> tuple[Path, Path]:
             f"  {constants.ENDPOINT}/{repo}/resolve/main/{generator}\n"
             f"and run  mvar convert --tokenizer {OFFICIAL_TOKENIZER} --generator {generator} --out DIR"
         ) from error
-    raise ValueError(
-        f"official = {name!r}: {repo} has {len(files)} files for depth {depth}, of {', '.join(published)}; "
-        "download the right one and give it by --generator"
-    )
+    several = f"{repo} has {len(files)} files for depth {depth}, of {', '.join(published)}"
+    raise ValueError(f"official = {name!r}: {several}; download the right one and give it by --generator")

@@ -10,7 +10,7 @@ width.
 import argparse
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -77,8 +77,8 @@ def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> Token
     V, Z = file.shape("quantize.embedding.weight", 2)
     channels = file.shape("encoder.conv_in.weight", 4)[0]
     levels = range(file.count("encoder.down."))
-    claimed = next((value for _, name, value in file.claims if name == "sides"), SIDES_256)
-    file.claims.clear()  # the rest is about the generator
+    claimed = file.claims.get("sides", SIDES_256)
+    file.claims.clear()  # they are about the generator
     config = TokenizerConfig(
         channels=channels,
         multipliers=tuple(file.shape(f"encoder.down.{i}.block.0.conv2.weight", 4)[0] // channels for i in levels),
@@ -204,12 +204,12 @@ def generator_to_official(generator: Generator) -> dict[str, Tensor]:
 
 @dataclass
 class _File:
-    """An official state dict, and what the trainer's settings claim about it: (where, config field, value)."""
+    """An official state dict, and what the trainer's settings say about the generator's config."""
 
     name: str
     kind: str
     state: dict[str, Tensor]
-    claims: list[tuple[str, str, Any]]
+    claims: dict[str, Any]
 
     def has(self, prefix: str) -> bool:
         """Whether the name of any tensor starts with this."""
@@ -240,26 +240,25 @@ def _open(source: Source, kind: Literal["tokenizer", "generator"]) -> _File:
     if not isinstance(content, Mapping):
         raise ValueError(f"{name} holds a {type(content).__name__}; expected a state dict or a trainer's dict")
     state: Mapping[str, Any] = content
-    claims: list[tuple[str, str, Any]] = []
+    claims: dict[str, Any] = {}
     if "trainer" in content:
         trainer, args = content["trainer"], content.get("args") or {}
         held = [trainer[key] for key in TRAINER_KEYS[kind] if key in trainer]
         if not held:
             raise ValueError(f"{name} is a trainer's file without {kind}: no {' or '.join(TRAINER_KEYS[kind])} in it")
         state = held[0]
-        args = vars(args) if isinstance(args, argparse.Namespace) else args
-        claims = list(_claims(trainer.get("config") or {}, args))
+        claims = _claims(trainer.get("config") or {}, vars(args) if isinstance(args, argparse.Namespace) else args)
     return _File(name, kind, {key: value for key, value in state.items() if isinstance(value, Tensor)}, claims)
 
 
-def _claims(config: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    if config.get("patch_nums"):
-        yield "config.patch_nums", "sides", list(config["patch_nums"])
-    if pn := args.get("pn"):
-        yield "args.pn", "sides", list(PATCH_NUMS.get(pn) or map(int, pn.split("_")))
-    for short, name in (("saln", "shared_adaln"), ("anorm", "qk_norm")):
-        if short in args:
-            yield f"args.{short}", name, bool(args[short])
+def _claims(config: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"saln": "shared_adaln", "anorm": "qk_norm"}
+    claims: dict[str, Any] = {name: bool(args[short]) for short, name in names.items() if short in args}
+    if sides := config.get("patch_nums"):
+        claims["sides"] = list(sides)
+    elif pn := str(args.get("pn", "")):
+        claims["sides"] = list(PATCH_NUMS.get(pn) or map(int, pn.split("_")))
+    return claims
 
 
 def _attention(file: _File) -> Attention:
@@ -311,8 +310,8 @@ def _filled(kind: type[Network], config: Any, file: _File, buffers: Mapping[str,
         network = kind(config)
     expected = _named(network)
     problems: list[str] = [
-        f"{where} = {value}: the tensors say {name} = {getattr(config, name)}"
-        for where, name, value in file.claims
+        f"{name} = {value} in the trainer's settings: the tensors say {getattr(config, name)}"
+        for name, value in file.claims.items()
         if getattr(config, name) != value
     ]
     found = {name: tuple(tensor.shape) for name, tensor in file.state.items() if name not in buffers}

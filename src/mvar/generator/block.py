@@ -46,15 +46,7 @@ class Block(nn.Module):
     def forward(
         self, x_BlC: Tensor, modulation_BRC: Tensor, state: BlockState, areas: tuple[int, ...]
     ) -> tuple[Tensor, BlockState]:
-        """Args:
-            x_BlC: tokens of consecutive scales.
-            modulation_BRC: from `modulation`.
-            state: after the scales before these.
-            areas: tokens of each of these scales.
-
-        Returns:
-            (B, l, C) and the state after these scales.
-        """
+        """Tokens of consecutive scales, of `areas` tokens each, and the state before them -> both after this block."""
         n = self.branches
         gates, scales, shifts = (t_BnC.unbind(1) for t_BnC in modulation_BRC.split(n, dim=1))
         cache, memory = state

@@ -1,9 +1,8 @@
 """How a generator's weights are initialised: one table.
 
 Shapes: C width, n branches of a block.
-Source: VAR (Tian et al. 2024) and its training code's defaults; Mamba-2 (Dao & Gu 2024) for its A, dt, D and
-convolution. On purpose unlike the official M-VAR: every branch gets the gate factor, Mamba's out_proj is scaled by
-depth like the other output projections, and Mamba-2 keeps its own initialisation.
+Source: VAR (Tian et al. 2024); Mamba-2 (Dao & Gu 2024) for its A, dt, D and convolution. On purpose unlike the official
+M-VAR: every branch gets the gate factor, Mamba's out_proj is scaled by depth, and Mamba-2 keeps its own initialisation.
 """
 
 import math
@@ -26,11 +25,7 @@ def gate_factor(depth: int) -> float:
 def initialise(generator: Generator, seed: int, fill: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
     """Fill every parameter; the same seed gives the same weights whatever the device or dtype.
 
-    Args:
-        fill: writes values to a parameter; `copy_` unless the parameter is sharded over ranks.
-
-    Raises:
-        KeyError: a parameter that the table does not know.
+    `fill` writes values to a parameter; it is `copy_` unless the parameter is sharded over ranks.
     """
     rng = torch.Generator().manual_seed(seed)
     table = _table(generator)

@@ -1,8 +1,7 @@
 """The generator: predicts the token map of each scale from the scales before it and a class.
 
-Shapes: B batch, K scales, L tokens of all scales, l tokens of this call, P_0 tokens of the first scale, C width,
-V codes, Z latent channels, R AdaLN vectors of a block, N = B l tokens of all images, U random numbers of an image in
-training.
+Shapes: B batch, K scales, L tokens of all scales, l tokens of this call, N = B l, C width, V codes, Z latent channels,
+R AdaLN vectors of a block, U random numbers of an image in training.
 Source: M-VAR (Ren et al. 2024), section 3; VAR (Tian et al. 2024), section 3.2.
 """
 
@@ -28,8 +27,8 @@ from mvar.ops.numerics import at_least_float32, bfloat16_products, without_autoc
 class Generator(nn.Module):
     """M-VAR, the VAR baseline and every mixture of their blocks.
 
-    Weights are zero until `mvar.generator.init.initialise` or a checkpoint fills them. Tokens and their statistics
-    stay in float32; the projections follow their weights' dtype, or autocast's.
+    Weights are zero until `mvar.generator.init.initialise` or a checkpoint fills them. Tokens stay in float32; the
+    projections follow their weights' dtype, or autocast's.
 
     Attributes:
         activation_checkpointing: keep only each block's input and recompute the rest in the backward pass.
@@ -53,12 +52,7 @@ class Generator(nn.Module):
         self.head = Linear(C, config.vocab_size)
 
     def forward(self, labels_B: Tensor, inputs_BlZ: Tensor, noise_BU: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits of every token, (B, L, V) in float32.
-
-        Args:
-            labels_B, noise_BU: see `modulation`.
-            inputs_BlZ: from the tokenizer's `generator_inputs`, (B, L - P_0, Z).
-        """
+        """Teacher-forced logits of every token, (B, L, V) in float32, from the tokenizer's `generator_inputs`."""
         everything = range(len(self.schedule))
         modulation = self.modulation(labels_B, noise_BU)
         x_BLC = self.embed(inputs_BlZ, modulation, everything)
@@ -72,16 +66,11 @@ class Generator(nn.Module):
         noise_BU: Tensor | None = None,
         smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of teacher-forced tokens, without all of `forward`'s logits in memory at once.
+        """Results (B, l) of `linear_cross_entropy` for teacher-forced tokens.
 
         Args:
-            labels_B, noise_BU: see `modulation`.
             inputs_BlZ: from the tokenizer's `generator_inputs` for these token maps.
             tokens_Bl: all token maps of the images, or only the first few, coarse to fine.
-            smoothing: see `linear_cross_entropy`, also for the results, here (B, l).
-
-        Raises:
-            ValueError: tokens that end inside a map.
         """
         if tokens_Bl.shape[1] not in self.schedule.offsets[1:]:
             raise ValueError(f"tokens: {tokens_Bl.shape[1]} an image; whole maps have {self.schedule.offsets[1:]}")
@@ -94,14 +83,10 @@ class Generator(nn.Module):
         return nll_N.view_as(tokens_Bl), correct_N.view_as(tokens_Bl)
 
     def modulation(self, labels_B: Tensor, noise_BU: Tensor | None = None) -> Modulation:
-        """The AdaLN vectors of these labels, for all scales.
+        """The AdaLN vectors of these labels, for all scales; `num_classes` is the null class.
 
         All randomness of training is here: labels are dropped, and gates of dropped branches become zero (stochastic
-        depth), so that `step` is the same in training and evaluation.
-
-        Args:
-            labels_B: class indices, `num_classes` for the null class.
-            noise_BU: in training, `self.noise_size` numbers in [0, 1) per image; None takes torch's global generator.
+        depth). `noise_BU` has `noise_size` numbers in [0, 1) per image; None takes torch's global generator.
         """
         if not self.training:
             return self._modulation(labels_B)
@@ -119,15 +104,9 @@ class Generator(nn.Module):
         return 1 + sum(mixer.branches for mixer in self.config.mixers)
 
     def embed(self, inputs_BlZ: Tensor | None, modulation: Modulation, scales: range) -> Tensor:
-        """The blocks' input, (B, l, C) in float32 (float64 in a float64 network).
+        """The blocks' input for consecutive scales, (B, l, C), at least float32.
 
-        Args:
-            inputs_BlZ: for each of `scales` but scale 0, f_hat of the scales before it; None if there is none.
-            modulation: of the same images.
-            scales: consecutive scales; scale 0 has start tokens.
-
-        Raises:
-            ValueError: inputs of another length than these scales.
+        `inputs_BlZ` is, for each of the scales but scale 0, f_hat of the scales before it; None if there is none.
         """
         words = [scale for scale in scales if scale > 0]
         expected = sum(self.schedule.areas[k] for k in words)
@@ -161,16 +140,11 @@ class Generator(nn.Module):
 
         Args:
             x_BlC: from `embed` for these scales.
-            modulation: of the same images.
             state: after the scales before these; None, like `initial_state`, at the start.
-            scales: which scales these are.
             head_rows: compute logits of the first `head_rows` images only; None for all.
 
         Returns:
             Logits (rows, l, V) in float32 and the state after these scales.
-
-        Raises:
-            ValueError: scales that do not follow the state, or tokens that do not fill these scales.
         """
         x_BlC, state = self._hidden(x_BlC, modulation, state, scales)
         scale_BC, shift_BC = modulation.head_B2C[:head_rows].unbind(1)
@@ -182,18 +156,11 @@ class Generator(nn.Module):
     def _hidden(
         self, x_BlC: Tensor, modulation: Modulation, state: GeneratorState | None, scales: range
     ) -> tuple[Tensor, GeneratorState]:
-        """The last block's output, (B, l, C), and the state after these scales; see `step`."""
         if state is None:
             state = GeneratorState(tuple(BlockState() for _ in self.blocks))
         if scales.step != 1 or not state.scales == scales.start < scales.stop <= len(self.schedule):
-            raise ValueError(
-                f"scales = {scales}: must be consecutive, start at {state.scales} (the scales that the state has seen) "
-                f"and end at most at {len(self.schedule)}"
-            )
+            raise ValueError(f"scales = {scales}: must be consecutive and start at {state.scales}, after the state's")
         areas = self.schedule.areas[scales.start : scales.stop]
-        if x_BlC.shape[1] != sum(areas):
-            raise ValueError(f"x has {x_BlC.shape[1]} tokens, scales {list(scales)} have {sum(areas)}")
-
         run = self.differentiated if torch.is_grad_enabled() else called
         if self.activation_checkpointing and torch.is_grad_enabled():
             run = partial(_checkpointed, run)

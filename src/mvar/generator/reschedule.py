@@ -8,6 +8,7 @@ Shapes: C width, h w a scale's sides, P its tokens.
 import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,13 +18,7 @@ from mvar.scales import ScaleSchedule, Side
 
 
 def rescheduled(generator: Generator, sides: list[Side]) -> Generator:
-    """The same weights at other scales; scales of a trained shape keep its embeddings exactly.
-
-    The result runs at once and needs fine-tuning to be as good as the original.
-
-    Raises:
-        ValueError: sides that are no schedule.
-    """
+    """The same weights at other scales; scales of a trained shape keep its embeddings exactly."""
     old, new = generator.schedule, ScaleSchedule(sides)
     with torch.device("meta"):
         network = Generator(replace(generator.config, sides=list(new.sides)))
@@ -49,14 +44,9 @@ def _neighbours(old: ScaleSchedule, shape: tuple[int, int]) -> list[tuple[int, f
     """The trained scales around one of this shape, with their weights."""
     if shape in old.shapes:
         return [(old.shapes.index(shape), 1.0)]
-    size = math.log(shape[0] * shape[1])
-    sizes = [math.log(area) for area in old.areas]
-    above = next((i for i, known in enumerate(sizes) if known >= size), len(sizes) - 1)
-    below = max(above - 1, 0)
-    if not sizes[below] < size < sizes[above]:
-        return [(above, 1.0)]
-    weight = (size - sizes[below]) / (sizes[above] - sizes[below])
-    return [(below, 1 - weight), (above, weight)]
+    place = float(np.interp(math.log(math.prod(shape)), np.log(old.areas), range(len(old))))
+    below, share = int(place), place % 1
+    return [(below, 1 - share), (below + 1, share)] if share else [(below, 1.0)]
 
 
 def _resized(map_PC: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

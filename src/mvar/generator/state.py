@@ -3,16 +3,14 @@
 Shapes: B batch, C width, R AdaLN vectors of a block (3 for each branch).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from mvar.nn.attention import KeyValues
 from mvar.ops.mamba import MambaState
-
-Part = TypeVar("Part", KeyValues, MambaState)
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,6 @@ class GeneratorState:
     blocks: tuple[BlockState, ...]
     scales: int = 0
 
-    def fork(self, n: int) -> "GeneratorState":
-        """Each image n times in a row."""
-        return self._map(lambda t: t.repeat_interleave(n, dim=0))
-
     def select(self, index: Tensor) -> "GeneratorState":
         """The images at these positions (or where a boolean mask is true), in that order."""
-        return self._map(lambda t: t[index])
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "GeneratorState":
-        def each(part: Part | None) -> Part | None:
-            return None if part is None else type(part)(*map(function, part))
-
-        return GeneratorState(tuple(BlockState(each(b.attention), each(b.mamba)) for b in self.blocks), self.scales)
+        return replace(self, blocks=tree_map_only(Tensor, lambda t: t[index], self.blocks))

@@ -22,15 +22,12 @@ class KeyValues(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Attention with one qkv matrix and biases on queries and values only."""
+    """Attention with one qkv matrix, and biases on queries and values only.
+
+    With `qk_norm`, queries and keys have unit length, and each head a learned temperature.
+    """
 
     def __init__(self, width: int, heads: int, *, reach: Reach, qk_norm: bool) -> None:
-        """Args:
-        width: C.
-        heads: H, divides C.
-        reach: "intra" (inside each scale) or "global" (this and all earlier scales).
-        qk_norm: unit-length queries and keys with a learned temperature for each head.
-        """
         super().__init__()
         self.heads, self.reach = heads, reach
         self.qkv = Linear(width, 3 * width, bias=False)
@@ -43,13 +40,8 @@ class Attention(nn.Module):
     def forward(
         self, x_BlC: Tensor, areas: tuple[int, ...], cache: KeyValues | None = None
     ) -> tuple[Tensor, KeyValues | None]:
-        """Args:
-            x_BlC: tokens of consecutive scales.
-            areas: tokens of each of these scales.
-            cache: global attention's keys and values of the scales before, None at the start.
-
-        Returns:
-            (B, l, C) and the cache with this call's tokens (None for "intra").
+        """Tokens of consecutive scales, of `areas` tokens each, and global attention's cache of the scales before
+        -> (B, l, C) and the cache with these tokens (None for "intra").
         """
         bias_3C = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv_BlJHd = self.qkv(x_BlC, bias_3C).unflatten(-1, (3, self.heads, -1))  # J: query, key, value

@@ -6,9 +6,10 @@ Source: VAR (Tian et al. 2024), appendix, for the MLP.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mvar.ops.linear import can_prepack, linear, prepack
+from mvar.ops.linear import can_prepack, linear
 
 
 class Linear(nn.Linear):
@@ -21,11 +22,7 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-        """Args:
-        x: (..., in_features).
-        bias: used in place of the layer's own, for a bias that is made of parts.
-        gelu: apply GELU (tanh approximation) to the result.
-        """
+        """x W^T + b, with a bias that is made of parts in place of the layer's own, then GELU if asked."""
         bias = self.bias if bias is None else bias
         bias = None if bias is None else bias.to(self.weight.dtype)
         return linear(x.to(self.weight.dtype), self.weight, bias, gelu)
@@ -33,11 +30,11 @@ class Linear(nn.Linear):
     def prepack(self) -> None:
         """Hold the weight in the order that products are fastest with, if this device has one.
 
-        A prepacked weight has no gradient, and cannot be copied, pickled, loaded into, or moved to another device or
-        dtype; `state_dict` returns the plain one.
+        A prepacked weight has no gradient, and cannot be copied, loaded into or moved; `state_dict` has the plain one.
         """
         if can_prepack(self.weight):
-            self.weight = nn.Parameter(prepack(self.weight), requires_grad=False)
+            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
+            self.weight = nn.Parameter(packed, requires_grad=False)
 
     def unpack(self) -> None:
         """Hold the plain weight again."""

@@ -49,8 +49,3 @@ def can_prepack(weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-
-
-def prepack(weight: Tensor) -> Tensor:
-    """The weight in oneDNN's order; `to_dense()` returns the plain one, bit for bit."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)

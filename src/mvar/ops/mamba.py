@@ -94,8 +94,9 @@ def mamba(
         A_h = -at_least_float32(weights.A_log_h).exp()
         if fits_native and runs_native(projected_BLx):
             before = state or MambaState.start(len(projected_BLx), weights)
-            exact = {name: at_least_float32(t) for name, t in weights._asdict().items() if name != "A_log_h"}
-            y_BLE, *after = native.mamba(projected_BLx, *before, EPS, A_h=A_h, **exact)
+            conv_weight_DW, conv_bias_D, dt_bias_h, _, skip_h, norm_E = map(at_least_float32, weights)
+            others = (conv_weight_DW, conv_bias_D, dt_bias_h, skip_h, norm_E)
+            y_BLE, *after = native.mamba(projected_BLx, *before, A_h, others, EPS)
             return y_BLE, MambaState(*after)
         z_BLE, xbc_BLD, dt_BLh = projected_BLx.split((E, D, h), dim=-1)
         conv_weight_DW, conv_bias_D, skip_h = (

@@ -14,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,22 +97,18 @@ ADALN = _structure("B L C stride", "x gate scale shift y sum out")
 
 
 def mamba(
-    projected_BLx: Tensor,
-    tail_BVD: Tensor,
-    state_BhPN: Tensor,
-    eps: float,
-    *,
-    conv_weight_DW: Tensor,
-    conv_bias_D: Tensor,
-    dt_bias_h: Tensor,
-    A_h: Tensor,
-    skip_h: Tensor,
-    norm_E: Tensor,
+    projected_BLx: Tensor, tail_BVD: Tensor, state_BhPN: Tensor, A_h: Tensor, weights: Iterable[Tensor], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All of Mamba-2 between its projections, for P = 64 and N a multiple of 16; see `mvar.ops.mamba.mamba`.
 
-    All but `projected_BLx` is float32. Returns y (B, L, E) of projected's dtype, the next tail and the next state.
+    Args:
+        projected_BLx: the others are float32.
+        weights: of the convolution, its bias, of steps their bias, of the skip, of the norm.
+
+    Returns:
+        y (B, L, E) of projected's dtype, the next tail and the next state.
     """
+    conv_weight_DW, conv_bias_D, dt_bias_h, skip_h, norm_E = weights
     (B, L, _), (h, P, N) = projected_BLx.shape, state_BhPN.shape[1:]
     E, D, V = h * P, h * P + 2 * N, CONV_WIDTH - 1
     shaped = {

@@ -46,29 +46,22 @@ def running_sum(a: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def ssd(
-    x_BLhP: Tensor,
-    dt_BLh: Tensor,
-    A_h: Tensor,
-    key_BLN: Tensor,
-    query_BLN: Tensor,
-    state_BhPN: Tensor | None = None,
-    chunk: int | None = None,
+    x_BLhP: Tensor, dt_BLh: Tensor, A_h: Tensor, key_BLN: Tensor, query_BLN: Tensor, state_BhPN: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scan the tokens of this call, differentiable once in every tensor argument.
+    """Scan the tokens of this call in equal chunks, differentiable once in every argument.
 
     Args:
         x_BLhP: L >= 1, in any float dtype, which key and query share.
         dt_BLh: step sizes > 0; like A < 0 and the state at least float32.
         state_BhPN: before the first token; None means zeros.
-        chunk: tokens of a chunk; None cuts L evenly into pieces of at most 72.
 
     Returns:
         y (B, L, h, P), of x's dtype, and the state after the last token (B, h, P, N), of dt's.
     """
     B, L, h, P = x_BLhP.shape
     N = key_BLN.shape[-1]
-    n = -(-L // (chunk or LONGEST_CHUNK))
-    Q = min(chunk, L) if chunk else -(-L // n)
+    n = -(-L // LONGEST_CHUNK)
+    Q = -(-L // n)
     with without_autocast(x_BLhP):
         state_BNE = None if state_BhPN is None else state_BhPN.permute(0, 3, 1, 2).reshape(B, N, h * P)
         # Steps of 0 have no effect. They come first: after the last token they would blur the gradients of its decay.

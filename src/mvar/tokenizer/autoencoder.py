@@ -54,39 +54,25 @@ class PixelAttention(nn.Module):
         return x_BcHW + self.proj_out(y_B1Lc.transpose(2, 3).reshape(B, c, H, W))
 
 
-class Downsample(nn.Module):
-    """Halve the resolution by a strided convolution, padded at the right and bottom only."""
+class Resample(nn.Module):
+    """Halve the resolution, padded at the right and bottom only, or double it by nearest neighbours; a convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, up: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.up = up
+        self.conv = _conv3(channels, channels) if up else nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BcHW: Tensor) -> Tensor:
-        return self.conv(F.pad(x_BcHW, (0, 1, 0, 1)))
+        return self.conv(F.interpolate(x_BcHW, scale_factor=2) if self.up else F.pad(x_BcHW, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
-    """Double the resolution: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = _conv3(channels, channels)
-
-    def forward(self, x_BcHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_BcHW, scale_factor=2, mode="nearest"))
-
-
-class Middle(nn.Module):
+def _middle(channels: int, groups: int) -> nn.Sequential:
     """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.block_1 = ResidualBlock(channels, channels, groups)
-        self.attn_1 = PixelAttention(channels, groups)
-        self.block_2 = ResidualBlock(channels, channels, groups)
-
-    def forward(self, x_BcHW: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x_BcHW)))
+    parts = nn.Sequential()
+    parts.block_1 = ResidualBlock(channels, channels, groups)
+    parts.attn_1 = PixelAttention(channels, groups)
+    parts.block_2 = ResidualBlock(channels, channels, groups)
+    return parts
 
 
 class Level(nn.Module):
@@ -120,9 +106,9 @@ class Encoder(nn.Module):
             width_in = widths[i - 1] if i else config.channels
             level = Level(width_in, width, config.res_blocks, config.norm_groups, attends=i == lowest)
             if i < lowest:
-                level.downsample = Downsample(width)
+                level.downsample = Resample(width, up=False)
             self.down.append(level)
-        self.mid = Middle(widths[-1], config.norm_groups)
+        self.mid = _middle(widths[-1], config.norm_groups)
         self.norm_out = _norm(widths[-1], config.norm_groups)
         self.conv_out = _conv3(widths[-1], config.latent_channels)
 
@@ -141,13 +127,13 @@ class Decoder(nn.Module):
         widths = [config.channels * m for m in config.multipliers]
         lowest = len(widths) - 1
         self.conv_in = _conv3(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1], config.norm_groups)
+        self.mid = _middle(widths[-1], config.norm_groups)
         self.up = nn.ModuleList()  # up[0] is the highest resolution and runs last
         for i, width in enumerate(widths):
             width_in = widths[min(i + 1, lowest)]
             level = Level(width_in, width, config.res_blocks + 1, config.norm_groups, attends=i == lowest)
             if i > 0:
-                level.upsample = Upsample(width)
+                level.upsample = Resample(width, up=True)
             self.up.append(level)
         self.norm_out = _norm(widths[0], config.norm_groups)
         self.conv_out = _conv3(widths[0], 3)

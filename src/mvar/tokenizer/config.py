@@ -8,7 +8,6 @@ from mvar.scales import SIDES_256, SIDES_512, LatentChannels, ScaleSchedule, Sid
 from mvar.settings import Place, Share, Weight, Whole, raise_problems, settings
 
 MOST_LEVELS = 8  # each halves the sides of the one before
-MOST_PIXELS = 8192  # along a side of an image
 
 
 @settings
@@ -65,12 +64,7 @@ class TokenizerConfig:
         if bad := [m for m in self.multipliers if m * self.channels % self.norm_groups]:
             fix = f"channels * {bad[0]} must be a multiple of norm_groups = {self.norm_groups}"
             yield f"channels = {self.channels}: {fix}"
-        if wrong := side_problems(self.sides):
-            yield from wrong
-        elif max(self.image_shape) > MOST_PIXELS:
-            height, width = self.image_shape
-            size = f"{width}x{height} pixels, more than {MOST_PIXELS} along a side"
-            yield f"sides, multipliers: are for images of {size}; give fewer"
+        yield from side_problems(self.sides)
 
 
 def _small(sides: list[Side], **changes: Any) -> TokenizerConfig:

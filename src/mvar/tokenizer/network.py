@@ -34,11 +34,7 @@ class Tokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(Z, Z, 3, padding=1)
 
     def latent(self, pixels_B3HW: Tensor) -> Tensor:
-        """The latent f (B, Z, h, w) of pixels in [0, 1], before quantisation.
-
-        Raises:
-            ValueError: the images are not of this tokenizer's size, or not RGB.
-        """
+        """The latent f (B, Z, h, w) of pixels in [0, 1], before quantisation."""
         expected = (3, *self.config.image_shape)
         if pixels_B3HW.dim() != 4 or tuple(pixels_B3HW.shape[1:]) != expected:
             raise ValueError(
@@ -48,23 +44,23 @@ class Tokenizer(nn.Module):
         return self.quant_conv(self.encoder((2 * pixels_B3HW - 1).contiguous()))
 
     def forward(self, pixels_B3HW: Tensor, scales_B: Tensor | None = None) -> tuple[Tensor, Quantized]:
-        """The training pass: reconstruction in model space (about [-1, 1], not clamped) and the quantiser's results.
+        """The training pass on pixels in [0, 1], of which each image keeps `scales_B` scales (None: all).
 
-        Args:
-            pixels_B3HW: in [0, 1].
-            scales_B: how many scales each image keeps; None for all.
+        Returns the reconstruction in model space (about [-1, 1], not clamped) and the quantiser's results.
         """
         quantized = self.quantizer.quantize(self.latent(pixels_B3HW), scales_B)
         return self.decoder(self.post_quant_conv(quantized.f_hat_BZHW)), quantized
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
-        """Token maps of images in [0, 1], one LongTensor (B, P_k) per scale, coarse to fine.
-
-        Raises:
-            ValueError: pixels of another shape, of integers, or outside [0, 1].
-        """
-        _check_pixels(pixels_B3HW)
+        """Token maps of images in [0, 1], one LongTensor (B, P_k) per scale, coarse to fine."""
+        fix = "give RGB in [0, 1], such as 8-bit images / 255"
+        if not pixels_B3HW.is_floating_point():
+            raise ValueError(f"pixels are {pixels_B3HW.dtype}: {fix}")
+        if pixels_B3HW.numel():
+            low, high = (float(end) for end in pixels_B3HW.aminmax())
+            if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # true of NaN too
+                raise ValueError(f"pixels go from {low:.4g} to {high:.4g}: {fix}")
         return self.quantizer.encode(self.latent(pixels_B3HW))
 
     @torch.no_grad()
@@ -74,11 +70,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_latent(self, f_hat_BZHW: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of a latent.
-
-        Raises:
-            FloatingPointError: the decoder's output is not finite.
-        """
+        """Images (B, 3, H, W) in [0, 1] of a latent."""
         pixels_B3HW = self.decoder(self.post_quant_conv(f_hat_BZHW))
         if not all_finite(pixels_B3HW):
             raise FloatingPointError(f"pixels: the decoder gives NaN or infinity: {CAUSE}; {REMEDY}")
@@ -89,17 +81,11 @@ class Tokenizer(nn.Module):
         return self.decode(self.encode(pixels_B3HW))
 
     def rescheduled(self, sides: list[Side]) -> "Tokenizer":
-        """A tokenizer of the same weights at other scales.
-
-        Raises:
-            ValueError: sides that are no schedule, or another number of them if each scale has a phi of its own.
-        """
+        """A tokenizer of the same weights at other scales."""
         config = replace(self.config, sides=list(ScaleSchedule(sides).sides))
         if self.config.phis == 0 and len(sides) != len(self.config.sides):
-            raise ValueError(
-                f"sides has {len(sides)} scales, the tokenizer has {len(self.config.sides)} and a residual convolution "
-                "for each: give as many"
-            )
+            has = f"the tokenizer has {len(self.config.sides)} and a residual convolution for each"
+            raise ValueError(f"sides has {len(sides)} scales, {has}: give as many")
         with torch.device("meta"):
             tokenizer = Tokenizer(config)
         tokenizer.load_state_dict(self.state_dict(), assign=True)
@@ -124,12 +110,3 @@ class Tokenizer(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
-
-
-def _check_pixels(pixels_B3HW: Tensor) -> None:
-    if not pixels_B3HW.is_floating_point():
-        raise ValueError(f"pixels are {pixels_B3HW.dtype}: give floats in [0, 1], such as 8-bit images / 255")
-    if pixels_B3HW.numel():
-        low, high = (float(end) for end in pixels_B3HW.aminmax())
-        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # true of NaN too
-            raise ValueError(f"pixels go from {low:.4g} to {high:.4g}: give RGB in [0, 1], such as 8-bit images / 255")

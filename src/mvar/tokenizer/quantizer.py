@@ -69,22 +69,15 @@ class MultiScaleQuantizer(nn.Module):
             return torch.cat(tokens).view(B, -1)
 
     def lookup(self, tokens_BP: Tensor, k: int) -> Tensor:
-        """The code vectors of scale k's tokens as a map, (B, Z, h_k, w_k).
-
-        Raises:
-            ValueError: tokens not of shape (B, P_k), or (on the CPU; CUDA has its own error) outside 0..V-1.
-        """
+        """The code vectors of scale k's tokens as a map, (B, Z, h_k, w_k)."""
         h, w = self.schedule.shapes[k]
         if tokens_BP.ndim != 2 or tokens_BP.shape[1] != h * w:
-            raise ValueError(
-                f"lookup: tokens have shape {tuple(tokens_BP.shape)}, scale {k} needs (B, {h * w}); "
-                "give one row of tokens per image"
-            )
+            raise ValueError(f"tokens have shape {tuple(tokens_BP.shape)}: scale {k} needs (B, {h * w})")
         try:
             codes_BPZ = F.embedding(tokens_BP, self.codebook)
-        except IndexError as error:
+        except IndexError as error:  # on the CPU; CUDA has its own error
             low, high, V = int(tokens_BP.min()), int(tokens_BP.max()), len(self.codebook)
-            raise ValueError(f"lookup: tokens of scale {k} lie in {low}..{high}; give 0..{V - 1}") from error
+            raise ValueError(f"tokens of scale {k} lie in {low}..{high}; give 0..{V - 1}") from error
         return codes_BPZ.transpose(1, 2).reshape(len(tokens_BP), -1, h, w)
 
     def add(self, f_hat_BZHW: Tensor, codes_BZhw: Tensor, k: int) -> Tensor:
@@ -105,11 +98,8 @@ class MultiScaleQuantizer(nn.Module):
     def quantize(self, f_BZHW: Tensor, scales_B: Tensor | None = None) -> Quantized:
         """Quantise latents scale by scale, with losses and gradients for training.
 
-        The loss is the mean over scales of commitment * MSE(sg[f_hat_k], f) + MSE(f_hat_k, sg[f]).
-
-        Args:
-            scales_B: how many scales each image keeps, 1..K (quantiser dropout, SoundStream, section III.C); later
-                scales add nothing to its f_hat. None keeps all.
+        The loss is the mean over scales of commitment * MSE(sg[f_hat_k], f) + MSE(f_hat_k, sg[f]). Each image keeps
+        `scales_B` of 1..K scales (quantiser dropout, SoundStream, section III.C); later ones add nothing to its f_hat.
         """
         f_BZHW = f_BZHW.float()
         target_BZHW = f_BZHW.detach()
@@ -163,10 +153,7 @@ def code_usage(counts_V: Tensor) -> tuple[int, float]:
 
 
 def phi_of_scale(scales: int, phis: int) -> list[int]:
-    """Which of the shared phis each scale uses: the first one whose tick is nearest to k / (K - 1).
-
-    In float64, as the public weights were trained: K = 10 with four phis has ties at k = 2 and 7.
-    """
+    """Which of the shared phis each scale uses: the first one whose tick is nearest to k / (K - 1), in float64."""
     edge = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
     ticks = np.linspace(edge, 1 - edge, phis)
     return [int(np.argmin(np.abs(ticks - k / max(scales - 1, 1)))) for k in range(scales)]
