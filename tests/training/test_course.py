@@ -276,16 +276,8 @@ def test_a_killed_run_goes_on_to_the_same_end(tokenizer_run, clock, ticking, mon
     monkeypatch.setattr(task, "loss", original)
     found = checkpoints.latest(Path(config.out))
     assert found.step == 3
-    # Steps may be ahead of time: a share of 0.6 after 10 seconds would be all of 36 seconds.
-    manifest = found.path / "manifest.json"
-    content = manifest.read_text()
-    values = json.loads(content)
-    values["notes"]["course"] |= {"share": 0.6, "spent": 10.0}
-    manifest.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"^minutes = 0.6: the run in .* has done 0\.[67].*; give at least as many$"):
-        train(replace(config, resume=True, minutes=0.6))
-    manifest.write_text(content)
-
+    with pytest.raises(ValueError, match=r"^minutes = 0.2: the run in .* has done 0\.\d; give at least as many$"):
+        train(replace(config, resume=True, minutes=0.2))
     spent, clock.now = found.notes["course"]["spent"], BEGAN
     ticking(task)
     train(replace(config, resume=True))

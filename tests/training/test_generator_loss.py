@@ -10,7 +10,7 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import cross_entropy
 from mvar.scales import ScaleSchedule
-from mvar.training.generator.loss import Compiling, GeneratorLoss, compile_blocks, scales_in_use
+from mvar.training.generator.loss import GeneratorLoss, compile_blocks, scales_in_use
 from mvar.training.generator.task import GeneratorTask, train
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.parallel import Ranks
@@ -165,22 +165,6 @@ def test_blocks_that_are_alike_are_compiled_once_and_for_training_alone(fresh_dy
         torch.testing.assert_close(loss(three), loss(plain))
         loss(three, scales=2)
     assert len(graphs) == needed
-
-
-def test_a_run_says_what_it_waits_for(capsys):
-    compiling = Compiling(visible=True)
-    for scales in (2, 2, 3):  # progressive training takes in another map at the third step
-        compiling.before_step(scales)
-        compiling.before_step(scales)  # another part of the batch
-        compiling.after_step()
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split(";")[0] for line in said[1::2]] == ["compile: done"] * 2
-    assert all(line.startswith("compile: the blocks are compiled during this step") for line in said[::2])
-    assert len(said) == 4
-    quiet = Compiling(visible=False)
-    quiet.before_step(1)
-    quiet.after_step()
-    assert not capsys.readouterr().err
 
 
 def test_compiling_without_a_compiler_is_refused(generator_run, monkeypatch, tmp_path):

@@ -173,7 +173,6 @@ def test_a_gradient_beyond_float16_is_skipped(tokenizer_run, monkeypatch):
     assert all(record["loss"] < 100 for record in records)
     state = checkpoint(config.out)
     assert state["notes"]["scaler"]["scale"] == 2.0**15
-    assert 0 < state["notes"]["usual_norm"] < 1e6
     steps = {value.item() for name, value in state["tensors"].items() if re.search(r"optimizer.model.*\.step$", name)}
     assert steps == {4.0}  # of five
 
@@ -216,19 +215,6 @@ def test_images_that_spoil_a_batch_are_named(tokenizer_run, photos, tmp_path, mo
     assert len(paths) == 5
     assert all(path.is_file() for path in paths)
     assert data / "bag" / "poison.png" in paths
-
-
-def test_the_images_of_a_large_batch_are_listed_in_a_file(tokenizer_run, monkeypatch):
-    poison(monkeypatch, TokenizerTask, 1, lambda loss: loss * torch.nan)
-    config = tokenizer_run(batch_size=12, steps=3)
-    with pytest.raises(
-        FloatingPointError, match=r" and 4 more, listed in .*images-of-step-0000002\.txt: stopped"
-    ) as caught:
-        train(config)
-    listed = Path(config.out, "images-of-step-0000002.txt").read_text().splitlines()
-    assert len(listed) == 12
-    assert all(Path(name).is_file() for name in listed)
-    assert str(caught.value).split("images ")[1].split(" and 4 more")[0].split(", ") == listed[:8]
 
 
 def test_a_class_that_vanishes_ends_the_run_with_one_line(tokenizer_run, photos, tmp_path, monkeypatch, refused):

@@ -18,8 +18,8 @@ from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
 from mvar.training.run.checkpoints import Found
 
-Event = Literal["validation", "checkpoint", "curves"]
-REGULAR: tuple[Event, ...] = ("validation", "checkpoint")
+Event = Literal["validation", "checkpoint"]
+EVENTS: tuple[Event, ...] = ("validation", "checkpoint")
 VALIDATION_SHARE = 0.01  # of the minutes, for the losses of one validation
 EVENTS_SHARE = {"validation": 0.1, "checkpoint": 0.05}  # of the minutes, for all of them
 LEAST_EVENTS = {"validation": 1, "checkpoint": 2}
@@ -31,9 +31,7 @@ MARGIN = 1.2  # of the minutes that an error recommends, as a machine is not alw
 LEAST_IMAGES = 64  # of a validation
 TOLERANCE = 0.05  # relative error of the number of remaining steps below which it is left alone
 TOLD = 0.1  # relative change of the number of steps that is reported
-SILENCE = 30.0  # least seconds between two such reports
 MEMORY = 1 / 20  # of the minutes: the time over which the speed is averaged
-STALL = 10.0  # a step that takes this many times as long as usual is ignored, unless the next one does too
 FINE = 10_000  # steps of an imagined run
 SLIGHT = 1e-6  # rounding error of a share
 
@@ -77,9 +75,6 @@ class Course:
         """What a checkpoint must remember."""
         return {}
 
-    def ends(self) -> str | None:
-        """The time of day at which the run ends, where that is known."""
-
 
 class TimedCourse(Course):
     """A run of a given number of minutes."""
@@ -101,14 +96,14 @@ class TimedCourse(Course):
         self.val_images: int | None = config.val_images or before.get("val_images")  # None until it is known
         # (share of the run from which a step takes this long, seconds), from the current stage on.
         self.stages: list[tuple[float, float]] = []
-        self.costs: dict[Event, float] = {"validation": 0.0, "checkpoint": 0.0, "curves": 0.0}  # seconds
+        self.costs: dict[Event, float] = dict.fromkeys(EVENTS, 0.0)  # seconds
         # How often the events for which no number of steps is given come in the whole run.
         given = {"validation": config.validate_every, "checkpoint": config.checkpoint_every}
-        self.times: dict[Event, int] = {event: 1 for event in REGULAR if given[event] is None}
-        self._last = dict.fromkeys(REGULAR, self.share)  # where the events came last
-        self._slowness, self._stalled = 1.0, False  # time of a step relative to what was measured at the start
+        self.times: dict[Event, int] = {event: 1 for event in EVENTS if given[event] is None}
+        self._last = dict.fromkeys(EVENTS, self.share)  # where the events came last
+        self._slowness = 1.0  # time of a step relative to what was measured at the start
         self._stepped = 0  # updates of this process
-        self._mark = self._told_at = began
+        self._mark = began
         self._told = 0  # the number of steps that the user knows of
         self._ends = time.time() + self.left
 
@@ -142,7 +137,7 @@ class TimedCourse(Course):
         self.costs |= {"validation": self.val_images * image + preview, "checkpoint": checkpoint}
         self._count()
         self.steps = self._told = self.done + max(self._fitting(), 1)
-        self._mark = self._told_at = self.clock()
+        self._mark = self.clock()
 
     def check(self) -> None:
         """Raise ValueError if too few steps fit, by what has been measured so far."""
@@ -183,11 +178,10 @@ class TimedCourse(Course):
         rest, *times = agreed.tolist()
         self.times = dict(zip(self.times, times, strict=True))
         self.steps, self._mark = self.done + rest, self.clock()
-        recently = self._mark - self._told_at < max(MEMORY * self.seconds, SILENCE)
-        if recently or abs(self.steps - self._told) <= TOLD * self._told:
+        if abs(self.steps - self._told) <= TOLD * self._told:
             return None
         change = "take longer" if self.steps < self._told else "take less time"
-        self._told, self._told_at = self.steps, self._mark
+        self._told = self.steps
         return (
             f"step {self.done}: steps and validations {change} than expected, so about {self.steps:,} steps fit, "
             f"{self._step_seconds():.2g} s each; ends at {self.ends()} as before"
@@ -197,11 +191,9 @@ class TimedCourse(Course):
         took = self.clock() - self._mark
         usual = next(seconds for start, seconds in reversed(self.stages) if start <= self.share)
         ratio = took / max(usual, 1e-9)
-        self._stalled = ratio > STALL * self._slowness and not self._stalled
-        if not self._stalled:
-            # The first steps count alike, beside what was measured before them; then the past fades.
-            fading = 1 - math.exp(-usual * self._slowness / (MEMORY * self.seconds))
-            self._slowness += (ratio - self._slowness) * max(fading, 1 / (self._stepped + 2))
+        # The first steps count alike, beside what was measured before them; then the past fades.
+        fading = 1 - math.exp(-usual * self._slowness / (MEMORY * self.seconds))
+        self._slowness += (ratio - self._slowness) * max(fading, 1 / (self._stepped + 2))
         self.share += (1 - self.share) / (self.steps - self.done)
         self.done += 1
         self._stepped += 1
@@ -212,15 +204,14 @@ class TimedCourse(Course):
     def timing(self, event: Event) -> Iterator[None]:
         begun = self.clock()
         yield
-        took, before = self.clock() - begun, self.costs[event]
-        # Curves are drawn now and then, and at the end; of the others a single slow one says little.
-        self.costs[event] = max(took, before) if event == "curves" else (took + before) / 2
+        self.costs[event] = (self.clock() - begun + self.costs[event]) / 2  # a single slow one says little
 
     def notes(self) -> dict[str, Any]:
         spent = self.seconds - self.left
         return {"minutes": self.minutes, "share": self.share, "spent": spent, "val_images": self.val_images}
 
-    def ends(self) -> str | None:
+    def ends(self) -> str:
+        """The time of day at which the run ends."""
         return time.strftime("%H:%M" if self.left < 12 * 3600 else "%a %H:%M", time.localtime(self._ends))
 
     def described(self) -> str:
@@ -243,7 +234,7 @@ class TimedCourse(Course):
     def _fitting(self) -> int:
         """The number of steps for which there is time."""
         reserve = RESERVE_SECONDS + min(RESERVE_SHARE * self.seconds, MOST_RESERVE)
-        between = sum(self.costs[event] * (self._to_come(event) - 1) for event in REGULAR)
+        between = sum(self.costs[event] * (self._to_come(event) - 1) for event in EVENTS)
         return int((self.left - reserve - between - sum(self.costs.values())) / self._step_seconds())
 
     def _to_come(self, event: Event) -> int:

@@ -19,10 +19,8 @@ from mvar.training.config import RunConfig
 from mvar.training.course import LEAST_IMAGES, TimedCourse
 from mvar.training.loop import backward, clip
 from mvar.training.parallel import Ranks
-from mvar.training.stopping import exit_on_sigterm
 from mvar.training.task import Task
 
-PASSES = 2  # of which the faster one counts: the first allocates memory and compiles
 CHECKPOINT_BUNDLES = 5  # a checkpoint's weights, average and two moments, and the bundle beside it
 
 
@@ -46,9 +44,7 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
     if ranks.main:
         print("measuring what steps, validations and checkpoints take", file=sys.stderr, flush=True)
     starts = [min(phase * course.planned / course.minutes, 1.0) for phase in task.phases()]
-    out = Path(config.out).absolute()
-    disk = next(path for path in (out, *out.parents) if path.is_dir())  # that the run will write to
-    with exit_on_sigterm(), _restored(task), tempfile.TemporaryDirectory(dir=disk, prefix=".rehearsal-") as scratch:
+    with _restored(task), tempfile.TemporaryDirectory(prefix="mvar-") as scratch:
         for start, end in pairwise([*starts, 1.0]):
             if end > max(start, course.share):  # a stage that is not over yet
                 with course.at((max(start, course.share) + end) / 2):
@@ -77,9 +73,11 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
 
 
 def _seconds(course: TimedCourse, work: Callable[[], object]) -> float:
-    """The time that something takes the second time; or the first, if there is no time for a second."""
+    """The time that something takes the second time, as the first allocates memory and compiles; or the first, if
+    there is no time for a second.
+    """
     best = math.inf
-    for _ in range(PASSES):
+    for _ in range(2):
         begun = course.clock()
         work()
         best = min(best, course.clock() - begun)

@@ -1,9 +1,8 @@
 """Stopping a run from outside: after a signal the loop ends its step, saves a checkpoint and stops."""
 
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -38,27 +37,13 @@ class Request:
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit within the context, so that temporary files are deleted."""
-    with _handled([signal.SIGTERM], lambda number, _: sys.exit(128 + number)):
-        yield
-
-
-@contextmanager
 def stop_request() -> Iterator[Request]:
-    """Catch the signals that ask to stop."""
+    """Catch the signals that ask to stop; outside of the main thread Python cannot."""
     request = Request()
-    with _handled(SIGNALS, request.ask):
-        yield request
-
-
-@contextmanager
-def _handled(signals: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Handle signals within the context; outside of the main thread Python cannot."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in signals} if in_main_thread else {}
+    before = {number: signal.signal(number, request.ask) for number in SIGNALS} if in_main_thread else {}
     try:
-        yield
+        yield request
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)

@@ -3,14 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mvar import __version__
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_loader, open_splits
+from mvar.data.splits import is_stream, open_loader, open_splits
 from mvar.data.tokens.cache import TokenSource
 from mvar.data.tokens.encoded import RememberedTokens
 from mvar.machine import check_memory
@@ -44,7 +46,8 @@ class Task(ABC):
         val_images: ValidationSet,
         course: Course,
     ) -> None:
-        self.ranks, self.device, self.course, self.val_images = ranks, ranks.device, course, val_images
+        self.config, self.ranks, self.device = config, ranks, ranks.device
+        self.course, self.val_images = course, val_images
         self.autocast = autocast(config.dtype, self.device)
         self.loader = open_loader(
             train_images,
@@ -84,6 +87,18 @@ class Task(ABC):
         bundle = self.bundle(steps)
         if bundle is not None and self.ranks.main:
             write_bundle(folder, bundle)
+
+    def provenance(self, steps: int) -> dict[str, Any]:
+        """How the model was trained for this number of steps, for its bundle."""
+        data = self.config.data
+        return {
+            "trained_with": f"mvar {__version__}, torch {torch.__version__}",
+            # The address of a stream may hold a password.
+            "data": "a stream of shards" if is_stream(data) else Path(data).resolve().name,
+            "steps": steps,
+            "batch_size": self.config.batch_size,
+            "seed": self.config.seed,
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Live tensors to checkpoint besides weights and optimizer, the same on every rank; resuming fills them."""

@@ -31,7 +31,6 @@ from mvar.training.optim import WeightAverage, build_optimizer
 from mvar.training.parallel import Ranks, joined, replicated
 from mvar.training.rehearsal import rehearse
 from mvar.training.run.folder import RunFolder
-from mvar.training.run.origin import provenance
 from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for, open_images
 from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator
 from mvar.training.tokenizer.codebook import count_tokens, revive, start_from_data, usage
@@ -94,6 +93,8 @@ def activation_bytes(model: TokenizerConfig) -> int:
 class TokenizerTask(Task):
     """The tokenizer as the loop trains it."""
 
+    config: TokenizerTraining
+
     def __init__(
         self,
         config: TokenizerTraining,
@@ -105,7 +106,7 @@ class TokenizerTask(Task):
     ) -> None:
         """`network` is that of the perceptual loss."""
         super().__init__(config, ranks, train_images, val_images, course)
-        self.config, self.train_images = config, train_images
+        self.train_images = train_images
         torch.manual_seed(config.seed)
         self.model = Tokenizer(config.model).to(self.device)
         if config.model.phi_ratio == 0:
@@ -233,7 +234,7 @@ class TokenizerTask(Task):
 
     def bundle(self, steps: int) -> Bundle:
         classes = self.train_images.classes
-        return Bundle(tokenizer=self.model, classes=classes, provenance=provenance(self.config, steps))
+        return Bundle(tokenizer=self.model, classes=classes, provenance=self.provenance(steps))
 
     def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}
