@@ -53,16 +53,14 @@ class Walk:
 
     Attributes:
         left: seconds until its end when all was written.
-        events: in their order; the first validation takes `slow` seconds more.
+        events: in their order.
         laid: numbers of steps, each time they changed.
         shares, rates: of the run and of the learning rate, at each step.
         said: lines.
         notes: of the last checkpoint, with its step.
     """
 
-    def __init__(
-        self, clock, minutes, cost, stages=((0.0, 1.0),), found=None, until=float("inf"), slow=0.0, **every
-    ) -> None:
+    def __init__(self, clock, minutes, cost, stages=((0.0, 1.0),), found=None, until=float("inf"), **every) -> None:
         config = TokenizerTraining(data="d", out="o", minutes=minutes, warmup=0.02, lr_end=0.01, **every)
         course = TimedCourse(config, minutes, 15, clock.now, found)
         clock.now += STARTUP
@@ -70,7 +68,7 @@ class Walk:
         course.start(IMAGE, PREVIEW, CHECKPOINT)
         course.check()
         self.laid, self.shares, self.rates, self.said, self.events = [course.steps], [], [], [], []
-        self.course, self.described = course, course.described()
+        self.config, self.course, self.described = config, course, course.described()
         while course.done < course.steps and clock.now - BEGAN < until:
             self.said += filter(None, [course.lay(ALONE)])
             self.laid += [course.steps] * (course.steps != self.laid[-1])
@@ -82,7 +80,7 @@ class Walk:
                 if course.is_due(event, course.done):
                     self.events.append(event)
                     with course.timing(event):
-                        clock.now += seconds + slow * (event == "validation" and self.events.count(event) == 1)
+                        clock.now += seconds
                     if event == "checkpoint":
                         self.found = Found(Path(), course.done, {"course": course.notes()})
         self.left = course.left
@@ -107,9 +105,7 @@ def test_steps_of_constant_speed_are_laid_once(clock):
     [
         (lambda share, now: 1.0 if now < 450 else 2.0, [(0.0, 1.0)]),  # another program begins
         (lambda share, now: 2.0 if now < 450 else 1.0, [(0.0, 2.0)]),  # another program ends
-        (lambda share, now: 1.0 if now < 720 else 6.0, [(0.0, 1.0)]),
         (lambda share, now: 60.0 if 400 < now < 402 else 1.0, [(0.0, 1.0)]),  # a stall
-        (lambda share, now: 0.4, [(0.0, 1.0)]),  # faster than measured
         (lambda share, now: 1.0 if share < 0.2 else 2.2, [(0.0, 1.0), (0.2, 1.5)]),  # the discriminator
     ],
 )
@@ -145,7 +141,7 @@ def test_a_run_that_goes_on_keeps_its_end(clock):
     assert second.rates[0] == pytest.approx(first.rates[first.found.step], abs=0.01)
     assert second.rates[-1] == pytest.approx(0.01, abs=1e-9)
     # More minutes stretch learning rate and weight decay; what phases there were do not come back.
-    third = TimedCourse(first.course.config, 30, 15, clock.now, first.found)
+    third = TimedCourse(first.config, 30, 15, clock.now, first.found)
     assert third.share == pytest.approx(second.shares[0] / 2)
     third.steps = third.done + 100
     place, length = third.phase(third.done)
@@ -164,13 +160,6 @@ def test_a_long_run_has_a_checkpoint_every_five_minutes(clock):
     walk = Walk(clock, 120, lambda share, now: 4.0, [(0.0, 4.0)])
     assert walk.events.count("checkpoint") == 24
     assert walk.events.count("validation") == 9
-
-
-def test_a_slow_validation_makes_validations_rarer_and_not_the_run_shorter(clock):
-    walk = Walk(clock, 15, lambda share, now: 1.0, slow=60.0)
-    assert 0 < walk.left < 30
-    assert 3 <= walk.events.count("validation") <= 8
-    assert len(walk.rates) > 0.9 * walk.laid[0]
 
 
 def test_too_few_minutes(clock):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -187,7 +188,7 @@ def check_finite(values: Mapping[str, float], task: Task, state: State, saved: C
 
 def agreed(code: int | None, ranks: Ranks) -> int | None:
     """The exit status where any rank was asked to stop, else None."""
-    asked = int(ranks.largest(torch.tensor(-1 if code is None else code)))
+    asked = int(ranks.total(torch.tensor(-1 if code is None else code), dist.ReduceOp.MAX))
     return None if asked < 0 else asked
 
 

@@ -1,7 +1,6 @@
-"""Training with several ranks: joining the processes that torchrun started, and spreading a finished model over them.
+"""Training with several ranks, the processes that torchrun starts, each with its own GPU where there are some.
 
-DDP keeps a copy of the model in each process; FSDP2 shards every weight, gradient and moment over them. A process is a
-rank; on a machine with GPUs each rank has one.
+DDP keeps a copy of the model in each process; FSDP2 shards every weight, gradient and moment over them.
 """
 
 import os
@@ -53,24 +52,17 @@ class Ranks:
             indices_B = torch.arange(start, start + size)
             yield indices_B.clamp(max=n - 1), indices_B < n
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over ranks."""
-        return self._reduced(value, dist.ReduceOp.SUM)
-
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over ranks."""
-        return value if self.kind is None else self.total(value) / self.size
-
-    def largest(self, value: Tensor) -> Tensor:
-        """The elementwise maximum of a tensor over ranks."""
-        return self._reduced(value, dist.ReduceOp.MAX)
-
-    def _reduced(self, value: Tensor, op: Any) -> Tensor:
+    def total(self, value: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """The sum of a tensor over ranks, or another reduction."""
         if self.kind is None:
             return value
         value = value.clone()
         dist.all_reduce(value, op=op)
         return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over ranks."""
+        return value if self.kind is None else self.total(value) / self.size
 
     def all_rows(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, concatenated in rank order; each has the same number."""

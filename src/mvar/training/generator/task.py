@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle
-from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle
@@ -42,9 +41,6 @@ from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for
 PREVIEW_CLASSES = 16
 COMPILING = "compile: blocks are compiled in the first step, a minute on a CPU, which saves 0 to 11 % of each later one"
 DROPS = 2  # stream of the random numbers that belong to an image's place in the order of training
-# What the backward pass keeps at least, in half precision: of a token in a block for each channel of the width; the
-# latter where only the block's input is kept.
-TOKEN_BYTES, CHECKPOINTED_BYTES = 40, 4
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
 
@@ -74,10 +70,8 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
             data = data.ready(config.val_images or MOST_TIMED_IMAGES)
             course = open_course(config, planned, began, folder.checkpoint)
             task = GeneratorTask(config, ranks, data, start, course)
-            if ranks.main:
-                print(described(task.model), file=sys.stderr)
-                if config.compile:
-                    print(COMPILING, file=sys.stderr, flush=True)
+            if ranks.main and config.compile:
+                print(COMPILING, file=sys.stderr, flush=True)
             rehearse(task, config, ranks)
             folder.begin(decided)
             resumed, seen = folder.checkpoint is not None, course.steps * config.batch_size
@@ -94,8 +88,7 @@ def _open_data(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Star
     tokenizer = load_tokenizer(config.tokenizer, ranks.device)
     with torch.device("meta"):
         model = Generator(replace(config.model, **decided_by(tokenizer.config, classes=0)))
-    few = config.activation_checkpointing or config.compile
-    check_memory_for([model], config, activation_bytes(model.config, bool(few)), ranks)
+    check_memory_for([model], config, ranks)
     start = None
     if config.init_from is not None and not config.resume:
         start = load_start(config.init_from, config.model, tokenizer.fingerprint())
@@ -103,11 +96,6 @@ def _open_data(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Star
     rows = min(max(len(data.train.classes), 1), PREVIEW_CLASSES)
     check_size(rows, config.preview_per_class, tokenizer.config.image_shape, "preview_per_class")
     return data, start
-
-
-def activation_bytes(model: GeneratorConfig, checkpointed: bool) -> int:
-    """What the backward pass needs per image at least: that of all blocks."""
-    return (CHECKPOINTED_BYTES if checkpointed else TOKEN_BYTES) * model.schedule.length * model.width * model.depth
 
 
 class GeneratorTask(Task):
@@ -251,17 +239,6 @@ def decided_by(tokenizer: TokenizerConfig, classes: int) -> dict[str, Any]:
         "latent_channels": tokenizer.latent_channels,
         "sides": tokenizer.sides,
     }
-
-
-def described(model: Generator) -> str:
-    """The generator in one line: its size, and what data and tokenizer have decided."""
-    config, millions = model.config, sum(p.numel() for p in model.parameters()) / 1e6
-    first, last = (f"{h}x{w}" for h, w in (model.schedule.shapes[0], model.schedule.shapes[-1]))
-    return (
-        f"generator: depth {config.depth}, width {config.width}, {millions:.1f} M parameters; "
-        f"{config.num_classes or 'no'} classes (from the data), "
-        f"{config.vocab_size} codes in {len(model.schedule)} maps, {first} to {last} (from the tokenizer)"
-    )
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
