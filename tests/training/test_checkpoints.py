@@ -15,7 +15,7 @@ from mvar.data.splits import open_splits
 from mvar.model import load
 from mvar.training.generator import task as generator
 from mvar.training.parallel import Ranks
-from mvar.training.run import checkpoints, curves
+from mvar.training.run import checkpoints
 from mvar.training.run.checkpoints import Checkpoints
 from mvar.training.run.folder import RunFolder
 from mvar.training.stopping import Stopped
@@ -24,7 +24,6 @@ from mvar.training.tokenizer import task as tokenizer
 from .runs import WORK, checkpoint, metrics, same_bits
 
 ALONE = Ranks(device=torch.device("cpu"))
-DRAW = curves.draw_curves  # before other tests replace it
 
 
 @pytest.fixture
@@ -85,33 +84,6 @@ def test_killed_and_stopped_runs_equal_the_unbroken_one_bit_for_bit(tokenizer_ru
     assert 4 <= checkpoints.latest(Path(stopped.out)).step < 10
     tokenizer.train(replace(stopped, resume=True))
     assert_equal_runs(whole.out, stopped.out)
-
-
-def test_a_signal_before_the_first_line_of_metrics(tokenizer_run, tmp_path, monkeypatch):
-    """The run stops as at any other time: there is nothing to draw yet."""
-    loss, steps = tokenizer.TokenizerTask.loss, []
-    whole = tokenizer_run(steps=3, log_every=100, validate_every=100, checkpoint_every=100)
-    stopped = replace(whole, out=str(tmp_path / "stopped"))
-    tokenizer.train(whole)
-
-    def interrupted(self, step, part):
-        steps.append(step)
-        if steps == [0, 1]:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, step, part)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tokenizer.TokenizerTask, "loss", interrupted)
-        patch.setattr(curves, "draw_curves", DRAW)
-        with pytest.raises(Stopped, match="stopped after step 2 with a checkpoint; --resume goes on") as caught:
-            tokenizer.train(stopped)
-    assert caught.value.code == 128 + signal.SIGINT
-    assert checkpoint(stopped.out)["step"] == 2
-    assert not (Path(stopped.out) / "curves.png").exists()
-    tokenizer.train(replace(stopped, resume=True))
-    assert_equal_runs(whole.out, stopped.out)
-    assert [record["step"] for record in metrics(stopped.out)] == [3, 3]
-    assert (Path(stopped.out) / "curves.png").is_file()
 
 
 def test_a_callback_sees_the_records_and_may_stop_the_run(tokenizer_run):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from mvar.cli import main
 from mvar.model import load
@@ -218,15 +217,12 @@ def test_a_run_of_minutes_ends_with_everything_written(kind, clock, ticking, cap
     assert steps == model.provenance["steps"] == load(out, device="cpu").provenance["steps"]
     assert checkpoint(out)["step"] == steps
     assert [line["step"] for line in lines if "val_loss" in line][-1] == steps
-    with Image.open(out / "previews" / f"{steps:07d}.png") as image:
-        assert min(image.size) > 60
+    assert (out / "previews" / f"{steps:07d}.png").is_file()
     rates = [line["lr"] for line in lines if "lr" in line]
     assert rates[-1] == pytest.approx(0.25 * config.peak_lr)
     assert max(rates) == config.peak_lr
-    kept = sorted(path.name for path in (out / "checkpoints").iterdir())
-    assert len(kept) >= 2
-    said = capsys.readouterr().err
-    assert f"minutes = 1: about {steps} steps of 5 images, " in said
+    assert len(list((out / "checkpoints").iterdir())) >= 2
+    assert f"minutes = 1: about {steps} steps of 5 images, " in capsys.readouterr().err
     if task is TokenizerTask:
         joined = [line["step"] for line in lines if "adversarial" in line]
         assert joined[0] == pytest.approx(0.3 * steps, abs=2)  # as adversarial_start says, of the steps
@@ -286,23 +282,6 @@ def test_a_killed_run_goes_on_to_the_same_end(tokenizer_run, clock, ticking, mon
         train(replace(config, resume=True))
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(tokenizer_run, clock, ticking):
-    ticking(TokenizerTask)
-
-    def dies(step, _):
-        if step == 2:
-            raise Killed
-
-    config = tokenizer_run(**TIMED)
-    with pytest.raises(Killed):
-        tokenizer.train(config, [dies])
-    assert metrics(config.out)[-1]["step"] == 2
-    assert not checkpoints.exist(Path(config.out))
-    clock.now = BEGAN
-    tokenizer.train(config)
-    assert 0 < BEGAN + 60 - clock.now < 9
-
-
 def test_too_few_minutes_leave_no_folder(tokenizer_run, clock, ticking):
     ticking(TokenizerTask)
     with pytest.raises(ValueError, match=r"^minutes = 0.2: 3 s have passed before the first step; .*; give at least"):
@@ -320,8 +299,6 @@ def test_minutes_choose_a_preset(minutes, preset, capsys):
     assert (chosen.steps, chosen.val_images, chosen.validate_every) == (None, None, None)
     main(["train", "tokenizer", "--minutes", str(minutes), "--print-config"])
     assert f"preset: {preset}\n" in capsys.readouterr().out
-    main(["train", "tokenizer", "--minutes", str(minutes), "--preset", "tiny64", "--print-config"])
-    assert "preset: tiny64\n" in capsys.readouterr().out
 
 
 def test_what_a_run_may_be_resumed_with(tokenizer_run, trained_tokenizer, clock, ticking, capsys):

@@ -196,19 +196,6 @@ def test_moved_rows_forget_their_past(module):
     assert not torch.equal(after["0.weight"], module[0].weight)
 
 
-def test_without_decay_the_last_weights_count(module):
-    average = WeightAverage(module, 0.0)
-    walk(module)
-    average.update(0)
-    live = state(module)
-    average.restart("2.weight", torch.tensor([0]))
-    with average.applied():
-        assert same_bits(state(module), live)
-    average.take()
-    assert same_bits(state(module), live)
-    assert average.state() == {}
-
-
 # --- memory ---
 
 

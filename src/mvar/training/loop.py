@@ -45,12 +45,11 @@ class State:
 
 # Longer than a function should be: a run is meant to be read here from top to bottom.
 def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
-    """Train to the end of the task's course, from the folder's last checkpoint; returns the last validation.
+    """Train to the end of the task's course, from the folder's checkpoint if it has one; returns the last validation.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite; raised before the update, with the step's number, its
-            images and the last checkpoint.
-        ValueError: no checkpoint is undamaged, or it is of another model.
+        FloatingPointError: the loss or a gradient is not finite; raised before the update.
+        ValueError: the checkpoint is of another model.
         Stopped: a signal or a callback asked to stop; the last step has a checkpoint.
         ConnectionError: another rank died or does not answer.
         OSError: the disk is full.
@@ -92,7 +91,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             state.scaler.unscale_(task.optimizer)
             norms = clip(task.networks, config.grad_clip)
             check_finite({"loss": float(loss), **norms}, task, state, saved)
-            exit_code = agreed(request.code, ranks)
+            exit_code = int(ranks.total(torch.tensor(request.code), dist.ReduceOp.MAX))
             state.scaler.step(task.optimizer)
             state.scaler.update()
             task.after_update(state.step)
@@ -105,7 +104,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
 
             # Metrics.
             last = state.step == course.steps
-            stopping = exit_code is not None and not last  # at the last step nothing is left to resume
+            stopping = exit_code >= 0 and not last  # at the last step nothing is left to resume
             if state.step % config.log_every == 0 or last:
                 log({"loss": loss, **metrics, **norms, "lr": lr, "images_per_second": rate()})
                 bar.set_postfix_str(f"loss {float(loss):.4f}")
@@ -114,7 +113,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             if stopping:
                 save_checkpoint(task, state, ranks, saved)
                 saved.wait()
-                save_bundle(task, state, folder)
+                task.save_bundle(folder.path, state.step)
             if course.is_due("validation", state.step):
                 with course.timing("validation"):
                     validate(task, state, folder)
@@ -124,10 +123,10 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             if stopping:
                 folder.plot(last=True)
                 ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are written
-                raise Stopped(f"stopped after step {state.step} with a checkpoint; --resume goes on", exit_code or 0)
+                raise Stopped(f"stopped after step {state.step} with a checkpoint; --resume goes on", exit_code)
             if course.is_due("checkpoint", state.step):
                 with course.timing("checkpoint"):
-                    save_bundle(task, state, folder)
+                    task.save_bundle(folder.path, state.step)
                     save_checkpoint(task, state, ranks, saved)  # after the bundle: a run with all its steps is over
                     if config.minutes is not None:
                         saved.wait()  # so that its time is known
@@ -186,12 +185,6 @@ def check_finite(values: Mapping[str, float], task: Task, state: State, saved: C
     )
 
 
-def agreed(code: int | None, ranks: Ranks) -> int | None:
-    """The exit status where any rank was asked to stop, else None."""
-    asked = int(ranks.total(torch.tensor(-1 if code is None else code), dist.ReduceOp.MAX))
-    return None if asked < 0 else asked
-
-
 @contextmanager
 def missing_other_ranks(ranks: Ranks) -> Iterator[None]:
     """Raise ConnectionError where communication fails."""
@@ -225,12 +218,6 @@ def validate(task: Task, state: State, folder: RunFolder) -> None:
     model.train()
 
 
-def save_bundle(task: Task, state: State, folder: RunFolder) -> None:
-    """Write the averaged weights as a bundle."""
-    with task.average.applied():
-        task.save_bundle(folder.path, state.step)
-
-
 def save_checkpoint(task: Task, state: State, ranks: Ranks, saved: Checkpoints) -> None:
     """Save everything from which the run can resume."""
     positions = ranks.gather(task.loader.state())
@@ -248,12 +235,13 @@ def restore(task: Task, state: State, found: Found, ranks: Ranks) -> None:
     stored = checkpoints.stored(found)
     for network, module in task.networks.items():
         for name, parameter in module.named_parameters():
-            # AdamW's state, to be filled; a parameter that was never updated has none.
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"optimizer.{network}.{name}.{key}" in stored:
-                    # The fused AdamW wants "step" on the parameter's device.
-                    value = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
-                    task.optimizer.state[parameter][key] = value
+            # To be filled; a parameter that was never updated has no state.
+            if f"optimizer.{network}.{name}.step" in stored:
+                task.optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),  # where the fused AdamW wants it
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
     try:
         checkpoints.read(found, checkpointed(task), ranks)
         state.scaler.load_state_dict(found.notes["scaler"])

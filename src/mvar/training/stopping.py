@@ -25,15 +25,13 @@ class Request:
     """A request to stop, on this rank."""
 
     def __init__(self) -> None:
-        self.code: int | None = None  # exit status; None while nobody has asked
+        self.code = -1  # exit status; below zero while nobody has asked
 
     def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Ask to stop; a second signal of the same kind ends the process at once."""
+        self.code = max(self.code, 128 + number if number else 0)
         if number:
-            self.code = 128 + number
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-        else:
-            self.code = self.code or 0
 
 
 @contextmanager

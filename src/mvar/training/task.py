@@ -83,10 +83,11 @@ class Task(ABC):
         """The model after `steps` updates; every rank calls it, all but the main one may get None."""
 
     def save_bundle(self, folder: Path, steps: int) -> None:
-        """Write the model as it is now, ready to load; every rank calls it."""
-        bundle = self.bundle(steps)
-        if bundle is not None and self.ranks.main:
-            write_bundle(folder, bundle)
+        """Write the averaged weights as a bundle; every rank calls it."""
+        with self.average.applied():
+            bundle = self.bundle(steps)
+            if bundle is not None and self.ranks.main:
+                write_bundle(folder, bundle)
 
     def provenance(self, steps: int) -> dict[str, Any]:
         """How the model was trained for this number of steps, for its bundle."""

@@ -45,19 +45,14 @@ UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln
 
 
 def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: float | None = None) -> Model | None:
-    """Train a generator; the run folder `config.out` is a loadable bundle.
+    """Train a generator and return it (None on all ranks but the main one); `config.out` is a loadable bundle.
 
     Args:
         config: the run.
         callbacks: called with the steps done and each record of metrics; one that returns True stops the run.
         began: when the run's minutes began, by time.monotonic(); by default now.
 
-    Returns:
-        The model; None on all ranks but the main one.
-
-    Raises:
-        ValueError: bad settings, data, tokenizer or folders, before any training; a line for each problem.
-        FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
+    Raises ValueError for bad settings, data, tokenizer or folders, before any training, and what `fit` raises.
     """
     began = TimedCourse.clock() if began is None else began
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
@@ -74,8 +69,7 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
                 print(COMPILING, file=sys.stderr, flush=True)
             rehearse(task, config, ranks)
             folder.begin(decided)
-            resumed, seen = folder.checkpoint is not None, course.steps * config.batch_size
-            task.data.remember_in(folder.path, ranks, resumed, seen)
+            data.remember_in(folder.path, ranks, folder.checkpoint is not None, course.steps * config.batch_size)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
@@ -165,7 +159,6 @@ class GeneratorTask(Task):
     def _token_losses(
         self, tokens: list[Tensor], labels_B: Tensor, noise_BU: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `GeneratorLoss`."""
         inputs_BlZ = self.data.tokenizer.quantizer.generator_inputs(tokens)
         with self.autocast():
             return self.losses(labels_B, inputs_BlZ, torch.cat(tokens, 1), noise_BU)

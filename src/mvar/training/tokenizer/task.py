@@ -49,9 +49,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         callbacks: called with the steps done and each record of metrics; one that returns True stops the run.
         began: when the run's minutes began, by time.monotonic(); by default now.
 
-    Raises:
-        ValueError: bad settings, data or folders, before any training; a line for each problem.
-        FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
+    Raises ValueError for bad settings, data or folders, before any training, and what `fit` raises.
     """
     began = TimedCourse.clock() if began is None else began
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
@@ -183,7 +181,9 @@ class TokenizerTask(Task):
                 kept_B = self.ranks.all_rows(self.kept_B)
                 residuals = [residual[k < kept_B] for k, residual in enumerate(residuals)]
             moved = revive(self.model.quantizer, self.counts_KV, residuals, config.dead_below, rng)
-            forget(self.optimizer, self.model.quantizer.codebook, moved)
+            moments = self.optimizer.state[self.model.quantizer.codebook]
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name][moved] = 0
             self.average.restart("quantizer.codebook", moved)
         self.counts_KV.zero_()
 
@@ -230,13 +230,6 @@ class TokenizerTask(Task):
 
     def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}
-
-
-def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
-    """Clear Adam's moments of rows that were moved."""
-    for name in ("exp_avg", "exp_avg_sq"):
-        if name in optimizer.state[parameter]:
-            optimizer.state[parameter][name][rows] = 0
 
 
 def _psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
