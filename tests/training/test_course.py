@@ -284,7 +284,7 @@ def test_a_killed_run_goes_on_to_the_same_end(tokenizer_run, clock, ticking, mon
 
 def test_too_few_minutes_leave_no_folder(tokenizer_run, clock, ticking):
     ticking(TokenizerTask)
-    with pytest.raises(ValueError, match=r"^minutes = 0.2: 3 s have passed before the first step; .*; give at least"):
+    with pytest.raises(ValueError, match=r"^minutes = 0.2: 6 s have passed before the first step; .*; give at least"):
         tokenizer.train(tokenizer_run(**{**TIMED, "minutes": 0.2}))
     assert not Path(tokenizer_run().out).exists()
 

@@ -112,8 +112,8 @@ class Ranks:
 def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun this process is alone.
 
-    With CUDA each rank takes the GPU of its local rank. The run fails after `minutes` without an answer from another
-    rank. Raises ValueError for a kind of parallelism without torchrun, or a device that is not there.
+    The run fails after `minutes` without an answer from another rank. Raises ValueError for a kind of parallelism
+    without torchrun, or a device that is not there.
     """
     if "WORLD_SIZE" not in os.environ:
         if kind is not None:
@@ -165,10 +165,8 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> N
         # The modulation of all blocks is computed before the first block runs, so it is gathered by itself.
         if not generator.config.shared_adaln:
             fully_shard(block.adaln, mp_policy=policy)
-        matrices: list[nn.Module] = [
-            m for m in block.modules() if isinstance(m, Linear) and not isinstance(m, FSDPModule)
-        ]
-        fully_shard(matrices, mp_policy=policy)
+        rest = (m for m in block.modules() if not isinstance(m, FSDPModule))
+        fully_shard([m for m in rest if isinstance(m, Linear)], mp_policy=policy)
         fully_shard(block)  # vectors: Mamba's decay and time step, biases; float32 as without FSDP
         if generator.config.shared_adaln:
             register_fsdp_forward_method(block, "modulation")

@@ -39,18 +39,13 @@ class Task(ABC):
     average: WeightAverage  # of the model's weights; the loop updates it
 
     def __init__(
-        self,
-        config: RunConfig,
-        ranks: Ranks,
-        train_images: TrainingSet | RememberedTokens,
-        val_images: ValidationSet,
-        course: Course,
+        self, config: RunConfig, ranks: Ranks, train: TrainingSet | RememberedTokens, val: ValidationSet, course: Course
     ) -> None:
         self.config, self.ranks, self.device = config, ranks, ranks.device
-        self.course, self.val_images = course, val_images
+        self.course, self.val_images = course, val
         self.autocast = autocast(config.dtype, self.device)
         self.loader = open_loader(
-            train_images,
+            train,
             config.batch_size,
             config.seed,
             rank=ranks.rank,

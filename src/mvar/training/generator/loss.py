@@ -31,8 +31,7 @@ class GeneratorLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Loss of each token in nats, float32 (B, l), and whether its most likely code is the right one, bool (B, l).
 
-        Labels are smoothed, and noise is used, while the generator is in training mode. Arguments and errors are those
-        of `Generator.token_losses`.
+        Labels are smoothed in training mode only. Arguments and errors are those of `Generator.token_losses`.
         """
         smoothing = self.label_smoothing if self.generator.training else 0.0
         return self.generator.token_losses(labels_B, inputs_BlZ, tokens_Bl, noise_BU, smoothing)

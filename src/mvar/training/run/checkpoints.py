@@ -52,10 +52,9 @@ class Checkpoints:
         self._group = None if ranks.kind is None else dist.new_group(backend="gloo", timeout=ranks.patience)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Copy the tensors and write them in the background, after the checkpoint before is written.
+        """Copy the tensors and write them in the background, once the checkpoint before is written.
 
-        The checkpoint with the lowest "score" in its notes is the best. Raises OSError if this checkpoint or the one
-        before could not be written.
+        The lowest "score" in the notes is the best. Raises OSError if the one before could not be written.
         """
         self.wait()
         partial = self.folder / f".{step:07d}{PARTIAL}"
@@ -133,10 +132,7 @@ def complete(run: Path) -> list[Found]:
 
 
 def latest(run: Path) -> Found:
-    """The last undamaged checkpoint of a run; each damaged one after it gives a warning.
-
-    Raises ValueError if there is none.
-    """
+    """The last undamaged checkpoint, with a warning for each damaged one after it; ValueError if there is none."""
     reasons: list[str] = []
     for path in _candidates(run):
         problem = _problem(path)
@@ -150,10 +146,7 @@ def latest(run: Path) -> Found:
 
 
 def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Fill tensors in place (of sharded ones this rank's shard) from a checkpoint.
-
-    Raises ValueError if the checkpoint lacks one of them or has it in another shape.
-    """
+    """Fill tensors in place (of sharded ones this rank's shard); ValueError where one is missing or misshapen."""
     sizes = stored(found)
     for name, tensor in tensors.items():
         if sizes.get(name) != (tuple(tensor.shape) or (1,)):

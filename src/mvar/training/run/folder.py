@@ -66,10 +66,8 @@ class RunFolder:
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        """Check the folder for a new run, or open the run in it to resume.
-
-        Raises ValueError if it cannot be written, holds a run or a model that would be overwritten, or nothing that
-        these settings could resume.
+        """Raises ValueError if the folder cannot be written, holds a run or a model that would be overwritten, or
+        nothing that these settings could resume.
         """
         self.path, self._ranks, self._config = Path(config.out), ranks, config
         self._settings = json.loads(json.dumps(asdict(config)))
@@ -137,7 +135,7 @@ class RunFolder:
     def check(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None = None) -> float:
         """Print what the run trains on; if it resumes, check that classes and tokenizer are unchanged.
 
-        Nothing is written yet. Returns the number of steps or minutes that the run was begun with.
+        Returns the number of steps or minutes that the run was begun with.
         """
         self._data = self._ranks.on_main(lambda: self._checked(images, held_out, tokenizer))
         return self._data[self._unit]
@@ -168,10 +166,9 @@ class RunFolder:
         return now | {self._unit: before.get(self._unit, self._settings[self._unit])}
 
     def begin(self, decided: Mapping[str, Any] | None = None) -> None:
-        """Write the run's settings and what it trains on, after `check`.
+        """Write the run's settings, those of the model that were `decided` by the data, and what it trains on.
 
-        `decided` are values of the model's config that follow from the data. Raises ValueError if another process
-        trains in the folder.
+        Raises ValueError if another process trains in the folder.
         """
         self._ranks.on_main(lambda: self._begin(decided))
 
