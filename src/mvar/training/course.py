@@ -31,7 +31,6 @@ TOLERANCE = 0.05  # relative error of the number of remaining steps below which 
 TOLD = 0.1  # relative change of the number of steps that is reported
 MEMORY = 1 / 20  # of the minutes: the time over which the speed is averaged
 FINE = 10_000  # steps of an imagined run
-SLIGHT = 1e-6  # rounding error of a share
 
 
 class Course:
@@ -95,9 +94,6 @@ class TimedCourse(Course):
         # (share of the run from which a step takes this long, seconds), from the current stage on.
         self.stages: list[tuple[float, float]] = []
         self.costs: dict[Event, float] = {}  # seconds
-        # How often the events for which no number of steps is given come in the whole run.
-        self.times: dict[Event, int] = {event: 1 for event, steps in self.spacing.items() if steps is None}
-        self._last = dict.fromkeys(self.spacing, self.share)  # where the events came last
         self._slowness = 1.0  # time of a step relative to what was measured at the start
         self._stepped = 0  # updates of this process
         self._mark = began
@@ -133,11 +129,14 @@ class TimedCourse(Course):
         if self.val_images is None:
             self.val_images = max(int(VALIDATION_SHARE * self.seconds / max(image, 1e-9)), LEAST_IMAGES)
         self.costs = {"validation": self.val_images * image + preview, "checkpoint": checkpoint}
-        for event in self.times:  # where one takes long, there are fewer
-            fitting = int(EVENTS_SHARE[event] * self.seconds / max(self.costs[event], 1e-9))
-            often = int(self.seconds / CHECKPOINT_SECONDS) if event == "checkpoint" else 0
-            self.times[event] = min(max(fitting, LEAST_EVENTS[event]), max(MOST_EVENTS, often))
-        self.steps = self._told = self.done + max(self._fitting(), 1)
+        free = [event for event, steps in self.spacing.items() if steps is None]
+        for _ in range(2):  # the number of steps, then with their events
+            self.steps = self._told = self.done + max(self._fitting(), 1)
+            for event in free:  # where one takes long, there are fewer
+                fitting = int(EVENTS_SHARE[event] * self.seconds / max(self.costs[event], 1e-9))
+                often = int(self.seconds / CHECKPOINT_SECONDS) if event == "checkpoint" else 0
+                times = min(max(fitting, LEAST_EVENTS[event]), max(MOST_EVENTS, often))
+                self.spacing[event] = math.ceil(self.place(self.done)[1] / times)
         self._mark = self.clock()
 
     def check(self) -> None:
@@ -152,15 +151,6 @@ class TimedCourse(Course):
             f"minutes = {self.minutes:g}: {gone:.0f} s have passed before the first step; a step takes {step:.2g} s "
             f"and the end {last:.0f} s, so {max(fitting, 0)} steps fit; give at least {shown:g}"
         )
-
-    def is_due(self, event: Event, done: int) -> bool:
-        if event not in self.times:
-            return super().is_due(event, done)
-        apart = 1 / self.times[event]
-        due = (self.share - self._last[event] > apart - SLIGHT and 1 - self.share > apart / 2) or done == self.steps
-        if due:
-            self._last[event] = self.share
-        return due
 
     def lay(self, ranks: Ranks) -> str | None:
         rest = self.steps - self.done
@@ -205,25 +195,19 @@ class TimedCourse(Course):
         """The course in one line."""
         left, more = ("", "") if self.done == 0 else (f" with {self.left / 60:.1f} left", " more")
         steps = f"{self.steps - self.done:,}{more} steps of {self.batch_size} images"
-        pace = self.place(self.done)[1]
-        every = {event: steps or max(round(pace / self.times[event]), 1) for event, steps in self.spacing.items()}
         return (
             f"minutes = {self.minutes:g}{left}: about {steps}, {self._step_seconds():.2g} s a step; validation on "
-            f"{self.val_images:,} images every {every['validation']:,} steps, a checkpoint every "
-            f"{every['checkpoint']:,}; ends at {self.ends}"
+            f"{self.val_images:,} images every {self.spacing['validation']:,} steps, a checkpoint every "
+            f"{self.spacing['checkpoint']:,}; ends at {self.ends}"
         )
 
     def _fitting(self) -> int:
         """The number of steps for which there is time."""
         reserve = RESERVE_SECONDS + min(RESERVE_SHARE * self.seconds, MOST_RESERVE)
-        events = sum(seconds * self._to_come(event) for event, seconds in self.costs.items())
+        ends = max(self.steps - 1, self.done)  # before the last step, after which all events come
+        times = {event: ends // steps - self.done // steps + 1 if steps else 1 for event, steps in self.spacing.items()}
+        events = sum(seconds * times[event] for event, seconds in self.costs.items())
         return int((self.left - reserve - events) / self._step_seconds())
-
-    def _to_come(self, event: Event) -> int:
-        """How often an event comes until the end, the end included."""
-        if event in self.times:
-            return max(math.ceil((1 - self._last[event]) * self.times[event] - 0.5), 1)
-        return max(math.ceil((self.steps - self.done) / (self.spacing[event] or 1)), 1)
 
     def _step_seconds(self) -> float:
         """The mean over the steps to come."""
