@@ -15,7 +15,7 @@ from mvar.data.splits import open_splits
 from mvar.model import load
 from mvar.training.generator import task as generator
 from mvar.training.parallel import Ranks
-from mvar.training.run import checkpoints, curves
+from mvar.training.run import checkpoints
 from mvar.training.run.checkpoints import Checkpoints
 from mvar.training.run.folder import RunFolder
 from mvar.training.stopping import Stopped
@@ -24,7 +24,6 @@ from mvar.training.tokenizer import task as tokenizer
 from .runs import WORK, checkpoint, metrics, same_bits
 
 ALONE = Ranks(device=torch.device("cpu"))
-DRAW = curves.draw_curves  # before other tests replace it
 
 
 @pytest.fixture
@@ -87,33 +86,6 @@ def test_killed_and_stopped_runs_equal_the_unbroken_one_bit_for_bit(tokenizer_ru
     assert_equal_runs(whole.out, stopped.out)
 
 
-def test_a_signal_before_the_first_line_of_metrics(tokenizer_run, tmp_path, monkeypatch):
-    """The run stops as at any other time: there is nothing to draw yet."""
-    loss, steps = tokenizer.TokenizerTask.loss, []
-    whole = tokenizer_run(steps=3, log_every=100, validate_every=100, checkpoint_every=100)
-    stopped = replace(whole, out=str(tmp_path / "stopped"))
-    tokenizer.train(whole)
-
-    def interrupted(self, step, part):
-        steps.append(step)
-        if steps == [0, 1]:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, step, part)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tokenizer.TokenizerTask, "loss", interrupted)
-        patch.setattr(curves, "draw_curves", DRAW)
-        with pytest.raises(Stopped, match="stopped after step 2 with a checkpoint; --resume goes on") as caught:
-            tokenizer.train(stopped)
-    assert caught.value.code == 128 + signal.SIGINT
-    assert checkpoint(stopped.out)["step"] == 2
-    assert not (Path(stopped.out) / "curves.png").exists()
-    tokenizer.train(replace(stopped, resume=True))
-    assert_equal_runs(whole.out, stopped.out)
-    assert [record["step"] for record in metrics(stopped.out)] == [3, 3]
-    assert (Path(stopped.out) / "curves.png").is_file()
-
-
 def test_a_callback_sees_the_records_and_may_stop_the_run(tokenizer_run):
     seen = []
 
@@ -136,58 +108,30 @@ def test_damaged_checkpoints_fall_back_to_the_one_before(generator_run):
     generator.train(config)
     whole, lines, run = checkpoint(config.out), metrics(config.out), Path(config.out)
     assert whole["step"] == 6
-    folder = checkpoints.latest(run).path
-    shard, manifest = next(folder.glob("*.safetensors")), folder / "manifest.json"
+    shard = next(checkpoints.latest(run).path.glob("*.safetensors"))
     content = shard.read_bytes()
     fallen = pytest.warns(UserWarning, match=r"checkpoint '.*0000006' is damaged \(.*\); going back to step 4")
-    for damaged in (content[:-5] + bytes([content[-5] ^ 1]) + content[-4:], content[: len(content) // 2]):
-        shard.write_bytes(damaged)
-        with fallen:
-            assert checkpoints.latest(run).step == 4
     shard.unlink()
     with fallen:
         assert checkpoints.latest(run).step == 4
-    shard.write_bytes(content)
-    manifest.write_text("{")
-    shutil.copytree(folder, folder.with_name("0000009"))  # neither counts among those that are kept
-    with fallen, pytest.warns(UserWarning, match="'.*0000009' is damaged"):
+    shard.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with fallen:
         generator.train(replace(config, resume=True, keep_checkpoints=1))
     assert same_bits(checkpoint(config.out)["tensors"], whole["tensors"])
     assert metrics(config.out) == lines
-    assert folder.with_name(".0000006.damaged").is_dir(), "it is put aside, not deleted"
-
-
-def test_a_run_killed_before_its_first_checkpoint_starts_again(finished):
-    complete = checkpoint(finished.out)
-    shutil.rmtree(Path(finished.out, "checkpoints"))  # the bundle is written first
-    log = Path(finished.out, "metrics.jsonl")
-    log.write_text(log.read_text().splitlines(keepends=True)[0])  # of step 1
-    tokenizer.train(finished)
-    assert same_bits(checkpoint(finished.out)["tensors"], complete["tensors"])
 
 
 def test_a_run_without_its_checkpoints_is_not_overwritten(finished):
     model, log = Path(finished.out, "tokenizer.safetensors"), Path(finished.out, "metrics.jsonl")
     before = model.read_bytes(), log.read_bytes()
     shutil.rmtree(Path(finished.out, "checkpoints"))
-    for resume in (False, True):
-        with pytest.raises(ValueError, match=r"holds a run whose checkpoints are gone; give a new folder"):
+    for resume, said in ((False, "holds a model, which this run would replace"), (True, "holds no checkpoint to")):
+        with pytest.raises(ValueError, match=said):
             tokenizer.train(replace(finished, seed=5, steps=3, resume=resume))
     assert (model.read_bytes(), log.read_bytes()) == before
 
 
-def test_two_processes_do_not_train_in_one_folder(tokenizer_run, start):
-    config = tokenizer_run(steps=100_000, validate_every=50_000, checkpoint_every=2)
-    process = start(config)
-    process.wait_for(lambda: checkpoints.exist(Path(config.out)))
-    with pytest.raises(ValueError, match=r"another process trains in this folder; wait for it, or stop it"):
-        tokenizer.train(replace(config, resume=True))
-    process.kill()
-    with RunFolder(replace(config, resume=True), ALONE) as folder:
-        assert folder.checkpoint.step >= 2
-
-
-def test_of_two_runs_that_wait_for_one_new_folder_the_first_to_begin_has_it(tokenizer_run, photos):
+def test_two_processes_do_not_train_in_one_folder(tokenizer_run, photos):
     config = tokenizer_run()
     train_images, val_images = open_splits(photos, (8, 8))
     with RunFolder(config, ALONE) as first, RunFolder(config, ALONE) as second:
@@ -195,10 +139,11 @@ def test_of_two_runs_that_wait_for_one_new_folder_the_first_to_begin_has_it(toke
             assert folder.check(train_images, val_images) == 6
         assert not Path(config.out).exists(), "nothing is made before all is checked"
         first.begin()
-        held = sorted(path.name for path in Path(config.out).iterdir())
+        held = {path: path.read_bytes() for path in Path(config.out).iterdir() if path.is_file()}
         with pytest.raises(ValueError, match=r"another process trains in this folder; wait for it, or stop it"):
             second.begin()
-        assert sorted(path.name for path in Path(config.out).iterdir()) == held
+        assert {path: path.read_bytes() for path in Path(config.out).iterdir() if path.is_file()} == held
+    tokenizer.train(config)
 
 
 def test_checkpoints_that_cannot_be_resumed_are_refused(finished):
@@ -209,10 +154,8 @@ def test_checkpoints_that_cannot_be_resumed_are_refused(finished):
         ValueError, match=r"does not fit the model to be trained \(.*quantizer.codebook is \(32, 8\), the"
     ):
         tokenizer.train(other)
-    (next(Path(finished.out, "checkpoints").iterdir()) / "manifest.json").write_text("[1]")
-    with pytest.raises(
-        ValueError, match=r"is damaged \(no readable manifest\), and there is no complete one before: start"
-    ):
+    (next(Path(finished.out, "checkpoints").iterdir()) / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"is damaged \(.*\), and there is no complete one before: start"):
         tokenizer.train(other)
 
 

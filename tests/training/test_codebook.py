@@ -6,7 +6,6 @@ import torch
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.tokenizer.codebook import count_tokens, revive, start_from_data, usage
-from mvar.training.tokenizer.task import forget
 
 
 def build(vocab_size=32, sides=(1, 2, 4)):
@@ -52,13 +51,6 @@ def test_the_codebook_starts_with_each_scales_residuals(vocab_size):
     assert len(quantizer.codebook.detach().unique(dim=0)) == vocab_size
 
 
-@pytest.mark.parametrize("vocab_size", [1, 2])
-def test_fewer_codes_than_scales_still_start_from_data(vocab_size):
-    quantizer, f = build(vocab_size), latents()
-    start_from_data(quantizer, f, rng())
-    assert nearest_distance(quantizer.codebook[:1].detach(), quantizer.input_of(f, 0)) < 0.1
-
-
 def test_revival_moves_the_dead_codes_only_an_equal_number_to_each_scale():
     quantizer = build()
     residuals = [torch.full((4, 8, s, s), 100.0 * (k + 1)) for k, s in enumerate((1, 2, 4))]
@@ -94,23 +86,6 @@ def test_a_code_that_one_scale_lives_on_is_not_dead():
     counts[0, 4], counts[1:, 5] = 1, 10_000  # the coarse scale has few tokens, but its share counts the same
     moved = revive(quantizer, counts, [latents()] * 3, 0.03, rng())
     assert sorted(moved.tolist()) == [v for v in range(32) if v not in (4, 5)]
-
-
-def test_a_batch_of_one_vector_revives_without_nan():
-    quantizer = build(sides=[1])
-    revive(quantizer, torch.zeros(1, 32), [torch.ones(1, 8, 1, 1)], 0.03, rng())
-    assert quantizer.codebook.isfinite().all()
-
-
-def test_moved_codes_forget_their_moments():
-    codebook = torch.nn.Parameter(torch.randn(6, 2))
-    optimizer = torch.optim.AdamW([codebook])
-    forget(optimizer, codebook, torch.tensor([1]))  # before the first update there is nothing to forget
-    codebook.square().sum().backward()
-    optimizer.step()
-    forget(optimizer, codebook, torch.tensor([1, 4]))
-    for name in ("exp_avg", "exp_avg_sq"):
-        assert optimizer.state[codebook][name].any(dim=1).tolist() == [True, False, True, True, False, True]
 
 
 def test_usage_and_perplexity_of_known_counts():

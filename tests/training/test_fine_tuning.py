@@ -52,12 +52,6 @@ def test_classes_keep_their_embedding_by_name(fine_tuned, photos, tmp_path, caps
     torch.testing.assert_close(weights(after, rest), weights(before, rest), rtol=0, atol=0)
 
 
-def test_a_folder_without_classes_keeps_the_null_class(fine_tuned, photos):
-    before, after = fine_tuned(data=str(photos / "bag"))
-    assert after.config.num_classes == 0
-    assert torch.equal(after.class_embed.weight, before.class_embed.weight[-1:])
-
-
 def test_other_scales_are_interpolated(fine_tuned, start, tmp_path):
     with pytest.warns(UserWarning, match="was not trained at these scales"):
         other = load(start, "cpu", "float32").rescheduled([1, 2, [4, 6]])
@@ -84,23 +78,15 @@ def test_it_resumes_without_the_model_it_started_from(generator_run, start):
     main(["train", "generator", "--config", str(options)])
 
 
-def test_what_data_and_tokenizer_decide_is_said_and_noted(generator_run, start, capsys):
+def test_what_data_and_tokenizer_decide_is_noted(generator_run, start):
     config = generator_run(steps=1, init_from=start)
     assert config.model.num_classes == 1000
-    capsys.readouterr()
     train(config)
-    assert (
-        "generator: depth 2, width 64, 0.2 M parameters; 3 classes (from the data), "
-        "32 codes in 3 maps, 1x1 to 4x4 (from the tokenizer)\n"
-    ) in capsys.readouterr().err
     path = Path(config.out, "run.json")
-    settings = json.loads(path.read_text())
-    decided = settings.pop("decided")
-    assert decided == {"num_classes": 3, "vocab_size": 32, "latent_channels": 8, "sides": [1, 2, 4]}
-    path.write_text(json.dumps(settings))  # as of a run that was begun before this was noted
-    for _ in range(2):
-        train(replace(config, resume=True))
-        assert json.loads(path.read_text())["decided"] == decided
+    decided = {"num_classes": 3, "vocab_size": 32, "latent_channels": 8, "sides": [1, 2, 4]}
+    assert json.loads(path.read_text())["decided"] == decided
+    train(replace(config, resume=True))
+    assert json.loads(path.read_text())["decided"] == decided
 
 
 def test_what_cannot_be_started_from_is_refused(generator_run, start, trained_tokenizer, tmp_path):

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import cross_entropy
 from mvar.scales import ScaleSchedule
-from mvar.training.generator.loss import Compiling, GeneratorLoss, compile_blocks, scales_in_use
+from mvar.training.generator.loss import GeneratorLoss, compile_blocks, scales_in_use
 from mvar.training.generator.task import GeneratorTask, train
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.parallel import Ranks
@@ -120,69 +119,6 @@ def test_compiled_blocks_give_the_same_losses_and_gradients():
     assert "blocks.0.mlp.fc1.weight" in generator.state_dict(), "names stay"
 
 
-def loss(generator, scales=None):
-    labels, inputs, tokens, noise = batch(generator)
-    length = generator.schedule.offsets[scales or len(generator.schedule)]
-    inputs = inputs[:, : length - generator.schedule.areas[0]]
-    return generator.token_losses(labels, inputs, tokens[:, :length], noise if generator.training else None)[0]
-
-
-class Graphs(list):
-    """A backend that keeps what it is given and runs it as it is."""
-
-    def __call__(self, graph, inputs):
-        self.append(graph)
-        return graph
-
-
-@pytest.fixture
-def fresh_dynamo():
-    """As in a new process, before and after."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
-def test_blocks_that_are_alike_are_compiled_once_and_for_training_alone(fresh_dynamo):
-    graphs = Graphs()
-    one = network(replace(M_VAR, depth=1))
-    compile_blocks(one, backend=graphs)
-    loss(one).sum().backward()
-    needed = len(graphs)
-    assert needed > 0
-    torch._dynamo.reset()
-    graphs.clear()
-    three = network(replace(M_VAR, depth=3))
-    compile_blocks(three, backend=graphs)
-    for _ in range(2):  # other branches are dropped each time
-        loss(three).sum().backward()
-    assert len(graphs) == needed
-    with torch.no_grad():
-        three.eval()
-        plain = network(replace(M_VAR, depth=3)).eval()
-        torch.testing.assert_close(loss(three), loss(plain))
-        loss(three, scales=2)
-    assert len(graphs) == needed
-
-
-def test_a_run_says_what_it_waits_for(capsys):
-    compiling = Compiling(visible=True)
-    for scales in (2, 2, 3):  # progressive training takes in another map at the third step
-        compiling.before_step(scales)
-        compiling.before_step(scales)  # another part of the batch
-        compiling.after_step()
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split(";")[0] for line in said[1::2]] == ["compile: done"] * 2
-    assert all(line.startswith("compile: the blocks are compiled during this step") for line in said[::2])
-    assert len(said) == 4
-    quiet = Compiling(visible=False)
-    quiet.before_step(1)
-    quiet.after_step()
-    assert not capsys.readouterr().err
-
-
 def test_compiling_without_a_compiler_is_refused(generator_run, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -216,13 +152,6 @@ def test_few_scales_are_all_trained_from_the_start(progressive, first, sides):
         count, share = scales_in_use(step, 10, progressive, first, schedule)
         assert count == len(sides)
         torch.testing.assert_close(share, torch.full((schedule.length,), 1 / schedule.length))
-
-
-def test_every_scale_has_its_turn_when_steps_do_not_divide():
-    for steps in (4, 7, 11):
-        counts = [scales_in_use(step, steps, 1.0, 2, SCHEDULE)[0] for step in range(steps)]
-        assert set(counts) == {3, 4, 5, 6}
-        assert all(0 <= b - a <= 1 for a, b in pairwise(counts))
 
 
 def test_a_progressive_run_computes_the_scales_in_use_only(generator_run, monkeypatch):

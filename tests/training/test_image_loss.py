@@ -11,7 +11,7 @@ from mvar.features.base import FeatureNetwork
 from mvar.training.config import TokenizerTraining
 from mvar.training.parallel import Ranks
 from mvar.training.tokenizer import image_loss
-from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator, augment, hinge
+from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator, augment
 from mvar.training.tokenizer.image_loss import ImageLoss, perceptual_loss
 
 
@@ -114,12 +114,6 @@ def test_the_discriminator_scores_patches(size):
     for convolution in [*network.down, network.mix]:
         weight = convolution.weight.detach().flatten(1)
         assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.05)
-
-
-def test_the_hinge_asks_for_a_margin_on_each_side():
-    real, fake = torch.tensor([2.0, 1.0, 0.0, -3.0]), torch.tensor([-2.0, -1.0, 0.0, 3.0])
-    assert hinge(real, fake) == 0.5 * ((0 + 0 + 1 + 4) / 4 + (0 + 0 + 1 + 4) / 4)
-    assert hinge(real[:2], fake[:2]) == 0
 
 
 # --- both in one backward pass ---

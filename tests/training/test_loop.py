@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from mvar.training.generator.task import GeneratorTask
 from mvar.training.optim import lr_factor
 from mvar.training.parallel import Ranks
 from mvar.training.run.folder import RunFolder
-from mvar.training.run.origin import environment
 from mvar.training.task import open_images
 from mvar.training.tokenizer import task as tokenizer
 from mvar.training.tokenizer.task import TokenizerTask
@@ -88,7 +88,7 @@ def test_the_run_folder_is_complete_and_loads_as_the_model(kind):
     assert same_bits(loaded.tokenizer.state_dict(), model.tokenizer.state_dict())
     assert model.provenance == loaded.provenance
     assert loaded.provenance["steps"] == 4
-    assert not list(out.glob(".*")), "nothing half-written is left"
+    assert not list((out / "checkpoints").glob(".*")), "nothing half-written is left"
     assert (out / "curves.png").is_file()
     starts = json.loads((out / "environment.json").read_text())["starts"]
     assert [(start["from_step"], start["device"]) for start in starts] == [(0, "cpu")]
@@ -145,9 +145,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(kind, what, monkeypat
 
 def test_the_first_step_has_no_checkpoint_to_resume_from(tokenizer_run, monkeypatch):
     poison(monkeypatch, TokenizerTask, 0, lambda loss: loss * torch.inf)
-    config = tokenizer_run()
-    with pytest.raises(FloatingPointError, match=r"loss = inf at step 1, images .*; start again, with a lower base_lr"):
+    config = tokenizer_run(batch_size=12)
+    said = r"loss = inf at step 1, images (.*) and 4 more: .*; start again, with a lower base_lr"
+    with pytest.raises(FloatingPointError, match=said) as caught:
         tokenizer.train(config)
+    names = re.search(said, str(caught.value))[1].split(", ")
+    assert len(names) == 8
+    assert all(Path(name).is_file() for name in names)
     monkeypatch.undo()
     Path(config.out, "metrics.jsonl").write_text('{"step": 1, "loss": 1e9}\n')  # as if it had logged
     tokenizer.train(replace(config, steps=1))
@@ -216,13 +220,6 @@ def test_a_tokenizer_that_changed_is_noticed_and_one_that_moved_is_not(
         generator.train(config)
 
 
-@pytest.mark.parametrize("content", [b'{"steps": 2', b"[1]"])
-def test_a_damaged_file_of_settings_is_named(finished, content):
-    Path(finished.out, "run.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"run.json: cannot be read \(.*\); the file is damaged, start a new run$"):
-        tokenizer.train(replace(finished, resume=True))
-
-
 def test_resuming_with_other_data(finished, photos, tmp_path):
     data = shutil.copytree(photos, tmp_path / "data")  # the folder may move
 
@@ -235,12 +232,8 @@ def test_resuming_with_other_data(finished, photos, tmp_path):
     check()
     for path in (data / "coat").glob("*.png"):
         shutil.copy(data / "bag" / path.name, path)
-    said = "other training images .*, though as many; the result will not be that"
+    said = "other training images .*; the result will not be that"
     held_out = "other validation images than the run had; losses"
-    with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match=held_out):
-        check()
-    shutil.copy(data / "bag" / "0.png", data / "bag" / "new.png")
-    said = "has 22 training images, the run had 21"
     with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match=held_out):
         check()
     (data / "bag").rename(data / "sack")
@@ -256,8 +249,3 @@ def test_bad_settings_are_refused_before_anything_is_written(kind, generator_run
         assert not Path(config().out).exists()
     with pytest.raises(ValueError, match=r"^tokenizer = './nowhere': no such model"):
         generator.train(generator_run(tokenizer="./nowhere"))
-
-
-def test_a_run_starts_where_there_is_no_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert environment(ALONE, 0)["git"] is None

@@ -1,23 +1,18 @@
-"""The options of a tokenizer's run, and data that fail while it runs."""
+"""The options of a tokenizer's run."""
 
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from PIL import Image
 
-from mvar.cli import main
-from mvar.data.source import PixelSource
 from mvar.model import load
 from mvar.ops.noise import uniform
 from mvar.tokenizer.config import TokenizerConfig
-from mvar.tokenizer.network import Tokenizer
 from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.tokenizer.task import TokenizerTask, train
 
@@ -173,7 +168,6 @@ def test_a_gradient_beyond_float16_is_skipped(tokenizer_run, monkeypatch):
     assert all(record["loss"] < 100 for record in records)
     state = checkpoint(config.out)
     assert state["notes"]["scaler"]["scale"] == 2.0**15
-    assert 0 < state["notes"]["usual_norm"] < 1e6
     steps = {value.item() for name, value in state["tensors"].items() if re.search(r"optimizer.model.*\.step$", name)}
     assert steps == {4.0}  # of five
 
@@ -188,72 +182,3 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(tokenizer_run, tmp_pat
     assert moments[0].keys() == moments[1].keys()
     for name, whole in moments[0].items():
         assert (moments[1][name] - whole).norm() <= 1e-4 * whole.norm() + 1e-7, name
-
-
-# --- data that let it down ---
-
-
-def test_images_that_spoil_a_batch_are_named(tokenizer_run, photos, tmp_path, monkeypatch):
-    data = shutil.copytree(photos, tmp_path / "data")
-    Image.new("RGB", (8, 8), "red").save(data / "bag" / "poison.png")
-    latent = Tokenizer.latent
-
-    def spoilt(self, pixels_B3HW):
-        red = (pixels_B3HW == torch.tensor([1.0, 0, 0])[:, None, None]).all((1, 2, 3))
-        return torch.where(red[:, None, None, None], torch.nan, latent(self, pixels_B3HW))
-
-    monkeypatch.setattr(Tokenizer, "latent", spoilt)
-    # float16, where a gradient that is not finite would only be skipped.
-    config = tokenizer_run(
-        data=str(data), steps=9, dtype="float16", checkpoint_every=1, validate_every=9, start_from_data=False, seed=2
-    )
-    with pytest.raises(FloatingPointError) as caught:
-        train(config)
-    found = re.match(r"loss = nan at step (\d+), images (.*): stopped .* checkpoint of step (\d+),", str(caught.value))
-    step, names, saved = found.groups()
-    assert int(step) - 1 == int(saved) == checkpoint(config.out)["step"]
-    paths = [Path(name) for name in names.split(", ")]
-    assert len(paths) == 5
-    assert all(path.is_file() for path in paths)
-    assert data / "bag" / "poison.png" in paths
-
-
-def test_the_images_of_a_large_batch_are_listed_in_a_file(tokenizer_run, monkeypatch):
-    poison(monkeypatch, TokenizerTask, 1, lambda loss: loss * torch.nan)
-    config = tokenizer_run(batch_size=12, steps=3)
-    with pytest.raises(
-        FloatingPointError, match=r" and 4 more, listed in .*images-of-step-0000002\.txt: stopped"
-    ) as caught:
-        train(config)
-    listed = Path(config.out, "images-of-step-0000002.txt").read_text().splitlines()
-    assert len(listed) == 12
-    assert all(Path(name).is_file() for name in listed)
-    assert str(caught.value).split("images ")[1].split(" and 4 more")[0].split(", ") == listed[:8]
-
-
-def test_a_class_that_vanishes_ends_the_run_with_one_line(tokenizer_run, photos, tmp_path, monkeypatch, refused):
-    monkeypatch.setitem(PixelSource.read.__kwdefaults__, "cache_bytes", 0)  # as a set that is not in memory
-    data = shutil.copytree(photos, tmp_path / "data")
-    after_update = TokenizerTask.after_update
-
-    def vanish(self, step):
-        after_update(self, step)
-        if step == 2:
-            (data / "shoe").rename(tmp_path / "elsewhere")
-
-    monkeypatch.setattr(TokenizerTask, "after_update", vanish)
-    config = tokenizer_run(data=str(data), steps=5, validate_every=5)
-    settings = {"preset": "tiny32", **{name: value for name, value in asdict(config).items() if value is not None}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
-    command = ["train", "tokenizer", "--config", str(tmp_path / "run.yaml")]
-    said = refused(*command)
-    lines = [line for line in said if line.startswith("mvar: ")]
-    assert len(lines) == 1, said
-    assert re.search(r"data: '.*/shoe/\d\.png' was readable before and is not now: not a file", lines[0])
-    saved = checkpoint(config.out)["step"]
-    assert 2 <= saved < 5
-
-    (tmp_path / "elsewhere").rename(data / "shoe")
-    monkeypatch.setattr(TokenizerTask, "after_update", after_update)
-    main([*command, "--resume"])
-    assert checkpoint(config.out)["step"] == 5

@@ -177,7 +177,8 @@ def _defaults(presets: Mapping[str, dict[str, Any]], given: Mapping[str, Any]) -
                 before[other] = None
     elif preset is None and minutes is not None:
         preset = preset_for(float(minutes))
-        print_once(f"preset: {preset}, as none was named; --preset NAME takes another")
+        if os.environ.get("RANK", "0") == "0":  # once among torchrun's processes
+            print(f"preset: {preset}, as none was named; --preset NAME takes another", file=sys.stderr)
     elif preset is None:
         raise ValueError(f"preset: is missing; give --preset, one of {', '.join(presets)}, or --minutes")
     values = before or {"preset": preset, **preset_values(presets, preset, minutes)}
@@ -192,13 +193,8 @@ generator_defaults = partial(_defaults, GENERATOR_PRESETS)
 
 
 def generator_of(source: str, out: str | None) -> GeneratorConfig | dict[str, object]:
-    """The config of a model's generator: what --model's options start from with --init-from.
-
-    Args:
-        source: the model.
-        out: the run; its own generator counts once it has begun, as the model may be gone by then.
-
-    Nothing where there is none: training says what is wrong with it.
+    """The config of the run's generator in `out` once it has begun, else of the model `source`: what --model's options
+    start from with --init-from. Nothing where there is none: training says what is wrong with it.
     """
     from mvar.checkpoint import hub
     from mvar.checkpoint.bundle import read_generator_config
@@ -215,17 +211,8 @@ def settings_of(out: str | None) -> dict[str, Any]:
 
     if out is None or not (path := Path(out, SETTINGS)).is_file():
         return {}
-    try:
-        settings = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError):
-        return {}
+    settings = json.loads(path.read_text(encoding="utf-8"))
     return {name: value for name, value in settings.items() if name != "decided"}
-
-
-def print_once(line: str) -> None:
-    """Print a line to stderr, once among torchrun's processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
 
 
 def own_gpu() -> str | None:

@@ -120,15 +120,7 @@ class RunConfig:
 
     @classmethod
     def preset(cls, name: str | None = None, **changes: Any) -> Self:
-        """A run with a preset's values and these changes, such as data and out.
-
-        Args:
-            name: of the preset; may be left out if `minutes` is among the changes, see `preset_for`.
-            changes: fields of the config.
-
-        Raises:
-            ValueError: there is no such preset.
-        """
+        """A run with a preset's values and these changes, such as data and out; with `minutes` no name is needed."""
         presets = GENERATOR_PRESETS if issubclass(cls, GeneratorTraining) else TOKENIZER_PRESETS
         return cls(**{**preset_values(presets, name, changes.get("minutes")), **changes})
 
@@ -299,11 +291,7 @@ def preset_for(minutes: float) -> str:
 def preset_values(
     presets: Mapping[str, dict[str, Any]], name: str | None, minutes: Minutes | None = None
 ) -> dict[str, Any]:
-    """The values of a preset, without those that `minutes` decides if it is given.
-
-    Raises:
-        ValueError: there is no such preset, or neither a name nor minutes.
-    """
+    """The values of a preset, without those that `minutes` decides; ValueError where there is no such preset."""
     if name is None and minutes is not None:
         name = preset_for(minutes)
     if name is None or name not in presets:

@@ -1,8 +1,7 @@
 """How long a run is and how far it has come: a given number of steps, or as many as fit into its minutes.
 
-With minutes, a run is measured by the share of it that is done: learning rate, weight decay and phases are functions of
-that share, and a step advances it by what remains over the number of steps that remain. This number follows from the
-speed so far. It is changed when the run would not end on time: that alters the steps to come and nothing that was done.
+With minutes, learning rate, weight decay and phases are functions of the share of the run that is done; a step advances
+it by what remains over the number of steps that remain. This number is changed when the run would not end on time.
 """
 
 import math
@@ -18,11 +17,10 @@ from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
 from mvar.training.run.checkpoints import Found
 
-Event = Literal["validation", "checkpoint", "curves"]
-REGULAR: tuple[Event, ...] = ("validation", "checkpoint")
+Event = Literal["validation", "checkpoint"]
 VALIDATION_SHARE = 0.01  # of the minutes, for the losses of one validation
-EVENTS_SHARE = {"validation": 0.1, "checkpoint": 0.05}  # of the minutes, for all of them
-LEAST_EVENTS = {"validation": 1, "checkpoint": 2}
+EVENTS_SHARE: dict[Event, float] = {"validation": 0.1, "checkpoint": 0.05}  # of the minutes, for all of them
+LEAST_EVENTS: dict[Event, int] = {"validation": 1, "checkpoint": 2}
 MOST_EVENTS = 10  # and a checkpoint every few minutes in a long run
 CHECKPOINT_SECONDS = 300.0
 RESERVE_SHARE, RESERVE_SECONDS, MOST_RESERVE = 0.01, 4.0, 60.0  # of the minutes, kept for the end
@@ -31,11 +29,8 @@ MARGIN = 1.2  # of the minutes that an error recommends, as a machine is not alw
 LEAST_IMAGES = 64  # of a validation
 TOLERANCE = 0.05  # relative error of the number of remaining steps below which it is left alone
 TOLD = 0.1  # relative change of the number of steps that is reported
-SILENCE = 30.0  # least seconds between two such reports
 MEMORY = 1 / 20  # of the minutes: the time over which the speed is averaged
-STALL = 10.0  # a step that takes this many times as long as usual is ignored, unless the next one does too
 FINE = 10_000  # steps of an imagined run
-SLIGHT = 1e-6  # rounding error of a share
 
 
 class Course:
@@ -43,9 +38,12 @@ class Course:
 
     def __init__(self, config: RunConfig, planned: float | None = None) -> None:
         """`planned` is the number of steps that the run was begun with, to which its phases refer."""
-        self.config = config
         self.steps = config.steps or 0  # of the whole run
         self.planned = planned or self.steps
+        self.spacing: dict[Event, int | None] = {  # steps from one event to the next
+            "validation": config.validate_every,
+            "checkpoint": config.checkpoint_every,
+        }
 
     def place(self, step: int) -> tuple[float, float]:
         """The next update's number, from 0, and the number of steps: arguments of learning rate and weight decay."""
@@ -57,11 +55,7 @@ class Course:
 
     def is_due(self, event: Event, done: int) -> bool:
         """Whether this event follows after `done` updates; after the last one all do."""
-        return done == self.steps or done % self.every(event) == 0
-
-    def every(self, event: Event) -> int:
-        """Steps from one event to the next."""
-        return (self.config.validate_every if event == "validation" else self.config.checkpoint_every) or 1
+        return done == self.steps or done % (self.spacing[event] or 1) == 0
 
     def lay(self, ranks: Ranks) -> str | None:
         """Settle the number of steps before an update; every rank calls it. Returns what to tell the user."""
@@ -77,9 +71,6 @@ class Course:
         """What a checkpoint must remember."""
         return {}
 
-    def ends(self) -> str | None:
-        """The time of day at which the run ends, where that is known."""
-
 
 class TimedCourse(Course):
     """A run of a given number of minutes."""
@@ -92,6 +83,7 @@ class TimedCourse(Course):
         """Start at `began`, by `clock`, or resume from a checkpoint; `planned` are the minutes it was begun with."""
         super().__init__(config, planned)
         before = {} if found is None else found.notes["course"]
+        self.batch_size = config.batch_size
         self.minutes, self.seconds = minutes, 60 * minutes  # over all processes of the run
         self.end = began + self.seconds - before.get("spent", 0.0)
         self.done = self.steps = 0 if found is None else found.step
@@ -101,16 +93,13 @@ class TimedCourse(Course):
         self.val_images: int | None = config.val_images or before.get("val_images")  # None until it is known
         # (share of the run from which a step takes this long, seconds), from the current stage on.
         self.stages: list[tuple[float, float]] = []
-        self.costs: dict[Event, float] = {"validation": 0.0, "checkpoint": 0.0, "curves": 0.0}  # seconds
-        # How often the events for which no number of steps is given come in the whole run.
-        given = {"validation": config.validate_every, "checkpoint": config.checkpoint_every}
-        self.times: dict[Event, int] = {event: 1 for event in REGULAR if given[event] is None}
-        self._last = dict.fromkeys(REGULAR, self.share)  # where the events came last
-        self._slowness, self._stalled = 1.0, False  # time of a step relative to what was measured at the start
+        self.costs: dict[Event, float] = {}  # seconds
+        self._slowness = 1.0  # time of a step relative to what was measured at the start
         self._stepped = 0  # updates of this process
-        self._mark = self._told_at = began
+        self._mark = began
         self._told = 0  # the number of steps that the user knows of
-        self._ends = time.time() + self.left
+        ends = time.localtime(time.time() + self.left)
+        self.ends = time.strftime("%H:%M" if self.left < 12 * 3600 else "%a %H:%M", ends)
 
     @property
     def left(self) -> float:
@@ -139,17 +128,23 @@ class TimedCourse(Course):
         """Settle the number of steps by the seconds that a validation image, a preview and a checkpoint take."""
         if self.val_images is None:
             self.val_images = max(int(VALIDATION_SHARE * self.seconds / max(image, 1e-9)), LEAST_IMAGES)
-        self.costs |= {"validation": self.val_images * image + preview, "checkpoint": checkpoint}
-        self._count()
-        self.steps = self._told = self.done + max(self._fitting(), 1)
-        self._mark = self._told_at = self.clock()
+        self.costs = {"validation": self.val_images * image + preview, "checkpoint": checkpoint}
+        free = [event for event, steps in self.spacing.items() if steps is None]
+        for _ in range(2):  # the number of steps, then with their events
+            self.steps = self._told = self.done + max(self._fitting(), 1)
+            for event in free:  # where one takes long, there are fewer
+                fitting = int(EVENTS_SHARE[event] * self.seconds / max(self.costs[event], 1e-9))
+                often = int(self.seconds / CHECKPOINT_SECONDS) if event == "checkpoint" else 0
+                times = min(max(fitting, LEAST_EVENTS[event]), max(MOST_EVENTS, often))
+                self.spacing[event] = math.ceil(self.place(self.done)[1] / times)
+        self._mark = self.clock()
 
     def check(self) -> None:
         """Raise ValueError if too few steps fit, by what has been measured so far."""
         if (fitting := self._fitting()) >= self.least_steps:
             return
         gone, step, last = self.seconds - self.left, self._step_seconds(), sum(self.costs.values())
-        needed = gone + RESERVE_SECONDS + last + self.costs["checkpoint"] + self.least_steps * step
+        needed = gone + RESERVE_SECONDS + last + self.costs.get("checkpoint", 0.0) + self.least_steps * step
         least = MARGIN * needed / 60
         shown = math.ceil(10 * least) / 10 if least < 10 else math.ceil(least)
         raise ValueError(
@@ -157,51 +152,29 @@ class TimedCourse(Course):
             f"and the end {last:.0f} s, so {max(fitting, 0)} steps fit; give at least {shown:g}"
         )
 
-    def is_due(self, event: Event, done: int) -> bool:
-        if event not in self.times:
-            return super().is_due(event, done)
-        apart = 1 / self.times[event]
-        due = (self.share - self._last[event] > apart - SLIGHT and 1 - self.share > apart / 2) or done == self.steps
-        if due:
-            self._last[event] = self.share
-        return due
-
-    def every(self, event: Event) -> int:
-        if event not in self.times:
-            return super().every(event)
-        return max(round((self.steps - self.done) / (1 - self.share) / self.times[event]), 1)
-
     def lay(self, ranks: Ranks) -> str | None:
         rest = self.steps - self.done
-        if ranks.main:
-            self._count()
-            fitting = max(self._fitting(), 1)
-            late, early = rest - fitting > TOLERANCE * rest, fitting - rest > max(TOLERANCE * rest, 1)
-            rest = fitting if late or early else rest
-        agreed = torch.tensor([rest, *self.times.values()])
+        fitting = max(self._fitting(), 1)
+        if rest - fitting > TOLERANCE * rest or fitting - rest > max(TOLERANCE * rest, 1):
+            rest = fitting
+        agreed = torch.tensor(rest)
         ranks.broadcast(agreed)  # the ranks' clocks differ
-        rest, *times = agreed.tolist()
-        self.times = dict(zip(self.times, times, strict=True))
-        self.steps, self._mark = self.done + rest, self.clock()
-        recently = self._mark - self._told_at < max(MEMORY * self.seconds, SILENCE)
-        if recently or abs(self.steps - self._told) <= TOLD * self._told:
+        self.steps, self._mark = self.done + int(agreed), self.clock()
+        if abs(self.steps - self._told) <= TOLD * self._told:
             return None
         change = "take longer" if self.steps < self._told else "take less time"
-        self._told, self._told_at = self.steps, self._mark
+        self._told = self.steps
         return (
             f"step {self.done}: steps and validations {change} than expected, so about {self.steps:,} steps fit, "
-            f"{self._step_seconds():.2g} s each; ends at {self.ends()} as before"
+            f"{self._step_seconds():.2g} s each; ends at {self.ends} as before"
         )
 
     def advance(self) -> None:
         took = self.clock() - self._mark
         usual = next(seconds for start, seconds in reversed(self.stages) if start <= self.share)
-        ratio = took / max(usual, 1e-9)
-        self._stalled = ratio > STALL * self._slowness and not self._stalled
-        if not self._stalled:
-            # The first steps count alike, beside what was measured before them; then the past fades.
-            fading = 1 - math.exp(-usual * self._slowness / (MEMORY * self.seconds))
-            self._slowness += (ratio - self._slowness) * max(fading, 1 / (self._stepped + 2))
+        # The first steps count alike, beside what was measured before them; then the past fades.
+        fading = 1 - math.exp(-usual * self._slowness / (MEMORY * self.seconds))
+        self._slowness += (took / max(usual, 1e-9) - self._slowness) * max(fading, 1 / (self._stepped + 2))
         self.share += (1 - self.share) / (self.steps - self.done)
         self.done += 1
         self._stepped += 1
@@ -212,45 +185,29 @@ class TimedCourse(Course):
     def timing(self, event: Event) -> Iterator[None]:
         begun = self.clock()
         yield
-        took, before = self.clock() - begun, self.costs[event]
-        # Curves are drawn now and then, and at the end; of the others a single slow one says little.
-        self.costs[event] = max(took, before) if event == "curves" else (took + before) / 2
+        self.costs[event] = (self.clock() - begun + self.costs[event]) / 2  # a single slow one says little
 
     def notes(self) -> dict[str, Any]:
         spent = self.seconds - self.left
         return {"minutes": self.minutes, "share": self.share, "spent": spent, "val_images": self.val_images}
 
-    def ends(self) -> str | None:
-        return time.strftime("%H:%M" if self.left < 12 * 3600 else "%a %H:%M", time.localtime(self._ends))
-
     def described(self) -> str:
         """The course in one line."""
         left, more = ("", "") if self.done == 0 else (f" with {self.left / 60:.1f} left", " more")
-        steps = f"{self.steps - self.done:,}{more} steps of {self.config.batch_size} images"
+        steps = f"{self.steps - self.done:,}{more} steps of {self.batch_size} images"
         return (
             f"minutes = {self.minutes:g}{left}: about {steps}, {self._step_seconds():.2g} s a step; validation on "
-            f"{self.val_images:,} images every {self.every('validation'):,} steps, a checkpoint every "
-            f"{self.every('checkpoint'):,}; ends at {self.ends()}"
+            f"{self.val_images:,} images every {self.spacing['validation']:,} steps, a checkpoint every "
+            f"{self.spacing['checkpoint']:,}; ends at {self.ends}"
         )
-
-    def _count(self) -> None:
-        """Settle how often the events come; where they take long, there are fewer."""
-        for event in self.times:
-            fitting = int(EVENTS_SHARE[event] * self.seconds / max(self.costs[event], 1e-9))
-            often = int(self.seconds / CHECKPOINT_SECONDS) if event == "checkpoint" else 0
-            self.times[event] = min(max(fitting, LEAST_EVENTS[event]), max(MOST_EVENTS, often))
 
     def _fitting(self) -> int:
         """The number of steps for which there is time."""
         reserve = RESERVE_SECONDS + min(RESERVE_SHARE * self.seconds, MOST_RESERVE)
-        between = sum(self.costs[event] * (self._to_come(event) - 1) for event in REGULAR)
-        return int((self.left - reserve - between - sum(self.costs.values())) / self._step_seconds())
-
-    def _to_come(self, event: Event) -> int:
-        """How often an event comes until the end, the end included."""
-        if event in self.times:
-            return max(math.ceil((1 - self._last[event]) * self.times[event] - 0.5), 1)
-        return max(math.ceil((self.steps - self.done) / self.every(event)), 1)
+        ends = max(self.steps - 1, self.done)  # before the last step, after which all events come
+        times = {event: ends // steps - self.done // steps + 1 if steps else 1 for event, steps in self.spacing.items()}
+        events = sum(seconds * times[event] for event, seconds in self.costs.items())
+        return int((self.left - reserve - events) / self._step_seconds())
 
     def _step_seconds(self) -> float:
         """The mean over the steps to come."""

@@ -5,13 +5,17 @@ and whatever happened before it: a resumed run equals an unbroken one.
 """
 
 import math
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mvar.training.config import RunConfig
 from mvar.training.optim import set_schedule
@@ -19,18 +23,14 @@ from mvar.training.parallel import Ranks, accumulating, full, is_silence
 from mvar.training.run import checkpoints
 from mvar.training.run.checkpoints import Checkpoints, Found
 from mvar.training.run.folder import PREVIEWS, RunFolder
-from mvar.training.run.progress import Progress
 from mvar.training.stopping import Stopped, stop_request
 from mvar.training.task import Metrics, Task
 
 # Called on the main rank with the steps done and each record of metrics; one that returns True stops the run.
 Callback = Callable[[int, Metrics], bool | None]
 
-SPIKE = 5.0  # a gradient norm this many times its running mean is reported
-MEMORY = 0.98  # weight of the past in that mean
-SETTLED = 100  # steps before the mean is trusted
 LEAST_SCALE = 2.0**-14  # of the float16 loss; if gradients still overflow below it, they are not finite at all
-NAMED_IMAGES = 8  # in a message; more are listed in a file
+NAMED_IMAGES = 8  # in a message
 
 
 @dataclass
@@ -39,19 +39,17 @@ class State:
 
     scaler: torch.amp.GradScaler  # of the float16 loss; without effect for other dtypes
     step: int = 0  # optimizer steps done
-    usual_norm: float = 0.0  # running mean of the model's gradient norm
     validation: Metrics = field(default_factory=dict)  # of the last validation
     validated_at: int = 0  # steps done at that validation
 
 
 # Longer than a function should be: a run is meant to be read here from top to bottom.
 def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
-    """Train to the end of the task's course, from the folder's last checkpoint; returns the last validation.
+    """Train to the end of the task's course, from the folder's checkpoint if it has one; returns the last validation.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite; raised before the update, with the step's number, its
-            images and the last checkpoint.
-        ValueError: no checkpoint is undamaged, or it is of another model.
+        FloatingPointError: the loss or a gradient is not finite; raised before the update.
+        ValueError: the checkpoint is of another model.
         Stopped: a signal or a callback asked to stop; the last step has a checkpoint.
         ConnectionError: another rank died or does not answer.
         OSError: the disk is full.
@@ -60,12 +58,21 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
     state = State(torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16"))
     if folder.checkpoint is not None:
         restore(task, state, folder.checkpoint, ranks)
+    silent = not (ranks.main and sys.stderr.isatty())
     with (
-        closing(Progress(state.step, course.steps, course.ends(), visible=ranks.main)) as progress,
+        tqdm(initial=state.step, total=course.steps, unit="step", disable=silent) as bar,
         closing(Checkpoints(folder.path, ranks, config.keep_checkpoints)) as saved,
         stop_request() as request,
-        naming_silent_ranks(folder, ranks),  # before torchrun's SIGTERM is handled
+        missing_other_ranks(ranks),  # before torchrun's SIGTERM is handled
     ):
+        begun, start = state.step, time.perf_counter()
+
+        def rate() -> float:  # over all ranks since this start, validation included
+            return (state.step - begun) * config.batch_size / (time.perf_counter() - start)
+
+        def say(line: str) -> None:
+            if ranks.main:
+                bar.write(line, file=sys.stderr)
 
         def log(values: Mapping[str, Any]) -> None:
             record = {name: value if isinstance(value, list) else float(value) for name, value in values.items()}
@@ -74,9 +81,8 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
                 request.ask()
 
         while state.step < course.steps:
-            folder.heartbeats.beat(state.step)
             if news := course.lay(ranks):
-                progress.say(news)
+                say(news)
 
             # One optimizer step.
             lr = set_schedule(task.optimizer, *course.place(state.step), config)
@@ -84,43 +90,43 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             loss, metrics = backward(task, ranks, state.scaler, config.accumulate, state.step)
             state.scaler.unscale_(task.optimizer)
             norms = clip(task.networks, config.grad_clip)
-            check_finite({"loss": float(loss), **norms}, task, state, folder, saved)
-            exit_code = agreed(request.code, ranks)
+            check_finite({"loss": float(loss), **norms}, task, state, saved)
+            exit_code = int(ranks.total(torch.tensor(request.code), dist.ReduceOp.MAX))
             state.scaler.step(task.optimizer)
             state.scaler.update()
             task.after_update(state.step)
             task.average.update(state.step)
             course.advance()
-            progress.advance(config.batch_size, loss, course.steps)
             saved.poll()
             state.step += 1
+            bar.total = course.steps
+            bar.update()
 
             # Metrics.
             last = state.step == course.steps
-            stopping = exit_code is not None and not last  # at the last step nothing is left to resume
-            watch(norms["grad_norm"], state, folder, progress)
+            stopping = exit_code >= 0 and not last  # at the last step nothing is left to resume
             if state.step % config.log_every == 0 or last:
-                log({"loss": loss, **metrics, **norms, "lr": lr, "images_per_second": progress.rate})
+                log({"loss": loss, **metrics, **norms, "lr": lr, "images_per_second": rate()})
+                bar.set_postfix_str(f"loss {float(loss):.4f}")
 
             # Files. When stopping, a grace period may end soon: what cannot be computed again is saved first.
             if stopping:
                 save_checkpoint(task, state, ranks, saved)
                 saved.wait()
-                save_bundle(task, state, folder)
+                task.save_bundle(folder.path, state.step)
             if course.is_due("validation", state.step):
                 with course.timing("validation"):
                     validate(task, state, folder)
                     log(state.validation)
-                    progress.report(state.step, state.validation)
-                with course.timing("curves"):
-                    folder.plot(last=last)
+                    say(f"step {state.step}/{course.steps}, {rate():.0f} images/s: {in_words(state.validation)}")
+                folder.plot(last=last)
             if stopping:
                 folder.plot(last=True)
                 ranks.gather(None)  # torchrun ends all ranks when one ends: not before the files are written
-                raise Stopped(f"stopped after step {state.step} with a checkpoint; --resume goes on", exit_code or 0)
+                raise Stopped(f"stopped after step {state.step} with a checkpoint; --resume goes on", exit_code)
             if course.is_due("checkpoint", state.step):
                 with course.timing("checkpoint"):
-                    save_bundle(task, state, folder)
+                    task.save_bundle(folder.path, state.step)
                     save_checkpoint(task, state, ranks, saved)  # after the bundle: a run with all its steps is over
                     if config.minutes is not None:
                         saved.wait()  # so that its time is known
@@ -156,7 +162,7 @@ def clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:
     return norms
 
 
-def check_finite(values: Mapping[str, float], task: Task, state: State, folder: RunFolder, saved: Checkpoints) -> None:
+def check_finite(values: Mapping[str, float], task: Task, state: State, saved: Checkpoints) -> None:
     """Raise FloatingPointError before an update that would spoil the weights.
 
     All ranks raise it together, since loss and norms are means over them.
@@ -167,49 +173,39 @@ def check_finite(values: Mapping[str, float], task: Task, state: State, folder: 
     if bad is None:
         return
     saved.wait()
-    step = state.step + 1
     names = [name for images in task.ranks.gather(task.loader.names(state.step)) for name in images]
     shown = ", ".join(names[:NAMED_IMAGES])
     if len(names) > NAMED_IMAGES:
-        shown += f" and {len(names) - NAMED_IMAGES} more, listed in {folder.list_images(step, names)}"
-    done = folder.last_step()
+        shown += f" and {len(names) - NAMED_IMAGES} more"
+    done = checkpoints.complete(saved.folder.parent)
+    fix = f"resume from the checkpoint of step {done[0].step}" if done else "start again"
     raise FloatingPointError(
-        f"{bad} = {values[bad]} at step {step}, images {shown}: stopped before the update; "
-        + (f"resume from the checkpoint of step {done}" if done else "start again")
-        + ", with a lower base_lr or grad_clip, or without these images"
+        f"{bad} = {values[bad]} at step {state.step + 1}, images {shown}: stopped before the update; "
+        f"{fix}, with a lower base_lr or grad_clip, or without these images"
     )
 
 
-def agreed(code: int | None, ranks: Ranks) -> int | None:
-    """The exit status where any rank was asked to stop, else None."""
-    asked = int(ranks.largest(torch.tensor(-1 if code is None else code)))
-    return None if asked < 0 else asked
-
-
-def watch(norm: float, state: State, folder: RunFolder, progress: Progress) -> None:
-    """Report a gradient norm far above its running mean."""
-    if not math.isfinite(norm):  # the scaler has skipped this update
-        return
-    usual = state.usual_norm
-    if state.step > SETTLED and norm > SPIKE * usual:
-        folder.log(state.step, {"grad_norm_spike": norm, "grad_norm_usual": usual})
-        progress.say(f"step {state.step}: gradient norm {norm:.3g}, usually {usual:.3g}")
-    state.usual_norm = MEMORY * usual + (1 - MEMORY) * norm if usual else norm
-
-
 @contextmanager
-def naming_silent_ranks(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
-    """Raise ConnectionError, which names the rank that is gone, where communication fails."""
+def missing_other_ranks(ranks: Ranks) -> Iterator[None]:
+    """Raise ConnectionError where communication fails."""
     try:
         yield
     except RuntimeError as error:
         if ranks.kind is None or not is_silence(error):
             raise
-        silent = folder.heartbeats.silent_rank()
-        raise ConnectionError(f"{silent}; go on from the last checkpoint with --resume") from error
+        raise ConnectionError("another rank does not answer; go on from the last checkpoint with --resume") from error
 
 
 # --- validation and files ---
+
+
+def in_words(metrics: Metrics) -> str:
+    """Metrics in a line, those of each scale side by side."""
+    words = []
+    for name, value in metrics.items():
+        numbers = [f"{v:.3g}" for v in value] if isinstance(value, list) else [f"{value:.4g}"]
+        words.append(f"{name} {' '.join(numbers)}")
+    return ", ".join(words)
 
 
 def validate(task: Task, state: State, folder: RunFolder) -> None:
@@ -222,18 +218,11 @@ def validate(task: Task, state: State, folder: RunFolder) -> None:
     model.train()
 
 
-def save_bundle(task: Task, state: State, folder: RunFolder) -> None:
-    """Write the averaged weights as a bundle."""
-    with task.average.applied():
-        task.save_bundle(folder.path, state.step)
-
-
 def save_checkpoint(task: Task, state: State, ranks: Ranks, saved: Checkpoints) -> None:
     """Save everything from which the run can resume."""
     positions = ranks.gather(task.loader.state())
     notes = {
         "score": state.validation["val_loss"] if state.validated_at == state.step else None,
-        "usual_norm": state.usual_norm,
         "scaler": state.scaler.state_dict(),
         "course": task.course.notes(),
         "loader": min(positions, key=lambda position: position.get("shards", 0)),  # streams: no rank skips anything
@@ -246,17 +235,18 @@ def restore(task: Task, state: State, found: Found, ranks: Ranks) -> None:
     stored = checkpoints.stored(found)
     for network, module in task.networks.items():
         for name, parameter in module.named_parameters():
-            # AdamW's state, to be filled; a parameter that was never updated has none.
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"optimizer.{network}.{name}.{key}" in stored:
-                    # The fused AdamW wants "step" on the parameter's device.
-                    value = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
-                    task.optimizer.state[parameter][key] = value
+            # To be filled; a parameter that was never updated has no state.
+            if f"optimizer.{network}.{name}.step" in stored:
+                task.optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),  # where the fused AdamW wants it
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
     try:
         checkpoints.read(found, checkpointed(task), ranks)
         state.scaler.load_state_dict(found.notes["scaler"])
         task.loader.load_state(found.notes["loader"])
-        state.usual_norm, state.step = found.notes["usual_norm"], found.step
+        state.step = found.step
     except (KeyError, RuntimeError, ValueError) as error:  # such as a tokenizer of another size
         raise ValueError(f"{found.path}: does not fit the model to be trained ({error})") from error
 

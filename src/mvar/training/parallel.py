@@ -1,7 +1,6 @@
-"""Training with several ranks: joining the processes that torchrun started, and spreading a finished model over them.
+"""Training with several ranks, the processes that torchrun starts, each with its own GPU where there are some.
 
-DDP keeps a copy of the model in each process; FSDP2 shards every weight, gradient and moment over them. A process is a
-rank; on a machine with GPUs each rank has one.
+DDP keeps a copy of the model in each process; FSDP2 shards every weight, gradient and moment over them.
 """
 
 import os
@@ -53,24 +52,17 @@ class Ranks:
             indices_B = torch.arange(start, start + size)
             yield indices_B.clamp(max=n - 1), indices_B < n
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over ranks."""
-        return self._reduced(value, dist.ReduceOp.SUM)
-
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over ranks."""
-        return value if self.kind is None else self.total(value) / self.size
-
-    def largest(self, value: Tensor) -> Tensor:
-        """The elementwise maximum of a tensor over ranks."""
-        return self._reduced(value, dist.ReduceOp.MAX)
-
-    def _reduced(self, value: Tensor, op: Any) -> Tensor:
+    def total(self, value: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """The sum of a tensor over ranks, or another reduction."""
         if self.kind is None:
             return value
         value = value.clone()
         dist.all_reduce(value, op=op)
         return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over ranks."""
+        return value if self.kind is None else self.total(value) / self.size
 
     def all_rows(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, concatenated in rank order; each has the same number."""
@@ -120,8 +112,8 @@ class Ranks:
 def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun this process is alone.
 
-    With CUDA each rank takes the GPU of its local rank. The run fails after `minutes` without an answer from another
-    rank. Raises ValueError for a kind of parallelism without torchrun, or a device that is not there.
+    The run fails after `minutes` without an answer from another rank. Raises ValueError for a kind of parallelism
+    without torchrun, or a device that is not there.
     """
     if "WORLD_SIZE" not in os.environ:
         if kind is not None:
@@ -173,10 +165,8 @@ def shard(root: nn.Module, generator: Generator, dtype: torch.dtype | None) -> N
         # The modulation of all blocks is computed before the first block runs, so it is gathered by itself.
         if not generator.config.shared_adaln:
             fully_shard(block.adaln, mp_policy=policy)
-        matrices: list[nn.Module] = [
-            m for m in block.modules() if isinstance(m, Linear) and not isinstance(m, FSDPModule)
-        ]
-        fully_shard(matrices, mp_policy=policy)
+        rest = (m for m in block.modules() if not isinstance(m, FSDPModule))
+        fully_shard([m for m in rest if isinstance(m, Linear)], mp_policy=policy)
         fully_shard(block)  # vectors: Mamba's decay and time step, biases; float32 as without FSDP
         if generator.config.shared_adaln:
             register_fsdp_forward_method(block, "modulation")

@@ -1,7 +1,6 @@
-"""What the parts of a run of minutes take, measured before its first step, so that its course is known from the start.
+"""What the parts of a run of minutes take, measured before its first step.
 
-Each part runs as in training, and nothing of it stays: no weight changes, no file is left, and the images of a folder
-come again. (Of a stream, the first few images are seen by the measurement alone.)
+Nothing of it stays: no weight changes, and the images of a folder (not of a stream) come again.
 """
 
 import itertools
@@ -14,15 +13,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from mvar.training.config import RunConfig
 from mvar.training.course import LEAST_IMAGES, TimedCourse
 from mvar.training.loop import backward, clip
 from mvar.training.parallel import Ranks
-from mvar.training.stopping import exit_on_sigterm
 from mvar.training.task import Task
 
-PASSES = 2  # of which the faster one counts: the first allocates memory and compiles
 CHECKPOINT_BUNDLES = 5  # a checkpoint's weights, average and two moments, and the bundle beside it
 
 
@@ -43,49 +41,39 @@ def rehearse(task: Task, config: RunConfig, ranks: Ranks) -> None:
         backward(task, ranks, scaler, config.accumulate, next(steps))
         clip(task.networks, math.inf)  # reads the gradients, which a GPU may still be computing
 
+    def seconds(work: Callable[[], object]) -> float:
+        """The slowest rank's time for the better of two passes, as the first allocates memory and compiles."""
+        took = []
+        for _ in range(2):
+            begun = course.clock()
+            work()
+            took.append(course.clock() - begun)
+        return float(ranks.total(torch.tensor(min(took), dtype=torch.float64), dist.ReduceOp.MAX))
+
     if ranks.main:
         print("measuring what steps, validations and checkpoints take", file=sys.stderr, flush=True)
     starts = [min(phase * course.planned / course.minutes, 1.0) for phase in task.phases()]
-    out = Path(config.out).absolute()
-    disk = next(path for path in (out, *out.parents) if path.is_dir())  # that the run will write to
-    with exit_on_sigterm(), _restored(task), tempfile.TemporaryDirectory(dir=disk, prefix=".rehearsal-") as scratch:
+    with _restored(task), tempfile.TemporaryDirectory(prefix="mvar-") as scratch:
         for start, end in pairwise([*starts, 1.0]):
             if end > max(start, course.share):  # a stage that is not over yet
                 with course.at((max(start, course.share) + end) / 2):
-                    took = _seconds(course, step)
+                    took = seconds(step)
                 course.stages.append((start, took))
                 ranks.on_main(course.check)
         task.optimizer.zero_grad(set_to_none=True)
         model.eval()
         few = min(LEAST_IMAGES * ranks.size, len(held_out))
         task.val_images = held_out.at_most(few)
-        image = _seconds(course, task.validate) / few
-        preview = _seconds(course, lambda: task.preview(Path(scratch, "preview.png")))
-        bundle = _seconds(course, lambda: task.save_bundle(Path(scratch, "bundle"), 0))
+        image = seconds(task.validate) / few
+        preview = seconds(lambda: task.preview(Path(scratch, "preview.png")))
+        bundle = seconds(lambda: task.save_bundle(Path(scratch, "bundle"), 0))
         model.train()
-    measured = [image, preview, CHECKPOINT_BUNDLES * bundle, *(took for _, took in course.stages)]
-    seconds = torch.tensor(measured, dtype=torch.float64)
-    ranks.broadcast(seconds)
-    image, preview, checkpoint, *took_each = seconds.tolist()
-    course.stages = [(start, took) for (start, _), took in zip(course.stages, took_each, strict=True)]
-    course.start(image, preview, checkpoint)
+    course.start(image, preview, CHECKPOINT_BUNDLES * bundle)
     ranks.on_main(course.check)
     task.val_images = held_out.at_most(course.val_images or len(held_out))
     course.val_images = len(task.val_images)
     if ranks.main:
         print(course.described(), file=sys.stderr, flush=True)
-
-
-def _seconds(course: TimedCourse, work: Callable[[], object]) -> float:
-    """The time that something takes the second time; or the first, if there is no time for a second."""
-    best = math.inf
-    for _ in range(PASSES):
-        begun = course.clock()
-        work()
-        best = min(best, course.clock() - begun)
-        if course.left < course.least_steps * best:
-            break
-    return best
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """Stopping a run from outside: after a signal the loop ends its step, saves a checkpoint and stops."""
 
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -26,39 +25,23 @@ class Request:
     """A request to stop, on this rank."""
 
     def __init__(self) -> None:
-        self.code: int | None = None  # exit status; None while nobody has asked
+        self.code = -1  # exit status; below zero while nobody has asked
 
     def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Ask to stop; a second signal of the same kind ends the process at once."""
+        self.code = max(self.code, 128 + number if number else 0)
         if number:
-            self.code = 128 + number
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-        else:
-            self.code = self.code or 0
-
-
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit within the context, so that temporary files are deleted."""
-    with _handled([signal.SIGTERM], lambda number, _: sys.exit(128 + number)):
-        yield
 
 
 @contextmanager
 def stop_request() -> Iterator[Request]:
-    """Catch the signals that ask to stop."""
+    """Catch the signals that ask to stop; outside of the main thread Python cannot."""
     request = Request()
-    with _handled(SIGNALS, request.ask):
-        yield request
-
-
-@contextmanager
-def _handled(signals: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Handle signals within the context; outside of the main thread Python cannot."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in signals} if in_main_thread else {}
+    before = {number: signal.signal(number, request.ask) for number in SIGNALS} if in_main_thread else {}
     try:
-        yield
+        yield request
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)

@@ -3,14 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mvar import __version__
 from mvar.checkpoint.bundle import Bundle, write_bundle
 from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
-from mvar.data.splits import open_loader, open_splits
+from mvar.data.splits import is_stream, open_loader, open_splits
 from mvar.data.tokens.cache import TokenSource
 from mvar.data.tokens.encoded import RememberedTokens
 from mvar.machine import check_memory
@@ -37,17 +39,13 @@ class Task(ABC):
     average: WeightAverage  # of the model's weights; the loop updates it
 
     def __init__(
-        self,
-        config: RunConfig,
-        ranks: Ranks,
-        train_images: TrainingSet | RememberedTokens,
-        val_images: ValidationSet,
-        course: Course,
+        self, config: RunConfig, ranks: Ranks, train: TrainingSet | RememberedTokens, val: ValidationSet, course: Course
     ) -> None:
-        self.ranks, self.device, self.course, self.val_images = ranks, ranks.device, course, val_images
+        self.config, self.ranks, self.device = config, ranks, ranks.device
+        self.course, self.val_images = course, val
         self.autocast = autocast(config.dtype, self.device)
         self.loader = open_loader(
-            train_images,
+            train,
             config.batch_size,
             config.seed,
             rank=ranks.rank,
@@ -80,10 +78,23 @@ class Task(ABC):
         """The model after `steps` updates; every rank calls it, all but the main one may get None."""
 
     def save_bundle(self, folder: Path, steps: int) -> None:
-        """Write the model as it is now, ready to load; every rank calls it."""
-        bundle = self.bundle(steps)
-        if bundle is not None and self.ranks.main:
-            write_bundle(folder, bundle)
+        """Write the averaged weights as a bundle; every rank calls it."""
+        with self.average.applied():
+            bundle = self.bundle(steps)
+            if bundle is not None and self.ranks.main:
+                write_bundle(folder, bundle)
+
+    def provenance(self, steps: int) -> dict[str, Any]:
+        """How the model was trained for this number of steps, for its bundle."""
+        data = self.config.data
+        return {
+            "trained_with": f"mvar {__version__}, torch {torch.__version__}",
+            # The address of a stream may hold a password.
+            "data": "a stream of shards" if is_stream(data) else Path(data).resolve().name,
+            "steps": steps,
+            "batch_size": self.config.batch_size,
+            "seed": self.config.seed,
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Live tensors to checkpoint besides weights and optimizer, the same on every rank; resuming fills them."""
@@ -103,21 +114,16 @@ def open_images(config: RunConfig, shape: tuple[int, int]) -> tuple[PixelSource 
     )
 
 
-def check_memory_for(networks: Sequence[nn.Module], config: RunConfig, image_bytes: int, ranks: Ranks) -> None:
-    """Raise ValueError if a run cannot fit into memory, by a lower estimate before anything is allocated.
+def check_memory_for(networks: Sequence[nn.Module], config: RunConfig, ranks: Ranks) -> None:
+    """Raise ValueError if weights, gradients, moments and average do not fit into memory, before they are allocated.
 
-    It counts weights, their gradients, moments and average, and the activations of one micro-batch. The networks, on
-    torch's meta device, begin with the averaged one.
+    The networks, on torch's meta device, begin with the averaged one.
     """
     sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
     some_frozen = bool(getattr(config, "freeze", ()) or getattr(config, "decoder_only", False))
     state = sum(sizes) * (WEIGHT_BYTES if some_frozen else STATE_BYTES) + (WEIGHT_BYTES * sizes[0] if config.ema else 0)
     if ranks.kind == "fsdp":
         state //= ranks.size
-    images = max(config.batch_size // (config.accumulate * ranks.size), 1)
     check_memory(
-        state + images * image_bytes,
-        f"model, batch_size: {sum(sizes) / 1e6:,.1f} M parameters in training and {images:,} images at once",
-        "give a smaller model or batch_size, or a larger accumulate",
-        ranks.device,
+        state, f"model: {sum(sizes) / 1e6:,.1f} M parameters in training", "give a smaller model", ranks.device
     )

@@ -35,7 +35,7 @@ PARTS: dict[FreezablePart, tuple[str, ...]] = {
 
 
 def load_named(field: str, source: str, device: str | torch.device | None = "cpu") -> Model:
-    """A model in float32, or a ValueError that begins with the option `field` that it comes from."""
+    """A model in float32; a ValueError begins with the option `field` that it comes from."""
     try:
         return load(source, device, "float32")
     except ValueError as error:
@@ -46,8 +46,7 @@ def load_named(field: str, source: str, device: str | torch.device | None = "cpu
 def load_start(source: str, config: GeneratorConfig, fingerprint: str) -> Start:
     """The generator to start from, on the CPU, and the names of its classes.
 
-    Raises ValueError if nothing is found there, it has no generator, one of another shape than `config`, or one of
-    another tokenizer than the one with this fingerprint.
+    Raises ValueError if there is none, or one of another shape than `config` or for another tokenizer.
     """
     model = load_named("init_from", source)
     if model.generator is None:
@@ -71,7 +70,7 @@ def take_weights(generator: Generator, start: Start, classes: Sequence[str], see
     """Give an initialised generator the weights to start from; returns the names of the new classes.
 
     Embeddings of positions and levels are interpolated where the scales differ. A class takes the row of the same name,
-    or one drawn by seed and name, unlike the row it was initialised with. The null class keeps its own.
+    or one drawn by seed and name. The null class keeps its own.
     """
     start_generator, start_classes = start
     state = dict(rescheduled(start_generator, generator.config.sides).state_dict())

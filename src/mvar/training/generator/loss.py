@@ -6,8 +6,6 @@ Source: VAR (Tian et al. 2024), section 3.2; progressive training as the option 
 
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,8 +31,7 @@ class GeneratorLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Loss of each token in nats, float32 (B, l), and whether its most likely code is the right one, bool (B, l).
 
-        Labels are smoothed, and noise is used, while the generator is in training mode. Arguments and errors are those
-        of `Generator.token_losses`.
+        Labels are smoothed in training mode only. Arguments and errors are those of `Generator.token_losses`.
         """
         smoothing = self.label_smoothing if self.generator.training else 0.0
         return self.generator.token_losses(labels_B, inputs_BlZ, tokens_Bl, noise_BU, smoothing)
@@ -96,30 +93,3 @@ def compile_blocks(generator: Generator, backend: str | Callable[..., Any] = "in
         if block.mamba is not None:
             block.mamba.scan = eager
     generator.differentiated = torch.compile(called, backend=backend)
-
-
-class Compiling:
-    """Prints why a step takes long when its blocks are compiled first."""
-
-    def __init__(self, visible: bool) -> None:
-        self.visible = visible  # whether to print anything
-        self._seen: set[int] = set()
-        self._begun: float | None = None
-
-    def before_step(self, scales: int) -> None:
-        """Call with the number of scales in use: blocks are compiled again for each number of tokens."""
-        if self.visible and scales not in self._seen:
-            self._seen.add(scales)
-            self._begun = time.monotonic()
-            print(
-                "compile: the blocks are compiled during this step. On a CPU that takes about a minute, longer where "
-                "it has other work, and saves 0 to 11 % of each step after it",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def after_step(self) -> None:
-        """Call after the update."""
-        if self._begun is not None:
-            print(f"compile: done; the step took {time.monotonic() - self._begun:.0f} s", file=sys.stderr, flush=True)
-            self._begun = None

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle
-from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle
@@ -30,45 +29,30 @@ from mvar.tokenizer.config import TokenizerConfig
 from mvar.training.config import MOST_TIMED_IMAGES, GeneratorTraining
 from mvar.training.course import Course, TimedCourse, open_course
 from mvar.training.generator.fine_tuning import Start, freeze, load_start, take_weights
-from mvar.training.generator.loss import (
-    Compiling,
-    GeneratorLoss,
-    check_compiler,
-    compile_blocks,
-    scales_in_use,
-    stage_starts,
-)
+from mvar.training.generator.loss import GeneratorLoss, check_compiler, compile_blocks, scales_in_use, stage_starts
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import WeightAverage, build_optimizer, low_precision
 from mvar.training.parallel import Ranks, fill, full_state, joined, replicated, shard
 from mvar.training.rehearsal import rehearse
 from mvar.training.run.folder import RunFolder
-from mvar.training.run.origin import provenance
 from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for
 
 PREVIEW_CLASSES = 16
+COMPILING = "compile: blocks are compiled in the first step, a minute on a CPU, which saves 0 to 11 % of each later one"
 DROPS = 2  # stream of the random numbers that belong to an image's place in the order of training
-# What the backward pass keeps at least, in half precision: of a token in a block for each channel of the width; the
-# latter where only the block's input is kept.
-TOKEN_BYTES, CHECKPOINTED_BYTES = 40, 4
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
 
 
 def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: float | None = None) -> Model | None:
-    """Train a generator; the run folder `config.out` is a loadable bundle.
+    """Train a generator and return it (None on all ranks but the main one); `config.out` is a loadable bundle.
 
     Args:
         config: the run.
         callbacks: called with the steps done and each record of metrics; one that returns True stops the run.
         began: when the run's minutes began, by time.monotonic(); by default now.
 
-    Returns:
-        The model; None on all ranks but the main one.
-
-    Raises:
-        ValueError: bad settings, data, tokenizer or folders, before any training; a line for each problem.
-        FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
+    Raises ValueError for bad settings, data, tokenizer or folders, before any training, and what `fit` raises.
     """
     began = TimedCourse.clock() if began is None else began
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
@@ -76,17 +60,16 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
             check_compiler(ranks.device)
         with RunFolder(config, ranks) as folder:
             data, start = _open_data(config, ranks)
-            decided = decided_by(data.tokenizer_config, len(data.train.classes))
-            planned = folder.check(data.train, data.val, data.fingerprint)
+            decided = decided_by(data.tokenizer.config, len(data.train.classes))
+            planned = folder.check(data.train, data.val, data.tokenizer.fingerprint())
             data = data.ready(config.val_images or MOST_TIMED_IMAGES)
             course = open_course(config, planned, began, folder.checkpoint)
             task = GeneratorTask(config, ranks, data, start, course)
-            if ranks.main:
-                print(described(task.model), file=sys.stderr)
+            if ranks.main and config.compile:
+                print(COMPILING, file=sys.stderr, flush=True)
             rehearse(task, config, ranks)
             folder.begin(decided)
-            resumed, seen = folder.checkpoint is not None, course.steps * config.batch_size
-            task.data.remember_in(folder.path, ranks, resumed, seen)
+            data.remember_in(folder.path, ranks, folder.checkpoint is not None, course.steps * config.batch_size)
             with closing(task.loader):
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
@@ -99,8 +82,7 @@ def _open_data(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Star
     tokenizer = load_tokenizer(config.tokenizer, ranks.device)
     with torch.device("meta"):
         model = Generator(replace(config.model, **decided_by(tokenizer.config, classes=0)))
-    few = config.activation_checkpointing or config.compile
-    check_memory_for([model], config, activation_bytes(model.config, bool(few)), ranks)
+    check_memory_for([model], config, ranks)
     start = None
     if config.init_from is not None and not config.resume:
         start = load_start(config.init_from, config.model, tokenizer.fingerprint())
@@ -110,13 +92,10 @@ def _open_data(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Star
     return data, start
 
 
-def activation_bytes(model: GeneratorConfig, checkpointed: bool) -> int:
-    """What the backward pass needs per image at least: that of all blocks."""
-    return (CHECKPOINTED_BYTES if checkpointed else TOKEN_BYTES) * model.schedule.length * model.width * model.depth
-
-
 class GeneratorTask(Task):
     """The generator as the loop trains it."""
+
+    config: GeneratorTraining
 
     def __init__(
         self,
@@ -129,11 +108,10 @@ class GeneratorTask(Task):
         """`start` are the weights to begin with, by default random; `course` is by default the config's steps."""
         train_images = data.train if data.remembered is None else data.remembered
         super().__init__(config, ranks, train_images, data.val, course or Course(config))
-        self.config, self.data, self.classes = config, data, data.train.classes
+        self.data, self.classes = data, data.train.classes
         sharded = ranks.kind == "fsdp"
         with torch.device("meta" if sharded and start is None else self.device):
-            decided = decided_by(data.tokenizer_config, len(self.classes))
-            self.model = Generator(replace(config.model, **decided))
+            self.model = Generator(replace(config.model, **decided_by(data.tokenizer.config, len(self.classes))))
         new_classes = []
         if start is not None:
             initialise(self.model, config.seed)
@@ -144,7 +122,6 @@ class GeneratorTask(Task):
         self.model.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             compile_blocks(self.model)
-        self.compiling = Compiling(visible=config.compile and ranks.main)
         losses = GeneratorLoss(self.model, config.label_smoothing)
         if sharded:
             shard(losses, self.model, low_precision(config.dtype, self.device))
@@ -166,7 +143,6 @@ class GeneratorTask(Task):
         place, length = self.course.phase(step)
         stages = config.progressive, config.progressive_from, self.model.schedule
         count, weights_l = scales_in_use(place, length, *stages)
-        self.compiling.before_step(count)
         noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
         nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)
         loss = (nll_Bl.mean(0) * weights_l.to(self.device)).sum()
@@ -178,18 +154,14 @@ class GeneratorTask(Task):
             rows = self.data.remembered.tokens(rows)
         if rows.dim() == 2:
             return list(rows.to(self.device).long().split(self.model.schedule.areas, dim=1))
-        return self.data.tokenizer().encode(rows.to(self.device) / 255)
+        return self.data.tokenizer.encode(rows.to(self.device) / 255)
 
     def _token_losses(
         self, tokens: list[Tensor], labels_B: Tensor, noise_BU: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `GeneratorLoss`."""
-        inputs_BlZ = self.data.quantizer.generator_inputs(tokens)
+        inputs_BlZ = self.data.tokenizer.quantizer.generator_inputs(tokens)
         with self.autocast():
             return self.losses(labels_B, inputs_BlZ, torch.cat(tokens, 1), noise_BU)
-
-    def after_update(self, step: int) -> None:
-        self.compiling.after_step()
 
     @torch.no_grad()
     def validate(self) -> Metrics:
@@ -221,8 +193,8 @@ class GeneratorTask(Task):
         n = self.config.preview_per_class
         ids = range(len(names)) if self.classes else [self.model.config.num_classes]
         labels_B = torch.tensor([i for i in ids for _ in range(n)])
-        sampler = Sampler(self.data.tokenizer(), model, self.config.seed, SamplingSettings())
-        at_once = fitting_batch(self.data.tokenizer_config, model.config, self.device)
+        sampler = Sampler(self.data.tokenizer, model, self.config.seed, SamplingSettings())
+        at_once = fitting_batch(self.data.tokenizer.config, model.config, self.device)
         images = sampler.in_batches(
             len(labels_B), at_once, lambda part: sampler.start(labels_B[part], range(part.start, part.stop))
         ).images
@@ -232,12 +204,12 @@ class GeneratorTask(Task):
         model = self._unsharded()
         if model is None:
             return None
-        origin = {**provenance(self.config, steps), "tokenizer": Path(self.config.tokenizer).name}
+        origin = {**self.provenance(steps), "tokenizer": Path(self.config.tokenizer).name}
         if self.data.name is not None:
             origin["data"] = self.data.name
         if self.config.init_from is not None:
             origin["fine_tuned_from"] = Path(self.config.init_from).name
-        return Bundle(tokenizer=self.data.tokenizer(), generator=model, classes=self.classes, provenance=origin)
+        return Bundle(tokenizer=self.data.tokenizer, generator=model, classes=self.classes, provenance=origin)
 
     def _unsharded(self) -> Generator | None:
         """The model as a single rank can use it, on the main rank; every rank must call this."""
@@ -260,17 +232,6 @@ def decided_by(tokenizer: TokenizerConfig, classes: int) -> dict[str, Any]:
         "latent_channels": tokenizer.latent_channels,
         "sides": tokenizer.sides,
     }
-
-
-def described(model: Generator) -> str:
-    """The generator in one line: its size, and what data and tokenizer have decided."""
-    config, millions = model.config, sum(p.numel() for p in model.parameters()) / 1e6
-    first, last = (f"{h}x{w}" for h, w in (model.schedule.shapes[0], model.schedule.shapes[-1]))
-    return (
-        f"generator: depth {config.depth}, width {config.width}, {millions:.1f} M parameters; "
-        f"{config.num_classes or 'no'} classes (from the data), "
-        f"{config.vocab_size} codes in {len(model.schedule)} maps, {first} to {last} (from the tokenizer)"
-    )
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -1,16 +1,9 @@
-"""What a generator is trained on: images that the tokenizer encodes, or a token cache; both look the same.
-
-From a cache, training needs the tokenizer's quantiser only: the whole tokenizer is loaded for a preview or a bundle and
-dropped again.
-"""
+"""What a generator is trained on: images that the tokenizer encodes, or a token cache; both look the same."""
 
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,9 +12,7 @@ from mvar.data.source import PixelSource
 from mvar.data.tokens.cache import TokenCache, TokenSource, is_cache
 from mvar.data.tokens.encoded import EncodedImages, RememberedTokens
 from mvar.scales import ScaleSchedule
-from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
-from mvar.tokenizer.quantizer import MultiScaleQuantizer
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.fine_tuning import load_named
 from mvar.training.parallel import Ranks
@@ -38,10 +29,7 @@ class TokenData:
     name: str | None  # of the folder of images that a cache was made from
     train: PixelSource | Stream | TokenSource  # pixels, to be encoded batch by batch, or token maps
     val: PixelSource | TokenSource
-    quantizer: MultiScaleQuantizer  # gives the generator's inputs; always in memory
-    tokenizer_config: TokenizerConfig
-    fingerprint: str  # of the tokenizer's weights
-    tokenizer: Callable[[], Tokenizer]  # returns the whole tokenizer; do not keep it
+    tokenizer: Tokenizer
     remembered: RememberedTokens | None = None  # in place of `train`, if tokens are the same in every epoch
 
     @classmethod
@@ -51,14 +39,9 @@ class TokenData:
         Raises ValueError if it cannot be used, if another tokenizer made the cache, or if `val_data` or `augment` is
         given with a cache.
         """
-        shared: dict[str, Any] = {
-            "quantizer": tokenizer.quantizer,
-            "tokenizer_config": tokenizer.config,
-            "fingerprint": tokenizer.fingerprint(),
-        }
         if not is_cache(config.data):
             train, val = open_images(config, tokenizer.config.image_shape)
-            return cls(name=None, train=train, val=val, tokenizer=lambda: tokenizer, **shared)
+            return cls(name=None, train=train, val=val, tokenizer=tokenizer)
         if config.val_data is not None:
             raise ValueError(
                 f"val_data = {config.val_data!r}: a token cache has its own validation images; leave val_data out"
@@ -69,18 +52,22 @@ class TokenData:
                 "or make the cache with it by mvar tokenize"
             )
         cache = ranks.on_main(lambda: TokenCache.open(config.data))
-        _check_made_by(cache, config, tokenizer.config, shared["fingerprint"])
+        made, fingerprint = cache.settings, tokenizer.fingerprint()
+        if made.tokenizer != fingerprint or ScaleSchedule(made.sides) != tokenizer.config.schedule:
+            raise ValueError(
+                f"tokenizer = {config.tokenizer!r}: did not make the cache {config.data!r}; "
+                "give the one that did, or make a cache with this one by mvar tokenize"
+            )
         cached_train, cached_val = cache.splits()
-        again = partial(_load_again, config.tokenizer, ranks.device, shared["fingerprint"])
-        return cls(name=cache.settings.data, train=cached_train, val=cached_val, tokenizer=again, **shared)
+        return cls(name=made.data, train=cached_train, val=cached_val, tokenizer=tokenizer)
 
     def ready(self, val_images: int) -> "TokenData":
         """The same with at most this many validation images, encoded now, and training images ready to be read."""
         val, remembered = self.val.at_most(val_images), None
         if isinstance(self.train, PixelSource) and not self.train.views.vary:
-            remembered = RememberedTokens(EncodedImages(images=self.train, tokenizer=self.tokenizer()))
+            remembered = RememberedTokens(EncodedImages(images=self.train, tokenizer=self.tokenizer))
         if isinstance(val, PixelSource):
-            val = EncodedImages(images=val, tokenizer=self.tokenizer()).in_memory("encoding validation images")
+            val = EncodedImages(images=val, tokenizer=self.tokenizer).in_memory("encoding validation images")
         return replace(self, val=val, remembered=remembered)
 
     def remember_in(self, folder: Path, ranks: Ranks, resumed: bool, seen: int) -> None:
@@ -109,24 +96,3 @@ class TokenData:
 def load_tokenizer(source: str, device: str | torch.device | None) -> Tokenizer:
     """The tokenizer of a model, in float32, or a ValueError that begins with "tokenizer = "."""
     return load_named("tokenizer", source, device).tokenizer
-
-
-def _load_again(source: str, device: torch.device, fingerprint: str) -> Tokenizer:
-    """The whole tokenizer, for a preview or a bundle."""
-    tokenizer = load_tokenizer(source, device)
-    if tokenizer.fingerprint() != fingerprint:
-        raise ValueError(
-            f"tokenizer = {source!r}: its weights have changed since training began; put the old ones back and resume"
-        )
-    return tokenizer
-
-
-def _check_made_by(cache: TokenCache, config: GeneratorTraining, tokenizer: TokenizerConfig, fingerprint: str) -> None:
-    """Refuse a cache that holds the tokens of another tokenizer."""
-    made = cache.settings
-    if made.tokenizer != fingerprint or ScaleSchedule(made.sides) != tokenizer.schedule:
-        raise ValueError(
-            f"tokenizer = {config.tokenizer!r}: did not make the cache {config.data!r}: fingerprint {fingerprint[:12]} "
-            f"and sides {tokenizer.sides}, in the cache {made.tokenizer[:12]} and {made.sides}; "
-            "give that one, or make a cache with this one by mvar tokenize"
-        )

@@ -26,9 +26,8 @@ from mvar.checkpoint.placement import first_line
 from mvar.files import file_sha256
 from mvar.training.parallel import Ranks, is_silence
 
-FOLDER, MANIFEST = "checkpoints", "manifest.json"
+FOLDER, MANIFEST, PARTIAL = "checkpoints", "manifest.json", ".partial"
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.ERROR)  # torch's two records a tensor go nowhere
-PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of hidden names
 
 
 class Found(NamedTuple):
@@ -40,10 +39,9 @@ class Found(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Every rank calls each method."""
+    """The checkpoints of one run: the last `keep`, and the one with the best score. Every rank calls each method."""
 
     def __init__(self, run: Path, ranks: Ranks, keep: int) -> None:
-        """Keep the last `keep` checkpoints and the one with the best score."""
         self.folder, self.ranks, self.keep = run / FOLDER, ranks, keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -54,10 +52,9 @@ class Checkpoints:
         self._group = None if ranks.kind is None else dist.new_group(backend="gloo", timeout=ranks.patience)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Copy the tensors and write them in the background, after the checkpoint before is written.
+        """Copy the tensors and write them in the background, once the checkpoint before is written.
 
-        The checkpoint with the lowest "score" in its notes is the best. Raises OSError if this checkpoint or the one
-        before could not be written.
+        The lowest "score" in the notes is the best. Raises OSError if the one before could not be written.
         """
         self.wait()
         partial = self.folder / f".{step:07d}{PARTIAL}"
@@ -101,13 +98,13 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             final = self.folder / f"{step:07d}"
-            shutil.rmtree(final, ignore_errors=True)  # of this step, damaged or from before a fall back
+            shutil.rmtree(final, ignore_errors=True)  # damaged
             os.replace(partial, final)
-            _sync(self.folder)
             self._prune()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             shutil.rmtree(partial, ignore_errors=True)
-            cause = _cause(error)
+            failures = getattr(error, "failures", None)  # of each rank
+            cause = next(iter(failures.values()))[0] if failures else error
             if isinstance(cause, RuntimeError) and is_silence(cause):
                 raise cause from error
             raise OSError(
@@ -116,7 +113,6 @@ class Checkpoints:
             ) from error
 
     def _prune(self) -> None:
-        """Delete all but the last few and the best."""
         found = complete(self.folder.parent)
         scored = [one for one in found if one.notes.get("score") is not None]
         best = min(scored, key=lambda one: one.notes["score"], default=None)
@@ -127,24 +123,21 @@ class Checkpoints:
 
 def exist(run: Path) -> bool:
     """Whether the run has checkpoints, damaged or not."""
-    return bool(_candidates(run / FOLDER))
+    return bool(_candidates(run))
 
 
 def complete(run: Path) -> list[Found]:
     """The complete checkpoints of a run, the last first; their contents are not checked."""
-    return [found for path in _candidates(run / FOLDER) if (found := _read_manifest(path)) is not None]
+    return [_read_manifest(path) for path in _candidates(run) if (path / MANIFEST).is_file()]
 
 
 def latest(run: Path) -> Found:
-    """The last undamaged checkpoint of a run; each damaged one after it gives a warning.
-
-    Raises ValueError if there is none.
-    """
+    """The last undamaged checkpoint, with a warning for each damaged one after it; ValueError if there is none."""
     reasons: list[str] = []
-    for path in _candidates(run / FOLDER):
-        found = _read_manifest(path)
-        problem = "no readable manifest" if found is None else _problem(path)
-        if found is not None and problem is None:
+    for path in _candidates(run):
+        problem = _problem(path)
+        if problem is None:
+            found = _read_manifest(path)
             for reason in reasons:
                 warnings.warn(f"{reason}; going back to step {found.step}", stacklevel=2)
             return found
@@ -152,20 +145,8 @@ def latest(run: Path) -> Found:
     raise ValueError("; ".join(reasons) + ", and there is no complete one before: start a new run")
 
 
-def set_aside_after(found: Found) -> None:
-    """Hide the checkpoints after this one: they are damaged, and would count among the last that are kept."""
-    for path in _candidates(found.path.parent):
-        if int(path.name) > found.step:
-            hidden = path.with_name(f".{path.name}{DAMAGED}")
-            shutil.rmtree(hidden, ignore_errors=True)
-            os.replace(path, hidden)
-
-
 def read(found: Found, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Fill tensors in place (of sharded ones this rank's shard) from a checkpoint.
-
-    Raises ValueError if the checkpoint lacks one of them or has it in another shape.
-    """
+    """Fill tensors in place (of sharded ones this rank's shard); ValueError where one is missing or misshapen."""
     sizes = stored(found)
     for name, tensor in tensors.items():
         if sizes.get(name) != (tuple(tensor.shape) or (1,)):
@@ -192,46 +173,26 @@ def _expect_to_be_alone() -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
-def _candidates(folder: Path) -> list[Path]:
+def _candidates(run: Path) -> list[Path]:
     """Checkpoint folders, the last first."""
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name), reverse=True)
+    folders = [path for path in (run / FOLDER).glob("*") if path.name.isdigit()]
+    return sorted(folders, key=lambda path: int(path.name), reverse=True)
 
 
-def _read_manifest(path: Path) -> Found | None:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return Found(path, int(manifest["step"]), dict(manifest["notes"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _read_manifest(path: Path) -> Found:
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return Found(path, manifest["step"], manifest["notes"])
 
 
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, if anything."""
-    for name, digest in json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"].items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if _digest(path / name) != digest:
-            return f"{name} has changed"
-    return None
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        changed = [name for name, digest in files.items() if _digest(path / name) != digest]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{changed[0]} has changed" if changed else None
 
 
 def _digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The first error of a chain, or of one rank of a CheckpointException."""
-    if failures := getattr(error, "failures", None):
-        return _cause(next(iter(failures.values()))[0])
-    return error.__cause__ or error

@@ -9,9 +9,7 @@ from mvar.charts import BLUE, ORANGE, finish, new_figure, save, shades
 
 COLUMNS = 4
 FEW = 20  # so few points are marked: a single one has no line
-SPIKE = "_spike"  # ends the name of a metric that is only noted when it is unusual
 SHARED = {"score_real": "score", "score_fake": "score"}
-UNSHOWN = {"step", "grad_norm_usual"}  # the latter stands beside a spike in its line
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -40,14 +38,14 @@ def draw_curves(
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
             known = [record for record in records if name in record]
             steps, values = [record["step"] for record in known], [record[name] for record in known]
-            style = {"marker": "." if len(known) <= FEW else "", "linestyle": "" if name.endswith(SPIKE) else "-"}
+            marker = "." if len(known) <= FEW else ""
             if known and isinstance(values[0], list):
                 labels = scales or [f"scale {k}" for k in range(len(values[0]))]
                 for label, line, shade in zip(labels, zip(*values, strict=True), shades(len(labels)), strict=True):
-                    axes.plot(steps, line, color=shade, label=label, **style)
+                    axes.plot(steps, line, color=shade, label=label, marker=marker)
                     late += line
             else:
-                axes.plot(steps, values, color=colour, label=name, **style)
+                axes.plot(steps, values, color=colour, label=name, marker=marker)
                 late += values[len(values) // 50 :]  # the first steps would flatten the rest
         lowest = i >= len(panels) - columns  # of its column, and the one that shows the steps
         finish(axes, title, "step" if lowest else "")
@@ -68,11 +66,11 @@ def draw_curves(
 
 def all_panels(records: Records) -> dict[str, list[str]]:
     """A panel for each metric, the loss first, those of each scale last; a validation's stands beside its training's,
-    and the discriminator's two scores and a norm's spikes share one.
+    and the discriminator's two scores share one.
     """
-    names = list(dict.fromkeys(name for record in records for name in record if name not in UNSHOWN))
+    names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
     lists = {name for record in records for name, value in record.items() if isinstance(value, list)}
     panels: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: (name in lists, name.endswith(SPIKE), not name.endswith("loss"))):
-        panels.setdefault(SHARED.get(name, name).removeprefix("val_").removesuffix(SPIKE), []).append(name)
+    for name in sorted(names, key=lambda name: (name in lists, not name.endswith("loss"))):
+        panels.setdefault(SHARED.get(name, name).removeprefix("val_"), []).append(name)
     return panels

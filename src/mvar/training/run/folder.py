@@ -7,7 +7,6 @@ run.json                 the settings; as "decided" those of the model that foll
 data.json                number of training images, their classes, and hashes of both sets
 environment.json         for each start: command, versions, machine, git revision
 tokens.npy               tokens of a generator's training images, as far as they were encoded
-heartbeats/              for each rank: its last step and when that was
 events.out.tfevents.*    the metrics for TensorBoard
 previews/*.png           sheets of images
 config.json, ...         the model as a bundle
@@ -15,34 +14,39 @@ config.json, ...         the model as a bundle
 
 import json
 import math
+import platform
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
+from filelock import FileLock, Timeout
+
+from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
 from mvar.data.shards.stream import Stream
 from mvar.files import writable_folder, write_text
-from mvar.machine import has_extra
+from mvar.machine import has_extra, machine
 from mvar.settings import raise_problems
 from mvar.text import counted
 from mvar.training.config import RunConfig
 from mvar.training.parallel import Ranks
 from mvar.training.run import checkpoints
 from mvar.training.run.checkpoints import Found
-from mvar.training.run.heartbeats import Heartbeats
-from mvar.training.run.origin import environment
 from mvar.training.task import Metrics, TrainingSet, ValidationSet
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS, SETTINGS, DATA, PREVIEWS = "metrics.jsonl", "run.json", "data.json", "previews"
-ENVIRONMENT, HEARTBEATS, CURVES, LOCK = "environment.json", "heartbeats", "curves.png", ".lock"
+ENVIRONMENT, CURVES, LOCK = "environment.json", "curves.png", ".lock"
 # What may differ between a run and its continuation. ADJUSTABLE gives a warning: more steps or minutes, over which the
 # schedules of learning rate and weight decay then stretch, and the remedies for a loss that is not finite.
 FREE = {
@@ -55,80 +59,63 @@ PLOT_EVERY = 300.0  # seconds between drawings of the curves, which take a secon
 
 
 class RunFolder:
-    """The files of one run; only the main rank writes. Closing flushes what is buffered.
+    """The files of one run, which the main rank alone writes; a context that closes them.
 
-    A new folder is made by `begin`, once everything that could refuse the run has been checked. `checkpoint` is what
-    the run resumes from, None for a new one.
+    `begin` makes a new folder, once everything that could refuse the run has been checked. `checkpoint` is what the run
+    resumes from, None for a new one.
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        """Check the folder for a new run, or open the run in it to resume.
-
-        Raises ValueError if it cannot be written, holds a run or a model that would be overwritten, or nothing that
-        these settings could resume.
+        """Raises ValueError if the folder cannot be written, holds a run or a model that would be overwritten, or
+        nothing that these settings could resume.
         """
         self.path, self._ranks, self._config = Path(config.out), ranks, config
-        self.heartbeats = Heartbeats(self.path / HEARTBEATS, ranks)
-        self._plots = self._tensorboard = True  # whether the packages that these need are installed
         self._settings = json.loads(json.dumps(asdict(config)))
         self._unit = "steps" if config.minutes is None else "minutes"  # of the run's length
+        self._lock = FileLock(self.path / LOCK)
+        self._plots = self._tensorboard = False  # set by `begin`
         self._events: SummaryWriter | None = None
-        self._lock: IO[str] | None = None
         self._plotted = 0.0
-        try:
-            self.checkpoint: Found | None = ranks.on_main(self._open)
-        except BaseException:
-            self._unlock()
-            raise
+        self.checkpoint: Found | None = ranks.on_main(self._open)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unlock()
+        self._lock.release()
         if self._events is not None:
             self._events.close()
 
     # --- before the run ---
 
     def _open(self) -> Found | None:
-        config, settings = self._config, self.path / SETTINGS
-        writable_folder(config.out, "out")
-        if self.path.is_dir():
-            self._lock = _locked(self.path, config.out)
-        if checkpoints.exist(self.path):
-            if not config.resume:
-                raise ValueError(f"out = {config.out!r}: holds a run; give --resume to go on with it, or a new folder")
-            found = checkpoints.latest(self.path)
-            before = _read_json(settings)
-            self._check_length(found, before)
-            self._check_settings(before)
-            return found
-        # A run that was killed before its first checkpoint leaves its settings, and perhaps its first bundle.
-        if is_bundle(self.path) and not settings.is_file():
-            raise ValueError(f"out = {config.out!r}: holds a model, which this run would replace; give a new folder")
-        if settings.is_file() and self._had_checkpoints(_read_json(settings)):
-            raise ValueError(f"out = {config.out!r}: holds a run whose checkpoints are gone; give a new folder")
-        if config.resume:
-            raise ValueError(f"out = {config.out!r}: holds no checkpoint to resume; leave --resume out to start")
-        return None
+        out = self._config.out
+        writable_folder(out, "out")
+        if not self._config.resume:
+            if checkpoints.exist(self.path):
+                raise ValueError(f"out = {out!r}: holds a run; give --resume to go on with it, or a new folder")
+            if is_bundle(self.path):
+                raise ValueError(f"out = {out!r}: holds a model, which this run would replace; give a new folder")
+            return None
+        if not checkpoints.exist(self.path):
+            raise ValueError(f"out = {out!r}: holds no checkpoint to resume; leave --resume out to start")
+        found, before = checkpoints.latest(self.path), _read_json(self.path / SETTINGS)
+        self._check_length(found, before)
+        self._check_settings(before)
+        return found
 
     def _check_length(self, found: Found, before: Mapping[str, Any]) -> None:
         """Refuse a length that is over already, and steps in place of minutes."""
         name, other = (self._unit, "minutes" if self._unit == "steps" else "steps")
         wanted, run = getattr(self._config, name), f"the run in {str(self.path)!r}"
-        if before.get(name) is None and before.get(other) is not None:
+        if before.get(name) is None:
             raise ValueError(
                 f"{name} = {_shown(wanted)}: {run} was begun with {other} = {_shown(before[other])}; "
                 f"resume with {other}, or start a new run"
             )
         done: float = found.step
-        if name == "minutes":  # the last checkpoint of a finished run comes shortly before its end, or after it
-            course = found.notes["course"]
-            done = round(course["spent"] / 60, 1)
-            if course["share"] < 1:  # steps may be ahead of time: their share of fewer minutes must not be all of them
-                done = max(done, math.floor(10 * course["share"] * course["minutes"]) / 10 + 0.1)
-            done = min(done, before["minutes"])
+        if name == "minutes":  # the last checkpoint of a finished run may come after its end
+            done = min(math.ceil(found.notes["course"]["spent"] / 6) / 10, before["minutes"])
         if wanted < done:
             raise ValueError(f"{name} = {_shown(wanted)}: {run} has done {_shown(done)}; give at least as many")
 
@@ -145,89 +132,66 @@ class RunFolder:
         for text in changed.values():
             warnings.warn(f"{text}; it goes on with the new value", stacklevel=3)
 
-    def _had_checkpoints(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a run went past its first checkpoint. Before it, a run of minutes writes its bundle."""
-        if settings.get("minutes") is not None and settings.get("checkpoint_every") is None:
-            return is_bundle(self.path)
-        steps = [record["step"] for record in self._records()]
-        first = settings.get("checkpoint_every") or 0
-        return bool(steps) and (steps[-1] > first or steps[-1] == settings.get("steps"))
-
     def check(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None = None) -> float:
         """Print what the run trains on; if it resumes, check that classes and tokenizer are unchanged.
 
-        Nothing is written yet. Returns the number of steps or minutes that the run was begun with.
+        Returns the number of steps or minutes that the run was begun with.
         """
         self._data = self._ranks.on_main(lambda: self._checked(images, held_out, tokenizer))
         return self._data[self._unit]
 
     def _checked(self, images: TrainingSet, held_out: ValidationSet, tokenizer: str | None) -> dict[str, Any]:
         """The content of data.json."""
-        n = None if isinstance(images, Stream) else len(images)
-        what = f"a stream of {counted(len(images.urls), 'shard')}" if isinstance(images, Stream) else None
-        what = what or counted(n or 0, "training image")
+        if isinstance(images, Stream):
+            n, what = None, f"a stream of {counted(len(images.urls), 'shard')}"
+        else:
+            n, what = len(images), counted(len(images), "training image")
         classes = counted(len(images.classes), "class", "classes") if images.classes else "no classes"
         print(f"{what} of {classes}, {counted(len(held_out), 'image')} for validation", file=sys.stderr)
         now: dict[str, Any] = {"images": n, "classes": images.classes, "tokenizer": tokenizer}
         now |= {"content": images.fingerprint(), "val_content": held_out.fingerprint()}
-        path = self.path / DATA
-        before = _read_json(path) if self.checkpoint is not None and path.is_file() else now
-        if before.get("classes") != now["classes"]:
+        before = now if self.checkpoint is None else _read_json(self.path / DATA)
+        if before["classes"] != now["classes"]:
             raise ValueError(
-                f"data: has classes {now['classes']}, the run began with {before.get('classes')}; resume with its data"
+                f"data: has classes {now['classes']}, the run began with {before['classes']}; resume with its data"
             )
-        if before.get("tokenizer") != tokenizer:
+        if before["tokenizer"] != tokenizer:
             raise ValueError("tokenizer: has other weights than the one the run began with; resume with that one")
-        if before.get("images") != n:
-            text = f"data: has {n} training images, the run had {before.get('images')}"
-            warnings.warn(f"{text}; from here on their order differs from that of an unbroken run", stacklevel=4)
-        elif _differ(before.get("content"), now["content"]):
-            text = "data: has other training images or labels than the run had, though as many"
-            warnings.warn(f"{text}; the result will not be that of an unbroken run", stacklevel=4)
-        if _differ(before.get("val_content"), now["val_content"]):
-            text = "data: has other validation images than the run had"
-            warnings.warn(f"{text}; losses before and after cannot be compared", stacklevel=4)
+        for name, text in (
+            ("content", "training images or labels than the run had; the result will not be that of an unbroken run"),
+            ("val_content", "validation images than the run had; losses before and after cannot be compared"),
+        ):
+            if _differ(before.get(name), now[name]):
+                warnings.warn(f"data: has other {text}", stacklevel=4)
         return now | {self._unit: before.get(self._unit, self._settings[self._unit])}
 
     def begin(self, decided: Mapping[str, Any] | None = None) -> None:
-        """Write the run's settings and what it trains on, after `check`.
+        """Write the run's settings, those of the model that were `decided` by the data, and what it trains on.
 
-        `decided` are values of the model's config that follow from the data. Raises ValueError if another process has
-        taken the folder meanwhile.
+        Raises ValueError if another process trains in the folder.
         """
         self._ranks.on_main(lambda: self._begin(decided))
 
     def _begin(self, decided: Mapping[str, Any] | None) -> None:
         self._plots = has_extra("matplotlib", "plots", CURVES)
         self._tensorboard = has_extra("tensorboard", "tensorboard", "TensorBoard events")
-        self.path.mkdir(parents=True, exist_ok=True)
-        if self._lock is None and self.checkpoint is None:  # a folder that was missing before may be another's by now
-            self._open()
-        if self.checkpoint is not None:
-            checkpoints.set_aside_after(self.checkpoint)
-        done = self.last_step()
-        if (self.path / METRICS).is_file():  # of steps after the checkpoint, or of a run that ended before its first
-            kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= done]
-            write_text(self.path / METRICS, "".join(kept))
+        (self.path / PREVIEWS).mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            out = f"out = {self._config.out!r}"
+            raise ValueError(f"{out}: another process trains in this folder; wait for it, or stop it") from error
+        done = 0 if self.checkpoint is None else self.checkpoint.step
+        # Without what was logged after the checkpoint, or by a run that ended before its first.
+        kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= done]
+        write_text(self.path / METRICS, "".join(kept))
         _write_json(self.path / DATA, self._data)
         _write_json(self.path / SETTINGS, self._settings | ({} if decided is None else {"decided": decided}))
         starts = self.path / ENVIRONMENT
-        earlier = _read_json(starts)["starts"] if self.checkpoint is not None and starts.is_file() else []
+        earlier = _read_json(starts)["starts"] if done and starts.is_file() else []
         _write_json(starts, {"starts": [*earlier, environment(self._ranks, done)]})
-        for name in (PREVIEWS, HEARTBEATS):
-            (self.path / name).mkdir(exist_ok=True)
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            with suppress(OSError):
-                Path(self._lock.name).unlink()
-            self._lock.close()
 
     # --- while it runs ---
-
-    def last_step(self) -> int:
-        """Steps done at the last checkpoint, 0 if there is none."""
-        return max((found.step for found in checkpoints.complete(self.path)), default=0)
 
     def log(self, step: int, values: Metrics) -> None:
         """Append a line to metrics.jsonl and the same to TensorBoard; lists hold one number for each scale."""
@@ -263,12 +227,26 @@ class RunFolder:
 
             draw_curves(self._records(), self.path / CURVES)
 
-    def list_images(self, step: int, names: Sequence[str]) -> Path:
-        """Write the names of a step's images, one a line; returns the file."""
-        path = self.path / f"images-of-step-{step:07d}.txt"
-        if self._ranks.main:
-            write_text(path, "".join(f"{name}\n" for name in names))
-        return path
+
+def environment(ranks: Ranks, step: int) -> dict[str, Any]:
+    """Command, versions and machine of one start of a run, which has done this number of steps."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    revision = None
+    with suppress(OSError, subprocess.SubprocessError):  # no git, a slow disk, no repository
+        revision = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "from_step": step,
+        "command": sys.argv,
+        "mvar": __version__,
+        "python": platform.python_version(),
+        "git": revision,
+        "system": platform.platform(),
+        **machine(),
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else str(ranks.device),
+        "ranks": ranks.size,
+        "parallel": ranks.kind,
+    }
 
 
 def _shown(value: Any) -> str:
@@ -289,29 +267,9 @@ def _differ(before: str | None, now: str) -> bool:
     return before is not None and before.partition(" ")[0] == now.partition(" ")[0] and before != now
 
 
-def _locked(folder: Path, out: str) -> IO[str] | None:
-    """Hold the folder for this process until it ends, in whatever way; None where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    file = open(folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115  # held open as long as the run lasts
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ValueError(f"out = {out!r}: another process trains in this folder; wait for it, or stop it") from error
-    except OSError:  # a file system without locks
-        pass
-    return file
-
-
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); the file is damaged, start a new run") from error
+    return json.loads(path.read_text(encoding="utf-8"))

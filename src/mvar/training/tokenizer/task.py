@@ -21,7 +21,6 @@ from mvar.ops.noise import uniform
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import strip
-from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 from mvar.training.config import MOST_TIMED_IMAGES, TokenizerTraining
 from mvar.training.course import Course, TimedCourse, open_course
@@ -31,7 +30,6 @@ from mvar.training.optim import WeightAverage, build_optimizer
 from mvar.training.parallel import Ranks, joined, replicated
 from mvar.training.rehearsal import rehearse
 from mvar.training.run.folder import RunFolder
-from mvar.training.run.origin import provenance
 from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for, open_images
 from mvar.training.tokenizer.adversarial import AUGMENT_NUMBERS, PatchDiscriminator
 from mvar.training.tokenizer.codebook import count_tokens, revive, start_from_data, usage
@@ -41,7 +39,6 @@ START_IMAGES = 1024  # whose latents fill the codebook
 PREVIEW_IMAGES = 8
 JOINING = 0.05  # fraction of the run over which the adversarial loss grows to its full weight
 TRAINING_STREAM = 1  # of the random numbers that belong to an image's place in the order of training
-PIXEL_BYTES = 20  # that the backward pass keeps at least per pixel and channel of a block at full resolution
 
 
 def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: float | None = None) -> Model:
@@ -52,9 +49,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         callbacks: called with the steps done and each record of metrics; one that returns True stops the run.
         began: when the run's minutes began, by time.monotonic(); by default now.
 
-    Raises:
-        ValueError: bad settings, data or folders, before any training; a line for each problem.
-        FloatingPointError, Stopped, ConnectionError, OSError: see `fit`.
+    Raises ValueError for bad settings, data or folders, before any training, and what `fit` raises.
     """
     began = TimedCourse.clock() if began is None else began
     with joined(config.parallel, config.device, config.rank_timeout) as ranks:
@@ -68,7 +63,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         with torch.device("meta"):
             discriminators = [PatchDiscriminator(config.discriminator_channels)] if config.adversarial else []
             networks = [Tokenizer(config.model), *discriminators]
-        check_memory_for(networks, config, activation_bytes(config.model), ranks)
+        check_memory_for(networks, config, ranks)
         with RunFolder(config, ranks) as folder:
             train_images, val_images = open_images(config, config.model.image_shape)
             planned = folder.check(train_images, val_images)
@@ -85,14 +80,10 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         return from_bundle(task.bundle(course.steps), ranks.device, "float32")
 
 
-def activation_bytes(model: TokenizerConfig) -> int:
-    """What the backward pass needs per image at least: that of the decoder's finest level."""
-    height, width = model.image_shape
-    return PIXEL_BYTES * height * width * model.channels * model.multipliers[0] * (model.res_blocks + 1)
-
-
 class TokenizerTask(Task):
     """The tokenizer as the loop trains it."""
+
+    config: TokenizerTraining
 
     def __init__(
         self,
@@ -105,7 +96,7 @@ class TokenizerTask(Task):
     ) -> None:
         """`network` is that of the perceptual loss."""
         super().__init__(config, ranks, train_images, val_images, course)
-        self.config, self.train_images = config, train_images
+        self.train_images = train_images
         torch.manual_seed(config.seed)
         self.model = Tokenizer(config.model).to(self.device)
         if config.model.phi_ratio == 0:
@@ -190,7 +181,9 @@ class TokenizerTask(Task):
                 kept_B = self.ranks.all_rows(self.kept_B)
                 residuals = [residual[k < kept_B] for k, residual in enumerate(residuals)]
             moved = revive(self.model.quantizer, self.counts_KV, residuals, config.dead_below, rng)
-            forget(self.optimizer, self.model.quantizer.codebook, moved)
+            moments = self.optimizer.state[self.model.quantizer.codebook]
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name][moved] = 0
             self.average.restart("quantizer.codebook", moved)
         self.counts_KV.zero_()
 
@@ -233,17 +226,10 @@ class TokenizerTask(Task):
 
     def bundle(self, steps: int) -> Bundle:
         classes = self.train_images.classes
-        return Bundle(tokenizer=self.model, classes=classes, provenance=provenance(self.config, steps))
+        return Bundle(tokenizer=self.model, classes=classes, provenance=self.provenance(steps))
 
     def state(self) -> dict[str, Tensor]:
         return {"counts": self.counts_KV}
-
-
-def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
-    """Clear Adam's moments of rows that were moved."""
-    for name in ("exp_avg", "exp_avg_sq"):
-        if name in optimizer.state[parameter]:
-            optimizer.state[parameter][name][rows] = 0
 
 
 def _psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
