@@ -19,15 +19,15 @@ from mvar.charts import BLUE, finish, new_figure, save
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.files import writable_folder
+from mvar.job import check_same
 from mvar.machine import machine
 from mvar.model import Model, load
-from mvar.settings import raise_problems
 from mvar.studies.distance import IMAGES, NAME, Distance
 from mvar.studies.measuring import batches
 from mvar.studies.page import read_json
 from mvar.training.config import TokenizerTraining
 from mvar.training.run import checkpoints
-from mvar.training.run.folder import DATA, METRICS, SETTINGS
+from mvar.training.run.folder import METRICS, SETTINGS
 from mvar.training.tokenizer.task import train
 from recipes.shared import publish, run_cli
 from recipes.shared import table as markdown
@@ -161,40 +161,18 @@ def _trained(runs: str, preset: str, shared: dict[str, Any]) -> dict[str, Tokeni
         begun = checkpoints.exist(run)
         configs[name] = TokenizerTraining.preset(preset, out=str(run), resume=begun, **shared, **every, **changes)
         if begun:
-            _check_same(configs[name], preset, given={*shared, *changes})
+            before = read_json(run / SETTINGS, "runs")
+            check_same(_settings(before), _settings(asdict(configs[name])), "runs", run)
     for config in configs.values():
         if not any(found.step == config.steps for found in checkpoints.complete(Path(config.out))):
             train(config)
     return configs
 
 
-def _check_same(config: TokenizerTraining, preset: str, given: set[str]) -> None:
-    """Raise ValueError where the run in `config.out` has other settings.
-
-    Args:
-        config: the wanted settings.
-        preset: from which they come, except those in `given`.
-        given: names of settings that the preset does not decide.
-    """
-    run = Path(config.out)
-    wanted, before = _settings(asdict(config)), _settings(read_json(run / SETTINGS, "runs"))
-    if before.get("steps") == config.steps:  # the phases of a prolonged run are fractions of fewer steps
-        before["steps"] = read_json(run / DATA, "runs").get("steps", config.steps)
-    raise_problems(
-        [
-            f"{name} = {value!r}{'' if name in given else f' of preset = {preset!r}'}: the run in {config.out!r} has "
-            f"{before.get(name)!r}; give another folder as --runs"
-            for name, value in wanted.items()
-            if before.get(name) != value
-        ]
-    )
-
-
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that affect the results of a run, as JSON, with those of the model prefixed by `model.`"""
-    plain = {name: value for name, value in json.loads(json.dumps(config)).items() if name not in INDIFFERENT}
-    plain |= {f"model.{name}": value for name, value in plain.pop("model", {}).items()}
-    return {**plain, "data": str(Path(plain.get("data", "")).resolve())}
+    """The settings that affect the results of a run."""
+    kept = {name: value for name, value in config.items() if name not in INDIFFERENT}
+    return {**kept, "data": str(Path(kept.get("data", "")).resolve())}
 
 
 def _validation(run: Path) -> dict[str, Any]:

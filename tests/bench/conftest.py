@@ -1,10 +1,10 @@
 import pytest
 
-from mvar.bench import roofline
+from mvar.bench import measuring
 
 
 @pytest.fixture
 def small_machine(monkeypatch):
     """Products and reads that take no time to speak of."""
-    monkeypatch.setattr(roofline, "SIDES", (64,))
-    monkeypatch.setattr(roofline, "READ_BYTES", 2**20)
+    monkeypatch.setattr(measuring, "SIDES", (64,))
+    monkeypatch.setattr(measuring, "READ_BYTES", 2**20)

@@ -1,6 +1,5 @@
 import json
 
-import pytest
 from PIL import Image
 
 from mvar.bench import growth
@@ -21,10 +20,3 @@ def test_the_command_reports_every_kind_at_every_length(monkeypatch, tmp_path, c
     assert all(row["microseconds"] > 0 for row in report["results"])
     with Image.open(tmp_path / "out" / "growth.png") as chart:
         assert min(chart.size) > 200
-
-
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="preset = 'd17'"):
-        growth.bench("d17", "bfloat16", 1)
-    with pytest.raises(ValueError, match="rounds = 0"):
-        growth.bench("d16", "bfloat16", 0)

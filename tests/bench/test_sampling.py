@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from mvar.bench import cases
-from mvar.bench.cases import SEED, Subject, rerunning
+from mvar.bench.cases import Subject, rerunning
+from mvar.bench.measuring import SEED
 from mvar.bench.parts import Phase, Stopwatch
 from mvar.bench.sampling import bench
 from mvar.cli import main
@@ -91,17 +92,15 @@ def test_a_stopwatch_gives_each_moment_to_one_part(monkeypatch):
     }
 
 
-def test_bad_input_is_named():
-    good = {"name": "tiny", "dtype": "bf16", "batches": [1], "guidance": 1.5, "rounds": 1}
-    for changes, message in (
-        ({"dtype": "fp16"}, "dtype = 'fp16'"),
-        ({"batches": [0]}, "batch = 0"),
-        ({"rounds": 0}, "rounds = 0"),
-        ({"against": ["var-d17"]}, "against = 'var-d17'"),
-        ({"name": "no-such-model"}, "no-such-model"),
+def test_bad_input_is_named(refused):
+    for options, message in (
+        (["--batch", "0"], "batch = 0"),
+        (["--rounds", "0"], "rounds = 0"),
+        (["--against", "var-d17"], "against = 'var-d17'"),
+        (["--preset", "d17"], "preset = 'd17'"),
+        (["--model", "no-such-model"], "no-such-model"),
     ):
-        with pytest.raises(ValueError, match=message):
-            bench(**{**good, **changes})
+        assert message in refused("bench", "sample", *options)[0]
 
 
 def test_what_cannot_fit_is_refused_with_numbers(monkeypatch):

@@ -1,11 +1,10 @@
 import json
 from collections import namedtuple
 
-import psutil
 import pytest
 from PIL import Image
 
-from mvar.bench import training, training_worker
+from mvar.bench import training
 from mvar.cli import main
 from mvar.generator.config import PRESETS, GeneratorConfig
 
@@ -18,8 +17,8 @@ def tiny(monkeypatch, small_machine):
 
 
 def test_the_command_measures_cases_in_turn(monkeypatch, tmp_path, capsys):
-    names, cases = ["tiny", "VAR"], training._cases  # two of five
-    monkeypatch.setattr(training, "_cases", lambda *args: {name: cases(*args)[name] for name in names})
+    names, groups = ["tiny", "VAR"], training._groups  # two of five
+    monkeypatch.setattr(training, "_groups", lambda *args: groups(*args)[:1])
     main(["bench", "train", "--preset", "tiny", "--steps", "2", "--dtype", "float32", "--out", str(tmp_path / "b")])
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["s", "tokens/s", "images/s"]
@@ -40,15 +39,15 @@ def test_the_command_measures_cases_in_turn(monkeypatch, tmp_path, capsys):
 
 
 def test_cases_have_the_same_loss():
-    cases = training._cases("tiny", 2, "float32")
-    names = [name for name in cases if name.startswith("tiny")]
-    assert names == ["tiny", "tiny, checkpointing", "tiny, full logits"]
-    losses = [training_worker.Worker(cases[name]).step().loss for name in names]
+    groups = training._groups("tiny", 2, "float32")
+    names = ["tiny", "VAR", "tiny, checkpointing", "VAR, checkpointing", "tiny, full logits"]
+    assert [name for group in groups for name in group] == names
+    losses = [training.Worker(next(iter(group.values()))).step().loss for group in groups]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
 def test_arithmetic_of_a_step_is_that_of_all_products():
-    cases, (B, L, C, V, Z) = training._cases("tiny", 3, "float32"), (3, 14, 64, 32, 8)
+    cases, (B, L, C, V, Z) = training._groups("tiny", 3, "float32")[0], (3, 14, 64, 32, 8)
     common = L * C * (4 * C + 8 * C) + (L - 1) * Z * C + L * C * V + 2 * C * C  # products with weights for all
     var = common + 6 * C * C + 2 * L * L * C  # AdaLN; all scales are one call, with a mask
     assert training._count(cases["VAR"].config, B).flop == 6 * B * var
@@ -58,46 +57,17 @@ def test_arithmetic_of_a_step_is_that_of_all_products():
     assert training._count(TINY, B).flop == 6 * B * (common + 9 * C * C + 2 * L * L * C + mamba + scan)
 
 
-def test_cases_do_not_run_together_where_memory_is_short(monkeypatch):
-    class Fake:
-        alive = 0
-
-        def __init__(self, name, settings):
-            pass
-
-        def __enter__(self):
-            Fake.alive += 1
-            assert Fake.alive == 1
-            return self
-
-        def __exit__(self, *_):
-            Fake.alive -= 1
-
-        def step(self):
-            return training.Step(seconds=2.0, peak_bytes=7, loss=1.0)
-
-    memory = namedtuple("Memory", "available")
-    monkeypatch.setattr(training, "_Process", Fake)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1e9))  # for one process, not for two
-    results = training.bench("tiny", 2, "bfloat16", 1)
-    names = ["tiny", "VAR", "tiny, checkpointing", "VAR, checkpointing", "tiny, full logits"]
-    assert [result.name for result in results] == names
-    assert results[0].tokens_per_second == 14
-    assert results[0].ratio is None
-    assert results[0].state_bytes == 16 * results[0].parameters
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1e8))
-    too_large = r"^preset, batch_size: weights, gradients, Adam and activations take about 0\.\d GB, 0\.1 GB"
-    with pytest.raises(ValueError, match=too_large):
-        training.bench("tiny", 2, "bfloat16", 1)
-
-
 def test_a_case_that_ends_is_named():
-    with training._Process("tiny", training._cases("tiny", 1, "float32")["tiny"]) as worker:
-        worker._process.kill()
-        with pytest.raises(ValueError, match=r"^case 'tiny': its process ended with code -9"):
-            worker.step()
+    with training._process(training._groups("tiny", 1, "float32")[0]["tiny"]) as process:
+        training._step("tiny", process)
+        next(iter(process._processes.values())).kill()
+        with pytest.raises(ValueError, match=r"^case 'tiny': its process ended; see above, or free memory"):
+            training._step("tiny", process)
 
 
-def test_bad_numbers_are_refused(refused):
+def test_bad_numbers_are_refused(refused, monkeypatch):
     assert refused("bench", "train", "--preset", "d17")[0].startswith("mvar: preset = 'd17': choose from d12")
     assert refused("bench", "train", "--steps", "0") == ["mvar: steps = 0: must lie in 1 to 1,000,000,000"]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: namedtuple("Memory", "available")(1e8))
+    (line,) = refused("bench", "train", "--preset", "tiny")
+    assert line.startswith("mvar: preset, batch_size: weights, gradients, Adam and activations take about ")

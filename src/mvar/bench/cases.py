@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mvar.bench.measuring import SEED
 from mvar.bench.parts import Ledger, Work, WorkCounter
 from mvar.checkpoint import hub
 from mvar.checkpoint.bundle import read_bundle
@@ -29,8 +30,6 @@ from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
-
-SEED = 0
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,22 @@ Shapes: B images, L tokens of all scales.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mvar.bench.cases import SEED
-from mvar.bench.results import columns, measured_on, write_results
+from mvar.bench.measuring import SEED, take_turns
+from mvar.bench.results import columns
 from mvar.charts import new_figure
 from mvar.checkpoint.placement import Dtype, to_device
 from mvar.generator.config import PRESETS, Attention, GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.progress import track
 from mvar.scales import SIDES_256, SIDES_512
-from mvar.settings import Count, check
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.network import Tokenizer
 
@@ -37,60 +36,53 @@ KINDS: dict[str, tuple[Attention, bool]] = {
 }
 
 
-Growth = dict[str, dict[int, float]]  # by kind and number of tokens: microseconds per token, the median of all rounds
-
-
-def bench(preset: str, dtype: Dtype, rounds: int) -> Growth:
+def bench(preset: str, dtype: Dtype, rounds: int) -> dict[str, Any]:
     """Run one block of a preset's width over all scales, each kind at each length in turn.
 
     Raises:
-        ValueError: an unknown preset, or rounds below 1.
+        ValueError: an unknown preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
-    check("rounds", rounds, Count)
-    cases = [
-        (kind, _block(replace(PRESETS[preset], depth=1, sides=list(sides), attention=attention, mamba=mamba), dtype))
-        for sides in SCHEDULES
-        for kind, (attention, mamba) in KINDS.items()
+    cases = {}
+    for sides in SCHEDULES:
+        for kind, (attention, mamba) in KINDS.items():
+            config = replace(PRESETS[preset], depth=1, sides=list(sides), attention=attention, mamba=mamba)
+            cases[kind, config.schedule.length] = partial(_run, _block(config, dtype))
+    rows = [
+        {"kind": kind, "tokens": L, "microseconds": 1e6 * median(seconds) / L}
+        for (kind, L), seconds in take_turns(cases, rounds).items()
     ]
-    turns = [[_run(block) for _, block in cases] for _ in track(range(rounds + 1), rounds + 1, "rounds")]
-    results: Growth = {kind: {} for kind in KINDS}
-    for (kind, block), (_, *seconds) in zip(cases, zip(*turns, strict=True), strict=True):  # the first turn warms up
-        L = block.schedule.length
-        results[kind][L] = 1e6 * median(seconds) / L
-    return results
+    return {"preset": preset, "dtype": dtype, "results": sorted(rows, key=lambda row: [*KINDS].index(row["kind"]))}
 
 
-def table(results: Growth) -> str:
-    """The results as lines of text: a row for each kind, and each length relative to the first."""
-    rows = [["microseconds per token", *(f"L = {L}" for L in results["VAR"])]]
-    for kind, of_kind in results.items():
+def table(report: Mapping[str, Any]) -> str:
+    """The report as lines of text: a row for each kind, and each length relative to the first."""
+    rows = []
+    for kind, of_kind in _lines(report).items():
         first = next(iter(of_kind.values()))
         rows.append([kind, *(f"{value:.2f} ({value / first:.2f}x)" for value in of_kind.values())])
-    return columns(*rows)
+    return columns(["microseconds per token", *(f"L = {L}" for L in of_kind)], *rows)
 
 
-def write(results: Growth, preset: str, dtype: str, folder: Path) -> None:
-    """Write growth.json and growth.png."""
-    rows = [
-        {"kind": kind, "tokens": L, "microseconds": value}
-        for kind, of_kind in results.items()
-        for L, value in of_kind.items()
-    ]
-    report = {"preset": preset, "dtype": dtype, "results": rows, "machine": measured_on()}
+def draw(report: Mapping[str, Any]) -> "Figure":
+    """A line for each kind."""
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
+    for kind, of_kind in _lines(report).items():
+        axes.plot([*of_kind], [*of_kind.values()], marker="o", label=kind)
+    axes.set(ylim=(0, None), xlabel="tokens per image", ylabel="microseconds per token")
+    axes.set_title(f"One block of {report['preset']}'s width, {report['dtype']}")
+    axes.legend(frameon=False)
+    return figure
 
-    def draw() -> "Figure":
-        figure = new_figure(6, 4)
-        axes = figure.subplots()
-        for kind, of_kind in results.items():
-            axes.plot([*of_kind], [*of_kind.values()], marker="o", label=kind)
-        axes.set(ylim=(0, None), xlabel="tokens per image", ylabel="microseconds per token")
-        axes.set_title(f"One block of {preset}'s width, {dtype}")
-        axes.legend(frameon=False)
-        return figure
 
-    write_results(report, folder, "growth", draw)
+def _lines(report: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """Microseconds by kind and number of tokens."""
+    lines: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
+    for row in report["results"]:
+        lines[row["kind"]][row["tokens"]] = row["microseconds"]
+    return lines
 
 
 def _block(config: GeneratorConfig, dtype: Dtype) -> Generator:

@@ -1,4 +1,4 @@
-"""What all benchmarks do with their results: lines of text, a JSON file and a chart."""
+"""What all benchmarks do with their reports: lines of text, a JSON file and a chart."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,21 +21,22 @@ def columns(*rows: Sequence[str]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def measured_on() -> dict[str, Any]:
-    """Version and machine."""
-    return {"mvar": __version__, **machine()}
-
-
-def as_json(report: Mapping[str, Any]) -> str:
-    """A report as the text of its file."""
-    return json.dumps(report, indent=2) + "\n"
-
-
-def write_results(report: Mapping[str, Any], folder: Path, stem: str, draw: "Callable[[], Figure]") -> None:
-    """Write STEM.json, and STEM.png where matplotlib is installed."""
-    write_text(folder / f"{stem}.json", as_json(report))
-    if can_draw(f"{stem}.png"):
-        save(draw(), folder / f"{stem}.png")
+def publish(
+    report: Mapping[str, Any],
+    stem: str,
+    folder: Path | None,
+    table: Callable[[Mapping[str, Any]], str],
+    draw: "Callable[[Mapping[str, Any]], Figure]",
+    as_json: bool = False,
+) -> None:
+    """Print a report as a table or JSON; into a folder, write STEM.json, and STEM.png where matplotlib is installed."""
+    report = {**report, "machine": {"mvar": __version__, **machine()}}
+    text = json.dumps(report, indent=2) + "\n"
+    if folder is not None:
+        write_text(folder / f"{stem}.json", text)
+        if can_draw(f"{stem}.png"):
+            save(draw(report), folder / f"{stem}.png")
+    print(text if as_json else table(report))
 
 
 def bar_chart(names: Sequence[str], panels: Mapping[str, Sequence[float]]) -> "Figure":

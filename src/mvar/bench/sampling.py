@@ -4,38 +4,28 @@ All cases run in one process and take turns, round by round, and the machine's o
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
-from mvar.bench.cases import SEED, Case, Subject, rerunning
+from mvar.bench.cases import Case, Subject, rerunning
+from mvar.bench.measuring import HEADROOM, SEED, Peaks, take_turns
 from mvar.bench.parts import PARTS, Ledger, Phase, Stopwatch, Work
-from mvar.bench.report import Batch, Result, Rival, Split
-from mvar.bench.results import measured_on
-from mvar.bench.roofline import HEADROOM, Peaks
 from mvar.checkpoint.placement import Dtype
 from mvar.generator.config import PRESETS
 from mvar.machine import check_memory, peak_bytes
 from mvar.model import Model
-from mvar.progress import track
-from mvar.settings import Count, Counts, check
 
 PREFIX = "prefix"
 DTYPES: dict[str, Dtype] = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 
 def bench(
-    name: str,
-    dtype: str,
-    batches: Sequence[int],
-    guidance: float,
-    rounds: int,
-    against: Sequence[str] = (),
-) -> Result:
+    name: str, dtype: str, batches: Sequence[int], guidance: float, rounds: int, against: Sequence[str] = ()
+) -> dict[str, Any]:
     """Draw images on the CPU.
 
     Args:
@@ -43,13 +33,17 @@ def bench(
         dtype: of the weights in use.
         batches: images at once; the first one is looked at in detail.
         guidance: strength of guidance; 0 leaves out the second branch.
-        rounds: timed, of everything.
+        rounds: timed, of everything, after one to warm up.
         against: what takes turns with it: "prefix", other dtypes, other presets.
 
+    Returns:
+        Medians of all rounds at the first batch size, of other sizes and rivals, each with its floor: what matrix
+        products and convolutions take at the machine's best. Parts and scales are those of the median round.
+
     Raises:
-        ValueError: an unknown name, dtype or rival, numbers out of range, or too little free memory.
+        ValueError: an unknown name or rival, or too little free memory.
     """
-    subjects = _subjects(name, dtype, batches, rounds, against)
+    subjects = _subjects(name, dtype, batches, against)
     main, first = subjects[0], batches[0]
     start = time.perf_counter()
     model = main.model()
@@ -57,80 +51,57 @@ def bench(
     case.draw(first, Ledger())
     first_image_seconds, peak = time.perf_counter() - start, peak_bytes()
 
-    rivals = [
-        Case(case.sampler, partial(rerunning, case.sampler.generator))
-        if rival == PREFIX
-        else Case(other.model().sampler(SEED, guidance=guidance))
-        for rival, other in zip(against, subjects[1:], strict=True)
-    ]
-    for rival in rivals:
-        rival.draw(first, Ledger())
+    watches: list[Stopwatch] = []
+
+    def watched() -> float:
+        watches.append(Stopwatch())
+        with watches[-1].watching(case.sampler):
+            return case.draw(first, watches[-1])
+
+    turns: dict[Hashable, Callable[[], float]] = {first: watched}
+    for rival, subject in zip(against, subjects[1:], strict=True):
+        if rival == PREFIX:
+            other = Case(case.sampler, partial(rerunning, case.sampler.generator))
+        else:
+            other = Case(subject.model().sampler(SEED, guidance=guidance))
+        turns[rival] = partial(other.draw, first, Ledger())
+    turns |= {batch: partial(case.draw, batch, Ledger()) for batch in batches[1:]}
     peaks = Peaks(getattr(torch, DTYPES[dtype]))
-    ours, theirs, watches = _taking_turns(case, rivals, batches, rounds, peaks)
-    measured = [_batch(batch, ours[batch], peaks.floor(main.work(batch, guidance))) for batch in batches]
-    middle = sorted(range(rounds), key=ours[first].__getitem__)[rounds // 2]
-    return Result(
-        preset=name,
-        dtype=dtype,
-        batch=first,
-        guidance=guidance,
-        threads=torch.get_num_threads(),
-        rounds=ours[first],
-        seconds=measured[0].seconds,
-        floor_seconds=measured[0].floor_seconds,
-        fraction=measured[0].floor_seconds / measured[0].seconds,
-        first_image_seconds=first_image_seconds,
-        peak_bytes=peak,
-        weight_bytes=main.weight_bytes(),
-        **_splits(model, watches[middle].seconds, main.work(first, guidance), peaks),
-        matmul_flops=peaks.matmul_flops,
-        bandwidth=peaks.bandwidth,
-        batches=measured,
-        against=[
-            _rival(rival, ours[first], seconds, peaks.floor(subject.work(first, guidance)))
-            for rival, subject, seconds in zip(against, subjects[1:], theirs, strict=True)
-        ],
-        machine=measured_on(),
-    )
+    seconds = take_turns(turns, rounds, peaks=[peaks])
+
+    def measured(key: Hashable, subject: Subject, batch: int) -> dict[str, Any]:
+        return {"seconds": median(seconds[key]), "floor_seconds": peaks.floor(subject.work(batch, guidance))}
+
+    ours = seconds[first]
+    overall = measured(first, main, first)
+    middle = sorted(range(rounds), key=ours.__getitem__)[rounds // 2]
+    sizes = [{**measured(batch, main, batch), "batch": batch} for batch in batches]
+    rivals = []
+    for rival, subject in zip(against, subjects[1:], strict=True):
+        ratio = median(a / b for a, b in zip(ours, seconds[rival], strict=True))
+        rivals.append({**measured(rival, subject, first), "name": rival, "ratio": ratio})
+    return {
+        **overall,
+        "preset": name,
+        "dtype": dtype,
+        "batch": first,
+        "guidance": guidance,
+        "threads": torch.get_num_threads(),
+        "rounds": ours,
+        "fraction": overall["floor_seconds"] / overall["seconds"],
+        "first_image_seconds": first_image_seconds,  # from building the model to its first batch
+        "peak_bytes": peak,  # largest resident set of the process up to then
+        "weight_bytes": main.weight_bytes(),
+        **_splits(model, watches[1 + middle].seconds, main.work(first, guidance), peaks),
+        "matmul_flops": peaks.matmul_flops,
+        "bandwidth": peaks.bandwidth,
+        "batches": [{**size, "images_per_second": size["batch"] / size["seconds"]} for size in sizes],
+        "against": rivals,
+    }
 
 
-def _batch(batch: int, seconds: list[float], floor: float) -> Batch:
-    middle = median(seconds)
-    return Batch(batch=batch, seconds=middle, floor_seconds=floor, images_per_second=batch / middle)
-
-
-def _rival(name: str, ours: list[float], theirs: list[float], floor: float) -> Rival:
-    ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
-    return Rival(name=name, seconds=median(theirs), floor_seconds=floor, ratio=ratio)
-
-
-def _taking_turns(
-    case: Case, rivals: Sequence[Case], batches: Sequence[int], rounds: int, peaks: Peaks
-) -> tuple[dict[int, list[float]], list[list[float]], list[Stopwatch]]:
-    """Seconds of each round: of the case by batch size, of each rival; and of the case's parts at the first size."""
-    ours: dict[int, list[float]] = {batch: [] for batch in batches}
-    theirs: list[list[float]] = [[] for _ in rivals]
-    watches = []
-    for _ in track(range(rounds), rounds, "rounds"):
-        peaks.measure()
-        watches.append(watch := Stopwatch())
-        with watch.watching(case.sampler):
-            ours[batches[0]].append(case.draw(batches[0], watch))
-        for rival, seconds in zip(rivals, theirs, strict=True):
-            seconds.append(rival.draw(batches[0], Ledger()))
-        for batch in batches[1:]:
-            ours[batch].append(case.draw(batch, Ledger()))
-    return ours, theirs, watches
-
-
-def _subjects(name: str, dtype: str, batches: Sequence[int], rounds: int, against: Sequence[str]) -> list[Subject]:
+def _subjects(name: str, dtype: str, batches: Sequence[int], against: Sequence[str]) -> list[Subject]:
     """The case and its rivals, everything checked."""
-    check("batch", batches, Counts)
-    check("rounds", rounds, Count)
-    if not batches:
-        raise ValueError("batch = []: give at least one")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype = {dtype!r}: choose from {', '.join(DTYPES)}")
     found = [Subject(name, DTYPES[dtype])]
     for rival in against:
         if rival not in (PREFIX, *DTYPES, *PRESETS):
@@ -144,17 +115,17 @@ def _subjects(name: str, dtype: str, batches: Sequence[int], rounds: int, agains
 
 
 def _splits(model: Model, seconds: dict[Phase, float], work: list[Work], peaks: Peaks) -> dict[str, Any]:
-    """The parts and the scales of one round, with the floor of each."""
+    """The parts and the scales (coarse to fine, without the decoder) of one round, with the floor of each."""
 
-    def split(belongs: Callable[[Phase], bool]) -> Split:
-        return Split(
-            seconds=sum(s for phase, s in seconds.items() if belongs(phase)),
-            floor_seconds=peaks.floor(item for item in work if belongs(item.phase)),
-        )
+    def split(belongs: Callable[[Phase], bool]) -> dict[str, float]:
+        return {
+            "seconds": sum(s for phase, s in seconds.items() if belongs(phase)),
+            "floor_seconds": peaks.floor(item for item in work if belongs(item.phase)),
+        }
 
     scales = []
     for k, (height, width) in enumerate(model.tokenizer.config.schedule.shapes):
         at_scale = split(lambda phase: phase.scale == k)  # noqa: B023  # used at once
         parts = {part: seconds[Phase(part, k)] for part in PARTS if Phase(part, k) in seconds}
-        scales.append({"scale": f"{height}x{width}", **asdict(at_scale), "parts": parts})
+        scales.append({"scale": f"{height}x{width}", **at_scale, "parts": parts})
     return {"parts": {part: split(lambda phase: phase.part == part) for part in PARTS}, "scales": scales}  # noqa: B023

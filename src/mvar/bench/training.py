@@ -1,31 +1,42 @@
 """What one training step of a generator takes: tokens per second, peak memory and the share of the machine's best
 product rate, against simpler ways and against VAR.
 
-Every case runs in a process of its own. As many as fit into memory run at once and take turns, so that other load on
-the machine affects them alike; the machine's best is measured between their steps.
+Every case runs in a process of its own, whose peak memory is then that of the case. A preset and VAR take turns, so
+that other load on the machine affects them alike; the machine's best is measured between their steps.
 
-Shapes: B images, l tokens after the first scale, Z latent channels.
+Shapes: B images, L tokens, l those after the first scale, Z latent channels, U random numbers per image.
 """
 
 import multiprocessing
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvar.bench.results import bar_chart, columns, measured_on, write_results
-from mvar.bench.roofline import Peaks
-from mvar.bench.training_worker import Settings, Step, serve
-from mvar.files import writable_folder
+from mvar.bench.measuring import SEED, Peaks, take_turns
+from mvar.bench.results import bar_chart, columns
 from mvar.generator.config import PRESETS, GeneratorConfig
+from mvar.generator.init import initialise
 from mvar.generator.network import Generator
-from mvar.machine import check_memory, free_bytes
-from mvar.progress import track
-from mvar.settings import Count, Many, check
+from mvar.machine import check_memory, peak_bytes
+from mvar.training.config import GeneratorTraining
+from mvar.training.generator.loss import GeneratorLoss
+from mvar.training.generator.task import decays
+from mvar.training.optim import autocast, build_optimizer
 from mvar.training.task import STATE_BYTES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ACTIVATION_BYTES = 128  # per token, block and unit of width: what the backward pass needs, at most
 PROCESS_BYTES = 2**29  # of a process that has imported torch
@@ -35,24 +46,22 @@ BASELINE = "VAR"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """A case's figures."""
+class Case:
+    """What is measured."""
 
-    name: str
-    parameters: int
-    tokens_per_second: float  # by the median step, as the next
-    images_per_second: float
-    peak_bytes: int  # largest resident set of its process
-    seconds: list[float]  # each step
-    flop: int  # a step's model arithmetic, see `_count`
-    utilisation: float  # flop over the median step's seconds, as a share of the machine's best square product
-    ratio: float | None  # median over the steps of its seconds over VAR's; None where they did not take turns
-    loss: float  # the last step's
+    config: GeneratorConfig
+    batch_size: int  # images per step
+    dtype: str  # of the matrix products
+    activation_checkpointing: bool = False
+    full_logits: bool = False  # cross-entropy by plain autograd from all logits at once
 
-    @property
-    def state_bytes(self) -> int:
-        """Parameters, gradients and Adam's moments in float32."""
-        return STATE_BYTES * self.parameters
+
+class Step(NamedTuple):
+    """One training step."""
+
+    seconds: float
+    peak_bytes: int  # largest resident set of the process so far
+    loss: float
 
 
 class Network(NamedTuple):
@@ -62,124 +71,78 @@ class Network(NamedTuple):
     flop: int
 
 
-def bench(preset: str, batch_size: int, dtype: str, steps: int, out: str | None = None) -> list[Result]:
+def bench(preset: str, batch_size: int, dtype: str, steps: int) -> dict[str, Any]:
     """Measure every case of a preset.
 
-    Args:
-        preset: of the generator.
-        batch_size: images per step.
-        dtype: of the matrix products, "float32" or "bfloat16".
-        steps: timed, for each case.
-        out: folder for train.json and train.png.
+    Returns:
+        How and where it was measured, and for each case: parameters, speed by the median step, peak memory, seconds of
+        each step, FLOP of a step (see `_count`), their rate as a share of the best square product's, and the median
+        ratio of its steps to VAR's, None where they did not take turns.
 
     Raises:
-        ValueError: an unknown preset, numbers below 1, too little free memory, or a case whose process ended.
+        ValueError: an unknown preset, too little free memory, or a case whose process ended.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
-    check("batch_size", batch_size, Count)
-    check("steps", steps, Many)
-    folder = None if out is None else writable_folder(out, "out")
-    cases = _cases(preset, batch_size, dtype)
-    counted = {name: _count(s.config, batch_size) for name, s in cases.items() if name in (preset, BASELINE)}
-    networks = {name: counted[name.partition(",")[0]] for name in cases}
+    groups = _groups(preset, batch_size, dtype)
+    counted = {name: _count(case.config, batch_size) for name, case in groups[0].items()}
+    networks = {name: counted[name.partition(",")[0]] for group in groups for name in group}
+    needed = (sum(_needed(case, networks[name].parameters) for name, case in group.items()) for group in groups)
+    what = "preset, batch_size: weights, gradients, Adam and activations"
+    check_memory(max(needed), what, "give a smaller preset or batch")
     peaks = Peaks(getattr(torch, dtype))
-    needed = {name: _needed(settings, networks[name].parameters) for name, settings in cases.items()}
-    groups = _groups(needed)
-    taken: dict[str, list[Step]] = {name: [] for name in cases}
+    taken: dict[str, list[Step]] = {}
     for group in groups:
-        what = "preset, batch_size: weights, gradients, Adam and activations"
-        check_memory(sum(needed[name] for name in group), what, "give a smaller preset or batch")
         with ExitStack() as stack:
-            workers = {name: stack.enter_context(_Process(name, cases[name])) for name in group}
-            for _ in track(range(WARM_UP + steps), WARM_UP + steps, ", ".join(group)):
-                peaks.measure()
-                for name, worker in workers.items():
-                    taken[name].append(worker.step())
+            runs = {name: partial(_step, name, stack.enter_context(_process(case))) for name, case in group.items()}
+            taken |= take_turns(runs, steps, WARM_UP, [peaks])
     results = []
     for group in groups:
-        for name in group:
+        for name, case in group.items():
             rival = name.replace(preset, BASELINE, 1)
             others = taken[rival] if rival in group else None
-            results.append(_result(name, cases[name], networks[name], taken[name], others, peaks.matmul_flops))
-    if folder is not None:
-        how = {"preset": preset, "batch_size": batch_size, "dtype": dtype, "steps": steps, "took_turns": groups}
-        where = {"matmul_flops": peaks.matmul_flops, "machine": measured_on()}
-        panels = {
-            "tokens per second": [r.tokens_per_second for r in results],
-            "% of the best product's rate": [100 * r.utilisation for r in results],
-            "peak memory, GB": [r.peak_bytes / 1e9 for r in results],
-        }
-        report = {**how, **where, "results": [asdict(r) for r in results]}
-        write_results(report, folder, "train", lambda: bar_chart([r.name for r in results], panels))
-    return results
+            results.append(_result(name, case, networks[name], taken[name], others, peaks.matmul_flops))
+    how = {"preset": preset, "batch_size": batch_size, "dtype": dtype, "steps": steps}
+    return {**how, "took_turns": [[*group] for group in groups], "matmul_flops": peaks.matmul_flops, "results": results}
 
 
-def table(results: list[Result]) -> str:
-    """The results as lines of text."""
+def table(report: Mapping[str, Any]) -> str:
+    """The report as lines of text."""
     rows = [["", "s", "tokens/s", "images/s", "of peak", "x VAR", "peak GB", "weights, gradients, Adam: GB"]]
-    for r in results:
-        speed = [f"{median(r.seconds):.2f}", f"{r.tokens_per_second:,.0f}", f"{r.images_per_second:.2f}"]
-        relative = [f"{r.utilisation:.0%}", f"{r.ratio:.2f}" if r.ratio else ""]
-        rows.append([r.name, *speed, *relative, f"{r.peak_bytes / 1e9:.2f}", f"{r.state_bytes / 1e9:.2f}"])
+    for r in report["results"]:
+        speed = [f"{median(r['seconds']):.2f}", f"{r['tokens_per_second']:,.0f}", f"{r['images_per_second']:.2f}"]
+        relative = [f"{r['utilisation']:.0%}", f"{r['ratio']:.2f}" if r["ratio"] else ""]
+        memory = [f"{r['peak_bytes'] / 1e9:.2f}", f"{STATE_BYTES * r['parameters'] / 1e9:.2f}"]
+        rows.append([r["name"], *speed, *relative, *memory])
     return columns(*rows)
 
 
-def _cases(preset: str, batch_size: int, dtype: str) -> dict[str, Settings]:
-    """The default and the VAR baseline, both again with checkpointing, then the default with full logits."""
-    ours = Settings(config=PRESETS[preset], batch_size=batch_size, dtype=dtype)
+def draw(report: Mapping[str, Any]) -> "Figure":
+    """Bars of speed, utilisation and memory."""
+    results = report["results"]
+    panels = {
+        "tokens per second": [r["tokens_per_second"] for r in results],
+        "% of the best product's rate": [100 * r["utilisation"] for r in results],
+        "peak memory, GB": [r["peak_bytes"] / 1e9 for r in results],
+    }
+    return bar_chart([r["name"] for r in results], panels)
+
+
+def _groups(preset: str, batch_size: int, dtype: str) -> list[dict[str, Case]]:
+    """What takes turns: the default and VAR, both again with checkpointing; then the default with full logits."""
+    ours = Case(config=PRESETS[preset], batch_size=batch_size, dtype=dtype)
+    plain = {preset: ours}
     baseline = replace(ours.config, attention="global", mamba=False)
-    found = {preset: ours} | ({BASELINE: replace(ours, config=baseline)} if baseline != ours.config else {})
-    found |= {f"{name}, checkpointing": replace(s, activation_checkpointing=True) for name, s in found.items()}
-    return found | {f"{preset}, full logits": replace(ours, full_logits=True)}
+    if baseline != ours.config:
+        plain[BASELINE] = replace(ours, config=baseline)
+    again = {f"{name}, checkpointing": replace(case, activation_checkpointing=True) for name, case in plain.items()}
+    return [plain, again, {f"{preset}, full logits": replace(ours, full_logits=True)}]
 
 
-def _needed(settings: Settings, parameters: int) -> int:
+def _needed(case: Case, parameters: int) -> int:
     """About the memory that a case's process takes."""
-    config, tokens = settings.config, settings.batch_size * settings.config.schedule.length
+    config, tokens = case.config, case.batch_size * case.config.schedule.length
     return PROCESS_BYTES + STATE_BYTES * parameters + ACTIVATION_BYTES * tokens * config.depth * config.width
-
-
-def _groups(needed: dict[str, int]) -> list[list[str]]:
-    """Consecutive cases that fit into memory together."""
-    free = free_bytes()
-    groups: list[list[str]] = []
-    for name in needed:
-        if groups and sum(needed[other] for other in groups[-1]) + needed[name] < free:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-    return groups
-
-
-class _Process:
-    """A worker as its parent sees it; a context manager that ends it."""
-
-    def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
-        context = multiprocessing.get_context("forkserver")  # which imports torch once for all cases
-        context.set_forkserver_preload([serve.__module__])
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(settings, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> "_Process":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-
-    def step(self) -> Step:
-        """Have it make one step."""
-        try:
-            self._connection.send("step")
-            return self._connection.recv()
-        except (EOFError, OSError) as error:
-            self._process.join()
-            ended = f"its process ended with code {self._process.exitcode}"
-            raise ValueError(f"case {self.name!r}: {ended}; see above, or free memory") from error
 
 
 def _count(config: GeneratorConfig, B: int) -> Network:
@@ -196,20 +159,82 @@ def _count(config: GeneratorConfig, B: int) -> Network:
 
 
 def _result(
-    name: str, settings: Settings, network: Network, steps: list[Step], others: list[Step] | None, matmul_flops: float
-) -> Result:
-    seconds = [step.seconds for step in steps[WARM_UP:]]
-    images = settings.batch_size / median(seconds)
-    ratios = [a.seconds / b.seconds for a, b in zip(steps[WARM_UP:], (others or [])[WARM_UP:], strict=False)]
-    return Result(
-        name=name,
-        parameters=network.parameters,
-        tokens_per_second=images * settings.config.schedule.length,
-        images_per_second=images,
-        peak_bytes=steps[-1].peak_bytes,
-        seconds=seconds,
-        flop=network.flop,
-        utilisation=network.flop / median(seconds) / matmul_flops,
-        ratio=median(ratios) if ratios else None,
-        loss=steps[-1].loss,
-    )
+    name: str, case: Case, network: Network, steps: list[Step], others: list[Step] | None, matmul_flops: float
+) -> dict[str, Any]:
+    seconds = [step.seconds for step in steps]
+    images = case.batch_size / median(seconds)
+    ratios = [ours.seconds / its.seconds for ours, its in zip(steps, others or [], strict=False)]
+    return {
+        "name": name,
+        "parameters": network.parameters,
+        "tokens_per_second": images * case.config.schedule.length,
+        "images_per_second": images,
+        "peak_bytes": steps[-1].peak_bytes,
+        "seconds": seconds,
+        "flop": network.flop,
+        "utilisation": network.flop / median(seconds) / matmul_flops,
+        "ratio": median(ratios) if ratios else None,
+        "loss": steps[-1].loss,
+    }
+
+
+# --- the process of a case ---
+
+
+class Worker:
+    """A generator that trains on random tokens."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, config = case, case.config
+        self.generator = Generator(config)
+        initialise(self.generator, SEED)
+        self.generator.train().activation_checkpointing = case.activation_checkpointing
+        self.losses = GeneratorLoss(self.generator)
+        run = GeneratorTraining(data="none", out="no-run", tokenizer="none", batch_size=case.batch_size)
+        self.optimizer = build_optimizer(self.generator, run, decays)
+        self.grad_clip = run.grad_clip
+        self.autocast = autocast(case.dtype, torch.device("cpu"))
+        B, schedule = case.batch_size, config.schedule
+        rng = torch.Generator().manual_seed(SEED)
+        self.labels_B = torch.randint(config.num_classes + 1, (B,), generator=rng)
+        self.inputs_BlZ = torch.randn(B, schedule.length - schedule.areas[0], config.latent_channels, generator=rng)
+        self.tokens_BL = torch.randint(config.vocab_size, (B, schedule.length), generator=rng)
+        self.noise_BU = torch.rand(B, self.generator.noise_size, generator=rng)
+
+    def step(self) -> Step:
+        """Forward, backward, clipping and update, as the training loop does it."""
+        start = time.perf_counter()
+        with self.autocast():
+            if self.case.full_logits:
+                logits_BLV = self.generator(self.labels_B, self.inputs_BlZ, self.noise_BU)
+                loss = F.cross_entropy(logits_BLV.flatten(0, 1), self.tokens_BL.flatten())
+                del logits_BLV
+            else:
+                loss = self.losses(self.labels_B, self.inputs_BlZ, self.tokens_BL, self.noise_BU)[0].mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.generator.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Step(time.perf_counter() - start, peak_bytes(), float(loss.detach()))
+
+
+_workers: list[Worker] = []  # the one of this process
+
+
+def _process(case: Case) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start, (case,))
+
+
+def _start(case: Case) -> None:
+    _workers.append(Worker(case))
+
+
+def _one_step() -> Step:
+    return _workers[0].step()
+
+
+def _step(name: str, process: ProcessPoolExecutor) -> Step:
+    try:
+        return process.submit(_one_step).result()
+    except BrokenProcessPool as error:
+        raise ValueError(f"case {name!r}: its process ended; see above, or free memory") from error

@@ -3,9 +3,12 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mvar.settings import Count, Counts, Many, Weight
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def bench_train(
@@ -24,10 +27,12 @@ def bench_train(
         steps: timed steps of each case, after two to warm up.
         out: folder to write train.json and train.png to.
     """
-    from mvar.bench.roofline import quickest
-    from mvar.bench.training import bench, table
+    from mvar.bench.measuring import quickest
+    from mvar.bench.results import publish
+    from mvar.bench.training import bench, draw, table
 
-    print(table(bench(preset, batch_size, dtype or quickest(), steps, out)))
+    folder = _folder(out)
+    publish(bench(preset, batch_size, dtype or quickest(), steps), "train", folder, table, draw)
 
 
 def bench_sample(
@@ -55,22 +60,22 @@ def bench_sample(
         json: print JSON instead of tables.
         out: folder to write sample.json and sample.png to.
     """
-    from mvar.bench.report import as_json, table, write
-    from mvar.bench.roofline import quickest
+    from mvar.bench.measuring import quickest
+    from mvar.bench.report import draw, table
+    from mvar.bench.results import publish
     from mvar.bench.sampling import bench
-    from mvar.files import writable_folder
     from mvar.generator.config import PRESETS
     from mvar.text import split_names
 
     if model is None and preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}; a model with weights goes to --model")
-    folder = None if out is None else writable_folder(out, "out")
-    rivals = split_names(against or "", "against")
     batches = batch if isinstance(batch, list) else [batch]
-    result = bench(model or preset, dtype or quickest(), batches, guidance, rounds, rivals)
-    if folder is not None:
-        write(result, folder)
-    print(as_json(result) if json else table(result))
+    if not batches:
+        raise ValueError("batch = []: give at least one")
+    folder = _folder(out)
+    rivals = split_names(against or "", "against")
+    report = bench(model or preset, dtype or quickest(), batches, guidance, rounds, rivals)
+    publish(report, "sample", folder, table, draw, json)
 
 
 def bench_growth(
@@ -89,16 +94,12 @@ def bench_growth(
         rounds: timed, of everything, after one to warm up.
         out: folder to write growth.json and growth.png to.
     """
-    from mvar.bench.growth import bench, table, write
-    from mvar.bench.roofline import quickest
-    from mvar.files import writable_folder
+    from mvar.bench.growth import bench, draw, table
+    from mvar.bench.measuring import quickest
+    from mvar.bench.results import publish
 
-    folder = None if out is None else writable_folder(out, "out")
-    dtype = dtype or quickest()
-    results = bench(preset, dtype, rounds)
-    if folder is not None:
-        write(results, preset, dtype, folder)
-    print(table(results))
+    folder = _folder(out)
+    publish(bench(preset, dtype or quickest(), rounds), "growth", folder, table, draw)
 
 
 def bench_features(batch_size: Count = 64, rounds: Count = 5, out: str | None = None) -> None:
@@ -109,11 +110,14 @@ def bench_features(batch_size: Count = 64, rounds: Count = 5, out: str | None = 
         rounds: timed rounds of each network, in float32 and, where it is fast, bfloat16; one more warms up.
         out: folder to write features.json and features.png to.
     """
-    from mvar.bench.features import bench, table, write
+    from mvar.bench.features import bench, draw, table
+    from mvar.bench.results import publish
+
+    folder = _folder(out)
+    publish(bench(batch_size, rounds), "features", folder, table, draw)
+
+
+def _folder(out: str | None) -> "Path | None":
     from mvar.files import writable_folder
 
-    folder = None if out is None else writable_folder(out, "out")
-    results, best = bench(batch_size, rounds)
-    if folder is not None:
-        write(results, best, batch_size, folder)
-    print(table(results))
+    return None if out is None else writable_folder(out, "out")

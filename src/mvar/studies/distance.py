@@ -22,16 +22,9 @@ SIDE = 64
 
 
 class Distance:
-    """Distances to one set of real images.
-
-    Attributes:
-        reference_NF: the set's features (N, 320), as `features` gives them.
-    """
+    """Distances to one set of real images, uint8, grey or RGB, at most 64 pixels per side."""
 
     def __init__(self, reference_Nchw: Tensor) -> None:
-        """Args:
-        reference_Nchw: uint8, grey or RGB, at most 64 pixels per side.
-        """
         self._extractor = find_extractor("effnet-lite0", side=SIDE)
         self.reference_NF = self.features(reference_Nchw)
         self._reference = fit(self.reference_NF)

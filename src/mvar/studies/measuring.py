@@ -103,14 +103,10 @@ def originals(
     per_class: int | None = None,
     lacking: bool = False,
 ) -> Labelled:
-    """Real images in their original form.
+    """The images of "train" or "val" in their original form; at most about `per_class` of each class, evenly spaced.
 
     Args:
-        data: folder with `split` inside.
-        split: "train" or "val".
-        form: of the originals.
         classes: expected class folders, to which labels refer; empty accepts any.
-        per_class: about how many images per class to use at most, evenly spaced.
         lacking: whether classes without images are accepted.
 
     Raises:
@@ -144,13 +140,7 @@ def draw(loaded: Model, form: Form, per_class: int, seed: int, settings: Samplin
 
 
 def judged(judge: Classifier, samples: Labelled, real_C: Tensor) -> dict[str, Any]:
-    """How many samples the judge assigns to their class, and their spread relative to that of real images.
-
-    Args:
-        judge: of the same classes.
-        samples: what to judge.
-        real_C: mean distance within each class of real images.
-    """
+    """How many samples the judge assigns to their class, and their spread relative to that within real classes."""
     C = len(samples.classes)
     counts_CC = confusion(judge, samples.images_Nchw, samples.labels_N, C)
     distance_C = mean_distance(samples.images_Nchw, samples.labels_N, C)

@@ -22,7 +22,7 @@ from mvar.evaluation.images import mean_distance
 from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
 from mvar.files import writable_folder
-from mvar.job import Job, check_same
+from mvar.job import check_same
 from mvar.sampling.config import SamplingSettings
 from mvar.settings import Several, check
 from mvar.studies import measuring, page, sweep_figure
@@ -47,18 +47,8 @@ def sweep(
 ) -> dict[str, Any]:
     """Try every setting of the grid and choose one; writes sweep.json after each, and sweep.png at the end.
 
-    Where sweep.json is there already, the sweep goes on after its last trial.
-
-    Args:
-        model: run or bundle.
-        data: folder with train/<class>.
-        judge: file of a judge of the same classes.
-        out: folder to write into.
-        grid: what to try.
-        form: in which images are compared; by default as the model draws them, at most 64 pixels a side.
-        samples_per_class: number of samples for each setting, and of real images to set aside.
-        seed: of the samples.
-        device: cpu, cuda, ...; a GPU where there is one by default.
+    Where sweep.json is there already, the sweep goes on after its last trial. Images are compared in a form, by default
+    as the model draws them, at most 64 pixels a side. As many real images as samples are set aside.
 
     Returns:
         The chosen trial: see `best`.
@@ -85,10 +75,9 @@ def sweep(
         "samples_per_class": samples_per_class,
         "seed": seed,
     }
-    _measured(path, settings)  # refuses before the long work
-
+    trials = _trials(path, settings)
     measure = _measure(reference, critic)
-    head: dict[str, Any] = {
+    report: dict[str, Any] = {
         "settings": settings,
         "reference": len(reference.labels_N),
         "images": len(aside.labels_N),
@@ -96,40 +85,29 @@ def sweep(
     }
 
     def measured(plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """All trials of the plan, read from the file: it makes no difference who measured them."""
-
-        def make(i: int) -> None:
-            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**plan[i]))
-            trials = [*_measured(path, settings), {**plan[i], **measure(drawn.images)}]
-            page.write_json(path, {**head, "trials": trials})
+        """The trials, once all of the plan are there."""
+        for setting in plan[len(trials) :]:
+            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**setting))
+            trials.append(page.rounded({**setting, **measure(drawn.images)}))
+            page.write_json(path, {**report, "trials": trials})
             print(described(trials[-1]), flush=True)
-
-        Job(
-            folder=path.parent,
-            pieces=range(len(plan)),
-            noun="trials",
-            name=str,
-            is_complete=lambda i: i < len(_measured(path, settings)),
-        ).make_missing(make)
-        return _measured(path, settings)
+        return trials
 
     plan = grid.unfiltered(scales)
     at = best(measured(plan)[: len(plan)], grid)
-    trials = measured(plan + grid.filtered(at))
-    chosen = best(trials, grid)
-    report = {**head, "chosen": chosen, "trials": trials}
+    chosen = best(measured(plan + grid.filtered(at)), grid)
+    report |= {"chosen": chosen, "trials": trials}
     page.write_json(path, report)
     if can_draw(FIGURE):
         sweep_figure.draw(report, path.with_name(FIGURE))
-    print(f"chosen: {described(chosen)}\nreal images: {_measures(head['real'])}")
+    print(f"chosen: {described(chosen)}\nreal images: {_measures(report['real'])}")
     return chosen
 
 
 def best(trials: Sequence[dict[str, Any]], grid: Grid) -> dict[str, Any]:
     """The trial with the smallest distance among those of enough accuracy whose spread lies in the band.
 
-    If there is none, the most accurate. The distance alone does not suffice: it hardly reacts to confused classes, and
-    tolerates samples that are slightly too alike.
+    If there is none, the most accurate. The distance alone hardly reacts to confused classes.
     """
     low, high = grid.spread_band or (0, float("inf"))
     enough = [t for t in trials if low <= t["spread_ratio"] <= high and t["accuracy"] >= grid.least_accuracy]
@@ -147,8 +125,7 @@ def described(trial: Mapping[str, Any]) -> str:
 def set_aside(real: Labelled, per_class: int) -> tuple[Labelled, Labelled]:
     """Split real images into two disjoint sets, the second with `per_class` images of each class, evenly spaced.
 
-    Raises:
-        ValueError: a class would have fewer than two images left.
+    Raises ValueError where a class would have fewer than two images left.
     """
     chosen: list[int] = []
     for c, name in enumerate(real.classes):
@@ -185,19 +162,12 @@ def _measure(reference: Labelled, critic: Judge) -> Callable[[Labelled], dict[st
     return measure
 
 
-def _measured(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The trials that the file holds; none where there is no file.
-
-    Raises:
-        ValueError: the file cannot be read, or is of other settings, a line for each.
-    """
+def _trials(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials that the file holds; raises ValueError where it is of other settings, a line for each."""
     if not path.exists():
         return []
     report = page.read_json(path, "out")
-    before = report.get("settings")
-    if not isinstance(before, dict) or not isinstance(report.get("trials"), list):
-        raise ValueError(f"out = {str(path.parent)!r}: its {FILE} is not a sweep's; give another folder")
-    check_same(before, page.rounded(settings), "out", path.parent)
+    check_same(report.get("settings", {}), page.rounded(settings), "out", path.parent)
     return report["trials"]
 
 
