@@ -147,8 +147,7 @@ def _opened(content: bytes) -> ImageFile:
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width}x{height} pixels, more than {MOST_PIXELS // 1_000_000} million in all")
     if reader is PngImageFile:
-        bits, colour = content[24], content[25]
-        image.info |= {"bits": bits} | ({"grey_alpha": True} if colour == GREY_ALPHA else {})
+        image.info["bits"], image.info["grey_alpha"] = content[24], content[25] == GREY_ALPHA
     return image
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
@@ -202,6 +203,7 @@ class StreamLoader:
 
 def _samples(url: str) -> Iterator[Sample]:
     """The samples of one shard, which webdataset fetches; raises ValueError where it cannot be read to its end."""
+    stream: Any = None
     try:
         stream = webdataset().gopen(url)
         yield from samples(stream, stream=True)
@@ -209,7 +211,12 @@ def _samples(url: str) -> Iterator[Sample]:
             pass  # to the end, so that the command can finish
         stream.close()  # raises if it failed
     except Exception as error:  # of the network, the command or the tar
-        raise ValueError(f"data = {url!r}: {error}; check that it can be fetched, then resume") from error
+        why = str(error)
+        with suppress(Exception):
+            stream.close()
+        if (status := getattr(stream, "status", 0)) not in (0, None, 141):  # 141: nobody read on
+            why = f"the command that fetches it ended with exit status {status}"
+        raise ValueError(f"data = {url!r}: {why}; check that it can be fetched, then resume") from error
 
 
 def webdataset() -> Any:
