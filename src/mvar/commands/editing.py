@@ -4,13 +4,16 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 """
 
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mvar.commands.drawing import Sampling, Targets, drawn_with
 from mvar.sampling.config import EDIT_MODE, EditMode
 from mvar.sampling.labels import parse_label
 from mvar.settings import Count, Feather, Pixels, Places, Seed
 from mvar.text import counted
+
+if TYPE_CHECKING:
+    from mvar.sampling.editing import EditOutput
 
 ORIGINAL = 2**63  # the number of the sample that is varied: none of its variations'
 
@@ -93,13 +96,7 @@ def edit(
         batch_size=batch_size,
         **sampling,
     )
-    if not result.kept[-1].any():
-        print("the hole touches every cell of the finest map: only coarser ones keep something", file=sys.stderr)
-    print("change outside the hole, of 255" + (", before pasting:" if paste else ":"))
-    for ring in result.drift:
-        many = ring.nearest != ring.farthest
-        where = f"{ring.nearest}-{ring.farthest} pixels" if many else counted(ring.nearest, "pixel")
-        print(f"{where:>16} from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
+    _print_changes(result, paste)
     if out_dir is not None:
         facts = drawn_with(loaded, model, dtype, seed, sampling) | facts
         labels = loaded.label_ids(parse_label(label, loaded.classes)) * n
@@ -112,6 +109,17 @@ def edit(
             images = [class_sheet([("", [*before, *map(as_image, images)])])]
         save_image(images[0], out)
     print(f"wrote {', '.join(name for name in (out, out_dir) if name is not None)}")
+
+
+def _print_changes(result: "EditOutput", paste: bool) -> None:
+    """Say how far pixels outside the hole moved."""
+    if not result.kept[-1].any():
+        print("the hole touches every cell of the finest map: only coarser ones keep something", file=sys.stderr)
+    print("change outside the hole, of 255" + (", before pasting:" if paste else ":"))
+    for ring in result.drift:
+        many = ring.nearest != ring.farthest
+        where = f"{ring.nearest}-{ring.farthest} pixels" if many else counted(ring.nearest, "pixel")
+        print(f"{where:>16} from it: {ring.edited:.1f}, by the tokenizer alone {ring.tokenizer:.1f}")
 
 
 def vary(

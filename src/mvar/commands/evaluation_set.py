@@ -1,13 +1,16 @@
 """`mvar sample-set`: the images of an evaluation, a number of every class."""
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mvar.commands.drawing import Sampling
 from mvar.commands.training import own_gpu
 from mvar.sampling.labels import parse_labels
 from mvar.settings import Count, Seed
 from mvar.text import counted
+
+if TYPE_CHECKING:
+    from mvar.model import Model
 
 LISTED_BYTES = 8  # of an image's class in the list of all
 PROTOCOL = "imagenet-50k"
@@ -51,11 +54,10 @@ def sample_set(
     from mvar.checkpoint import hub
     from mvar.checkpoint.placement import dtype_for
     from mvar.files import writable_folder
-    from mvar.machine import check_memory
     from mvar.model import load
     from mvar.sampling.cost import MOST_IMAGES
-    from mvar.sampling.export import NPZ_SUFFIXES, check_count, target
-    from mvar.sampling.protocol import Protocol, begin, counts_like, draw_missing, finish, hashes
+    from mvar.sampling.export import NPZ_SUFFIXES, target
+    from mvar.sampling.protocol import Protocol, begin, draw_missing, finish, hashes
 
     if out_dir is None and npz is None:
         raise ValueError("out_dir, npz: give at least one of them")
@@ -68,18 +70,7 @@ def sample_set(
     settings = loaded.sampler(seed, **sampling).settings
     if settings.smooth:
         raise ValueError("smooth = True: is for looks and never for metrics; give --smooth=false")
-    classes = loaded.classes or [loaded.class_name(0)]
-    every = range(len(classes))
-    chosen = {*every} if labels is None else {*loaded.label_ids(parse_labels(labels, loaded.classes))}
-    if not chosen <= {*every}:
-        raise ValueError(f"labels = {labels!r}: has -1, but a set is of classes; leave it out")
-    counts = [per_class] * len(classes) if counts_of is None else counts_like(counts_of, classes, "counts_of")
-    counts = [count if i in chosen else 0 for i, count in enumerate(counts)]
-    if not any(counts):
-        raise ValueError(f"labels = {labels!r}: counts_of = {counts_of!r} holds none of these classes; give others")
-    check_count(sum(counts))
-    size = f"per_class: {sum(counts):,} images of {counted(len(classes), 'class', 'classes')}"
-    check_memory(LISTED_BYTES * sum(counts), f"{size}, listed by number,", "ask for fewer of each class")
+    classes, counts = _counts(loaded, labels, per_class, counts_of)
     protocol = Protocol(
         protocol=PROTOCOL,
         classes=classes,
@@ -113,3 +104,24 @@ def sample_set(
         others = "" if ranks == 1 else " by this process"
         where = ", ".join(filter(None, (out_dir, npz)))
         print(f"{where}: {counted(protocol.count, 'image')}, {written} of them drawn now{others}")
+
+
+def _counts(loaded: "Model", labels: str | None, per_class: int, counts_of: str | None) -> tuple[list[str], list[int]]:
+    """The model's classes, and how many images of each are asked for; see `sample_set`."""
+    from mvar.machine import check_memory
+    from mvar.sampling.export import check_count
+    from mvar.sampling.protocol import counts_like
+
+    classes = loaded.classes or [loaded.class_name(0)]
+    every = range(len(classes))
+    chosen = {*every} if labels is None else {*loaded.label_ids(parse_labels(labels, loaded.classes))}
+    if not chosen <= {*every}:
+        raise ValueError(f"labels = {labels!r}: has -1, but a set is of classes; leave it out")
+    counts = [per_class] * len(classes) if counts_of is None else counts_like(counts_of, classes, "counts_of")
+    counts = [count if i in chosen else 0 for i, count in enumerate(counts)]
+    if not any(counts):
+        raise ValueError(f"labels = {labels!r}: counts_of = {counts_of!r} holds none of these classes; give others")
+    check_count(sum(counts))
+    size = f"per_class: {sum(counts):,} images of {counted(len(classes), 'class', 'classes')}"
+    check_memory(LISTED_BYTES * sum(counts), f"{size}, listed by number,", "ask for fewer of each class")
+    return classes, counts
