@@ -70,16 +70,6 @@ def test_revival_moves_the_dead_codes_only_an_equal_number_to_each_scale():
     assert len(quantizer.codebook.detach().unique(dim=0)) == 32
 
 
-def test_a_scale_without_residuals_moves_no_code():
-    quantizer = build()
-    residuals = [torch.full((4, 8, 1, 1), 100.0), torch.full((2, 8, 2, 2), 200.0), torch.empty(0, 8, 4, 4)]
-    before = quantizer.codebook.detach().clone()
-    moved = revive(quantizer, torch.zeros(3, 32), residuals, 0.1, rng())
-    changed = (quantizer.codebook.detach() != before).any(1).nonzero().flatten()
-    assert sorted(moved.tolist()) == changed.tolist()
-    assert 20 <= len(moved) < 32  # two thirds of all
-
-
 def test_a_code_that_one_scale_lives_on_is_not_dead():
     quantizer = build()
     counts = torch.zeros(3, 32, dtype=torch.long)

@@ -2,25 +2,17 @@
 
 from dataclasses import replace
 
-import pytest
-
 from mvar.training.generator import task as generator
 from mvar.training.tokenizer import task as tokenizer
 
 from .runs import checkpoint, same_bits, train_until
 
 
-@pytest.fixture(params=["tokenizer", "generator"])
-def run(request, tokenizer_run, generator_run):
-    """(train, task class, config with changes) of each kind of run."""
-    if request.param == "tokenizer":
-        return tokenizer.train, tokenizer.TokenizerTask, tokenizer_run
-    return generator.train, generator.GeneratorTask, generator_run
-
-
 def test_shards_resume_bit_for_bit_with_other_workers(tokenizer_run, three_shards, tmp_path):
-    train, task, config = tokenizer.train, tokenizer.TokenizerTask, tokenizer_run
-    config = config(validate_every=6, data=three_shards, resize_factor=1.25, workers=0, out=str(tmp_path / "whole"))
+    train, task = tokenizer.train, tokenizer.TokenizerTask
+    config = tokenizer_run(
+        validate_every=6, data=three_shards, resize_factor=1.25, workers=0, out=str(tmp_path / "whole")
+    )
     train(config)
     broken = replace(config, out=str(tmp_path / "broken"), workers=3)
     train_until(3, train, task, broken)
@@ -28,10 +20,10 @@ def test_shards_resume_bit_for_bit_with_other_workers(tokenizer_run, three_shard
     assert same_bits(checkpoint(config.out)["tensors"], checkpoint(broken.out)["tensors"])
 
 
-def test_a_stream_is_trained_on_and_says_where_it_resumes(run, three_shards, tmp_path, capsys):
-    train, task, config = run
+def test_a_stream_is_trained_on_and_says_where_it_resumes(generator_run, three_shards, tmp_path, capsys):
+    train, task = generator.train, generator.GeneratorTask
     secret = f"pipe:cat {three_shards} # key=secret"
-    config = config(validate_every=6, data=secret, val_data=three_shards, out=str(tmp_path / "run"))
+    config = generator_run(validate_every=6, data=secret, val_data=three_shards, out=str(tmp_path / "run"))
     train_until(5, train, task, config)
     assert "a stream of 3 shards of 4 classes, 24 images for validation" in capsys.readouterr().err
     model = train(replace(config, resume=True))

@@ -241,11 +241,13 @@ def test_resuming_with_other_data(finished, photos, tmp_path):
         check()
 
 
-def test_bad_settings_are_refused_before_anything_is_written(kind, generator_run):
-    train, _, config = kind
-    for changes in ({"steps": 0}, {"device": "warp"}):
-        with pytest.raises(ValueError, match=r"steps = 0|device = 'warp': not available here"):
-            train(config(**changes))
-        assert not Path(config().out).exists()
-    with pytest.raises(ValueError, match=r"^tokenizer = './nowhere': no such model"):
-        generator.train(generator_run(tokenizer="./nowhere"))
+def test_bad_settings_are_refused_before_anything_is_written(generator_run):
+    for changes, said in (
+        ({"steps": 0}, "steps = 0"),
+        ({"device": "warp"}, "device = 'warp': not available here"),
+        ({"tokenizer": "./nowhere"}, "tokenizer = './nowhere': no such model"),
+        ({"freeze": ("mlp",)}, "freeze = mlp: weights that stay need init_from; give a model"),
+    ):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            generator.train(generator_run(**changes))
+    assert not Path(generator_run().out).exists()

@@ -17,19 +17,11 @@ from .runs import same_bits
 
 # Names of one M-VAR block with QK-norm; with shared AdaLN the projection gives way to `adaln_offset`.
 DECAYED = {
-    "class_embed.weight",
-    "word_embed.weight",
-    "head_adaln.weight",
-    "head.weight",
-    "blocks.0.adaln.weight",
-    "blocks.0.attention.qkv.weight",
-    "blocks.0.attention.proj.weight",
-    "blocks.0.mamba.in_proj.weight",
-    "blocks.0.mamba.conv_weight",
-    "blocks.0.mamba.out_proj.weight",
-    "blocks.0.mlp.fc1.weight",
+    "class_embed.weight", "word_embed.weight", "head_adaln.weight", "head.weight", "blocks.0.adaln.weight",
+    "blocks.0.attention.qkv.weight", "blocks.0.attention.proj.weight", "blocks.0.mamba.in_proj.weight",
+    "blocks.0.mamba.conv_weight", "blocks.0.mamba.out_proj.weight", "blocks.0.mlp.fc1.weight",
     "blocks.0.mlp.fc2.weight",
-}
+}  # fmt: skip
 SHARED = {"blocks.0.adaln.weight": "shared_adaln.weight"}
 
 

@@ -1,7 +1,4 @@
-"""The settings of a training run: the run itself, the model, and presets; without torch.
-
-A preset gives the values for one image size; every field can be overridden by a flag, a YAML file or a keyword.
-"""
+"""The settings of a training run, and presets, which give the values for one image size; without torch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field

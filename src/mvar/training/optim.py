@@ -18,10 +18,8 @@ from mvar.training.config import RunConfig
 
 
 def lr_factor(step: float, steps: float, warmup: float, end: float) -> float:
-    """The learning rate of update `step` (from 0) as a fraction of the peak.
-
-    Linear warm-up from 0.005 over the first `warmup` of the steps, flat for 5 % of the rest, then linear to `end` at
-    the last step.
+    """The learning rate of update `step` (from 0) as a fraction of the peak: a linear warm-up from 0.005 over the first
+    `warmup` of the steps, flat for 5 % of the rest, then linear to `end` at the last step.
     """
     warm = round(warmup * steps)
     if step < warm:

@@ -44,15 +44,8 @@ class Task(ABC):
         self.config, self.ranks, self.device = config, ranks, ranks.device
         self.course, self.val_images = course, val
         self.autocast = autocast(config.dtype, self.device)
-        self.loader = open_loader(
-            train,
-            config.batch_size,
-            config.seed,
-            rank=ranks.rank,
-            ranks=ranks.size,
-            micro_batches=config.accumulate,
-            workers=config.workers,
-        )
+        place = {"rank": ranks.rank, "ranks": ranks.size, "micro_batches": config.accumulate}
+        self.loader = open_loader(train, config.batch_size, config.seed, workers=config.workers, **place)
 
     @abstractmethod
     def phases(self) -> list[float]:
@@ -115,9 +108,8 @@ def open_images(config: RunConfig, shape: tuple[int, int]) -> tuple[PixelSource 
 
 
 def check_memory_for(networks: Sequence[nn.Module], config: RunConfig, ranks: Ranks) -> None:
-    """Raise ValueError if weights, gradients, moments and average do not fit into memory, before they are allocated.
-
-    The networks, on torch's meta device, begin with the averaged one.
+    """Raise ValueError if weights, gradients, moments and average of these networks (on torch's meta device, the
+    averaged one first) do not fit into memory.
     """
     sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
     some_frozen = bool(getattr(config, "freeze", ()) or getattr(config, "decoder_only", False))

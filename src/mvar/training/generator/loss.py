@@ -43,15 +43,13 @@ class GeneratorLoss(nn.Module):
 def scales_in_use(
     step: float, steps: float, progressive: float, first: int, schedule: ScaleSchedule
 ) -> tuple[int, Tensor]:
-    """Progressive training: how many scales step `step` (from 0) trains, and each token's weight in the loss.
+    """How many scales step `step` (from 0) trains, and each token's weight in the loss, float32 (l,) that sums to 1.
 
     The first n = round(progressive * steps) steps are divided into K - f equal stages, f = min(first, K - 1), where
     `first` is at least 1. Stage j, from 0, trains scales 0 to f + j. In stage 0 all tokens weigh 1; in a later one
     those of scale f + j weigh 0.01 + 0.99 t, where t goes from 0 at the stage's start to 1 at its end. From step n on
     all scales are trained and all tokens weigh 1. The loss is the weighted mean over the tokens in use, so that it does
     not jump when a scale is added.
-
-    Returns the number of scales, and float32 (l,) that sums to 1 over their tokens.
     """
     K, n = len(schedule), round(progressive * steps)
     first = min(first, K - 1)
@@ -85,8 +83,7 @@ def check_compiler(device: torch.device) -> None:
 def compile_blocks(generator: Generator, backend: str | Callable[..., Any] = "inductor") -> None:
     """Run the blocks through torch.compile where there is a gradient, all but Mamba's scan, which has its own.
 
-    One call is compiled for all blocks: those of one kind share the result. Without a gradient, in validation and
-    sampling, blocks run as they are: `mvar.ops.native` has its own compiled passes.
+    Blocks of one kind share the result. Without a gradient `mvar.ops.native` has its own compiled passes.
     """
     eager = torch.compiler.disable(scan)
     for block in generator.each_block():

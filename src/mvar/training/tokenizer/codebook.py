@@ -2,8 +2,8 @@
 
 Shapes: B batch, Z latent channels, V codes, K scales; P tokens of a scale, N vectors.
 
-A residual quantiser trained naively collapses first at the coarse scales: they hold few tokens, so few codes ever
-come near their residuals. Initialisation and revival therefore give every scale the same number of codes.
+A quantiser trained naively collapses first at the coarse scales, whose few tokens come near few codes. Initialisation
+and revival therefore give every scale the same number of codes.
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,8 @@ def revive(
 
     A code's usage is its fraction of a scale's tokens, averaged over scales; it is dead below `dead_below` / V.
 
-    Args:
-        quantizer: changed in place.
-        counts_KV: how often each scale used each code since the last revival.
-        residuals: what each scale quantised, (B, Z, h_k, w_k); B may differ, and a scale with B = 0 gets no code.
-        dead_below: in units of the mean usage 1 / V.
-        generator: chooses the residuals.
+    `counts_KV` is how often each scale used each code since the last revival, `residuals` what each scale quantised,
+    (B, Z, h_k, w_k); B may differ, and a scale with B = 0 gets no code.
     """
     V, K = len(quantizer.codebook), len(residuals)
     usage_V = (counts_KV / counts_KV.sum(1, keepdim=True).clamp(min=1)).mean(0)
