@@ -99,9 +99,6 @@ class Icons(Recipe):
             samples_per_class: number of samples, drawn with the model's own settings.
             seed: of the samples.
 
-        Returns:
-            The contents of report.json.
-
         Raises:
             ValueError: too few samples, or an unusable file or folder.
         """

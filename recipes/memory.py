@@ -43,13 +43,7 @@ class Memory(NamedTuple):
 
 
 def fsdp_memory(config: GeneratorConfig, ranks: int, activations: int) -> Memory:
-    """Memory of rank 0, which has the largest shard, where `mvar.training.parallel.shard` has sharded the model.
-
-    Args:
-        config: of the generator, whose blocks run in bfloat16.
-        ranks: number of GPUs.
-        activations: see `activation_bytes`.
-    """
+    """Memory of rank 0, which has the largest shard, where `mvar.training.parallel.shard` has sharded the model."""
     generator = _on_meta(config)
     shard = FLOAT * sum(-(-len(p) // ranks) * math.prod(p.shape[1:]) for p in generator.parameters())
     blocks = [parameters(block) for block in generator.each_block()]
@@ -61,7 +55,7 @@ def fsdp_memory(config: GeneratorConfig, ranks: int, activations: int) -> Memory
 
 
 def ddp_memory(config: GeneratorConfig, activations: int) -> Memory:
-    """Memory of any rank where each holds a copy of the model; arguments as in `fsdp_memory`."""
+    """Memory of any rank where each holds a copy of the model."""
     generator = _on_meta(config)
     model = FLOAT * parameters(generator)
     block = max(parameters(block) for block in generator.each_block())
@@ -71,9 +65,9 @@ def ddp_memory(config: GeneratorConfig, activations: int) -> Memory:
 
 
 def activation_bytes(config: GeneratorConfig, images: int) -> int:
-    """Peak of the live tensors made by a step's forward and backward pass, with activation checkpointing.
+    """Peak of what a step with activation checkpointing allocates beside weights and their gradients.
 
-    Weights and their gradients are not counted. All blocks must have the same shape: two depths then give that of any.
+    All blocks must have the same shape: two depths then give that of any.
     """
     one, two = (step_bytes(as_gathered(replace(config, depth=depth)), images) for depth in (1, 2))
     return one + (config.depth - 1) * (two - one)
@@ -92,21 +86,15 @@ def step_bytes(generator: Generator, images: int) -> int:
     """`activation_bytes` of this generator, counted in one pass over all its blocks on its device."""
     for parameter in generator.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    with _Live() as live:
-        training_pass(generator, images)
-    return live.peak
-
-
-def training_pass(generator: Generator, images: int) -> None:
-    """Forward and backward pass of a training step with activation checkpointing, on the generator's device."""
-    B, config, device = images, generator.config, generator.pos_embed.device
+    B, config = images, generator.config
     generator.train().activation_checkpointing = True
-    with device:
+    with _Live() as live, generator.pos_embed.device:
         labels_B = torch.zeros(B, dtype=torch.long)
         tokens_BL = torch.zeros(B, config.schedule.length, dtype=torch.long)
         inputs_BlZ = torch.zeros(B, config.schedule.length - config.schedule.areas[0], config.latent_channels)
         noise_BU = torch.zeros(B, generator.noise_size)
-    GeneratorLoss(generator)(labels_B, inputs_BlZ, tokens_BL, noise_BU)[0].mean().backward()
+        GeneratorLoss(generator)(labels_B, inputs_BlZ, tokens_BL, noise_BU)[0].mean().backward()
+    return live.peak
 
 
 def _drop_gradient(parameter: Tensor) -> None:

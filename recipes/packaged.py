@@ -167,9 +167,6 @@ class Recipe:
             generator_run: run folder of the generator, for its curves.
             device: cpu, cuda, ...; a GPU where there is one by default.
 
-        Returns:
-            The contents of report.json.
-
         Raises:
             ValueError: no generator, too few samples, an unusable file or folder, or a run of other weights.
         """
@@ -257,13 +254,9 @@ def _run(folder: str, network: str, model: Model) -> dict[str, Any]:
     """The training run of a model's network: steps, batch size, minutes, and the records of its metrics."""
     field = f"{network}_run"
     settings = read_json(Path(folder) / SETTINGS, field)
-    try:
-        lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        rate = [record["images_per_second"] for record in records if "images_per_second" in record][-1]
-        steps, batch_size = records[-1]["step"], settings["batch_size"]
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{field} = {folder!r}: no readable {METRICS} ({error}); give the folder of a run") from error
+    records = [json.loads(line) for line in (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()]
+    rate = [record["images_per_second"] for record in records if "images_per_second" in record][-1]
+    steps, batch_size = records[-1]["step"], settings["batch_size"]
     if not _is_same(getattr(read_bundle(folder), network), getattr(model, network)):
         raise ValueError(f"{field} = {folder!r}: its {network} is not the model's; give the run that the model is from")
     minutes = steps * batch_size / rate / 60

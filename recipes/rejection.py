@@ -58,14 +58,9 @@ BARS = {"marker": "o", "markersize": 4, "elinewidth": 1, "capsize": 2}
 
 
 class Measures:
-    """What is measured of a set of images beside the test images."""
+    """What the judge, precision and recall (against some test images), and the distance (against all) measure."""
 
     def __init__(self, critic: Judge, test: Labelled, some: list[int]) -> None:
-        """Args:
-        critic: the judge.
-        test: the test images, all of which the distance refers to.
-        some: indices of those that precision and recall refer to.
-        """
         self.critic, self.distance = critic, Distance(test.images_Nchw)
         self._manifold_NF = self.distance.features(test.images_Nchw[some])
 
@@ -123,9 +118,6 @@ def study(
             number of validation images.
         seed: of the samples.
         page_file: documentation page to fill in, between the markers named like the last part of `out`.
-
-    Returns:
-        The contents of report.json.
 
     Raises:
         ValueError: one classifier for both purposes, or a model of other classes; raised before any long work.
@@ -233,16 +225,13 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _values(row: Mapping[str, Any]) -> list[str]:
-    cells = []
-    for name in METRICS:
-        value, low, high = (_factor(name) * row[name][key] for key in KEYS)
-        cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
-    return cells
+    return ["{:.1f} ({:.1f} to {:.1f})".format(*_shown([row[name]], name)[:, 0]) for name in METRICS]
 
 
-def _factor(metric: str) -> int:
-    """100 for metrics that are shown in percent."""
-    return 1 if metric == "distance" else 100
+def _shown(line: list[Mapping[str, float]], metric: str) -> np.ndarray:
+    """Values and ends of the intervals (3, rows), shares in percent."""
+    factor = 1 if metric == "distance" else 100
+    return factor * np.array([[row[key] for row in line] for key in KEYS])
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
@@ -256,11 +245,11 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     for axes, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items(), strict=True):
         for i, (judge, colour, fork_at, style) in enumerate(kinds):
             line = [row[metric] for row in report["rows"] if (row["judge"], str(row["fork_at"])) == (judge, fork_at)]
-            value, low, high = (_factor(metric) * np.array([row[key] for row in line]) for key in KEYS)
+            value, low, high = _shown(line, metric)
             x = np.arange(len(line)) + ASIDE * (i - (len(kinds) - 1) / 2)
             label = f"{judge}, {report['shared']} shared" if style == "--" else judge
             axes.errorbar(x, value, (value - low, high - value), color=colour, linestyle=style, label=label, **BARS)
-        value, low, high = (_factor(metric) * report["real"][metric][key] for key in KEYS)
+        value, low, high = _shown([report["real"][metric]], metric)[:, 0]
         axes.axhline(value, color=GREY, linestyle=":", label="real images")
         axes.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
         axes.set_xticks(range(len(OF)), [f"1 of {of}" for of in OF])

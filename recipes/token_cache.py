@@ -7,19 +7,21 @@ Machine: 2 cores (Intel Xeon with AMX). Minutes: 3. Expected gain: 1.08.
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from torch import nn
 
+from mvar.bench.measuring import take_turns
 from mvar.checkpoint.placement import find_device
 from mvar.data.images.folders import ImageFolder
 from mvar.data.tokens.writer import write_cache
 from mvar.files import writable_folder
 from mvar.machine import machine
-from mvar.progress import track
 from mvar.studies.measuring import subset
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.task import GeneratorTask
@@ -93,23 +95,20 @@ def _rates(
         )
         opened = TokenData.open(config, ranks, load_tokenizer(tokenizer, ranks.device))
         tasks[name] = GeneratorTask(config, ranks, opened.ready(val_images=1))
-    taken: dict[str, list[float]] = {name: [] for name in SOURCES}
-    for turn in track(range(rounds + 1), rounds + 1, "turns"):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            for step in range(turn * steps, (turn + 1) * steps):
-                _optimizer_step(task, step)
-            taken[name].append(time.perf_counter() - start)
-    return {name: batch_size * steps / median(times[1:]) for name, times in taken.items()}  # the first warms up
+    taken = take_turns({name: partial(_seconds, task, count(), steps) for name, task in tasks.items()}, rounds)
+    return {name: batch_size * steps / median(times) for name, times in taken.items()}
 
 
-def _optimizer_step(task: GeneratorTask, step: int) -> None:
-    """What the training loop does in one step."""
-    loss, _ = task.loss(step, 0)
-    task.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(task.model.parameters(), task.config.grad_clip)
-    task.optimizer.step()
+def _seconds(task: GeneratorTask, numbers: Iterator[int], steps: int) -> float:
+    """Seconds of the next optimizer steps, made as the training loop does."""
+    start = time.perf_counter()
+    for step in islice(numbers, steps):
+        loss, _ = task.loss(step, 0)
+        task.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.model.parameters(), task.config.grad_clip)
+        task.optimizer.step()
+    return time.perf_counter() - start
 
 
 def table(report: dict[str, Any]) -> str:

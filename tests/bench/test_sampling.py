@@ -47,7 +47,7 @@ def test_the_command_reports_parts_scales_and_rivals(small_machine, tmp_path, ca
 
 def test_the_floor_counts_every_product_with_weights():
     work = Subject("tiny", "float32").work(batch=1, guidance=1.5)
-    config = Subject("tiny", "float32")._configs()[1]
+    config = Subject("tiny", "float32").configs()[1]
     C, rows = config.width, 2 * config.schedule.length
     mlp = sum(item.flop for item in work if item.phase.part == "mlp")
     assert mlp == 2 * rows * 2 * config.mlp_ratio * C * C * config.depth

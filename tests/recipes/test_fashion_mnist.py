@@ -217,24 +217,24 @@ def test_runs_of_other_weights_are_refused(network, work, data, tmp_path):
 
 def test_mistakes_are_named(work, data, tmp_path, capsys):
     model, data, judge = str(work / "model"), str(data), str(work / "judge.safetensors")
-    with pytest.raises(ValueError, match="samples_per_class = 1: must lie in 2 to"):
-        RECIPE.measure(model, data, judge, str(tmp_path), samples_per_class=1)
-    with pytest.raises(ValueError, match=r"tokenizer_run = '.*': cannot be read"):
-        RECIPE.measure(model, data, judge, str(tmp_path), tokenizer_run=str(tmp_path))
-    with pytest.raises(ValueError, match=r"^generator_run = '.*t': its generator is not the model's"):
-        RECIPE.measure(model, data, judge, str(tmp_path), generator_run=str(work / "t"))
+    for changes, message in (
+        ({"samples_per_class": 1}, r"samples_per_class = 1: must lie in 2 to"),
+        ({"tokenizer_run": str(tmp_path)}, r"tokenizer_run = '.*': cannot be read"),
+        ({"generator_run": str(work / "t")}, r"^generator_run = '.*t': its generator is not the model's"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RECIPE.measure(model, data, judge, str(tmp_path), **changes)
     with pytest.raises(ValueError, match=r"data = '.*': val/ has classes Ankle-boot, .*, expected Boot, Hat"):
         measuring.originals(data, "val", RECIPE.form, ["Boot", "Hat"])
-    (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(ValueError, match="has no chosen guidance"):
-        RECIPE.package(model, str(tmp_path / "sweep.json"), str(tmp_path / "out"))
-    places = ["--sweep", str(tmp_path / "sweep.json"), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="2"):
-        run_cli("recipe", *RECIPE.commands(), argv=["package", "--model", str(work / "tokenizer-alone"), *places])
-    assert "a tokenizer without a generator; give the generator's run" in capsys.readouterr().err
-    for options, said in ((["--sede", "1"], "--sede"), (["--epochs", "few"], "few")):
+    package = ["package", "--model", str(work / "tokenizer-alone"), "--sweep", "sweep.json", "--out", "bundle"]
+    training = ["judge", "--data", data, "--out", "judge"]
+    for argv, said in (
+        (package, "a tokenizer without a generator; give the generator's run"),
+        ([*training, "--sede", "1"], "--sede"),
+        ([*training, "--epochs", "few"], "few"),
+    ):
         with pytest.raises(SystemExit, match="2"):
-            run_cli("recipe", *RECIPE.commands(), argv=["judge", "--data", data, "--out", "judge", *options])
+            run_cli("recipe", *RECIPE.commands(), argv=argv)
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("recipe: ")
+        assert re.match("recipe: |mvar: model = ", line)
         assert said in line

@@ -41,70 +41,59 @@ class Subject:
 
     def model(self) -> Model:
         """The model on the CPU."""
-        return _random(*self._configs(), self.dtype) if self.name in PRESETS else load(self.name, "cpu", self.dtype)
+        return self._random() if self.name in PRESETS else load(self.name, "cpu", self.dtype)
 
+    @cache  # noqa: B019  # takes seconds and is needed more than once
     def work(self, batch: int, guidance: float) -> list[Work]:
         """The matrix products and convolutions with weights of one batch, counted on torch's meta device."""
-        return _work(self, batch, guidance)
+        case = Case(Model(*self._on_meta()).sampler(SEED, guidance=guidance, **UNFILTERED))  # filters need numbers
+        ledger = Ledger()
+        with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
+            case.draw(batch, ledger)
+        return counter.work
 
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
-        networks = _networks(*self._configs(), self.dtype)
-        return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+        return sum(p.numel() * p.element_size() for network in self._on_meta() for p in network.parameters())
 
     def image_bytes(self) -> int:
         """About the memory per image beside the weights."""
-        return peak_bytes(*self._configs())
+        return peak_bytes(*self.configs())
 
-    def _configs(self) -> tuple[TokenizerConfig, GeneratorConfig]:
-        if self.name in PRESETS:
-            return tokenizer_for(self.name), PRESETS[self.name]
-        bundle = read_bundle(hub.find(self.name))
-        if bundle.generator is None:
-            raise ValueError(f"model = {self.name!r}: is a tokenizer without a generator")
-        return bundle.tokenizer.config, bundle.generator.config
+    def configs(self) -> tuple[TokenizerConfig, GeneratorConfig]:
+        """Of both networks; a generator preset has the first tokenizer preset that fits, best the one of its name."""
+        if self.name not in PRESETS:
+            bundle = read_bundle(hub.find(self.name))
+            if bundle.generator is None:
+                raise ValueError(f"model = {self.name!r}: is a tokenizer without a generator")
+            return bundle.tokenizer.config, bundle.generator.config
+        generator = PRESETS[self.name]
+        fits = {name: config for name, config in TOKENIZERS.items() if _form(config) == _form(generator)}
+        return fits.get(self.name, next(iter(fits.values()))), generator
 
+    def _on_meta(self) -> tuple[Tokenizer, Generator]:
+        tokenizer, generator = self.configs()
+        with torch.device("meta"):
+            networks = Tokenizer(tokenizer), Generator(generator)
+        to_device(*networks, torch.device("meta"), self.dtype)
+        return networks
 
-@cache  # takes seconds and is needed more than once
-def _work(subject: Subject, batch: int, guidance: float) -> list[Work]:
-    model = Model(*_networks(*subject._configs(), subject.dtype))
-    case = Case(model.sampler(SEED, guidance=guidance, **UNFILTERED))  # filters need numbers, not shapes
-    ledger = Ledger()
-    with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
-        case.draw(batch, ledger)
-    return counter.work
-
-
-def tokenizer_for(preset: str) -> TokenizerConfig:
-    """The tokenizer preset for a generator preset: the one of its name, else the first that fits."""
-
-    def form(config: TokenizerConfig | GeneratorConfig) -> tuple[Any, ...]:
-        return config.vocab_size, config.latent_channels, config.schedule
-
-    fits = [name for name, config in TOKENIZERS.items() if form(config) == form(PRESETS[preset])]
-    return TOKENIZERS[preset if preset in fits else fits[0]]
-
-
-def _networks(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dtype) -> tuple[Tokenizer, Generator]:
-    """Both networks on the meta device."""
-    with torch.device("meta"):
-        networks = Tokenizer(tokenizer), Generator(generator)
-    to_device(*networks, torch.device("meta"), dtype)
-    return networks
+    def _random(self) -> Model:
+        """A model of random weights, which never take the memory of another dtype."""
+        networks = self._on_meta()
+        for network in networks:
+            network.to_empty(device="cpu")
+        rng = torch.Generator().manual_seed(SEED)
+        with torch.no_grad():
+            for parameter in networks[0].parameters():
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=rng))
+        initialise(networks[1], SEED)
+        to_device(*networks, "cpu", self.dtype)
+        return Model(*networks, classes=[str(i) for i in range(networks[1].config.num_classes)])
 
 
-def _random(tokenizer: TokenizerConfig, generator: GeneratorConfig, dtype: Dtype) -> Model:
-    """A model of random weights, which never take the memory of another dtype."""
-    networks = _networks(tokenizer, generator, dtype)
-    for network in networks:
-        network.to_empty(device="cpu")
-    rng = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for parameter in networks[0].parameters():
-            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=rng))
-    initialise(networks[1], SEED)
-    to_device(*networks, "cpu", dtype)
-    return Model(*networks, classes=[str(i) for i in range(generator.num_classes)])
+def _form(config: TokenizerConfig | GeneratorConfig) -> tuple[Any, ...]:
+    return config.vocab_size, config.latent_channels, config.schedule
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,7 @@ def bench(
 
     turns: dict[Hashable, Callable[[], float]] = {first: watched}
     for rival, subject in zip(against, subjects[1:], strict=True):
-        if rival == PREFIX:
-            other = Case(case.sampler, partial(rerunning, case.sampler.generator))
-        else:
-            other = Case(subject.model().sampler(SEED, guidance=guidance))
-        turns[rival] = partial(other.draw, first, Ledger())
+        turns[rival] = partial(_other(rival, case, subject, guidance).draw, first, Ledger())
     turns |= {batch: partial(case.draw, batch, Ledger()) for batch in batches[1:]}
     peaks = Peaks(getattr(torch, DTYPES[dtype]))
     seconds = take_turns(turns, rounds, peaks=[peaks])
@@ -75,7 +71,10 @@ def bench(
     ours = seconds[first]
     overall = measured(first, main, first)
     middle = sorted(range(rounds), key=ours.__getitem__)[rounds // 2]
-    sizes = [{**measured(batch, main, batch), "batch": batch} for batch in batches]
+    sizes = []
+    for batch in batches:
+        size = measured(batch, main, batch)
+        sizes.append({**size, "batch": batch, "images_per_second": batch / size["seconds"]})
     rivals = []
     for rival, subject in zip(against, subjects[1:], strict=True):
         ratio = median(a / b for a, b in zip(ours, seconds[rival], strict=True))
@@ -95,9 +94,15 @@ def bench(
         **_splits(model, watches[1 + middle].seconds, main.work(first, guidance), peaks),
         "matmul_flops": peaks.matmul_flops,
         "bandwidth": peaks.bandwidth,
-        "batches": [{**size, "images_per_second": size["batch"] / size["seconds"]} for size in sizes],
+        "batches": sizes,
         "against": rivals,
     }
+
+
+def _other(rival: str, case: Case, subject: Subject, guidance: float) -> Case:
+    if rival == PREFIX:
+        return Case(case.sampler, partial(rerunning, case.sampler.generator))
+    return Case(subject.model().sampler(SEED, guidance=guidance))
 
 
 def _subjects(name: str, dtype: str, batches: Sequence[int], against: Sequence[str]) -> list[Subject]:

@@ -72,8 +72,7 @@ def _unguided(trial: Trial) -> int:
 def _scatter(axes: "Axes", report: Mapping[str, Any], across: tuple[str, int], up: tuple[str, int]) -> None:
     """Every trial as a point, hollow where its spread lies outside the band, and the front as a line.
 
-    Args:
-        across, up: the measure, and its factor; a negative factor marks measures of which less is better.
+    `across` and `up` are a measure and its factor, which is negative where less is better.
     """
     trials = report["trials"]
     points = [tuple(trial[name] * factor for name, factor in (across, up)) for trial in trials]
