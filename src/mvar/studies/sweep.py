@@ -22,7 +22,7 @@ from mvar.evaluation.images import mean_distance
 from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
 from mvar.files import writable_folder
-from mvar.job import check_same
+from mvar.job import Job, check_same
 from mvar.sampling.config import SamplingSettings
 from mvar.settings import Several, check
 from mvar.studies import measuring, page, sweep_figure
@@ -75,7 +75,7 @@ def sweep(
         "samples_per_class": samples_per_class,
         "seed": seed,
     }
-    trials = _trials(path, settings)
+    _trials(path, settings)  # refuses before the long work
     measure = _measure(reference, critic)
     report: dict[str, Any] = {
         "settings": settings,
@@ -85,17 +85,27 @@ def sweep(
     }
 
     def measured(plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The trials, once all of the plan are there."""
-        for setting in plan[len(trials) :]:
-            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**setting))
-            trials.append(page.rounded({**setting, **measure(drawn.images)}))
+        """All trials of the plan, read from the file: it makes no difference when they were measured."""
+
+        def make(i: int) -> None:
+            drawn = measuring.draw(loaded, form, samples_per_class, seed, SamplingSettings(**plan[i]))
+            trials = [*_trials(path, settings), {**plan[i], **measure(drawn.images)}]
             page.write_json(path, {**report, "trials": trials})
             print(described(trials[-1]), flush=True)
-        return trials
+
+        Job(
+            folder=path.parent,
+            pieces=range(len(plan)),
+            noun="trials",
+            name=str,
+            is_complete=lambda i: i < len(_trials(path, settings)),
+        ).make_missing(make)
+        return _trials(path, settings)
 
     plan = grid.unfiltered(scales)
     at = best(measured(plan)[: len(plan)], grid)
-    chosen = best(measured(plan + grid.filtered(at)), grid)
+    trials = measured(plan + grid.filtered(at))
+    chosen = best(trials, grid)
     report |= {"chosen": chosen, "trials": trials}
     page.write_json(path, report)
     if can_draw(FIGURE):
