@@ -137,7 +137,6 @@ def truncate(path):
 DAMAGE = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; give a bundle or run folder"),
     "no weights": (lambda f: (f / "tokenizer.safetensors").unlink(), "tokenizer.safetensors: no such file"),
-    "no classes": (lambda f: (f / "classes.json").unlink(), "classes.json: cannot be read"),
     "not JSON": (lambda f: truncate(f / "config.json"), "config.json: not valid JSON"),
     "format": (lambda f: edit_config(f, lambda c: c.update(format="x")), "format = 'x': expected 'mvar-bundle'"),
     "version": (lambda f: edit_config(f, lambda c: c.update(version=2)), "version = 2: this mvar reads version 1"),

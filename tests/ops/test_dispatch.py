@@ -1,6 +1,5 @@
 """What MVAR_OPS and a machine choose, and that every choice gives the same numbers."""
 
-import sys
 import types
 
 import pytest
@@ -79,36 +78,22 @@ def test_native_alone_is_an_error_where_it_is_not_available(monkeypatch):
     assert describe(CPU) == "PyTorch (MVAR_OPS = torch)"
 
 
-@pytest.fixture
-def kernel(monkeypatch):
-    """A stand-in for mamba-ssm: its signature and layout, the recurrence's results."""
-    calls = []
+def test_on_a_gpu_mamba_ssm_gets_what_it_expects(monkeypatch):
+    chunks = []
 
-    def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, *, initial_states=None, return_final_states=False):
+    def kernel(x, dt, A, B, C, chunk_size, *, initial_states=None, return_final_states=False):
         batch, length, heads, width = x.shape
-        assert dt.shape == (batch, length, heads)
-        assert A.shape == (heads,)
+        assert (dt.shape, A.shape) == ((batch, length, heads), (heads,))
         assert B.shape == C.shape == (batch, length, 1, B.shape[-1])
         assert chunk_size & (chunk_size - 1) == 0
         assert initial_states is None or initial_states.shape == (batch, heads, width, B.shape[-1])
         assert return_final_states
         assert all(t.stride(-1) == 1 for t in (x, dt, B, C))
-        calls.append(chunk_size)
+        chunks.append(chunk_size)
         y, state = ssd_reference(x, dt, A, B[:, :, 0], C[:, :, 0], initial_states)
         return y, state.bfloat16()
 
-    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", dispatch.KERNEL):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules[dispatch.KERNEL].mamba_chunk_scan_combined = mamba_chunk_scan_combined
-    find_mamba_ssm.cache_clear()
-    yield calls
-    find_mamba_ssm.cache_clear()
-
-
-def test_on_a_gpu_mamba_ssm_gets_what_it_expects(kernel, monkeypatch):
-    assert describe(CUDA) == "mamba-ssm (it imports)"
-    assert mamba_ssm(CPU) is None
-    monkeypatch.setattr("mvar.ops.mamba.mamba_ssm", lambda device: mamba_ssm(CUDA))
+    monkeypatch.setattr("mvar.ops.mamba.mamba_ssm", lambda device: kernel)
     rng = torch.Generator().manual_seed(0)
     shapes = ((2, 21, 3, 4), (2, 21, 3), (3,), (2, 21, 5), (2, 21, 5), (2, 3, 4, 5))
     x, dt, A, key, query, state = (torch.rand(shape, generator=rng) for shape in shapes)
@@ -119,10 +104,15 @@ def test_on_a_gpu_mamba_ssm_gets_what_it_expects(kernel, monkeypatch):
         assert after.dtype == torch.float32
         torch.testing.assert_close(after, expected_after, rtol=1e-2, atol=1e-2)
     scan(x[:, :1], dt[:, :1], -A, key[:, :1], query[:, :1], None)
-    assert kernel == [32, 32, 16]
+    assert chunks == [32, 32, 16]
 
 
-def test_without_mamba_ssm_there_is_a_reason(monkeypatch):
+def test_mamba_ssm_is_imported_or_there_is_a_reason(monkeypatch):
+    found = types.SimpleNamespace(mamba_chunk_scan_combined=len)
+    monkeypatch.setattr(dispatch.importlib, "import_module", lambda name: found)
+    find_mamba_ssm.cache_clear()
+    assert (mamba_ssm(CUDA), mamba_ssm(CPU), describe(CUDA)) == (len, None, "mamba-ssm (it imports)")
+
     def refuse(name):
         raise OSError("libcudart.so.12: not found")
 

@@ -112,11 +112,7 @@ class Bundle:
 def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float32") -> Path:
     """Write a bundle into a folder, which may hold other files, and return it.
 
-    Args:
-        dtype: of the stored matrices; the quantiser and all vectors are always stored in float32.
-
-    Raises:
-        ValueError: unknown dtype, parts that do not belong together, or a folder that cannot be written.
+    `dtype` is that of the stored matrices; the quantiser and all vectors are always stored in float32.
     """
     if dtype not in get_args(StoredDtype):
         raise ValueError(f"dtype = {dtype!r}: store a bundle in float32 or bfloat16")
@@ -160,13 +156,9 @@ def is_bundle(folder: str | Path) -> bool:
 def read_bundle(
     folder: str | Path, device: str | torch.device | None = "cpu", dtype: Dtype | None = "float32"
 ) -> Bundle:
-    """Read a bundle: networks in eval mode, on the CPU, each weight read directly in the dtype that it will run in.
+    """Read a bundle: networks in eval mode, on the CPU, each weight directly in the dtype that it will run in.
 
-    Args:
-        device, dtype: where and how the networks will run; as for `mvar.checkpoint.placement.to_device`.
-
-    Raises:
-        ValueError: one line that names the file and what is wrong with it; or the weights do not fit into memory.
+    Device and dtype are those that `mvar.checkpoint.placement.to_device` will be given.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -195,7 +187,7 @@ def read_bundle(
 
 
 def read_generator_config(folder: str | Path) -> GeneratorConfig | None:
-    """The config of a bundle's generator, without reading weights; raises as `read_bundle`."""
+    """The config of a bundle's generator, without reading weights."""
     config = _read_config(Path(folder))
     return _config(GeneratorConfig, "generator", config, Path(folder)) if config.get("generator") else None
 

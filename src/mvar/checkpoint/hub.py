@@ -29,11 +29,7 @@ def packaged_root() -> Path:
 def find(source: str | Path, **download: Any) -> Path:
     """The folder of a bundle: packaged under this name, a folder, or downloaded from the hub as owner/name.
 
-    Args:
-        download: options of huggingface_hub's `snapshot_download`.
-
-    Raises:
-        ValueError: nothing is found.
+    `download` are options of huggingface_hub's `snapshot_download`.
     """
     packaged = packaged_models()
     if source in packaged:

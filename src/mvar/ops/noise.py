@@ -1,7 +1,7 @@
 """Noise that belongs to an image: a pure function of (seed, image index, stream, position).
 
-Counter-based, so that image i gets the same bits whatever the batch, its order or the number of machines. NumPy
-computes it on the CPU, one image at a time: neither threads nor the device can change it.
+Counter-based, so that image i gets the same bits whatever the batch, its order or the number of machines; computed on
+the CPU.
 
 Source: Philox (Salmon et al. 2011) with key (seed, index) and counter (position, stream), whose raw bits NumPy promises
 to be the same in every version.
@@ -20,15 +20,9 @@ _BELOW_ONE = np.float32(1 - 2**-24)  # the largest float32 below 1
 
 
 def uniform(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) -> Tensor:
-    """Independent uniform numbers for each image.
+    """Independent uniform numbers for each image, in float32 (len(index), *shape), strictly inside (0, 1).
 
-    Args:
-        index: each image's own number; like seed and stream 0 to 2**64 - 1.
-        stream: separates the noise of one image, for example by scale.
-        shape: of one image's noise.
-
-    Returns:
-        float32 (len(index), *shape) on the CPU, strictly inside (0, 1), in steps of 2**-32 close to 0.
+    `stream` separates the noise of one image, for example by scale. Close to 0, steps are 2**-32.
     """
     seed, stream, *index = map(operator.index, (seed, stream, *index))
     for name, number in (("seed", seed), ("stream", stream), *(("index", i) for i in index)):
