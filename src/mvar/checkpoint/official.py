@@ -239,7 +239,7 @@ def _claims(config: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any
     claims: dict[str, Any] = {name: bool(args[short]) for short, name in names.items() if short in args}
     if sides := config.get("patch_nums"):
         claims["sides"] = list(sides)
-    elif pn := str(args.get("pn", "")):
+    elif pn := args.get("pn"):
         claims["sides"] = list(PATCH_NUMS.get(pn) or map(int, pn.split("_")))
     return claims
 
