@@ -119,10 +119,8 @@ def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float
     generator = bundle.generator
     networks = [network for network in (bundle.tokenizer, generator) if network is not None]
     if dtype == "float32" and any(p.dtype == torch.bfloat16 for network in networks for p in network.parameters()):
-        raise ValueError(
-            "dtype = 'float32': the weights in use are rounded to bfloat16; "
-            "load the model with dtype='float32' to save it exactly, or save it as bfloat16"
-        )
+        fix = "load the model with dtype='float32' to save it exactly, or save it as bfloat16"
+        raise ValueError(f"dtype = 'float32': the weights in use are rounded to bfloat16; {fix}")
     if generator and (problem := _mismatch(bundle.tokenizer.config, generator.config, bundle.classes)):
         raise ValueError(problem)
     folder = writable_folder(folder, "out")
@@ -230,10 +228,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{path}: format = {found!r}: expected {FORMAT!r}; not a bundle")
     if config.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
-            "install the mvar that wrote the bundle, or write it again"
-        )
+        reads = f"this mvar reads version {VERSION}; install the one that wrote the bundle, or write it again"
+        raise ValueError(f"{path}: version = {config.get('version')!r}: {reads}")
     return config
 
 

@@ -107,8 +107,7 @@ class Generator(nn.Module):
         expected = sum(self.schedule.areas[k] for k in words)
         received = 0 if inputs_BlZ is None else inputs_BlZ.shape[1]
         if received != expected:
-            raise ValueError(f"inputs have {received} tokens, scales {list(words)} take {expected}")
-
+            raise ValueError(f"inputs have {received} tokens, scales {words} take {expected}")
         parts = []
         if 0 in scales:
             parts.append(at_least_float32(modulation.class_embedding_BC)[:, None] + at_least_float32(self.start_pos))

@@ -89,11 +89,9 @@ def _structure(sizes: str, pointers: str) -> type[ctypes.Structure]:
 
 
 # `Mamba` and `Adaln` of the source.
-MAMBA = _structure(
-    "B L h N",
-    "projected conv_weight conv_bias dt_bias A skip norm tail state next_tail next_state scratch y",
-)
-ADALN = _structure("B L C stride", "x gate scale shift y sum out")
+INPUTS, OUTPUTS = "projected conv_weight conv_bias dt_bias A skip norm tail state", "next_tail next_state scratch y"
+MAMBA = _structure("B L h N", f"{INPUTS} {OUTPUTS}")
+ADALN = _structure("B L C", "x gate scale shift y sum out")
 
 
 def mamba(
@@ -149,7 +147,7 @@ def adaln(
         tensors |= {"scale": _rows("scale", norm[0], (B, C)), "shift": _rows("shift", norm[1], (B, C))}
         tensors["out"] = torch.empty_like(tensors["x"], dtype=dtype)
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    _call("mvar_adaln", ctypes.byref(ADALN(B, L, C, C, **pointers)), ctypes.c_float(eps), dtype=dtype)
+    _call("mvar_adaln", ctypes.byref(ADALN(B, L, C, **pointers)), ctypes.c_float(eps), dtype=dtype)
     return tensors.get("sum", x_BLC), tensors.get("out", x_BLC)
 
 

@@ -47,9 +47,5 @@ def gumbel(seed: int, index: Sequence[int], stream: int, shape: Sequence[int], a
     u = uniform(seed, index, stream, shape)
     noise = (u if at is None else u.gather(-1, at.cpu())).numpy()
     for row in noise:
-        np.negative(row, out=row)
-        np.log1p(row, out=row)
-        np.negative(row, out=row)
-        np.log(row, out=row)
-        np.negative(row, out=row)
+        row[...] = -np.log(-np.log1p(-row))
     return torch.from_numpy(noise)
