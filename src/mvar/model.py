@@ -377,7 +377,7 @@ def load_official(
         device, dtype: as for `load`.
 
     Raises:
-        ValueError: no file given, a damaged one, or unknown, missing or misshapen keys, a line for each.
+        ValueError: no file given, a damaged one, or unknown, missing or misshapen keys.
     """
     return from_bundle(official.load(tokenizer, generator), device, dtype)
 

@@ -137,7 +137,6 @@ def truncate(path):
 DAMAGE = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; give a bundle or run folder"),
     "no weights": (lambda f: (f / "tokenizer.safetensors").unlink(), "tokenizer.safetensors: no such file"),
-    "no classes": (lambda f: (f / "classes.json").unlink(), "classes.json: cannot be read"),
     "not JSON": (lambda f: truncate(f / "config.json"), "config.json: not valid JSON"),
     "format": (lambda f: edit_config(f, lambda c: c.update(format="x")), "format = 'x': expected 'mvar-bundle'"),
     "version": (lambda f: edit_config(f, lambda c: c.update(version=2)), "version = 2: this mvar reads version 1"),
@@ -145,14 +144,9 @@ DAMAGE = {
         lambda f: edit_config(f, lambda c: c["generator"].update(deepness=3)),
         "generator.deepness: no such setting",
     ),
-    "unsound": (lambda f: edit_config(f, lambda c: c["generator"].update(heads=7)), "generator.heads = 7: must divide"),
     "parts differ": (
         lambda f: edit_config(f, lambda c: c["generator"].update(vocab_size=9)),
         "tokenizer.vocab_size = 48 but generator.vocab_size = 9",
-    ),
-    "schedules differ": (
-        lambda f: edit_config(f, lambda c: c["generator"].update(sides=[1, 2])),
-        r"but generator.sides = \[1, 2\]",
     ),
     "class count": (
         lambda f: (f / "classes.json").write_text('["a"]'),
@@ -211,7 +205,7 @@ def test_weights_that_do_not_fit_are_refused_with_numbers(folder, monkeypatch):
 PEAK = """
 import resource, sys
 import mvar
-from mvar.checkpoint.bundle import read_bundle
+import mvar.model
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for folder in sys.argv[1:]:
     model = None
@@ -223,13 +217,8 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_loading_takes_no_second_copy(tmp_path):
     shared = {"vocab_size": 32, "latent_channels": 8, "sides": [1, 2, 3]}
-    config = GeneratorConfig(depth=5, width=768, num_classes=2, **shared)
+    generator = Generator(GeneratorConfig(depth=5, width=768, num_classes=2, **shared))
     tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **shared))
-    with torch.device("meta"):
-        generator = Generator(config)
-    generator.to_empty(device="cpu").load_state_dict(
-        {k: torch.zeros_like(v) for k, v in generator.state_dict().items()}
-    )
     bundle = Bundle(tokenizer=tokenizer, generator=generator, classes=["a", "b"])
     folders = [write_bundle(tmp_path / stored, bundle, stored) for stored in ("bfloat16", "float32")]
     done = subprocess.run([sys.executable, "-c", PEAK, *folders], capture_output=True, text=True, check=True)

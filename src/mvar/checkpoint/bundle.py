@@ -112,21 +112,15 @@ class Bundle:
 def write_bundle(folder: str | Path, bundle: Bundle, dtype: StoredDtype = "float32") -> Path:
     """Write a bundle into a folder, which may hold other files, and return it.
 
-    Args:
-        dtype: of the stored matrices; the quantiser and all vectors are always stored in float32.
-
-    Raises:
-        ValueError: unknown dtype, parts that do not belong together, or a folder that cannot be written.
+    `dtype` is that of the stored matrices; the quantiser and all vectors are always stored in float32.
     """
     if dtype not in get_args(StoredDtype):
         raise ValueError(f"dtype = {dtype!r}: store a bundle in float32 or bfloat16")
     generator = bundle.generator
     networks = [network for network in (bundle.tokenizer, generator) if network is not None]
     if dtype == "float32" and any(p.dtype == torch.bfloat16 for network in networks for p in network.parameters()):
-        raise ValueError(
-            "dtype = 'float32': the weights in use are rounded to bfloat16; "
-            "load the model with dtype='float32' to save it exactly, or save it as bfloat16"
-        )
+        fix = "load the model with dtype='float32' to save it exactly, or save it as bfloat16"
+        raise ValueError(f"dtype = 'float32': the weights in use are rounded to bfloat16; {fix}")
     if generator and (problem := _mismatch(bundle.tokenizer.config, generator.config, bundle.classes)):
         raise ValueError(problem)
     folder = writable_folder(folder, "out")
@@ -160,13 +154,9 @@ def is_bundle(folder: str | Path) -> bool:
 def read_bundle(
     folder: str | Path, device: str | torch.device | None = "cpu", dtype: Dtype | None = "float32"
 ) -> Bundle:
-    """Read a bundle: networks in eval mode, on the CPU, each weight read directly in the dtype that it will run in.
+    """Read a bundle: networks in eval mode, on the CPU, each weight directly in the dtype that it will run in.
 
-    Args:
-        device, dtype: where and how the networks will run; as for `mvar.checkpoint.placement.to_device`.
-
-    Raises:
-        ValueError: one line that names the file and what is wrong with it; or the weights do not fit into memory.
+    Device and dtype are those that `mvar.checkpoint.placement.to_device` will be given.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -195,7 +185,7 @@ def read_bundle(
 
 
 def read_generator_config(folder: str | Path) -> GeneratorConfig | None:
-    """The config of a bundle's generator, without reading weights; raises as `read_bundle`."""
+    """The config of a bundle's generator, without reading weights."""
     config = _read_config(Path(folder))
     return _config(GeneratorConfig, "generator", config, Path(folder)) if config.get("generator") else None
 
@@ -238,10 +228,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{path}: format = {found!r}: expected {FORMAT!r}; not a bundle")
     if config.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: version = {config.get('version')!r}: this mvar reads version {VERSION}; "
-            "install the mvar that wrote the bundle, or write it again"
-        )
+        reads = f"this mvar reads version {VERSION}; install the one that wrote the bundle, or write it again"
+        raise ValueError(f"{path}: version = {config.get('version')!r}: {reads}")
     return config
 
 

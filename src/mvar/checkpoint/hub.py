@@ -29,11 +29,7 @@ def packaged_root() -> Path:
 def find(source: str | Path, **download: Any) -> Path:
     """The folder of a bundle: packaged under this name, a folder, or downloaded from the hub as owner/name.
 
-    Args:
-        download: options of huggingface_hub's `snapshot_download`.
-
-    Raises:
-        ValueError: nothing is found.
+    `download` are options of huggingface_hub's `snapshot_download`.
     """
     packaged = packaged_models()
     if source in packaged:
@@ -42,9 +38,7 @@ def find(source: str | Path, **download: Any) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise ValueError(
-            f"model = {str(source)!r}: is a file; give a bundle folder, or use load_official for .pth files"
-        )
+        raise ValueError(f"model = {str(source)!r}: is a file; give a bundle folder, or load_official the .pth file")
     if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
         parent, name = source.split("/")
         if Path(parent).is_dir():  # a mistyped path, no hub id

@@ -66,12 +66,7 @@ TRAINER_KEYS = {"tokenizer": ("vae_local",), "generator": ("mvar_wo_ddp", "var_w
 def read_tokenizer(source: Source, sides: Sequence[Side] | None = None) -> Tokenizer:
     """The tokenizer of an official file, in float32 on the CPU, in eval mode.
 
-    Args:
-        source: a `.pth` or `.safetensors` file, or what it holds.
-        sides: of the token maps, which no tensor of a tokenizer shows; None takes the trainer's, else those of 256 px.
-
-    Raises:
-        ValueError: a damaged file, names or shapes that do not fit, or weights that are not finite.
+    No tensor shows the sides of its token maps: None takes those in a trainer's settings, else those of 256 pixels.
     """
     file = _open(source, "tokenizer")
     V, Z = file.shape("quantize.embedding.weight", 2)
@@ -146,10 +141,7 @@ def load(tokenizer: Source | None = None, generator: Source | None = None) -> Bu
 
 
 def export(tokenizer: Tokenizer, generator: Generator | None, out: str | Path) -> list[Path]:
-    """Write networks as tokenizer.pth and generator.pth in the official format into the new folder `out`.
-
-    Returns their paths. Errors are those of `tokenizer_to_official` and `generator_to_official`.
-    """
+    """Write networks as tokenizer.pth and generator.pth in the official format into the new folder `out`."""
     states = {"tokenizer.pth": tokenizer_to_official(tokenizer)}
     if generator is not None:
         states["generator.pth"] = generator_to_official(generator)
@@ -170,11 +162,7 @@ def class_names(num_classes: int) -> list[str]:
 
 
 def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The official state dict of a tokenizer, in float32 on the CPU; its counts of code use, unknown here, are zeros.
-
-    Raises:
-        ValueError: its normalisation has other groups than the official code's.
-    """
+    """The official state dict of a tokenizer, in float32 on the CPU; the counts of code use are zeros."""
     config = tokenizer.config
     if config.norm_groups != TokenizerConfig.norm_groups:
         only = f"the official code has {TokenizerConfig.norm_groups} groups only; train one with that many"
@@ -184,11 +172,7 @@ def tokenizer_to_official(tokenizer: Tokenizer) -> dict[str, Tensor]:
 
 
 def generator_to_official(generator: Generator) -> dict[str, Tensor]:
-    """The official state dict of a generator with its buffers, in float32 on the CPU.
-
-    Raises:
-        ValueError: maps that are not square, or intra-scale attention in some blocks and global attention in others.
-    """
+    """The official state dict of a generator with its buffers, in float32 on the CPU."""
     config = generator.config
     problems = []
     if any(h != w for h, w in config.schedule.shapes):
@@ -212,7 +196,6 @@ class _File:
     claims: dict[str, Any]
 
     def has(self, prefix: str) -> bool:
-        """Whether the name of any tensor starts with this."""
         return any(name.startswith(prefix) for name in self.state)
 
     def count(self, prefix: str) -> int:
@@ -256,7 +239,7 @@ def _claims(config: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any
     claims: dict[str, Any] = {name: bool(args[short]) for short, name in names.items() if short in args}
     if sides := config.get("patch_nums"):
         claims["sides"] = list(sides)
-    elif pn := str(args.get("pn", "")):
+    elif pn := args.get("pn"):
         claims["sides"] = list(PATCH_NUMS.get(pn) or map(int, pn.split("_")))
     return claims
 
@@ -324,7 +307,7 @@ def _filled(kind: type[Network], config: Any, file: _File, buffers: Mapping[str,
         raise ValueError("\n".join([f"{file.name} does not fit the official {file.kind} it describes:", *problems]))
     needed = 4 * sum(tensor.numel() for _, tensor in expected.values())
     check_memory(needed, f"{file.name}: its weights in float32", "free some")
-    # Copies, so that neither the caller's dict nor a mapped file is changed by training.
+    # Copies, so that training changes neither the caller's dict nor a mapped file.
     state = {name: file.state[name].to("cpu", torch.float32, copy=True) for name in expected}
     if problem := damage(state):
         raise ValueError(f"{file.name}: {problem}")

@@ -66,12 +66,7 @@ class Generator(nn.Module):
         noise_BU: Tensor | None = None,
         smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Results (B, l) of `linear_cross_entropy` for teacher-forced tokens.
-
-        Args:
-            inputs_BlZ: from the tokenizer's `generator_inputs` for these token maps.
-            tokens_Bl: all token maps of the images, or only the first few, coarse to fine.
-        """
+        """Results (B, l) of `linear_cross_entropy` for teacher-forced tokens: all token maps, or only the first few."""
         if tokens_Bl.shape[1] not in self.schedule.offsets[1:]:
             raise ValueError(f"tokens: {tokens_Bl.shape[1]} an image; whole maps have {self.schedule.offsets[1:]}")
         scales = range(self.schedule.offsets.index(tokens_Bl.shape[1]))
@@ -112,8 +107,7 @@ class Generator(nn.Module):
         expected = sum(self.schedule.areas[k] for k in words)
         received = 0 if inputs_BlZ is None else inputs_BlZ.shape[1]
         if received != expected:
-            raise ValueError(f"inputs have {received} tokens, scales {list(words)} take {expected}")
-
+            raise ValueError(f"inputs have {received} tokens, scales {words} take {expected}")
         parts = []
         if 0 in scales:
             parts.append(at_least_float32(modulation.class_embedding_BC)[:, None] + at_least_float32(self.start_pos))
@@ -136,10 +130,9 @@ class Generator(nn.Module):
         scales: range,
         head_rows: int | None = None,
     ) -> tuple[Tensor, GeneratorState]:
-        """Run the blocks over consecutive scales.
+        """Run the blocks over consecutive scales, on what `embed` gives for them.
 
         Args:
-            x_BlC: from `embed` for these scales.
             state: after the scales before these; None, like `initial_state`, at the start.
             head_rows: compute logits of the first `head_rows` images only; None for all.
 

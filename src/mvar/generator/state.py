@@ -15,17 +15,11 @@ from mvar.ops.mamba import MambaState
 
 @dataclass(frozen=True)
 class Modulation:
-    """AdaLN vectors for a batch of labels.
+    """AdaLN vectors for a batch of labels."""
 
-    Attributes:
-        blocks: one (B, R, C) per block: the gates of its branches, then their scales, then their shifts.
-        head_B2C: scale and shift of the head.
-        class_embedding_BC: added to the position of the start tokens.
-    """
-
-    blocks: tuple[Tensor, ...]
-    head_B2C: Tensor
-    class_embedding_BC: Tensor
+    blocks: tuple[Tensor, ...]  # one (B, R, C) per block: gates of its branches, then their scales, then their shifts
+    head_B2C: Tensor  # scale and shift
+    class_embedding_BC: Tensor  # added to the position of the start tokens
 
     def select(self, index: Tensor) -> "Modulation":
         """The labels at these positions, in that order."""

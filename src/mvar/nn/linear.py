@@ -1,7 +1,6 @@
 """The linear layer of every projection, and the MLP.
 
 Shapes: B batch, L tokens, C width.
-Source: VAR (Tian et al. 2024), appendix, for the MLP.
 """
 
 from typing import Any

@@ -19,15 +19,10 @@ CHUNK_LOGITS = 2**22  # 16 MB in float32: 1024 tokens of 4096 codes, enough for 
 def linear_cross_entropy(
     x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor, target_N: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of softmax(x W^T + b), differentiable once in x, W and b, whose dtype the products have.
+    """Each token's cross-entropy in nats, at least float32, and whether its likeliest code is the target, (N,) both.
 
-    The backward pass recomputes each chunk's logits: one more product of four.
-
-    Args:
-        smoothing: share of the target's probability that is spread evenly over all codes.
-
-    Returns:
-        The loss of each token in nats, at least float32 (N,), and whether its likeliest code is the target, bool (N,).
+    Differentiable once in x, W and b; the backward pass recomputes each chunk's logits. `smoothing` is the share of the
+    target's probability that is spread evenly over all codes.
     """
     with without_autocast(x_NC):
         if runs_reference():

@@ -21,8 +21,7 @@ def candidates(logits_BlV: Tensor, k: int, p: float) -> tuple[Tensor, Tensor | N
     Top-k keeps the k largest logits and ties with the k-th (on a GPU at most TIES of them); 0 keeps all. Top-p drops
     the least likely of these whose ascending cumulative probability is <= 1 - p, never the largest; 1 keeps all.
 
-    Returns:
-        Logits (B, l, c) in descending order, -inf if dropped, and their codes. If both keep all: logits_BlV and None.
+    Returns logits (B, l, c) in descending order, -inf if dropped, and their codes; if both keep all, logits_BlV, None.
     """
     V = logits_BlV.shape[-1]
     every = k == 0 or k >= V

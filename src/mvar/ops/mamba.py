@@ -118,14 +118,9 @@ def mamba(
 def causal_conv(
     x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None, tail_BVD: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Convolve each channel with its own kernel, whose last tap meets the current token.
+    """Convolve each channel with its own kernel, whose last tap meets the current token and whose dtype results have.
 
-    Args:
-        weight_DW: its dtype is the result's.
-        tail_BVD: the V tokens before this call; None, at the start of the sequence, means zeros.
-
-    Returns:
-        The convolved tokens (B, L, D), and the tail for the next call.
+    `tail_BVD` are the V tokens before this call (None: zeros); the second result is the tail for the next one.
     """
     (B, L, D), W = x_BLD.shape, weight_DW.shape[1]
     if tail_BVD is None:

@@ -271,7 +271,7 @@ void mvar_mamba(const Mamba *m, float eps, int half, int threads) {
 }
 
 typedef struct {
-    long B, L, C, stride;                                /* the last: from an image's gate, scale, shift to the next's */
+    long B, L, C;
     const float *x, *gate, *scale, *shift;               /* (B, L, C), the others (B, C) */
     const void *y;                                       /* (B, L, C), or none */
     float *sum;                                          /* (B, L, C) */
@@ -280,7 +280,7 @@ typedef struct {
 
 /* sum = x + gate y where there is a y; out = LayerNorm(sum) (1 + scale) + shift where there is an out. */
 INLINE void adaln(const Adaln *a, long token, float eps, int half) {
-    long C = a->C, at = token / a->L * a->stride;
+    long C = a->C, at = token / a->L * C;
     const float *x = a->x + token * C;
     vec total = {}, squares = {};
     if (a->y) {

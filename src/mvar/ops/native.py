@@ -89,11 +89,9 @@ def _structure(sizes: str, pointers: str) -> type[ctypes.Structure]:
 
 
 # `Mamba` and `Adaln` of the source.
-MAMBA = _structure(
-    "B L h N",
-    "projected conv_weight conv_bias dt_bias A skip norm tail state next_tail next_state scratch y",
-)
-ADALN = _structure("B L C stride", "x gate scale shift y sum out")
+INPUTS, OUTPUTS = "projected conv_weight conv_bias dt_bias A skip norm tail state", "next_tail next_state scratch y"
+MAMBA = _structure("B L h N", f"{INPUTS} {OUTPUTS}")
+ADALN = _structure("B L C", "x gate scale shift y sum out")
 
 
 def mamba(
@@ -101,12 +99,7 @@ def mamba(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All of Mamba-2 between its projections, for P = 64 and N a multiple of 16; see `mvar.ops.mamba.mamba`.
 
-    Args:
-        projected_BLx: the others are float32.
-        weights: of the convolution, its bias, of steps their bias, of the skip, of the norm.
-
-    Returns:
-        y (B, L, E) of projected's dtype, the next tail and the next state.
+    All but `projected_BLx` is float32. Returns y (B, L, E), the next tail and the next state.
     """
     conv_weight_DW, conv_bias_D, dt_bias_h, skip_h, norm_E = weights
     (B, L, _), (h, P, N) = projected_BLx.shape, state_BhPN.shape[1:]
@@ -140,13 +133,10 @@ def adaln(
     """A gated sum, adaptive LayerNorm, or both in one pass, for C a multiple of 16.
 
     Args:
-        x_BLC: float32.
+        x_BLC: float32, like all but y.
         dtype: of the normalised tokens and of y, float32 or bfloat16.
-        add: gate (B, C) in float32 and y (B, L, C): x becomes x + gate * y first.
-        norm: scale (B, C) and shift (B, C) in float32; None normalises nothing.
-
-    Returns:
-        x, or the sum; and LayerNorm of it * (1 + scale) + shift, if asked for, else x.
+        add: gate (B, C) and y (B, L, C): x becomes x + gate * y first.
+        norm: scale (B, C) and shift (B, C): the second result is LayerNorm(x) * (1 + scale) + shift.
     """
     B, L, C = x_BLC.shape
     tensors = {"x": _rows("x", x_BLC, (B, L, C))}
@@ -157,7 +147,7 @@ def adaln(
         tensors |= {"scale": _rows("scale", norm[0], (B, C)), "shift": _rows("shift", norm[1], (B, C))}
         tensors["out"] = torch.empty_like(tensors["x"], dtype=dtype)
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    _call("mvar_adaln", ctypes.byref(ADALN(B, L, C, C, **pointers)), ctypes.c_float(eps), dtype=dtype)
+    _call("mvar_adaln", ctypes.byref(ADALN(B, L, C, **pointers)), ctypes.c_float(eps), dtype=dtype)
     return tensors.get("sum", x_BLC), tensors.get("out", x_BLC)
 
 

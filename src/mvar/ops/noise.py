@@ -23,15 +23,9 @@ _BELOW_ONE = np.float32(1 - 2**-24)  # the largest float32 below 1
 
 
 def uniform(seed: int, index: Sequence[int], stream: int, shape: Sequence[int]) -> Tensor:
-    """Independent uniform numbers for each image.
+    """Independent uniform numbers for each image, in float32 (len(index), *shape), strictly inside (0, 1).
 
-    Args:
-        index: each image's own number; like seed and stream 0 to 2**64 - 1.
-        stream: separates the noise of one image, for example by scale.
-        shape: of one image's noise.
-
-    Returns:
-        float32 (len(index), *shape) on the CPU, strictly inside (0, 1), in steps of 2**-32 close to 0.
+    `stream` separates the noise of one image, for example by scale. Close to 0, steps are 2**-32.
     """
     seed, stream, *index = map(operator.index, (seed, stream, *index))
     for name, number in (("seed", seed), ("stream", stream), *(("index", i) for i in index)):
@@ -69,9 +63,5 @@ def gumbel(
     u = uniform(seed, index, stream, shape)
     noise = (u if at is None else u.gather(-1, at.cpu())).numpy()
     for row in noise:
-        np.negative(row, out=row)
-        np.log1p(row, out=row)
-        np.negative(row, out=row)
-        np.log(row, out=row)
-        np.negative(row, out=row)
+        row[...] = -np.log(-np.log1p(-row))
     return torch.from_numpy(noise).to(device)

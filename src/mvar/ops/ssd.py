@@ -50,13 +50,8 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """Scan the tokens of this call in equal chunks, differentiable once in every argument.
 
-    Args:
-        x_BLhP: L >= 1, in any float dtype, which key and query share.
-        dt_BLh: step sizes > 0; like A < 0 and the state at least float32.
-        state_BhPN: before the first token; None means zeros.
-
-    Returns:
-        y (B, L, h, P), of x's dtype, and the state after the last token (B, h, P, N), of dt's.
+    Tokens, keys and queries share any float dtype, which y has; steps > 0, A < 0 and the state are float32 or float64.
+    Returns y (B, L, h, P) and the state after the last token (B, h, P, N).
     """
     B, L, h, P = x_BLhP.shape
     N = key_BLN.shape[-1]
