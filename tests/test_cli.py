@@ -4,13 +4,12 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
-from mvar.cli import COMMANDS, main
+from mvar.cli import COMMANDS, imported, main
 from mvar.options.fields import options_of
 
 
@@ -95,34 +94,22 @@ def test_unknown_options_and_settings(refused, tmp_path):
     assert refused("info") == ["mvar info: give --model; see mvar info --help"]
 
 
-LONG = "x" * 300
-
-
 @pytest.mark.parametrize(
     "words",
     [
         "sample --model {bad}",
         "sample --model {bundle} --out-dir {bad}",
-        "sample --model {bundle} --out {bad}.png",
         "score --model {bundle} --images {bad}",
-        "info {bad}",
-        "join --tokenizer {bundle} --generator {bundle} --out {bad}",
-        "compare --reports {bad}",
-        "tokenize --data data --tokenizer {bundle} --out {bad}",
-        "train tokenizer --preset tiny32 --data {bad} --out out",
         "train tokenizer --preset tiny32 --data data --out {bad}",
         "train generator --preset tiny32 --tokenizer {bundle} --data data --out out --init-from {bad}",
-        "train generator --preset tiny32 --tokenizer {bundle} --data data --out {bad} --init-from {bundle}",
     ],
 )
-@pytest.mark.parametrize("bad", [LONG, "loop/a", "file/a"])
-def test_a_path_that_cannot_be(refused, bundle, tmp_path, monkeypatch, words, bad):
+def test_a_path_below_a_file(refused, bundle, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
-    (line,) = refused(*words.format(bad=bad, bundle=bundle).split())
-    assert bad.split("/")[0] in line
-    assert {path.name for path in tmp_path.iterdir()} == {"loop", "file"}
+    (line,) = refused(*words.format(bad="file/a", bundle=bundle).split())
+    assert "file/a" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_other_errors_of_a_file_system_are_no_bad_input(bundle, tmp_path, monkeypatch, capsys):
@@ -182,25 +169,10 @@ def test_convert_there_and_back(bundle, tmp_path):
         assert all(torch.equal(once[key], twice[key]) for key in once)
 
 
-def test_help_imports_no_torch():
-    names = ["", "train", *COMMANDS]
-    script = f"""
-import sys
-from mvar.cli import main
-for name in {names}:
-    try:
-        main([*name.split(), "--help"])
-    except SystemExit as exit_:
-        assert exit_.code == 0, name
-    assert "torch" not in sys.modules, name
-    print("of the next command")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    shown = done.stdout.split("of the next command")
-    for name, text in zip(names, shown, strict=False):
-        assert f"Usage: {f'mvar {name}'.strip()}" in text
-        assert "\\x" not in text  # a control character, escaped
+@pytest.mark.parametrize("name", ["", "train", *COMMANDS])
+def test_help(name, capsys):
+    main([*name.split(), "--help"])
+    assert capsys.readouterr().out.startswith(f"Usage: {f'mvar {name}'.strip()}")
 
 
 def test_help_shows_the_values_of_a_preset(capsys):
@@ -229,8 +201,10 @@ done
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_explained(name):
-    for option in options_of(COMMANDS[name].run).values():
+def test_every_command_and_option_is_explained(name):
+    function = imported(COMMANDS[name].function)
+    assert function.__doc__.splitlines()[0] == COMMANDS[name].help
+    for option in options_of(function).values():
         assert len(option.help.split()) > 1, f"--{option.name} is not explained"
 
 

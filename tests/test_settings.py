@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mvar.checkpoint import official
-from mvar.cli import COMMANDS
+from mvar.cli import COMMANDS, imported
 from mvar.generator.config import GeneratorConfig
 from mvar.model import load
 from mvar.sampling.config import SamplingSettings
@@ -43,7 +43,7 @@ def takes_integers(kind) -> bool:
 
 def test_every_whole_number_that_a_user_can_give_has_its_bounds():
     sources = [GeneratorConfig, TokenizerConfig, GeneratorTraining, TokenizerTraining, SamplingSettings]
-    sources += [command.run for command in COMMANDS.values()]
+    sources += [imported(command.function) for command in COMMANDS.values()]
     hints = [typing.get_type_hints(source, include_extras=True) for source in sources]
     found = {name: kind for of_one in hints for name, kind in of_one.items() if takes_integers(kind)}
     assert len(found) > 40

@@ -12,7 +12,7 @@ from mvar.options.fields import REQUIRED, Option
 from mvar.options.files import as_typed, parse_yaml
 from mvar.text import join_names
 
-NULL, YES, NO = "null", ("true", "yes", "on"), ("false", "no", "off")
+NULL = "null"
 NAMES = ("labels", "reports", "against", "concepts")  # text with names between commas: a YAML list joins them
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 PLURALS = {int: "whole numbers", float: "numbers", bool: "some of true, false"}
