@@ -168,7 +168,8 @@ def _app(chosen: Collection[str], words: Sequence[str] = ()) -> App:
         if name in chosen:
             from mvar.options.parser import description, runner
 
-            function, defaults = imported(command.function), command.defaults and imported(command.defaults)
+            function = imported(command.function)
+            defaults = imported(command.defaults) if command.defaults is not None else None
             run, line = runner(name, function, defaults, command.positional, words), description(function)
         apps[group].command(run, name=last, help=line)
     apps[""].command(completion)
