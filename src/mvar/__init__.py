@@ -1,7 +1,6 @@
 """M-VAR: scale-wise autoregressive image generation. The public names are loaded when first used."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,10 +10,7 @@ if TYPE_CHECKING:
     from mvar.training.generator.task import train as train_generator
     from mvar.training.tokenizer.task import train as train_tokenizer
 
-try:
-    __version__ = version("mvar-torch")
-except PackageNotFoundError:  # used from a source tree that is not installed
-    __version__ = "0"
+    __version__: str
 
 # Public name -> where it is defined; nothing here imports torch until a name is used.
 _PUBLIC = {
@@ -42,10 +38,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if name in _PUBLIC:
         module, attribute = _PUBLIC[name].split(":")
         return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'mvar' has no attribute {name!r}; public names: {', '.join(__all__)}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("mvar-torch")
+    except PackageNotFoundError:  # used from a source tree that is not installed
+        return "0"
 
 
 def __dir__() -> list[str]:

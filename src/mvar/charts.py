@@ -22,11 +22,7 @@ def can_draw(file: str) -> bool:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of this size in inches.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
+    """An empty figure of this size in inches; raises ValueError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:

@@ -7,7 +7,6 @@ where something can be written create nothing: a folder is created with the firs
 import hashlib
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -114,48 +113,25 @@ def new_folder(path: str | Path, field: str) -> Path:
 
 
 def writable_folder(path: str | Path, field: str) -> Path:
-    """Check that files can be written into a folder, which exists or can be created.
-
-    Args:
-        field: the option that named the folder, for the message.
-
-    Raises:
-        ValueError: one line with the field, its value, the reason and the fix.
-    """
-    return _writable(Path(path) / "x", field, "give a writable folder", shown=path).parent
+    """Check that files can be written into a folder, which exists or can be created; raises as `new_folder`."""
+    return _writable(path, field, "give a writable folder", inside=True)
 
 
 def writable_file(path: str | Path, field: str) -> Path:
-    """Check that a file can be written, whose folder exists or can be created.
-
-    Raises:
-        ValueError: one line with the field, its value, the reason and the fix.
-    """
+    """Check that a file can be written, whose folder exists or can be created; raises as `new_folder`."""
     path = _writable(path, field, "give a name in a writable folder")
     if path.is_dir():
         raise ValueError(f"{field} = {str(path)!r}: is a folder; give a file's name")
     return path
 
 
-def _writable(path: str | Path, field: str, fix: str, shown: str | Path | None = None) -> Path:
-    """Check that a file or folder can be created here and that its name is not too long.
-
-    Args:
-        shown: the path as the user gave it; by default the same.
-    """
-    path = Path(path)
-    try:
-        full = path.absolute()
-        here = next((folder for folder in full.parents if os.path.lexists(folder)), full)
-        for name in (*full.parts[len(here.parts) : -1], _sibling(full).name, str(full)):
-            with suppress(FileNotFoundError):
-                os.lstat(here / name)  # raises if the file system does not take such a name
-        with tempfile.TemporaryFile(dir=here):
-            pass
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        reason = getattr(error, "strerror", None) or error
-        where = str(path if shown is None else shown)
-        raise ValueError(f"{field} = {where!r}: cannot be written ({reason}); {fix}") from error
+def _writable(path: str | Path, field: str, fix: str, inside: bool = False) -> Path:
+    """Check that a file or folder can be created here, or in it; creates nothing."""
+    path, full = Path(path), Path(path).absolute()
+    here = next(place for place in ((full, *full.parents) if inside else full.parents) if os.path.lexists(place))
+    if not (here.is_dir() and os.access(here, os.W_OK)):
+        reason = "is not writable" if here.is_dir() else "is no folder"
+        raise ValueError(f"{field} = {str(path)!r}: cannot be written ({str(here)!r} {reason}); {fix}")
     return path
 
 

@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,7 +20,7 @@ from mvar.text import shown, some
 Piece = TypeVar("Piece")
 
 POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 6 * 60 * 60  # how long rank 0 waits while nothing is written: a batch of a large model is slow
+PATIENCE_SECONDS = 6 * 60 * 60  # how long rank 0 waits for the next piece
 NOTICE_SECONDS = 5 * 60  # between two lines that say that it waits
 MOST_SHOWN = 60  # characters of a value in a message
 UNFINISHED = f".*.{8 * '[0-9a-f]'}.partial.*"  # what `mvar.files.atomic_write` is writing, or was when it was killed
@@ -30,16 +29,10 @@ UNFINISHED = f".*.{8 * '[0-9a-f]'}.partial.*"  # what `mvar.files.atomic_write` 
 def check_same(
     before: Mapping[str, Any], now: Mapping[str, Any], field: str, path: str | Path, free: Iterable[str] = ()
 ) -> None:
-    """Refuse to resume a job with other settings.
-
-    Args:
-        before: the settings that the job was started with.
-        now: the present ones.
-        field, path: the option that names the job's folder or file, and its value.
-        free: settings that may differ.
+    """Refuse to resume a job with other settings than it was started with, but for the `free` ones.
 
     Raises:
-        ValueError: a line for each setting that differs.
+        ValueError: a line for each setting that differs; `field` is the option that names the job's place, `path`.
     """
     old, new = (_flat(json.loads(json.dumps(settings))) for settings in (before, now))
     raise_problems(
@@ -98,12 +91,12 @@ class Job(Generic[Piece]):
         Raises:
             TimeoutError: nothing was written for PATIENCE_SECONDS.
         """
-        seen, missing = None, list(self.pieces)
+        seen, missing = 0, list(self.pieces)
         since = noticed = time.monotonic()
         while missing := [piece for piece in missing if not self.is_complete(piece)]:
-            now, activity = time.monotonic(), (len(missing), self._unfinished())
-            if activity != seen:
-                seen, since = activity, now
+            now = time.monotonic()
+            if len(missing) != seen:
+                seen, since = len(missing), now
             lacking = (
                 f"{len(missing)} of {len(self.pieces)} {self.noun} are missing ({some([*map(self.name, missing)])})"
             )
@@ -124,11 +117,3 @@ class Job(Generic[Piece]):
         """Delete the unfinished files of processes that were killed."""
         for path in self.folder.glob(UNFINISHED):
             path.unlink(missing_ok=True)
-
-    def _unfinished(self) -> dict[str, int]:
-        """Sizes of the files that are being written."""
-        sizes = {}
-        for path in self.folder.glob(UNFINISHED):
-            with suppress(FileNotFoundError):  # renamed meanwhile
-                sizes[path.name] = path.stat().st_size
-        return sizes

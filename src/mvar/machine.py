@@ -25,13 +25,8 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
 def check_memory(needed: int, what: str, fix: str, device: torch.device | str = "cpu") -> None:
     """Refuse what does not fit into memory, before it is allocated.
 
-    Args:
-        needed: estimated bytes.
-        what: field, value and what takes the memory, such as "n = 100: 100 images".
-        fix: what to do about it.
-
     Raises:
-        ValueError: one line with both numbers.
+        ValueError: one line with `what` takes the `needed` bytes, such as "n = 100: 100 images", and the `fix`.
     """
     free = free_bytes(device)
     if needed > free:

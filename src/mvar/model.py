@@ -383,7 +383,7 @@ def load_official(
 
 
 def from_bundle(bundle: Bundle, device: str | torch.device | None = None, dtype: Dtype | None = None) -> Model:
-    """A model of the networks in a bundle, moved to where and how they are to run; see `load`."""
+    """A model of a bundle's networks, moved to where and how they are to run; see `load`."""
     try:
         defaults = SamplingSettings(**bundle.defaults)
         defaults.check(len(bundle.tokenizer.config.sides))

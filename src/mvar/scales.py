@@ -101,9 +101,10 @@ def side_problems(sides: Sequence[Side]) -> list[str]:
 
 
 def _shape(side: Side) -> tuple[int, int]:
-    pair = (side, side) if isinstance(side, int) else side
-    valid = isinstance(pair, Sequence) and len(pair) == 2
-    if not valid or not all(type(n) is int and n >= 1 for n in pair):  # True is no side
+    try:
+        h, w = (side, side) if isinstance(side, int) else side
+    except (TypeError, ValueError):
+        h = w = 0
+    if not all(type(n) is int and n >= 1 for n in (h, w)):  # True is no side
         raise ValueError(f"sides has {side!r}: a side is an integer >= 1 or a pair (height, width) of them")
-    h, w = pair
     return h, w

@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 MOST_SHOWN = 500  # characters of a message's line
-# Invisible text directions, which can make a name look like another one.
-DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def clean(name: str) -> str:
@@ -19,12 +17,8 @@ def clean(name: str) -> str:
 def split_names(text: str, field: str) -> list[str]:
     """Names between commas, as in a line of CSV: a name with a comma is in double quotes. Empty names are left out.
 
-    Args:
-        text: the names.
-        field: the option that gave them, for the message.
-
     Raises:
-        ValueError: a double quote is not closed, or something follows it.
+        ValueError: a double quote is not closed, or something follows it; `field` names the option.
     """
     try:
         (names,) = csv.reader([text], skipinitialspace=True, strict=True)
@@ -43,11 +37,15 @@ def join_names(names: Iterable[str]) -> str:
 def shown(text: str, most: int | None = None) -> str:
     """Text that is safe to print: control characters and undecodable bytes are escaped, line breaks stay.
 
-    Args:
-        most: characters per line; the middle of a longer one is left out. None keeps all.
+    The middle of a line with more than `most` characters is left out.
     """
-    safe = "".join(c if _printable(c) else c.encode("unicode_escape").decode() for c in text)
-    return safe if most is None else "\n".join(_cut(line, most) for line in safe.split("\n"))
+    safe = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    if most is None:
+        return safe
+    lines = safe.split("\n")
+    return "\n".join(
+        line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-(most // 3) :]}" for line in lines
+    )
 
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
@@ -74,11 +72,3 @@ class Names:
         """Indices of the names equal to this one once cleaned; if there are none, of those that differ in case only."""
         name = clean(name)
         return self._exact.get(name) or self._folded.get(name.casefold()) or []
-
-
-def _printable(c: str) -> bool:
-    return c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and c not in DIRECTIONS)
-
-
-def _cut(line: str, most: int) -> str:
-    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-(most // 3) :]}"

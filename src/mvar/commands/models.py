@@ -5,7 +5,6 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 import csv
 import io
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,12 +18,10 @@ from mvar.text import Names, counted
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from mvar.data.images.folders import ImageFolder
     from mvar.data.source import PixelSource
     from mvar.model import Model
-    from mvar.sampling.labels import Label
 
 
 def info(model: str) -> None:
@@ -120,10 +117,9 @@ def join(tokenizer: str, generator: str, out: str) -> None:
             "give one that was trained from it with --decoder-only"
         )
     drawn.tokenizer = coded.tokenizer
-    decoder = {
-        f"tokenizer_{name}": value for name, value in coded.provenance.items() if name in ("steps", "batch_size")
-    }
-    drawn.provenance |= decoder
+    for name in ("steps", "batch_size"):
+        if name in coded.provenance:
+            drawn.provenance[f"tokenizer_{name}"] = coded.provenance[name]
     drawn.save(out)
     print(f"wrote {out}")
 
@@ -169,10 +165,11 @@ def score(
         labels = loaded.label_ids(parse_label(label, loaded.classes)) * len(source)
     if sheet is not None:
         check_size(len({*labels}), 2 * RANKED, source.views.image_shape, "sheet")
+    asked = [i if i < len(loaded.classes) else None for i in labels]  # None is no class
     parts = []
     batches = torch.arange(len(source)).split(AT_ONCE)
     for rows_B in track(batches, len(batches), "batches"):
-        parts.append(loaded.score(source.batch(rows_B)[0] / 255, _asked(labels, rows_B, loaded)).log_prob_BK)
+        parts.append(loaded.score(source.batch(rows_B)[0] / 255, asked[rows_B[0] : rows_B[-1] + 1]).log_prob_BK)
     found = Score(torch.cat(parts), loaded.tokenizer.config.schedule.areas)
     mean = Score(found.log_prob_BK.mean(0, keepdim=True), found.areas)
     bits, log_prob = float(mean.bits_per_token), float(mean.log_prob)
@@ -217,9 +214,6 @@ def classify(
     sure: list[float] = []
     # Each image is scored under every class: of many classes a step is one image, so that progress is seen.
     batches = torch.arange(len(source)).split(max(1, AT_ONCE * FEW_CLASSES // max(len(loaded.classes), FEW_CLASSES)))
-    if len(loaded.classes) > FEW_CLASSES:
-        each = f"each image is scored under each of {len(loaded.classes)} classes, which takes a while"
-        print(each, file=sys.stderr)
     for rows_B in track(batches, len(batches), "batches"):
         found = loaded.classify(source.batch(rows_B)[0] / 255)
         ids += found.ids
@@ -275,12 +269,6 @@ def _folder_names(folder: "ImageFolder", model: "Model") -> list[str] | None:
         return [folder.classes[label] for label in folder.labels]
     names, known = [path.relative_to(folder.root).parts[0] for path in folder.paths], Names(model.classes)
     return names if all(map(known.find, {*names})) else None
-
-
-def _asked(ids: Sequence[int], rows_B: "Tensor", model: "Model") -> "list[Label]":
-    """Class indices of some images as `score` takes them: None for no class."""
-    classes = len(model.classes)
-    return [ids[i] if ids[i] < classes else None for i in rows_B.tolist()]
 
 
 def _ranked(source: "PixelSource", names: Sequence[str], bits: Sequence[float]) -> "Image.Image":

@@ -1,57 +1,49 @@
-"""Commands and their options as cyclopts takes them."""
+"""A command and its options as cyclopts takes them."""
 
 import inspect
-import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import yaml
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from docstring_parser import parse
 
-from mvar import __version__
 from mvar.options.fields import REQUIRED, Option, call, nested, options_of, plain
 from mvar.options.files import as_typed, read_yaml
-from mvar.options.values import NO, YES, kinds_of, metavar, read
-from mvar.output import BAD_PATH, refuse
+from mvar.options.values import kinds_of, metavar, read
+from mvar.output import refuse
 from mvar.settings import checked
 
-
-class Command(NamedTuple):
-    """One subcommand: the function that does the work, and what its options start from where that depends on others."""
-
-    run: Callable[..., None]
-    defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda given: {}
-    positional: bool = False  # whether what is required is given without an option's name
+Defaults = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def command_line(
-    commands: Mapping[str, Command], groups: Mapping[str, str], chosen: Collection[str], words: Sequence[str] = ()
-) -> App:
-    """All commands, of which only the chosen ones know their options: those of all would take a while.
+def runner(
+    name: str, function: Callable[..., None], defaults: Defaults | None, positional: bool, words: Sequence[str]
+) -> Callable[..., None]:
+    """A command as cyclopts takes it: what it accepts follows from the function's options.
 
     Args:
-        commands: by name, such as "train generator".
-        groups: what the help says of each first word of several commands, and of "" for all.
-        chosen: names of commands, such as the one that the words call.
-        words: as typed.
+        name: of the command.
+        function: does the work.
+        defaults: what options start from, by those that were given; None where that is fixed.
+        positional: whether what is required is given without an option's name.
+        words: as typed, for the defaults that --help shows.
     """
-    apps = {"": App(name="mvar", help=groups[""], version=__version__, help_format="plaintext")}
-    for name, text in groups.items():
-        if name:
-            apps[name] = App(name=name.split()[-1], help=text)
-            _parent(apps, name).command(apps[name])
-    for name, command in commands.items():
-        about = parse(command.run.__doc__ or "").description
-        run = _runner(name, command)
-        if name in chosen:
-            typed = _typed(words) if HELP & {*words} else {}
-            values = command.defaults(typed) if typed else {}
-            run.__signature__ = inspect.Signature([*_parameters(command, values), *COMMON])  # type: ignore[attr-defined]
-        _parent(apps, name).command(run, name=name.split()[-1], help=about)
-    return apps[""]
+    typed = _typed(words) if defaults is not None and HELP & {*words} else {}
+    start = defaults(typed) if defaults is not None and typed else {}
+
+    def run(*positional: str, **typed: Any) -> None:
+        _run(name, function, defaults, positional, typed)
+
+    options = _parameters(function, start, positional)
+    run.__signature__ = inspect.Signature([*options, *COMMON])  # type: ignore[attr-defined]
+    return run
+
+
+def description(function: Callable[..., None]) -> str:
+    """What a function's docstring says before its arguments."""
+    return parse(function.__doc__ or "").description or ""
 
 
 def _typed(words: Sequence[str]) -> dict[str, str]:
@@ -64,23 +56,13 @@ def _typed(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _runner(name: str, command: Command) -> Callable[..., None]:
-    def run(*positional: str, **typed: Any) -> None:
-        _run(name, command, positional, typed)
-
-    return run
-
-
-def _parent(apps: Mapping[str, App], name: str) -> App:
-    return apps[" ".join(name.split()[:-1])]
-
-
-def _parameters(command: Command, start: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
+def _parameters(
+    function: Callable[..., None], start: Mapping[str, Any], positional: bool
+) -> Iterator[inspect.Parameter]:
     """A command's options as the parser takes them; values stay text until all are known."""
-    for option in options_of(command.run).values():
+    for option in options_of(function).values():
         default = start.get(option.name, option.default)
-        positional = command.positional and option.default is REQUIRED
-        yield _parameter(option.name, option.hint, option.help, default, positional)
+        yield _parameter(option.name, option.hint, option.help, default, positional and option.default is REQUIRED)
 
 
 def _parameter(name: str, hint: Any, help: str, default: Any = None, positional: bool = False) -> inspect.Parameter:
@@ -119,10 +101,16 @@ COMMON = [
 ]
 
 
-def _run(name: str, command: Command, positional: Sequence[str], typed: dict[str, Any]) -> None:
+def _run(
+    name: str,
+    function: Callable[..., None],
+    defaults: Defaults | None,
+    positional: Sequence[str],
+    typed: dict[str, Any],
+) -> None:
     """Run a command with what was typed: text for each option, or whether a switch is set."""
     began = time.monotonic()  # importing torch counts among a training's minutes
-    options = options_of(command.run)
+    options = options_of(function)
     required = [option.name for option in options.values() if option.default is REQUIRED]
     files, only_print = typed.pop("config", []), typed.pop("print_config", False)
     texts: dict[str, Any] = {}
@@ -132,7 +120,7 @@ def _run(name: str, command: Command, positional: Sequence[str], typed: dict[str
     texts |= dict(zip(required, positional, strict=False))
     usage = f"mvar {name}", f"; see mvar {name} --help"
     given = _read_all(texts, options, usage)
-    values = command.defaults(given) | given
+    values = (defaults(given) if defaults is not None else {}) | given
     if only_print:
         every = {option.name: values.get(option.name, option.default) for option in options.values()}
         printed = nested({name: None if value is REQUIRED else value for name, value in every.items()})
@@ -140,16 +128,7 @@ def _run(name: str, command: Command, positional: Sequence[str], typed: dict[str
         return
     if missing := [option for option in required if option not in values]:
         refuse(f"give {', '.join(map(_dashed, missing))}", *usage)
-    try:
-        call(checked(command.run), values, began=began)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # Path.resolve() hides a loop of links
-        if not (isinstance(cause, OSError) and cause.errno in BAD_PATH):
-            raise
-        places = (Path(str(cause.filename)), *Path(str(cause.filename)).parents)
-        named = [name for name, value in given.items() if isinstance(value, str) and Path(value) in places]
-        field = "".join(f"{name} = " for name in named[:1])
-        raise ValueError(f"{field}{cause.filename!r}: {cause.strerror}; give another path") from error
+    call(checked(function), values, began=began)
 
 
 def _read_all(texts: Mapping[str, Any], options: Mapping[str, Option], usage: tuple[str, str]) -> dict[str, Any]:
@@ -169,15 +148,3 @@ def _read_all(texts: Mapping[str, Any], options: Mapping[str, Option], usage: tu
 
 def _dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def joined(words: Sequence[str]) -> list[str]:
-    """Words as the parser understands them: --label=-1 for --label -1, --smooth=false for --smooth false."""
-    joined: list[str] = []
-    for word in words:
-        value = re.match(r"-[0-9.]", word) or word.lower() in YES + NO
-        if value and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined

@@ -1,6 +1,5 @@
 """The value of an option, from text: what a user types and what a YAML file holds mean the same."""
 
-import os
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,7 +11,7 @@ from mvar.options.fields import REQUIRED, Option
 from mvar.options.files import as_typed, parse_yaml
 from mvar.text import join_names
 
-NULL, YES, NO = "null", ("true", "yes", "on"), ("false", "no", "off")
+NULL = "null"
 NAMES = ("labels", "reports", "against", "concepts")  # text with names between commas: a YAML list joins them
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 PLURALS = {int: "whole numbers", float: "numbers", bool: "some of true, false"}
@@ -49,7 +48,7 @@ def _text(option: Option, value: Any) -> str:
     """Text that can name a file or a class."""
     if option.name in NAMES and isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = join_names(value)
-    if not isinstance(value, str) or b"\0" in os.fsencode(value):
+    if not isinstance(value, str):
         raise ValueError
     return value
 
