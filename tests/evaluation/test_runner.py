@@ -284,20 +284,6 @@ def test_classes_of_the_sides_are_compared(pixels, tmp_path):
     assert any("the very images of the reference" in note for note in mvar.evaluate(plain, two, floor=two).notes)
 
 
-def test_a_floor_may_hold_more_classes_and_these_count_for_nothing(pixels, tmp_path):
-    for seed, (name, classes) in enumerate({"samples": "bc", "two": "bc", "three": "abc", "other": "abd"}.items()):
-        for letter in classes:
-            (tmp_path / name / letter).mkdir(parents=True)
-            for i, image in enumerate(images(12, (seed == 0, ord(letter)))):
-                Image.fromarray(image).save(tmp_path / name / letter / f"{i}.png")
-    samples, two, three, other = (str(tmp_path / name) for name in ("samples", "two", "three", "other"))
-    reports = [mvar.evaluate(samples, two, floor=floor) for floor in (two, three)]
-    assert reports[0].floor["images"] == reports[1].floor["images"] == 24
-    assert reports[0].metrics["FID"].floor == pytest.approx(reports[1].metrics["FID"].floor, abs=1e-9)
-    with pytest.raises(ValueError, match="samples and floor have 2 and 3 classes; give a floor of the same classes"):
-        mvar.evaluate(samples, two, floor=other)
-
-
 def test_limits_take_some_images_always_the_same(pixels, tmp_path):
     fake, real = images(60, 0), images(60, 1)
     limited = mvar.evaluate(save(tmp_path / "a.npz", fake), save(tmp_path / "b.npz", real), limit=30)

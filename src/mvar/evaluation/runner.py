@@ -20,7 +20,7 @@ from mvar.evaluation.collect import Alone, Collected, Features, Processes, colle
 from mvar.evaluation.frechet import too_few
 from mvar.evaluation.images import WINDOW, psnr, ssim
 from mvar.evaluation.intervals import Value, mean
-from mvar.evaluation.pairs import aligned, check_pair, of_classes, some_of
+from mvar.evaluation.pairs import aligned, check_pair, some_of
 from mvar.evaluation.report import Report, write
 from mvar.evaluation.sets import ImageSet, Statistics, open_set
 from mvar.features.extractors import PUBLIC_FILE, PUBLIC_SHA256, Extractor, find_extractor
@@ -159,7 +159,7 @@ def _open(samples: str | Model, reference: str, chosen: Options, fidelity: Fidel
     check_pair(drawn, real)
     other = None
     if chosen.floor is not None:
-        opened = of_classes(open_set(chosen.floor, "floor", allow_jpeg=True), drawn)
+        opened = open_set(chosen.floor, "floor", allow_jpeg=True)
         other = _images(_at_most(opened, drawn.count), "floor", chosen.floor)
         check_pair(drawn, other, "floor")
         other = aligned(other, drawn)
@@ -180,7 +180,7 @@ def _at_most(images: ImageSet | Statistics, most: int | None) -> ImageSet | Stat
     """At most this many of the images, always the same, in their order: evenly of the classes, else at random."""
     if isinstance(images, Statistics) or most is None or images.count <= most:
         return images
-    return some_of(images, _order(images)[evenly_spaced(images.count, most)].sort().values.tolist(), "with a limit")
+    return some_of(images, _order(images)[evenly_spaced(images.count, most)].sort().values.tolist())
 
 
 def _order(images: ImageSet) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvar.evaluation.frechet import check_dimensions, check_features
+from mvar.evaluation.frechet import check_features
 
 
 class KID(NamedTuple):
@@ -57,7 +57,8 @@ def check_two_sets(real_NF: Tensor, fake_MF: Tensor, least: int) -> None:
     """Raises ValueError unless both sets are (N, F) and finite, of one F, and of at least `least` images."""
     check_features(real_NF, "features of real images", least)
     check_features(fake_MF, "features of samples", least)
-    check_dimensions(real_NF.shape[1], fake_MF.shape[1])
+    if real_NF.shape[1] != fake_MF.shape[1]:
+        raise ValueError(f"the sets have {real_NF.shape[1]} and {fake_MF.shape[1]} features: use one network for both")
 
 
 def inception_score(probabilities_NK: Tensor, splits: int = 10) -> tuple[float, float]:
