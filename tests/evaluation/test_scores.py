@@ -85,9 +85,6 @@ def test_the_inception_score_lies_between_1_and_the_number_of_classes():
     assert inception_score(torch.eye(10), 1) == pytest.approx((10, 0))  # sure of each, all classes
     assert inception_score(torch.full((10, 4), 0.25), 2) == pytest.approx((1, 0))  # sure of none
     assert inception_score(torch.eye(10).repeat_interleave(10, 0), 10) == pytest.approx((1, 0))  # class by class
-    for bad in (torch.eye(10).log(), torch.eye(10) * torch.nan):
-        with pytest.raises(ValueError, match="probabilities are negative, not finite or do not sum to 1: give softmax"):
-            inception_score(bad, 2)
 
 
 def test_an_evaluation_shuffles_first():

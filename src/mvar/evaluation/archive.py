@@ -18,6 +18,7 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     fortran: bool  # whether the last axis varies slowest
     dtype: np.dtype
+    start: int  # of the values in the member
 
 
 class Archive:
@@ -34,14 +35,13 @@ class Archive:
             raise ValueError(f"{self.named}: does not exist; give a folder of images or an .npz")
         self.headers: dict[str, Header] = {}
         self._files: dict[str, IO[bytes]] = {}
-        self._starts: dict[str, int] = {}  # of the values in each member
         with self._readable():
             self._zip = ZipFile(path)
+            formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             for member in self._zip.namelist():
-                name, file = member.removesuffix(".npy"), self._zip.open(member)
-                formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                self.headers[name] = Header(*formats[np.lib.format.read_magic(file)](file))
-                self._files[name], self._starts[name] = file, file.tell()
+                with self._zip.open(member) as file:
+                    header = formats[np.lib.format.read_magic(file)](file)
+                    self.headers[member.removesuffix(".npy")] = Header(*header, file.tell())
 
     def fingerprint(self) -> str:
         """A hash of each array's name, size and CRC-32 as the archive's directory has them: no array is read."""
@@ -59,12 +59,13 @@ class Archive:
 
         Going forward is quick, going back means to read from the start again.
         """
-        shape, _, dtype = self.headers[name]
+        shape, _, dtype, start = self.headers[name]
         size, content = math.prod(shape[1:]) * dtype.itemsize, bytearray()
         with self._readable():
+            file = self._files.get(name) or self._files.setdefault(name, self._zip.open(f"{name}.npy"))
             for row in rows:
-                self._files[name].seek(self._starts[name] + row * size)
-                content += self._files[name].read(size)
+                file.seek(start + row * size)
+                content += file.read(size)
             return np.frombuffer(content, dtype).reshape(len(rows), *shape[1:])
 
     @contextmanager

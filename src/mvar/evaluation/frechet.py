@@ -58,9 +58,8 @@ def fit(features_NF: Tensor) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least zero.
 
-    With C = R R^T for both, the trace of the root is the sum of the singular values of R_a^T R_b. They are exact to
-    rounding for singular covariances too, where a root of C_a C_b, whose eigenvalues are their squares, loses half the
-    digits. Raises ValueError where the two have different numbers of features.
+    With C = R R^T for both, the trace of the root is the sum of the singular values of R_a^T R_b, which is exact for
+    singular covariances too. Raises ValueError where the two have different numbers of features.
     """
     if len(a.mean_F) != len(b.mean_F):
         raise ValueError(f"the sets have {len(a.mean_F)} and {len(b.mean_F)} features: use one network for both")
@@ -71,7 +70,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def too_few(images: int, dimensions: int) -> str | None:
-    """The warning beside a distance of few images; None for at least twice as many images as dimensions."""
+    """The warning beside a distance of fewer images than twice the dimensions; None for others."""
     if images >= 2 * dimensions:
         return None
     return (
@@ -83,12 +82,10 @@ def too_few(images: int, dimensions: int) -> str | None:
 def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: int = 0) -> tuple[float, float]:
     """The 90 % interval (low, high) of the distance of samples, features (N, F) of at least two images, to a reference.
 
-    It covers the variation among sets of N samples and nothing else: neither the bias of a small N nor the choice of
-    reference images. Samples are drawn with replacement. A set so drawn has fewer distinct images and is farther
-    from everything, so only the deviation of such distances is used: the interval is the distance itself plus and minus
-    Student's t times it, at least 0. With fewer images than a few times the dimensions, that deviation and so the
-    interval are too large.
-    Takes the memory of about three copies of the samples in float64.
+    It covers the variation among sets of N samples, neither the bias of a small N nor the choice of reference images.
+    Sets drawn with replacement have fewer distinct images and are farther from everything, so only the deviation of
+    their distances is used: the interval is the distance plus and minus Student's t times it, at least 0. With fewer
+    images than a few times the dimensions it is too large.
     """
     N = len(samples_NF)
     apart_NF = samples_NF.double() - reference.mean_F

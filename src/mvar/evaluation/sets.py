@@ -192,7 +192,7 @@ def _open_npz(path: Path, field: str) -> ImageSet | Statistics:
             held = ", ".join(archive.headers) or "nothing"
             raise ValueError(f"{archive.named}: holds {held}; give one with images as arr_0, or with mu and sigma")
         return statistics
-    shape, fortran, dtype = archive.headers["arr_0"]
+    shape, fortran, dtype, _ = archive.headers["arr_0"]
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or fortran:
         order = " in Fortran order" if fortran else ""
         raise ValueError(f"{archive.named}: arr_0 is {dtype} {shape}{order}; give images as uint8 (N, H, W, 3)")
