@@ -14,11 +14,24 @@ from torch import Tensor
 from mvar.data.images.folders import ImageFolder
 from mvar.data.source import PixelSource
 from mvar.evaluation.images import Classifier, mean_distance, psnr
-from mvar.evaluation.tokens import bits_per_token, usage
 from mvar.model import Model
 from mvar.sampling.engine import to_images
+from mvar.sampling.likelihood import token_log_probs
 from mvar.sampling.sheet import class_sheet, strip
 from mvar.studies.measuring import BATCH, Drawn, Form, Labelled, batches, judged
+from mvar.tokenizer.quantizer import code_usage
+
+
+class Usage(NamedTuple):
+    """How a set of tokens uses the codebook."""
+
+    used: int  # codes that occur at least once
+    perplexity: float  # exp(entropy) of the codes' shares: how many codes, equally used, would be as varied
+
+
+def usage(tokens: Tensor, vocab_size: int) -> Usage:
+    """Usage of the codebook by tokens of any shape."""
+    return Usage(*code_usage(torch.bincount(tokens.flatten(), minlength=vocab_size)))
 
 
 class RoundTrip(NamedTuple):
@@ -54,7 +67,7 @@ def tokenizer_report(loaded: Model, form: Form, data: str, test: Labelled) -> tu
 def generator_report(loaded: Model, tokens: list[Tensor], labels_N: Tensor) -> dict[str, Any]:
     """Bits per token of the test images, teacher forced and given their class; `loaded` has a generator."""
     assert loaded.generator is not None
-    bits_L = bits_per_token(loaded.tokenizer, loaded.generator, tokens, labels_N)
+    bits_L = -token_log_probs(loaded.tokenizer, loaded.generator, tokens, labels_N).mean(0) / math.log(2)
     schedule, V = loaded.generator.schedule, loaded.tokenizer.config.vocab_size
     entropies = [math.log2(usage(map_NP, V).perplexity) for map_NP in tokens]
     return {

@@ -42,7 +42,7 @@ def test_it_equals_the_double_loop(monkeypatch, block, N, M, F, k):
 
 
 @pytest.mark.parametrize("k", [1, 4])
-@pytest.mark.parametrize("unit", [1.0, 0.1, 1e4])  # the definition is that of integers; tenths make products round
+@pytest.mark.parametrize("unit", [1.0, 0.1])  # the definition is that of integers; tenths make products round
 def test_ties_and_duplicates_are_inside(k, unit):
     grid = torch.cartesian_prod(*[torch.arange(3.0)] * 3).double()  # nearly all distances occur many times
     real, fake = torch.cat([grid, grid[:5], grid[:5], grid[:5]]), torch.cat([grid[3:20] + 1, grid[:2], grid[:2]])

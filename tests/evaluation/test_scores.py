@@ -51,17 +51,6 @@ def test_kid_is_unbiased():
     assert values.min() < 0 < values.max()
 
 
-def test_kid_names_bad_features():
-    good = features(5, 3, 0)
-    for sets, message in (
-        ((good, good[:1]), "features of samples: 1 images are too few; give at least 2"),
-        ((good * torch.inf, good), "features of real images are not finite"),
-        ((good, good[:, :2]), "the sets have 3 and 2 features"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            kid(*sets)
-
-
 # --- the Inception score ---
 
 
@@ -85,9 +74,6 @@ def test_the_inception_score_lies_between_1_and_the_number_of_classes():
     assert inception_score(torch.eye(10), 1) == pytest.approx((10, 0))  # sure of each, all classes
     assert inception_score(torch.full((10, 4), 0.25), 2) == pytest.approx((1, 0))  # sure of none
     assert inception_score(torch.eye(10).repeat_interleave(10, 0), 10) == pytest.approx((1, 0))  # class by class
-    for bad in (torch.eye(10).log(), torch.eye(10) * torch.nan):
-        with pytest.raises(ValueError, match="probabilities are negative, not finite or do not sum to 1: give softmax"):
-            inception_score(bad, 2)
 
 
 def test_an_evaluation_shuffles_first():

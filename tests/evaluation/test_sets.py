@@ -1,11 +1,8 @@
 """Folders and archives of images as `mvar evaluate` opens them: what is read, and what is refused before any work."""
 
-import io
-import os
 import re
 import shutil
 import zipfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ import torch
 from PIL import Image
 
 from mvar.cli import main
-from mvar.evaluation.pairs import aligned, check_pair
 from mvar.evaluation.sets import ImageSet, Statistics, open_set
 
 
@@ -172,27 +168,15 @@ def test_other_sizes_are_found_before_any_work(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_truncated_images_are_found_before_any_work(tmp_path, kind):
+def test_damaged_images_are_found_before_any_work(tmp_path, kind):
     fill(tmp_path, noise(3, 64, 64), format=kind, lossless=True)
     path = tmp_path / "1.png"
-    content = path.read_bytes()
-    for left in (0, 10, 30, 5000, -100):
-        path.write_bytes(content[:left])
+    whole = path.read_bytes()
+    damaged = [whole[:left] for left in (0, 30, -100)] + [flipped(whole, 2000)] * (kind == "PNG")
+    for content in damaged:
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '1.png': [^\n]+; replace it or remove it$"):
             opened(str(tmp_path))
-
-
-@pytest.mark.parametrize("level", [0, 6])
-def test_a_damaged_png_is_found_before_any_work(tmp_path, level):
-    fill(tmp_path, noise(3, 64, 64), compress_level=level)
-    path = tmp_path / "2.png"
-    whole = path.read_bytes()
-    for at in (20, 40, 2000, 8000, -14):
-        path.write_bytes(flipped(whole, at))
-        with pytest.raises(ValueError, match=r"^samples = '[^\n]*': '2.png': [^\n]+; replace it or remove it$"):
-            opened(str(tmp_path))
-    path.write_bytes(whole + b"what follows an image does no harm" * 9)
-    assert opened(str(tmp_path)).count == 3
 
 
 def test_images_are_turned_upright(tmp_path):
@@ -203,31 +187,6 @@ def test_images_are_turned_upright(tmp_path):
     found = opened(str(tmp_path))
     assert found.shape == (12, 10)
     np.testing.assert_array_equal(all_pixels(found)[1], np.rot90(noise(1, 10, 12)[0], -1))
-
-
-def test_colours_are_those_of_training(tmp_path, profiles):
-    Image.new("RGB", (9, 9), (234, 51, 35)).save(tmp_path / "a.png", icc_profile=profiles["p3"])
-    pixels = opened(str(tmp_path)).batch(range(1))[0, :, 0, 0]
-    assert np.abs(pixels.numpy().astype(int) - (255, 0, 0)).max() <= 2
-
-
-def test_what_is_no_image_is_refused(tmp_path):
-    (tmp_path / "pipe").mkdir()
-    os.mkfifo(tmp_path / "pipe" / "a.png")
-    fill(tmp_path / "strip", noise(1, 8, 900), ["a.png"])
-    for name, reason in (("pipe", "not a file"), ("strip", "900x8 pixels, one side more")):
-        with pytest.raises(ValueError, match=rf"^samples = [^\n]*: 'a.png': {reason}[^\n]*; replace it or remove it$"):
-            opened(str(tmp_path / name))
-
-
-def test_a_damaged_image_without_checksums_is_named_when_it_is_met(tmp_path):
-    fill(tmp_path, noise(3, 64, 64), format="JPEG")
-    path = tmp_path / "2.png"
-    path.write_bytes(flipped(path.read_bytes(), 405, bits=255))  # in the tables of its codes
-    images = opened(str(tmp_path), allow_jpeg=True)
-    images.batch(range(2))
-    with pytest.raises(ValueError, match=r"^samples = .*: '2.png': "):
-        images.batch(range(2, 3))
 
 
 # --- archives ---
@@ -285,21 +244,13 @@ def test_statistics_are_read(tmp_path):
     ("arrays", "message"),
     [
         ({"arr_0": noise(3).astype(np.float32)}, r"arr_0 is float32 \(3, 12, 10, 3\); give images as uint8"),
-        ({"arr_0": noise(0)}, r"arr_0 is uint8 \(0, 12"),
-        ({"arr_0": np.asfortranarray(noise(3))}, r"arr_0 is in Fortran order"),
+        ({"arr_0": np.asfortranarray(noise(3))}, r"arr_0 is uint8 .* in Fortran order; give"),
         ({"images": noise(3)}, r"holds images; give one with images as arr_0, or with mu and sigma"),
-        ({}, r"holds nothing; give"),
-        ({"arr_0": noise(3), "arr_1": np.arange(4)}, r"arr_1 is int64 \(4,\); give labels as integers \(3,\)"),
-        ({"arr_0": noise(3), "arr_1": np.array([0, -1, 2])}, r"arr_1 has the label -1"),
-        ({"arr_0": noise(3), "arr_1": np.array([0, 1, 10**15])}, r"3 images of 1000000000000001 classes, by arr_1"),
-        ({"arr_0": noise(3), "x": np.array([{}], dtype=object)}, r"x holds Python objects"),
+        ({"arr_0": noise(3), "arr_1": np.arange(4)}, r"arr_1 is int64 \(4,\); give integers from 0 of shape \(3,\)"),
+        ({"arr_0": noise(3), "arr_1": np.array([0, -1, 2])}, r"arr_1 is int64 \(3,\); give integers from 0"),
         ({"mu": np.zeros(3)}, r"holds mu alone; give one with both mu and sigma"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is float64 \(3,\), sigma is float64 \(4, 4\); give"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3), "sigma_s": np.eye(3)}, r"holds sigma_s alone"),
-        ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, r"mu or sigma is not finite"),
-        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, r"sigma is no covariance"),
-        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, r"sigma is no covariance"),
-        ({"mu": np.zeros(2, int), "sigma": np.eye(2)}, r"mu is int64 \(2,\), sigma is float64"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"statistics are \(3,\) and \(4, 4\); give mu"),
+        ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, r"its statistics are not finite"),
     ],
 )
 def test_an_archive_of_another_layout_is_refused(tmp_path, arrays, message):
@@ -312,20 +263,15 @@ def test_a_truncated_or_damaged_archive_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     archive(path, arr_0=noise(300))
     content = path.read_bytes()
-    for left in (0, 100, len(content) // 2, len(content) - 1):
+    message = r"^samples = [^\n]*: is no .npz, or damaged \([^\n]*; write or fetch it again$"
+    for left in (0, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:left])
-        with pytest.raises(ValueError, match=r"^samples = [^\n]*: is no .npz, or truncated \([^\n]*; write or fetch"):
+        with pytest.raises(ValueError, match=message):
             opened(str(path))
     path.write_bytes(flipped(content, len(content) // 2))  # known by the checksum, once all has been read
     images = opened(str(path))
-    with pytest.raises(ValueError, match=r"^samples = [^\n]*: arr_0 is damaged \(Bad CRC-32"):
+    with pytest.raises(ValueError, match=message):
         all_pixels(images, 100)
-    short = io.BytesIO()
-    np.save(short, noise(3))
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("arr_0.npy", short.getvalue()[:-1])
-    with pytest.raises(ValueError, match=r"arr_0 is damaged \(1207 bytes do not fit its shape \(3, 12, 10, 3\)\)"):
-        opened(str(path))
 
 
 def test_what_is_not_there_is_said(tmp_path):
@@ -341,71 +287,3 @@ def test_what_is_not_there_is_said(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=rf"^samples = '[^\n]*{name}': {message}[^\n]*$"):
             opened(str(tmp_path / name))
-
-
-# --- pairs ---
-
-
-def pair(tmp_path, samples, reference):
-    """Open two sets, each given as images, names of files or labels."""
-    found = []
-    for name, (pixels, classes) in {"a": samples, "b": reference}.items():
-        if classes is None or isinstance(classes[0], str):
-            path = fill(tmp_path / name, pixels, classes)
-        else:
-            path = archive(tmp_path / f"{name}.npz", arr_0=pixels, arr_1=np.array(classes))
-        found.append(open_set(path, name, allow_jpeg=False))
-    return found
-
-
-FOUR = ["b/1.png", "b/2.png", "c/1.png", "d/1.png"]
-FOLDERS = ["x y/1.png", "z/1.png"]
-
-
-def test_pairs_that_fit_and_pairs_that_do_not(tmp_path):
-    two, turned = noise(2), noise(2, 10, 12)
-    for i, (samples, reference, problem) in enumerate(
-        (
-            ((noise(3), None), (two, None), None),
-            ((two, FOLDERS), (two, None), None),
-            ((two, FOLDERS), (two, ["x_y/1.png", "z/1.png"]), None),
-            ((two, [0, 1]), (two, FOLDERS), None),
-            ((two, None), (turned, None), "'b': samples and reference have 10x12 and 12x10 pixels; give a reference"),
-            ((two, [0, 1]), (noise(3), [0, 1, 2]), "'b.npz': samples and reference have 2 and 3 classes; give a"),
-            ((two, FOLDERS), (two, ["x y/1.png", "w/1.png"]), "'b': the classes .* differ, first 'z' and 'w'; give a"),
-        )
-    ):
-        (tmp_path / str(i)).mkdir()
-        sets = pair(tmp_path / str(i), samples, reference)
-        if problem is None:
-            check_pair(*sets)
-            continue
-        with pytest.raises(ValueError, match=rf"^reference = {problem}[^\n]*$"):
-            check_pair(*sets)
-
-
-def test_pairs_are_matched_by_the_names_of_classes(tmp_path):
-    """A model's order need not be that of folders."""
-    samples, reference = pair(tmp_path, (noise(3), ["b/1.png", "c/1.png", "d/1.png"]), (noise(4), FOUR))
-    drawn = replace(samples, classes=["d", "b", "c"], ordered=False)
-    check_pair(drawn, reference)
-    matched = aligned(reference, drawn)
-    assert (matched.classes, matched.labels_N.tolist()) == (["d", "b", "c"], [1, 1, 2, 0])
-    numbered = replace(reference, classes=["0", "1", "2"])
-    assert aligned(numbered, drawn) is numbered
-    message = r"^reference = 'b': one set has classes by number, the other only some of its model's; give"
-    with pytest.raises(ValueError, match=message):
-        check_pair(drawn, numbered)
-    for ours, theirs in ((["b", "c", "c"], ["c", "b", "c"]), (["b", "c", "e"], ["b", "c", "d"])):  # or which is which?
-        with pytest.raises(ValueError, match=r"^reference = 'b': the classes of samples and reference differ"):
-            check_pair(replace(drawn, classes=ours), replace(reference, classes=theirs))
-
-
-def test_statistics_fit_any_samples_with_an_image_a_class(tmp_path):
-    mu, sigma = gaussian(6)
-    reference = opened(archive(tmp_path / "a.npz", mu=mu, sigma=sigma))
-    images = opened(fill(tmp_path / "flat", noise(2)))
-    check_pair(images, reference)
-    few = ImageSet(**{**vars(images), "classes": ["a", "b", "c"], "labels_N": torch.tensor([0, 2])})
-    with pytest.raises(ValueError, match=r"^samples = 'flat': 2 images of 3 classes; give more images$"):
-        check_pair(few, reference)

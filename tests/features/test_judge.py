@@ -68,13 +68,12 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"4 labels .* from 0 to 1"):
         train_judge(pixels, torch.tensor([0, 1, 2, 0]), num_classes=2)
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    (tmp_path / "text").write_text("no")
     broken = Judge(3).state_dict()
     broken["head.bias"][1] = torch.nan
     save_file(broken, tmp_path / "broken.safetensors")
     with pytest.raises(ValueError, match=r"judge = '.*broken.safetensors': head.bias holds NaN or infinity in 1 of 3 "):
         Judge.load(tmp_path / "broken.safetensors")
-    for name in ("x.safetensors", "text", "missing"):
+    for name in ("x.safetensors", "missing"):
         with pytest.raises(ValueError, match=f"judge = '.*{name}': not a judge's file"):
             Judge.load(tmp_path / name)
 

@@ -1,5 +1,6 @@
 """What MVAR_OPS and a machine choose, and that every choice gives the same numbers."""
 
+import sys
 import types
 
 import pytest

@@ -1,7 +1,4 @@
-"""Arrays in an .npz, read row by row: 50,000 images of 256 pixels are 10 GB, which need not fit into memory.
-
-Shapes: N rows (images) of an array.
-"""
+"""Arrays in an .npz, read row by row: 50,000 images of 256 pixels are 10 GB, which need not fit into memory."""
 
 import hashlib
 import math
@@ -14,16 +11,13 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-# What a damaged archive makes zipfile and numpy raise, an encrypted or strangely packed one included.
-DAMAGE = (BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
-
 
 class Header(NamedTuple):
     """What an array says of itself before its values."""
 
-    dtype: np.dtype
     shape: tuple[int, ...]
-    in_rows: bool  # one row after another, as in C order
+    fortran: bool  # whether the last axis varies slowest
+    dtype: np.dtype
     start: int  # of the values in the member
 
 
@@ -34,28 +28,30 @@ class Archive:
         """Open the archive and read the header of each array.
 
         Raises:
-            ValueError: one line: it is missing, no .npz or truncated, or an array is damaged or of Python objects.
+            ValueError: one line: it is missing, no .npz or cut short.
         """
         self.named = f"{field} = {str(path)!r}"  # for messages
-        try:
+        if not path.exists():
+            raise ValueError(f"{self.named}: does not exist; give a folder of images or an .npz")
+        self.headers: dict[str, Header] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        with self._readable():
             self._zip = ZipFile(path)
-        except FileNotFoundError as error:
-            raise ValueError(f"{self.named}: does not exist; give a folder of images or an .npz") from error
-        except DAMAGE as error:
-            raise ValueError(f"{self.named}: is no .npz, or truncated ({error}); write or fetch it again") from error
-        arrays = [info for info in self._zip.infolist() if info.filename.endswith(".npy")]  # other members are ignored
-        self._infos = {info.filename.removesuffix(".npy"): info for info in arrays}
-        self.headers = {name: self._header(name) for name in self._infos}
-        self._streams: dict[str, IO[bytes]] = {}
+            formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            for member in self._zip.namelist():
+                with self._zip.open(member) as file:
+                    header = formats[np.lib.format.read_magic(file)](file)
+                    self.headers[member.removesuffix(".npy")] = Header(*header, file.tell())
 
     def fingerprint(self) -> str:
         """A hash of each array's name, size and CRC-32 as the archive's directory has them: no array is read."""
-        listing = sorted((name, info.file_size, info.CRC) for name, info in self._infos.items())
+        members = self._zip.infolist()
+        listing = sorted((info.filename.removesuffix(".npy"), info.file_size, info.CRC) for info in members)
         return hashlib.sha256(repr(listing).encode()).hexdigest()
 
     def array(self, name: str) -> np.ndarray:
         """A whole array; raises ValueError where it is damaged."""
-        with self._undamaged(name), self._zip.open(self._infos[name]) as file:
+        with self._readable(), self._zip.open(f"{name}.npy") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
     def rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
@@ -63,33 +59,18 @@ class Archive:
 
         Going forward is quick, going back means to read from the start again.
         """
-        header = self.headers[name]
-        size = math.prod(header.shape[1:]) * header.dtype.itemsize
-        content = bytearray()
-        with self._undamaged(name):
-            file = self._streams.get(name) or self._streams.setdefault(name, self._zip.open(self._infos[name]))
+        shape, _, dtype, start = self.headers[name]
+        size, content = math.prod(shape[1:]) * dtype.itemsize, bytearray()
+        with self._readable():
+            file = self._files.get(name) or self._files.setdefault(name, self._zip.open(f"{name}.npy"))
             for row in rows:
-                file.seek(header.start + row * size)
+                file.seek(start + row * size)
                 content += file.read(size)
-        return np.frombuffer(content, header.dtype).reshape(len(rows), *header.shape[1:])
-
-    def _header(self, name: str) -> Header:
-        info = self._infos[name]
-        with self._undamaged(name), self._zip.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            start = file.tell()
-        if dtype.hasobject:
-            raise ValueError(f"{self.named}: {name} holds Python objects, which are not read; save plain numbers")
-        with self._undamaged(name):
-            if info.file_size != start + math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{info.file_size} bytes do not fit its shape {shape}")
-        return Header(dtype, shape, not fortran or len(shape) < 2, start)
+            return np.frombuffer(content, dtype).reshape(len(rows), *shape[1:])
 
     @contextmanager
-    def _undamaged(self, name: str) -> Iterator[None]:
+    def _readable(self) -> Iterator[None]:
         try:
             yield
-        except DAMAGE as error:
-            raise ValueError(f"{self.named}: {name} is damaged ({error}); write or fetch the file again") from error
+        except (BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{self.named}: is no .npz, or damaged ({error}); write or fetch it again") from error

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mvar.evaluation.sets import ImageSet
-from mvar.features.extractors import VERSION, Extracted, Extractor
+from mvar.features.base import Extracted
+from mvar.features.extractors import VERSION, Extractor
 from mvar.files import atomic_write
 from mvar.machine import check_memory
 from mvar.progress import track
@@ -26,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class Processes(Protocol):
-    """This process among those that share the work; by default the only one."""
+    """This process among those that share the work, as `mvar.training.parallel.Ranks`; by default the only one."""
 
     @property
     def rank(self) -> int:
@@ -37,15 +39,12 @@ class Processes(Protocol):
         return 1
 
     def gather(self, value: Any) -> list[Any]:
-        """A small object of each process, by rank, in every process."""
         return [value]
 
     def gather_on_main(self, value: Any) -> list[Any] | None:
-        """An object of each process, by rank, in the process of rank 0; None in the others."""
         return [value]
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Do this in the process of rank 0, and return its result or raise its ValueError in all."""
         return work()
 
 
@@ -61,13 +60,10 @@ class Features(NamedTuple):
     probabilities_NK: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Features":
-        """The images at these indices."""
         return Features(*(None if tensor is None else tensor[rows] for tensor in self))  # type: ignore[arg-type]
 
 
 class Collected(NamedTuple):
-    """The result for a set."""
-
     features: Features | None  # in the images' order; in the process of rank 0 only
     seconds: float | None  # None where the cache had them
 
@@ -89,7 +85,10 @@ def collect(
         ValueError: an image that is damaged; in every process.
     """
     file = None if cache is None else cache / f"{_key(images, extractor)}.safetensors"
-    kept = _read_cached(file, images.count) if file is not None and processes.rank == 0 else None
+    kept = None
+    if file is not None and processes.rank == 0:
+        with suppress(ValueError):  # missing, or damaged
+            kept = Features(**read_tensors(file))
     if processes.on_main(lambda: kept is not None):  # one process decides for all
         return Collected(kept, None)
     begun = time.perf_counter()
@@ -120,15 +119,6 @@ def collect(
         tensors = {name: tensor for name, tensor in features._asdict().items() if tensor is not None}
         atomic_write(file, lambda partial: write_tensors(tensors, partial))
     return Collected(features, seconds)
-
-
-def _read_cached(file: Path, count: int) -> Features | None:
-    """A set's features from the cache; None where it lacks them."""
-    try:
-        features = Features(**read_tensors(file))
-    except (ValueError, TypeError):  # missing, damaged, or another program's
-        return None
-    return features if len(features.pooled_NF) == count else None
 
 
 def _key(images: ImageSet, extractor: Extractor) -> str:

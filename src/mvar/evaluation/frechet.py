@@ -14,8 +14,6 @@ from torch import Tensor
 
 from mvar.evaluation.intervals import student
 
-SYMMETRIC = 1e-5  # relative to the largest entry: what covariances saved as float32 keep
-
 
 class Gaussian(NamedTuple):
     """What the distance knows of a set."""
@@ -24,29 +22,17 @@ class Gaussian(NamedTuple):
     covariance_FF: Tensor  # unbiased
 
 
-def from_arrays(
-    mu: np.ndarray, sigma: np.ndarray, source: str = "reference", names: tuple[str, str] = ("mu", "sigma")
-) -> Gaussian:
+def from_arrays(mu: np.ndarray, sigma: np.ndarray, source: str = "reference") -> Gaussian:
     """The Gaussian of published statistics, for example the `mu` (F,) and `sigma` (F, F) of an ADM reference.
 
-    Args:
-        source: what messages call the file.
-        names: what they call the two.
-
     Raises:
-        ValueError: shapes that do not fit, values that are not finite numbers, or no covariance.
+        ValueError: shapes that do not fit, or values that are not finite; `source` is what it calls the file.
     """
-    mean, covariance = names
-    floats = mu.dtype.kind == sigma.dtype.kind == "f"
-    if not floats or mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
-        found = f"{mean} is {mu.dtype} {mu.shape}, {covariance} is {sigma.dtype} {sigma.shape}"
-        raise ValueError(f"{source}: {found}; give floats (F,) and (F, F)")
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"{source}: statistics are {mu.shape} and {sigma.shape}; give mu (F,) and sigma (F, F)")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(f"{source}: its statistics are not finite; write or fetch the file again")
     mean_F, covariance_FF = (torch.from_numpy(array.astype(np.float64)) for array in (mu, sigma))
-    if not bool(mean_F.isfinite().all() and covariance_FF.isfinite().all()):
-        raise ValueError(f"{source}: {mean} or {covariance} is not finite: the file is damaged")
-    apart = (covariance_FF - covariance_FF.T).abs().max()
-    if apart > SYMMETRIC * covariance_FF.abs().max() or covariance_FF.diag().min() < 0:
-        raise ValueError(f"{source}: {covariance} is no covariance: it must be symmetric, with no negative variance")
     return Gaussian(mean_F, (covariance_FF + covariance_FF.T) / 2)
 
 
@@ -58,12 +44,6 @@ def check_features(features_NF: Tensor, name: str = "features", least: int = 2) 
         raise ValueError(f"{name} are not finite: a network or an image is damaged")
     if len(features_NF) < least:
         raise ValueError(f"{name}: {len(features_NF)} images are too few; give at least {least}")
-
-
-def check_dimensions(a: int, b: int) -> None:
-    """Raises ValueError unless two sets have the same number of features."""
-    if a != b:
-        raise ValueError(f"the sets have {a} and {b} features: use one network for both")
 
 
 def fit(features_NF: Tensor) -> Gaussian:
@@ -78,11 +58,11 @@ def fit(features_NF: Tensor) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least zero.
 
-    With C = R R^T for both, the trace of the root is the sum of the singular values of R_a^T R_b. They are exact to
-    rounding for singular covariances too, where a root of C_a C_b, whose eigenvalues are their squares, loses half the
-    digits. Raises ValueError where the two have different numbers of features.
+    With C = R R^T for both, the trace of the root is the sum of the singular values of R_a^T R_b, which is exact for
+    singular covariances too. Raises ValueError where the two have different numbers of features.
     """
-    check_dimensions(len(a.mean_F), len(b.mean_F))
+    if len(a.mean_F) != len(b.mean_F):
+        raise ValueError(f"the sets have {len(a.mean_F)} and {len(b.mean_F)} features: use one network for both")
     cross = torch.linalg.svdvals(_root(a.covariance_FF).T @ _root(b.covariance_FF)).sum()
     traces = a.covariance_FF.trace() + b.covariance_FF.trace()
     squared = (a.mean_F - b.mean_F).square().sum() + traces - 2 * cross
@@ -90,7 +70,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def too_few(images: int, dimensions: int) -> str | None:
-    """The warning beside a distance of few images; None for at least twice as many images as dimensions."""
+    """The warning beside a distance of fewer images than twice the dimensions; None for others."""
     if images >= 2 * dimensions:
         return None
     return (
@@ -102,12 +82,10 @@ def too_few(images: int, dimensions: int) -> str | None:
 def bootstrap(samples_NF: Tensor, reference: Gaussian, rounds: int = 40, seed: int = 0) -> tuple[float, float]:
     """The 90 % interval (low, high) of the distance of samples, features (N, F) of at least two images, to a reference.
 
-    It covers the variation among sets of N samples and nothing else: neither the bias of a small N nor the choice of
-    reference images. Samples are drawn with replacement. A set so drawn has fewer distinct images and is farther
-    from everything, so only the deviation of such distances is used: the interval is the distance itself plus and minus
-    Student's t times it, at least 0. With fewer images than a few times the dimensions, that deviation and so the
-    interval are too large.
-    Takes the memory of about three copies of the samples in float64.
+    It covers the variation among sets of N samples, neither the bias of a small N nor the choice of reference images.
+    Sets drawn with replacement have fewer distinct images and are farther from everything, so only the deviation of
+    their distances is used: the interval is the distance plus and minus Student's t times it, at least 0. With fewer
+    images than a few times the dimensions it is too large.
     """
     N = len(samples_NF)
     apart_NF = samples_NF.double() - reference.mean_F

@@ -1,11 +1,8 @@
 """Precision, recall, density and coverage: which samples lie where real images are, and the other way round.
 
-A set's manifold is the union of balls round its images, each up to the image's k-th nearest neighbour in the set. Balls
-are closed, as in Kynkaanniemi et al.: an image at exactly the radius is inside, and so is a copy of an image whose own
-copies make its radius 0. (The code that Naeem et al. published has open balls; only ties tell them apart.)
-
-Distances are float64 products of features less the mean of the real ones, a block of rows at a time: memory grows with
-N, not with N squared. So that ties count whatever the rounding, radii are lengthened by more than a product's error.
+A set's manifold is the union of closed balls round its images, each up to the image's k-th nearest neighbour in the
+set. Distances are float64 products of features less the mean of the real ones, a block of rows at a time. So that ties
+count whatever the rounding, radii are lengthened by more than a product's error.
 
 Shapes: N real images, M samples, n m some of them, F features.
 Sources: Kynkaanniemi et al. 2019, section 2; Naeem et al. 2020, section 3.

@@ -56,13 +56,10 @@ def measure(
     """Every measure that these features allow.
 
     Args:
-        ours: of the samples.
-        reference: of real images.
         distance: what the Frechet distance is called in these features, a key of `KERNEL`.
         seed: of subsets, of the order for the Inception score, and of the bootstrap.
-        resampled: for the intervals of Frechet distances, which take longer than the rest: samples, or pairs, where
-            each sample is a reconstruction of the reference's image at the same index and those images give `pooled`
-            and `spatial`.
+        resampled: for the intervals of Frechet distances: samples, or pairs, where each sample is a reconstruction of
+            the reference's image at the same index.
     """
     real = reference.features
 

@@ -58,26 +58,15 @@ def aligned(images: ImageSet, samples: ImageSet) -> ImageSet:
     return replace(images, classes=samples.classes, labels_N=torch.tensor(order)[images.labels_N])
 
 
-def of_classes(images: ImageSet | Statistics, samples: ImageSet) -> ImageSet | Statistics:
-    """Only images of classes that the samples have, where both know classes by name."""
-    if isinstance(images, Statistics) or images.labels_N is None or not samples.classes or _numbered(images.classes):
-        return images
-    index = torch.tensor(places(images.classes, samples.classes))
-    if sorted(index[index >= 0].tolist()) != list(range(len(samples.classes))) or bool((index >= 0).all()):
-        return images
-    rows = (index >= 0)[images.labels_N].nonzero()[:, 0].tolist()
-    fewer = some_of(images, rows, "for some of its classes")
-    return replace(fewer, classes=samples.classes, labels_N=index[images.labels_N[rows]])
-
-
-def some_of(images: ImageSet, rows: Sequence[int], why: str) -> ImageSet:
-    """These images of a set, in this order; `why` is the reason noted where the set brings statistics of all."""
+def some_of(images: ImageSet, rows: Sequence[int]) -> ImageSet:
+    """These images of a set, in this order, without the statistics of all that it may bring."""
+    unused = ["its statistics are of all images, and not used with a limit"] if images.statistics else []
     return replace(
         images,
         count=len(rows),
         labels_N=None if images.labels_N is None else images.labels_N[rows],
         sha256=hashlib.sha256(f"{images.sha256} {list(rows)}".encode()).hexdigest(),
-        notes=images.notes + ([f"its statistics are of all images, and not used {why}"] if images.statistics else []),
+        notes=images.notes + unused,
         read=lambda chosen: images.read([rows[row] for row in chosen]),
         statistics=None,
     )

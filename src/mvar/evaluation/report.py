@@ -41,7 +41,7 @@ class Report:
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Write report.json."""
+    """Write report.json and return its path."""
     write_text(folder / NAME, json.dumps(asdict(report), indent=2) + "\n")
     return folder / NAME
 
@@ -53,9 +53,6 @@ def read(path: str | Path) -> Report:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         metrics = {name: Value(**value) for name, value in content.pop("metrics").items()}
-        numbers = [n for v in metrics.values() for n in (v.value, v.low or 0.0, v.high or 0.0, v.floor or 0.0)]
-        if not (isinstance(content["protocol"], dict) and all(isinstance(n, (int, float)) for n in numbers)):
-            raise ValueError("its values are no numbers")
         return Report(**content, metrics=metrics)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"report = {str(path)!r}: is no {NAME} of mvar evaluate ({error}); give its folder") from error

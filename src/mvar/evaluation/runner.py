@@ -20,7 +20,7 @@ from mvar.evaluation.collect import Alone, Collected, Features, Processes, colle
 from mvar.evaluation.frechet import too_few
 from mvar.evaluation.images import WINDOW, psnr, ssim
 from mvar.evaluation.intervals import Value, mean
-from mvar.evaluation.pairs import aligned, check_pair, of_classes, some_of
+from mvar.evaluation.pairs import aligned, check_pair, some_of
 from mvar.evaluation.report import Report, write
 from mvar.evaluation.sets import ImageSet, Statistics, open_set
 from mvar.features.extractors import PUBLIC_FILE, PUBLIC_SHA256, Extractor, find_extractor
@@ -37,22 +37,7 @@ UNEVEN = 0.01  # difference of a class's shares that a note mentions
 
 @settings
 class Options:
-    """How samples are compared with real images.
-
-    Attributes:
-        features: effnet-lite0, or inception with `weights`.
-        weights: file of Inception's weights.
-        pipeline: how images are prepared for Inception: "adm" as in the first FIDs and the ADM suite, or "pytorch-fid".
-        floor: folder or .npz of other real images; the same number of them as of samples shows how low a distance can
-            get. Without it, the two halves of the reference are compared.
-        limit: at most this many images of each set, evenly spaced.
-        cache: folder that keeps features for the next time.
-        batch_size: images that the network sees at once.
-        allow_jpeg: take samples that are JPEGs.
-        seed: of the subsets of the kernel distance and of the bootstrap.
-        device: of the network; a GPU where there is one by default.
-        dtype: of the network, float32 or bfloat16.
-    """
+    """How samples are compared with real images: `mvar evaluate --help` describes each field."""
 
     features: str = "effnet-lite0"
     weights: str | None = None
@@ -104,11 +89,8 @@ def evaluate(
         reference: folder or .npz of real images, or an .npz of their statistics.
         out: folder for report.json.
         origin: what the report says of a model besides its tokenizer's hash, such as its name.
-        processes: that share the work, as torchrun starts them; the values are the same for any number.
-        options: see `Options`.
-
-    Returns:
-        The report, in every process.
+        processes: that share the work, as torchrun starts them; each returns the report.
+        options: those of `mvar evaluate`.
 
     Raises:
         ValueError: one line for what cannot be used, before the long work unless a file turns out to be damaged.
@@ -159,15 +141,11 @@ def _open(samples: str | Model, reference: str, chosen: Options, fidelity: Fidel
     check_pair(drawn, real)
     other = None
     if chosen.floor is not None:
-        opened = of_classes(open_set(chosen.floor, "floor", allow_jpeg=True), drawn)
-        other = _images(_at_most(opened, drawn.count), "floor", chosen.floor)
+        opened = _at_most(open_set(chosen.floor, "floor", allow_jpeg=True), drawn.count)
+        other = _images(opened, "floor", chosen.floor)
         check_pair(drawn, other, "floor")
         other = aligned(other, drawn)
-    sides = Sides(drawn, aligned(real, drawn) if isinstance(real, ImageSet) else real, other)
-    for field, images in sides.opened.items():
-        if images.count < 2:
-            raise ValueError(f"{field} = {images.name!r}: holds {images.count} image; a covariance needs at least 2")
-    return sides
+    return Sides(drawn, aligned(real, drawn) if isinstance(real, ImageSet) else real, other)
 
 
 def _images(found: ImageSet | Statistics, field: str, path: str) -> ImageSet:
@@ -180,7 +158,7 @@ def _at_most(images: ImageSet | Statistics, most: int | None) -> ImageSet | Stat
     """At most this many of the images, always the same, in their order: evenly of the classes, else at random."""
     if isinstance(images, Statistics) or most is None or images.count <= most:
         return images
-    return some_of(images, _order(images)[evenly_spaced(images.count, most)].sort().values.tolist(), "with a limit")
+    return some_of(images, _order(images)[evenly_spaced(images.count, most)].sort().values.tolist())
 
 
 def _order(images: ImageSet) -> Tensor:
@@ -232,14 +210,10 @@ def _statistics(reference: ImageSet | Statistics, extractor: Extractor, pipeline
     statistics = reference if isinstance(reference, Statistics) else reference.statistics
     if statistics is None or (not alone and (extractor.distance != "FID" or pipeline != "adm")):
         return None
-    named = f"reference = {statistics.name!r}"
-    for dimensions, gaussian in (
-        (extractor.dimensions, statistics.pooled),
-        (extractor.spatial_dimensions, statistics.spatial),
-    ):
-        if gaussian is not None and len(gaussian.mean_F) != dimensions:
-            found = f"statistics of {len(gaussian.mean_F)} features, {extractor.network} has {dimensions}"
-            raise ValueError(f"{named}: {found}; give statistics of the same network")
+    named, dimensions = f"reference = {statistics.name!r}", extractor.dimensions
+    if len(statistics.pooled.mean_F) != dimensions:
+        found = f"statistics of {len(statistics.pooled.mean_F)} features, {extractor.network} has {dimensions}"
+        raise ValueError(f"{named}: {found}; give statistics of the same network")
     if statistics.spatial is not None and pipeline != "adm":
         raise ValueError(
             f"{named}: holds mu_s, as ADM's statistics do, whose images were prepared in another way than "
@@ -336,16 +310,11 @@ def _notes(sides: Sides, floor: dict[str, Any], extractor: Extractor) -> list[st
         notes.append("no floor: the reference's images are too few or missing; give other real images as --floor")
     elif floor["images"] < sides.samples.count:
         notes.append(f"floor: of {floor['images']} images, fewer than the samples: a distance of so few is too high")
-    if sides.floor is not None and sides.floor.sha256 == sides.reference.sha256:
-        notes.append("floor: the very images of the reference, which tell nothing; give others")
     if extractor.network == "inception-v3" and not extractor.weights_sha256.startswith(PUBLIC_SHA256):
         notes.append(f"weights: not the public file {PUBLIC_FILE}; distances are no published FIDs")
-    shares = [
-        None if images.labels_N is None else images.labels_N.bincount(minlength=len(images.classes)) / images.count
-        for images in sides.opened.values()
-    ]
-    both = [(a, b) for a, b in pairwise(shares) if a is not None and b is not None and a.shape == b.shape]
-    if any((a - b).abs().max() > UNEVEN for a, b in both):
+    labelled = [images for images in sides.opened.values() if images.labels_N is not None]
+    shares = [images.labels_N.bincount(minlength=len(images.classes)) / images.count for images in labelled]
+    if any((a - b).abs().max() > UNEVEN for a, b in pairwise(shares) if a.shape == b.shape):
         notes.append("samples and real images hold the classes in different shares, which is a part of the distance")
     return notes
 

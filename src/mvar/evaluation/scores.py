@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvar.evaluation.frechet import check_dimensions, check_features
+from mvar.evaluation.frechet import check_features
 
 
 class KID(NamedTuple):
@@ -23,11 +23,8 @@ class KID(NamedTuple):
 def kid(real_NF: Tensor, fake_MF: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> KID:
     """The estimate with the kernel (x.y / F + 1)^3, averaged over random subsets; unbiased, so it can be below zero.
 
-    A subset is drawn from each set without replacement, of all its images where it has fewer than `subset_size`. Of
-    equal and small sets there is only one subset.
-
-    Raises:
-        ValueError: bad features, features of two networks, or fewer than two images.
+    A subset is drawn from each set without replacement. Of equal and small sets there is only one subset. Raises
+    ValueError for features that are not finite, of two networks, or of fewer than two images.
     """
     check_two_sets(real_NF, fake_MF, 2)
     S = min(subset_size, len(real_NF), len(fake_MF))
@@ -57,24 +54,20 @@ def check_two_sets(real_NF: Tensor, fake_MF: Tensor, least: int) -> None:
     """Raises ValueError unless both sets are (N, F) and finite, of one F, and of at least `least` images."""
     check_features(real_NF, "features of real images", least)
     check_features(fake_MF, "features of samples", least)
-    check_dimensions(real_NF.shape[1], fake_MF.shape[1])
+    if real_NF.shape[1] != fake_MF.shape[1]:
+        raise ValueError(f"the sets have {real_NF.shape[1]} and {fake_MF.shape[1]} features: use one network for both")
 
 
 def inception_score(probabilities_NK: Tensor, splits: int = 10) -> tuple[float, float]:
     """exp(mean over images of KL(p(class | image) || mean p)) of each part of the images: mean and standard deviation.
 
-    Parts are consecutive images. Samples in the order of their classes would make parts of few classes, and the score
-    far too low: shuffle them first, as `mvar.evaluation.measures.measure` does. The deviation is divided by the number
-    of parts, as in published figures.
+    Parts are consecutive images: shuffle samples that are in the order of their classes first. The deviation is divided
+    by the number of parts, as in published figures.
 
     Args:
-        probabilities_NK: the classifier's; raises ValueError where a row has a negative number or does not sum to 1.
+        probabilities_NK: the classifier's softmax.
         splits: parts, at most as many as images.
     """
-    sums_N = probabilities_NK.double().sum(1)
-    # Written so that NaN fails too.
-    if not bool((probabilities_NK >= 0).all() and ((sums_N - 1).abs() < 1e-3).all()):
-        raise ValueError("probabilities are negative, not finite or do not sum to 1: give softmax outputs, no logits")
     N, scores = len(probabilities_NK), []
     for i in range(splits):
         p_nK = probabilities_NK[i * N // splits : (i + 1) * N // splits].double()

@@ -8,16 +8,17 @@ Layout of the .npz: Dhariwal & Nichol 2021 (ADM): arr_0 uint8 (N, H, W, 3), arr_
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.images.decoding import Look, decode, look, read_bytes
+from mvar.data.images import decoding
+from mvar.data.images.decoding import decode, read_bytes
 from mvar.data.images.folders import ImageFolder
 from mvar.data.workers import in_threads
 from mvar.evaluation.archive import Archive
@@ -25,6 +26,7 @@ from mvar.evaluation.frechet import Gaussian, from_arrays
 from mvar.progress import track
 from mvar.sampling.report import Samples, read_samples
 
+Result = TypeVar("Result")
 ARTEFACTS = "whose artefacts move FID (Parmar et al. 2022, On aliased resizing)"
 
 
@@ -76,11 +78,7 @@ class ImageSet:
         return f"{self.shape[1]}x{self.shape[0]}"
 
     def batch(self, rows: Sequence[int]) -> Tensor:
-        """Pixels uint8 (B, 3, H, W), channels last in memory. Going forward is quick, going back in an .npz is not.
-
-        Raises:
-            ValueError: an image that is damaged, by its name.
-        """
+        """Pixels uint8 (B, 3, H, W), channels last in memory; raises ValueError with the name of a damaged image."""
         return torch.from_numpy(self.read(rows)).permute(0, 3, 1, 2)
 
 
@@ -89,13 +87,11 @@ def open_set(path: str, field: str, *, allow_jpeg: bool) -> ImageSet | Statistic
 
     Files are read without decoding their pixels, of an .npz the headers only.
 
-    Args:
-        field: the option that named it, for messages.
-        allow_jpeg: whether images may be JPEGs or lossy WebPs, which `notes` then mentions.
+    `field` is the option that named it, and `allow_jpeg` takes JPEGs and lossy WebPs, which `notes` then mentions.
 
     Raises:
-        ValueError: one line with the field, its value and the fix: nothing there, images of several sizes, damaged or
-            truncated files, lossy ones, arrays of another layout.
+        ValueError: one line: nothing there, images of several sizes, damaged, truncated or lossy files, arrays of
+            another layout.
     """
     if Path(path).suffix.lower() == ".npz":
         return _open_npz(Path(path), field)
@@ -107,6 +103,14 @@ def open_set(path: str, field: str, *, allow_jpeg: bool) -> ImageSet | Statistic
 # --- folders ---
 
 
+class _Look(NamedTuple):
+    """What a file tells without being decoded."""
+
+    lossy: str | None  # "JPEG", "lossy WebP"
+    size: tuple[int, int]  # width and height, upright
+    mark: bytes  # hash of its content
+
+
 def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
     named = f"{field} = {str(folder.root)!r}"
     names = [path.relative_to(folder.root).as_posix() for path in folder.paths]
@@ -114,21 +118,27 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
     classes, labels, ordered = folder.classes, folder.labels, True
     if samples is not None:
         classes, labels, ordered = _drawn(samples, samples.numbers(names, named))
-    looks, digest = list[Look](), hashlib.sha256()
-    found = track(in_threads(_look, folder.paths), len(names), "looking at images")
-    for name, seen in zip(names, found, strict=True):
-        if isinstance(seen, str):
-            raise _unusable(named, name, seen)
-        looks.append(seen[0])
-        digest.update(os.fsencode(name) + b"\0" + seen[1])
+
+    def each(work: Callable[[Path], Result], rows: Sequence[int]) -> Iterator[Result]:
+        """What the work gives for some files, in threads; raises ValueError with the name of an unusable one."""
+
+        def named_work(row: int) -> Result:
+            try:
+                return work(folder.paths[row])
+            except ValueError as error:
+                raise ValueError(f"{named}: {names[row]!r}: {error}; replace it or remove it") from error
+
+        return in_threads(named_work, rows)
+
+    looks = list(track(each(_look, range(len(names))), len(names), "looking at images"))
     width, height = looks[0].size
-    if others := [(name, it.size) for name, it in zip(names, looks, strict=True) if it.size != (width, height)]:
+    if others := [(name, look.size) for name, look in zip(names, looks, strict=True) if look.size != (width, height)]:
         name, (other_width, other_height) = others[0]
         raise ValueError(
             f"{named}: {name!r} has {other_width}x{other_height} pixels, {names[0]!r} {width}x{height} "
             f"({len(others)} of {len(names)} differ); give images of one size"
         )
-    lossy = {name: it.lossy for name, it in zip(names, looks, strict=True) if it.lossy}
+    lossy = {name: look.lossy for name, look in zip(names, looks, strict=True) if look.lossy}
     if lossy and not allow_jpeg:
         name, kind = next(iter(lossy.items()))
         raise ValueError(
@@ -136,26 +146,15 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
             "give PNGs, or --allow-jpeg to take them as they are"
         )
     kinds = " or ".join(sorted({*lossy.values()}))
-
-    def read(rows: Sequence[int]) -> np.ndarray:
-        pixels_BHW3 = np.empty((len(rows), height, width, 3), np.uint8)
-        images = in_threads(_decoded, [folder.paths[i] for i in rows])
-        for out_HW3, i, image_HW3 in zip(pixels_BHW3, rows, images, strict=True):
-            if isinstance(image_HW3, str):
-                raise _unusable(named, names[i], image_HW3)
-            if image_HW3.shape != out_HW3.shape:
-                raise _unusable(named, names[i], "has another size than before")
-            out_HW3[:] = image_HW3
-        return pixels_BHW3
-
+    marks = (os.fsencode(name) + b"\0" + look.mark for name, look in zip(names, looks, strict=True))
     return ImageSet(
         name=folder.root.resolve().name,
         count=len(names),
         shape=(height, width),
         classes=classes,
         labels_N=torch.tensor(labels) if classes else None,
-        sha256=digest.hexdigest(),
-        read=read,
+        sha256=hashlib.sha256(b"".join(marks)).hexdigest(),
+        read=lambda rows: np.stack(list(each(lambda path: np.asarray(decode(path)), rows))),
         ordered=ordered,
         lossy=bool(lossy),
         drawn_with=None if samples is None else samples.facts,
@@ -163,28 +162,12 @@ def _open_folder(folder: ImageFolder, field: str, allow_jpeg: bool) -> ImageSet:
     )
 
 
-def _look(path: Path) -> tuple[Look, bytes] | str:
-    """What a file's header says, and a hash of the file; the reason where it cannot be used."""
-    try:
-        content = read_bytes(path)
-        seen = look(content)
-        if not seen.complete:
-            decode(io.BytesIO(content))  # what follows an image does no harm
-        return seen, hashlib.sha256(content).digest()
-    except ValueError as error:
-        return str(error)
-
-
-def _decoded(path: Path) -> np.ndarray | str:
-    """The pixels of a file (H, W, 3), or the reason why there are none."""
-    try:
-        return np.asarray(decode(path))
-    except ValueError as error:
-        return str(error)
-
-
-def _unusable(named: str, name: str, reason: str) -> ValueError:
-    return ValueError(f"{named}: {name!r}: {reason}; replace it or remove it")
+def _look(path: Path) -> _Look:
+    content = read_bytes(path)
+    seen = decoding.look(content)
+    if not seen.complete:
+        decode(io.BytesIO(content))  # what follows an image does no harm
+    return _Look(seen.lossy, seen.size, hashlib.sha256(content).digest())
 
 
 def _drawn(samples: Samples, numbers: Sequence[int]) -> tuple[list[str], list[int], bool]:
@@ -209,24 +192,22 @@ def _open_npz(path: Path, field: str) -> ImageSet | Statistics:
             held = ", ".join(archive.headers) or "nothing"
             raise ValueError(f"{archive.named}: holds {held}; give one with images as arr_0, or with mu and sigma")
         return statistics
-    dtype, shape, in_rows, _ = archive.headers["arr_0"]
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        raise ValueError(f"{archive.named}: arr_0 is {dtype} {shape}; give images as uint8 (N, H, W, 3)")
-    if not in_rows:
-        raise ValueError(f"{archive.named}: arr_0 is in Fortran order; save np.ascontiguousarray of it")
+    shape, fortran, dtype, _ = archive.headers["arr_0"]
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or fortran:
+        order = " in Fortran order" if fortran else ""
+        raise ValueError(f"{archive.named}: arr_0 is {dtype} {shape}{order}; give images as uint8 (N, H, W, 3)")
     samples = read_samples(path)
-    if samples is None:
-        labels_N, ordered = _labels(archive, shape[0]), True
-        classes = [] if labels_N is None else [str(i) for i in range(int(labels_N.max()) + 1)]
-    else:
-        classes, labels, ordered = _drawn(samples, _numbers(archive, samples, shape[0]))
-        labels_N = torch.tensor(labels) if classes else None
+    labels_N, ordered = _integers(archive, "arr_1", shape[0]), True
+    classes = [] if labels_N is None else [str(i) for i in range(int(labels_N.max()) + 1)]
+    if samples is not None:
+        classes, labels, ordered = _drawn(samples, _numbers(archive, samples, labels_N))
+        labels_N = torch.tensor(labels)
     return ImageSet(
         name=path.name,
         count=shape[0],
         shape=(shape[1], shape[2]),
-        classes=classes,
-        labels_N=labels_N,
+        classes=classes if len(classes) > 1 else [],
+        labels_N=labels_N if len(classes) > 1 else None,
         sha256=archive.fingerprint(),
         read=lambda rows: archive.rows("arr_0", rows),
         ordered=ordered,
@@ -235,21 +216,10 @@ def _open_npz(path: Path, field: str) -> ImageSet | Statistics:
     )
 
 
-def _labels(archive: Archive, count: int) -> Tensor | None:
-    """The labels in arr_1; None where there is none, or only one class."""
-    labels_N = _integers(archive, "arr_1", count)
-    if labels_N is None:
-        return None
-    if int(labels_N.min()) < 0:
-        raise ValueError(f"{archive.named}: arr_1 has the label {int(labels_N.min())}; give labels from 0")
-    if (most := int(labels_N.max())) >= count:  # before anything is made for each class
-        raise ValueError(f"{archive.named}: {count} images of {most + 1} classes, by arr_1; give more images")
-    return labels_N if most > 0 else None
-
-
-def _numbers(archive: Archive, samples: Samples, count: int) -> list[int]:
+def _numbers(archive: Archive, samples: Samples, labels_N: Tensor | None) -> list[int]:
     """Each image's number in the report beside the archive; raises ValueError where the report is of other images."""
-    index_N, labels_N = _integers(archive, "index", count), _integers(archive, "arr_1", count)
+    count = archive.headers["arr_0"].shape[0]
+    index_N = _integers(archive, "index", count)
     if index_N is not None and labels_N is not None and count == len(samples.labels):
         numbers = index_N.tolist()
         if sorted(numbers) == list(range(count)) and [samples.labels[i] for i in numbers] == labels_N.tolist():
@@ -259,19 +229,18 @@ def _numbers(archive: Archive, samples: Samples, count: int) -> list[int]:
 
 
 def _integers(archive: Archive, name: str, count: int) -> Tensor | None:
-    """An integer for each image, (N,); None where there is no such array."""
+    """A class or number for each image, (N,); None where there is no such array."""
     if name not in archive.headers:
         return None
-    dtype, shape, *_ = archive.headers[name]
-    if dtype.kind not in "iu" or shape != (count,):
-        raise ValueError(f"{archive.named}: {name} is {dtype} {shape}; give labels as integers ({count},), or none")
-    return torch.from_numpy(archive.array(name).astype(np.int64))
+    integers_N = archive.array(name)
+    if integers_N.dtype.kind not in "iu" or integers_N.shape != (count,) or integers_N.min() < 0:
+        found = f"{integers_N.dtype} {integers_N.shape}"
+        raise ValueError(f"{archive.named}: {name} is {found}; give integers from 0 of shape ({count},), or none")
+    return torch.from_numpy(integers_N.astype(np.int64))
 
 
 def _gaussian(archive: Archive, mean: str, covariance: str) -> Gaussian | None:
     present = [name for name in (mean, covariance) if name in archive.headers]
     if len(present) == 1:
         raise ValueError(f"{archive.named}: holds {present[0]} alone; give one with both {mean} and {covariance}")
-    if not present:
-        return None
-    return from_arrays(archive.array(mean), archive.array(covariance), archive.named, (mean, covariance))
+    return from_arrays(archive.array(mean), archive.array(covariance), archive.named) if present else None

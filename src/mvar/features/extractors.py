@@ -3,18 +3,17 @@
 Shapes: B images, H W pixels, F pooled features, S spatial features, K classes.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mvar.features.base import Extracted, read_weights
 from mvar.features.effnet import EffNetLite0
 from mvar.features.inception import SIDE, InceptionV3, Pipeline
 from mvar.files import file_sha256
-from mvar.tensor_files import read_tensors
 
 FEATURES = ("effnet-lite0", "inception")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,31 +24,19 @@ VERSION = 2  # increased when the same weights give other features; caches of ot
 FRAME = 32  # smaller images are framed with black to this side first, as is customary for 28x28
 
 
-class Extracted(NamedTuple):
-    """Features of a batch, float32."""
-
-    pooled_BF: Tensor
-    spatial_BS: Tensor | None  # Inception's, for sFID
-    probabilities_BK: Tensor | None  # Inception's, for the Inception score
-
-
 class Extractor:
     """Images to features; an image's features are the same in any batch, up to float rounding.
 
     Attributes:
-        network: "inception-v3" or "effnet-lite0".
         distance: what the Frechet distance in these features is called.
         weights_sha256: of the weights file's bytes.
         resize: how images are resized for the network, in plain words.
-        dimensions: F.
-        spatial_dimensions: S; None for a network without.
-        dtype: of the convolutions, "float32" or "bfloat16".
+        dtype: of the convolutions.
     """
 
     network: str
     distance: str
-    dimensions: int
-    spatial_dimensions: int | None = None
+    dimensions: int  # F
 
     def __init__(self, weights: Path, resize: str, device: str | torch.device | None, dtype: str) -> None:
         self.weights_sha256 = file_sha256(weights)
@@ -59,11 +46,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images_B3HW: Tensor) -> Extracted:
-        """Features, on the extractor's device.
-
-        Raises:
-            ValueError: the images are not uint8 (B, 3, H, W).
-        """
+        """Features, on the extractor's device; raises ValueError unless images are uint8 (B, 3, H, W)."""
         if images_B3HW.dtype != torch.uint8 or images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3:
             found = f"{images_B3HW.dtype} {tuple(images_B3HW.shape)}"
             raise ValueError(f"images are {found}, expected torch.uint8 (B, 3, H, W)")
@@ -83,18 +66,15 @@ class Extractor:
 class InceptionExtractor(Extractor):
     """Inception-v3 of the FID papers; see `find_extractor` for the arguments."""
 
-    network, distance, dimensions, spatial_dimensions = "inception-v3", "FID", 2048, 2023
+    network, distance, dimensions = "inception-v3", "FID", 2048
 
     def __init__(self, weights: Path, device: str | torch.device | None, dtype: str, pipeline: Pipeline) -> None:
-        content = read_tensors(weights)
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{weights.name} holds a {type(content).__name__}, not a state dict")
-        network = InceptionV3({str(key): value for key, value in content.items()}, pipeline, DTYPES[dtype])
+        network = InceptionV3(read_weights(weights), pipeline, DTYPES[dtype])
         super().__init__(weights, network.resize, device, dtype)
         self._network = network.to(self.device)
 
     def _extract(self, images_B3HW: Tensor) -> Extracted:
-        return Extracted(*self._network(images_B3HW))
+        return self._network(images_B3HW)
 
 
 class EffNetExtractor(Extractor):
@@ -119,7 +99,7 @@ class EffNetExtractor(Extractor):
             pixels = functional.pad(pixels, (left, FRAME - w - left, top, FRAME - h - top))
         reduced = max(pixels.shape[-2:]) > side
         pixels = functional.interpolate(pixels, (side, side), mode="bilinear", antialias=reduced)
-        return Extracted(self._network(pixels), None, None)
+        return Extracted(self._network(pixels))
 
 
 def find_extractor(

@@ -11,19 +11,20 @@ torch-fidelity, `feature_extractor_inceptionv3.py`). Outputs follow the ADM suit
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvar.features.base import take_weights
+from mvar.features.base import Extracted, take_weights
 from mvar.ops.linear import convolution_relu
 
 Pipeline = Literal["adm", "pytorch-fid"]
 SIDE = 299
 CLASSES = 1008
 EPS = 1e-3
+NORM = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
 SPATIAL_CHANNELS = 7  # 17 * 17 * 7 = 2023 features, about as many as are pooled
 # Both published files of these weights have the classifier's bias, which no Inception score uses.
 IGNORED = re.compile(r"fc\.bias|AuxLogits\..*|.*\.num_batches_tracked")
@@ -44,23 +45,6 @@ COARSE = (
 )
 
 
-class Outputs(NamedTuple):
-    """What evaluation takes from the network, in float32."""
-
-    pooled_BF: Tensor
-    spatial_BS: Tensor  # channels vary fastest, as in the public references
-    probabilities_BK: Tensor
-
-
-class _Norm(nn.Module):
-    """The tensors of a batch normalisation, until they are folded into a convolution."""
-
-    def __init__(self, C: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
-        self.running_mean, self.running_var = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
-
-
 class _Unit(nn.Module):
     """Convolution, batch normalisation and ReLU; with padding, the map keeps its sides."""
 
@@ -68,13 +52,13 @@ class _Unit(nn.Module):
         super().__init__()
         padding = (h // 2, w // 2) if padded else 0
         self.conv = nn.Conv2d(fan_in, fan_out, (h, w), stride, padding, bias=False)
-        self.bn = _Norm(fan_out)
+        self.bn = nn.ParameterDict({name: torch.empty(fan_out) for name in NORM})
 
     def fold(self, dtype: torch.dtype) -> None:
         """Replace the normalisation by a scaled weight and a bias."""
-        norm, weight = self.bn.double(), self.conv.weight.double()
-        scale_C = norm.weight / (norm.running_var + EPS).sqrt()
-        bias = norm.bias - norm.running_mean * scale_C
+        gamma_C, beta_C, mean_C, variance_C = (self.bn[name].double() for name in NORM)
+        scale_C, weight = gamma_C / (variance_C + EPS).sqrt(), self.conv.weight.double()
+        bias = beta_C - mean_C * scale_C
         self.conv.weight = nn.Parameter((weight * scale_C[:, None, None, None]).to(dtype), requires_grad=False)
         self.conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
         del self.bn
@@ -160,23 +144,19 @@ class InceptionV3(_Layers):
 
     Args:
         tensors: in the key names of the public files pt_inception-2015-12-05-6726825d.pth (pytorch-fid) and
-            weights-inception-2015-12-05-6726825d.pth (torch-fidelity): `Conv2d_1a_3x3.conv.weight`,
-            `Conv2d_1a_3x3.bn.{weight,bias,running_mean,running_var}`, ..., `Mixed_7c.branch_pool.*`, `fc.weight`.
-            `fc.bias`, `AuxLogits.*` and `*.num_batches_tracked` are ignored.
+            weights-inception-2015-12-05-6726825d.pth (torch-fidelity).
         pipeline: how the published evaluation prepares images: "adm" resizes as TensorFlow 1 did and takes
             (x - 128) / 128 of bytes, as do the graph itself, the first FIDs, the ADM suite and torch-fidelity;
             "pytorch-fid" resizes with half-pixel centres and takes 2 x / 255 - 1. Their distances do not compare.
         dtype: of the convolutions.
 
     Raises:
-        ValueError: an unknown pipeline, or not these weights: one line about the first wrong tensor.
+        ValueError: not these weights: one line about the first wrong tensor.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Any], pipeline: Pipeline = "adm", dtype: torch.dtype = torch.float32
+        self, tensors: Mapping[str, Tensor], pipeline: Pipeline = "adm", dtype: torch.dtype = torch.float32
     ) -> None:
-        if pipeline not in get_args(Pipeline):
-            raise ValueError(f"pipeline = {pipeline!r}: give {' or '.join(get_args(Pipeline))}")
         with torch.device("meta"):
             super().__init__()
         self.pipeline = pipeline
@@ -186,7 +166,7 @@ class InceptionV3(_Layers):
                 module.fold(dtype)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, images_B3HW: Tensor) -> Outputs:
+    def forward(self, images_B3HW: Tensor) -> Extracted:
         """Features of uint8 RGB images of any size."""
         x_BChw = self.prepared(images_B3HW).to(self.Conv2d_1a_3x3.conv.weight.dtype, memory_format=torch.channels_last)
         x_BChw = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x_BChw)))
@@ -199,7 +179,7 @@ class InceptionV3(_Layers):
         spatial_BS = spatial_BChw[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
         # Without bias, as in ADM's evaluator, which multiplies by the graph's weight alone.
         logits_BK = pooled_BF @ self.fc.weight.T
-        return Outputs(pooled_BF, spatial_BS, logits_BK.softmax(1))
+        return Extracted(pooled_BF, spatial_BS, logits_BK.softmax(1))
 
     @property
     def resize(self) -> str:

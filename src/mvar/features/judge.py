@@ -93,10 +93,7 @@ def train_judge(
     Args:
         pixels_NChw: uint8 (N, 1 or 3, h, w); one channel trains a grey judge.
         labels_N: class indices below num_classes.
-        epochs: passes over the set.
-
-    Returns:
-        The judge in eval mode; the same arguments give the same judge on the same machine.
+        seed: the same gives the same judge on the same machine.
 
     Raises:
         ValueError: pixels are not uint8 (N, 1 or 3, h, w), or labels do not fit them.

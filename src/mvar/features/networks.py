@@ -1,14 +1,13 @@
 """Frozen feature networks by name, or by a file whose tensors say which network they are."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mvar.features.base import FeatureNetwork
+from torch import Tensor
+
+from mvar.features.base import FeatureNetwork, read_weights
 from mvar.features.dino import DINO
 from mvar.features.effnet import EffNetLite0
 from mvar.features.vgg import VGG16
-from mvar.tensor_files import read_tensors
 
 KNOWN = (
     "give effnet-lite0, or a .pth or .safetensors file with weights of VGG16 (torchvision's), LPIPS with VGG16, "
@@ -28,26 +27,15 @@ def find_network(name_or_path: str) -> FeatureNetwork:
     if name_or_path == "effnet-lite0":
         return EffNetLite0()
     try:
-        tensors = _read(name_or_path)
+        tensors: dict[str, Tensor] = {}
+        for path in [name_or_path] if Path(name_or_path).is_file() else name_or_path.split("+"):
+            tensors |= read_weights(Path(path))
         if "patch_embed.proj.weight" in tensors:
             return DINO(tensors)
         if any(key.startswith(("features.", "net.slice")) for key in tensors):
             return VGG16(tensors)
         if "lin0.model.1.weight" in tensors:
             raise ValueError("these are LPIPS's channel weights alone, without VGG16")
-        raise ValueError(f"no known network has {', '.join([*tensors][:3]) or 'no tensor'}")
-    except ValueError as error:
+        raise ValueError(f"no known network has {', '.join([*tensors][:3])}")
+    except (ValueError, KeyError) as error:
         raise ValueError(f"perceptual_network = {name_or_path!r}: {error}; {KNOWN}") from error
-
-
-def _read(name: str) -> dict[str, Any]:
-    paths = [name] if Path(name).is_file() else name.split("+")
-    tensors: dict[str, Any] = {}
-    for path in map(Path, paths):
-        content = read_tensors(path)
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{path.name} holds a {type(content).__name__}, not a state dict")
-        if twice := next((key for key in content if key in tensors), None):
-            raise ValueError(f"{path.name} repeats {twice} of the file before")
-        tensors.update({str(key): value for key, value in content.items()})
-    return tensors

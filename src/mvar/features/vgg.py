@@ -7,12 +7,11 @@ its authors' key names.
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvar.features.base import FeatureNetwork, require_shape, take_weights
+from mvar.features.base import FeatureNetwork, take_weights
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions; a pooling by 2 between stages
 # LPIPS's own, on pixels in [-1, 1].
@@ -33,13 +32,13 @@ class VGG16(FeatureNetwork):
             `lin0.model.1.weight` to `lin4.model.1.weight` (1, F, 1, 1).
 
     Raises:
-        ValueError: these are not VGG16's weights, or channel weights are negative.
+        ValueError: these are not VGG16's weights.
     """
 
     shift_3hw: Tensor
     scale_3hw: Tensor
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.register_buffer("shift_3hw", torch.tensor(SHIFT).view(3, 1, 1), persistent=False)
         self.register_buffer("scale_3hw", torch.tensor(SCALE).view(3, 1, 1), persistent=False)
@@ -55,8 +54,6 @@ class VGG16(FeatureNetwork):
             lpips = any(map(CHANNEL_WEIGHTS.fullmatch, tensors))
             self.lins = nn.ParameterList(torch.empty(F) for F, _ in STAGES) if lpips else None
         take_weights(self, _own_names(tensors))
-        if any((weights_F < 0).any() for weights_F in self.channel_weights or ()):
-            raise ValueError("LPIPS's channel weights must not be negative")
 
     @property
     def channel_weights(self) -> list[Tensor] | None:
@@ -74,13 +71,12 @@ class VGG16(FeatureNetwork):
         return [*maps, x_BFhw]
 
 
-def _own_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     own = {}
     for name, tensor in tensors.items():
         if convolution := CONVOLUTION.fullmatch(name):
             own[f"features.{convolution[1]}"] = tensor
         elif lin := CHANNEL_WEIGHTS.fullmatch(name):
-            require_shape(tensors, name, (1, None, 1, 1))
             own[f"lins.{lin[1]}"] = tensor.flatten()
         elif not IGNORED.fullmatch(name):
             own[name] = tensor
