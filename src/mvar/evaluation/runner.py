@@ -312,8 +312,8 @@ def _notes(sides: Sides, floor: dict[str, Any], extractor: Extractor) -> list[st
         notes.append(f"floor: of {floor['images']} images, fewer than the samples: a distance of so few is too high")
     if extractor.network == "inception-v3" and not extractor.weights_sha256.startswith(PUBLIC_SHA256):
         notes.append(f"weights: not the public file {PUBLIC_FILE}; distances are no published FIDs")
-    labelled = [images for images in sides.opened.values() if images.labels_N is not None]
-    shares = [images.labels_N.bincount(minlength=len(images.classes)) / images.count for images in labelled]
+    labelled = [(images.labels_N, images) for images in sides.opened.values() if images.labels_N is not None]
+    shares = [labels_N.bincount(minlength=len(images.classes)) / images.count for labels_N, images in labelled]
     if any((a - b).abs().max() > UNEVEN for a, b in pairwise(shares) if a.shape == b.shape):
         notes.append("samples and real images hold the classes in different shares, which is a part of the distance")
     return notes
