@@ -47,6 +47,8 @@ class State:
 def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
     """Train to the end of the task's course, from the folder's checkpoint if it has one; returns the last validation.
 
+    Long on purpose: the whole loop can be read from top to bottom.
+
     Raises:
         FloatingPointError: the loss or a gradient is not finite; raised before the update.
         ValueError: the checkpoint is of another model.
