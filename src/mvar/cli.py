@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnknownOptionError
 
-import mvar
 from mvar.output import refuse, safe_output
 from mvar.training.stopping import Stopped
 
@@ -157,7 +156,7 @@ def completion(shell: Literal["bash", "zsh", "fish", "powershell"]) -> None:
 def _app(chosen: Collection[str], words: Sequence[str] = ()) -> App:
     """All commands, of which only the chosen ones are imported and know their options."""
     about = "Scale-wise autoregressive image generation with M-VAR."
-    apps = {"": App(name="mvar", help=about, version=lambda: mvar.__version__, help_format="plaintext")}
+    apps = {"": App(name="mvar", help=about, version=_version, help_format="plaintext")}
     for name, line in GROUPS.items():
         group, _, last = name.rpartition(" ")
         apps[name] = App(name=last, help=line)
@@ -174,6 +173,12 @@ def _app(chosen: Collection[str], words: Sequence[str] = ()) -> App:
         apps[group].command(run, name=last, help=line)
     apps[""].command(completion)
     return apps[""]
+
+
+def _version() -> str:
+    from mvar import __version__  # reading it takes a while
+
+    return __version__
 
 
 def imported(place: str) -> Any:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from mvar.text import MOST_SHOWN, counted, shown
 
+CLOSED = 141  # as programs end that write where nobody reads, such as into `head`
 MOST_LINES = 20  # of what is wrong
 # What is wrong with a path itself, in contrast to a full disk or a folder that vanished.
 BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -30,6 +31,7 @@ def safe_output() -> Iterator[None]:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
+            sys.exit(CLOSED)
         print(f"mvar: {error}", file=sys.stderr)
         sys.exit(2 if error.errno in BAD_PATH else 1)
 
