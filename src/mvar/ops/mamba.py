@@ -83,10 +83,11 @@ def mamba(
     Tokens, keys and queries keep the dtype of `projected_BLx`; steps, decays, states and means are at least float32.
     """
     D, E, h = len(weights.conv_bias_D), len(weights.norm_E), len(weights.A_log_h)
-    fits_native = h * native.HEAD_DIM == E and (D - E) // 2 % native.LANES == 0
+    N = (D - E) // 2
+    fits_native = h * native.HEAD_DIM == E and N % native.LANES == 0
     with without_autocast(projected_BLx):
         tail_BVD, ssm_BhPN = (None, None) if state is None else state
-        if fits_native and runs_kernels(projected_BLx):
+        if fits_native and N & (N - 1) == 0 and runs_kernels(projected_BLx):
             from mvar.ops.gpu.mamba import between_projections
 
             y_BLE, *after = between_projections(projected_BLx, weights, tail_BVD, ssm_BhPN, EPS)

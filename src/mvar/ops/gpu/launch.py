@@ -1,10 +1,16 @@
 """What all kernels share: small functions of their language, tile sizes, and the number of their programs."""
 
+import functools
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TypeVar, cast
 
+import torch
 import triton
 import triton.language as tl
 
+Operator = TypeVar("Operator", bound=Callable[..., object])
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 ROWS = 8  # tokens of one program where it adds gradients up over tokens
 TOKENS = 32  # of one program otherwise
@@ -39,6 +45,18 @@ def load(ptr, at, mask):
 def number(ptr, at):
     """One number as float32."""
     return tl.load(ptr + at).to(tl.float32)
+
+
+def on_its_device(operator: Operator) -> Operator:
+    """The operator, with the device of its first tensor made the current one, on which Triton launches."""
+
+    @functools.wraps(operator)
+    def launched(*arguments: object) -> object:
+        device = next(one.device for one in arguments if isinstance(one, torch.Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return operator(*arguments)
+
+    return cast(Operator, launched)
 
 
 def tiles(count: int, size: int) -> int:

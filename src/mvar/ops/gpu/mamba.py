@@ -41,7 +41,7 @@ def convolved(
     return sum_TC
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def conv_forward(
     in_ptr, weight_ptr, bias_ptr, dt_bias_ptr, tail_ptr, xbc_ptr, dt_ptr, next_tail_ptr, L, E, D, heads,
     HAS_TAIL: tl.constexpr, W: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, HEADS: tl.constexpr,
@@ -69,7 +69,7 @@ def conv_forward(
         tl.store(dt_ptr + (b * L + t)[:, None] * heads + h[None, :], dt_Th, mask=mask_Th)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def conv_backward(
     dxbc_ptr, in_ptr, weight_ptr, bias_ptr, tail_ptr, din_ptr, dweight_ptr, L, E, D, stride,
     HAS_TAIL: tl.constexpr, W: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,

@@ -14,7 +14,7 @@ BLOCK = 256
 WORDS = tl.constexpr(4)  # of 64 bits, that one round of Philox gives
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stream", "tokens", "V", "count", "per_token"])
 def gumbel_at(
     at_ptr, out_ptr, index_ptr, seed_ptr, stream, tokens, V, count, per_token,
     HAS_AT: tl.constexpr, UNIFORM: tl.constexpr, BLOCK: tl.constexpr,

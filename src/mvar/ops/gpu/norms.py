@@ -16,7 +16,7 @@ from mvar.ops.gpu.launch import ROWS, TOKENS, load, number, power, tiles, warps
 LARGEST_LOG_SCALE = tl.constexpr(math.log(100))  # as in `mvar.ops.attention`
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def adaln_forward(
     x_ptr, gate_ptr, y_ptr, scale_ptr, shift_ptr, sum_ptr, out_ptr, L, C, gate_stride, scale_stride, eps,
     ADD: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr,
@@ -36,7 +36,7 @@ def adaln_forward(
         tl.store(out_ptr + row * C + c, out_C.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def adaln_backward(
     dsum_ptr, dout_ptr, sum_ptr, gate_ptr, y_ptr, scale_ptr, dx_ptr, dy_ptr, dvectors_ptr,
     L, C, gate_stride, scale_stride, eps,
@@ -76,7 +76,7 @@ def temperature(log_scale_ptr, h):
     return tl.exp(tl.minimum(number(log_scale_ptr, h), LARGEST_LOG_SCALE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr):
     """(B, L, 3, H, d) -> (3, B, H, L, d): queries of length exp(min(log_scale, log 100)), keys of length 1, and
     values."""
@@ -93,7 +93,7 @@ def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, B, L, H, TOKENS: tl.constexpr
     tl.store(out_ptr + (((role * B + b) * H + h) * L + t)[:, None] * d + c[None, :], x_Td, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def heads_backward(
     dout_ptr, qkv_ptr, log_scale_ptr, dqkv_ptr, dlog_scale_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr
 ):  # fmt: skip

@@ -19,7 +19,7 @@ def decay_sums(dt_Q, A):
     return c_Q, (exact_Q - c_Q.to(tl.float64)).to(tl.float32), last, (end - last.to(tl.float64)).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def scan_forward(
     xbc_ptr, dt_ptr, A_log_ptr, state_ptr, y_ptr, next_ptr, saved_ptr, L, heads,
     HAS_STATE: tl.constexpr, SAVE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
@@ -53,7 +53,7 @@ def scan_forward(
     tl.store(next_ptr + head * N * P + at_NP, state_NP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def scan_backward(
     xbc_ptr, dt_ptr, A_log_ptr, skip_ptr, saved_ptr, dy_ptr, dnext_ptr, dxbc_ptr, dt_bias_ptr, raw_ptr, ddt_ptr,
     dA_log_ptr, dkey_ptr, dquery_ptr, dstate_ptr, L, heads, stride,
