@@ -89,7 +89,7 @@ def listing(root: Path) -> dict[str, int]:
         (f"bench sample --preset tiny32 --batch 1000000 --out {NEW}/a", "preset, batch: "),
         (f"bench features --batch-size 1000000 --out {NEW}/a", "batch_size = 1000000: "),
         (f"study run sweep --model bundle --data images --judge text.pth --out {NEW}/a", "text.pth"),
-        (f"data fashion-mnist --source empty --out {NEW}/a", "lacks train-images"),
+        (f"data fashion-mnist --source empty --out {NEW}/a", "is missing or damaged"),
         (f"data icons --source empty --out {NEW}/a", "give a whole copy of the npm package"),
     ],
 )

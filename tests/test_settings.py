@@ -148,7 +148,10 @@ def test_absurd_models_are_refused_without_being_built(values, start):
     ("what", "options", "told"),
     [
         # 200 blocks of width 4096 have 200 * (4 + 8 + 6 + ...) * 4096**2 parameters, some 70 billion.
-        ("generator", ["--model.depth", "200", "--model.width", "4096"], "M parameters in training"),
+        ("generator", ["--model.depth", "200", "--model.width", "4096"], "M parameters in training and 32 images"),
+        ("generator", ["--batch-size", "1000000"], "M parameters in training and 1,000,000 images at once"),
+        ("generator", ["--batch-size", "1000000", "--accumulate", "10"], "and 100,000 images at once"),
+        ("tokenizer", ["--discriminator-channels", "1024", "--batch-size", "1000000"], "and 1,000,000 images at once"),
         ("tokenizer", ["--model.channels", "4096", "--model.multipliers", "[16,32,64]"], "M parameters in training"),
         ("tokenizer", ["--model.vocab_size", "1048576", "--model.latent_channels", "4096"], "M parameters"),
     ],
@@ -158,9 +161,9 @@ def test_training_beyond_memory_is_refused_before_data_are_read(refused, tmp_pat
     memory = namedtuple("Memory", "available")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(4e9))
     (line,) = refused(*TRAIN[what], *options)
-    assert line.startswith("mvar: model: ")
+    assert line.startswith("mvar: model, batch_size: ")
     assert told in line
-    assert line.endswith("4.0 GB of memory are free; give a smaller model")
+    assert line.endswith("4.0 GB of memory are free; give a smaller model or batch_size, or a larger accumulate")
     assert not list(tmp_path.iterdir())
 
 

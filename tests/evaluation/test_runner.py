@@ -162,7 +162,7 @@ def test_images_with_statistics_are_measured_by_them_in_one_pipeline_only(pixels
     assert other.floor == by_images.floor  # real images against others, not against themselves
     assert other.metrics["FID"].floor == by_images.metrics["FID"].floor > 0.01
     limited = mvar.evaluate(samples, path, **options, limit=40)
-    assert any("its statistics are of all images, and not used with a limit" in note for note in limited.notes)
+    assert any("its statistics are of all its images, and not used" in note for note in limited.notes)
     pixels.dimensions = 13
     with pytest.raises(ValueError, match="statistics of 12 features, pixels has 13"):
         mvar.evaluate(samples, path, **options)
@@ -327,3 +327,17 @@ def test_in_two_processes_as_in_one(processes, tmp_path, monkeypatch, capsys):
     assert shown.splitlines()[2].startswith("| one | ")
     assert shown.splitlines()[2].replace("one", "two") == shown.splitlines()[3]
     assert "Protocol: network effnet-lite0, " in shown
+
+
+def test_a_floor_may_hold_more_classes_and_these_count_for_nothing(pixels, tmp_path):
+    for seed, (name, classes) in enumerate({"samples": "bc", "two": "bc", "three": "abc", "other": "abd"}.items()):
+        for letter in classes:
+            (tmp_path / name / letter).mkdir(parents=True)
+            for i, image in enumerate(images(12, (seed == 0, ord(letter)))):
+                Image.fromarray(image).save(tmp_path / name / letter / f"{i}.png")
+    samples, two, three, other = (str(tmp_path / name) for name in ("samples", "two", "three", "other"))
+    reports = [mvar.evaluate(samples, two, floor=floor) for floor in (two, three)]
+    assert reports[0].floor["images"] == reports[1].floor["images"] == 24
+    assert reports[0].metrics["FID"].floor == pytest.approx(reports[1].metrics["FID"].floor, abs=1e-9)
+    with pytest.raises(ValueError, match="samples and floor have 2 and 3 classes; give a floor of the same classes"):
+        mvar.evaluate(samples, two, floor=other)

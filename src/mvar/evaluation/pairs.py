@@ -58,9 +58,20 @@ def aligned(images: ImageSet, samples: ImageSet) -> ImageSet:
     return replace(images, classes=samples.classes, labels_N=torch.tensor(order)[images.labels_N])
 
 
+def of_classes(images: ImageSet | Statistics, samples: ImageSet) -> ImageSet | Statistics:
+    """Only images of classes that the samples have, where both know classes by name."""
+    if isinstance(images, Statistics) or images.labels_N is None or not samples.classes or _numbered(images.classes):
+        return images
+    index = torch.tensor(places(images.classes, samples.classes))
+    if sorted(index[index >= 0].tolist()) != list(range(len(samples.classes))) or bool((index >= 0).all()):
+        return images
+    rows = (index >= 0)[images.labels_N].nonzero()[:, 0].tolist()
+    return replace(some_of(images, rows), classes=samples.classes, labels_N=index[images.labels_N[rows]])
+
+
 def some_of(images: ImageSet, rows: Sequence[int]) -> ImageSet:
     """These images of a set, in this order, without the statistics of all that it may bring."""
-    unused = ["its statistics are of all images, and not used with a limit"] if images.statistics else []
+    unused = ["its statistics are of all its images, and not used"] if images.statistics else []
     return replace(
         images,
         count=len(rows),

@@ -20,7 +20,7 @@ from mvar.evaluation.collect import Alone, Collected, Features, Processes, colle
 from mvar.evaluation.frechet import too_few
 from mvar.evaluation.images import WINDOW, psnr, ssim
 from mvar.evaluation.intervals import Value, mean
-from mvar.evaluation.pairs import aligned, check_pair, some_of
+from mvar.evaluation.pairs import aligned, check_pair, of_classes, some_of
 from mvar.evaluation.report import Report, write
 from mvar.evaluation.sets import ImageSet, Statistics, open_set
 from mvar.features.extractors import PUBLIC_FILE, PUBLIC_SHA256, Extractor, find_extractor
@@ -141,11 +141,15 @@ def _open(samples: str | Model, reference: str, chosen: Options, fidelity: Fidel
     check_pair(drawn, real)
     other = None
     if chosen.floor is not None:
-        opened = _at_most(open_set(chosen.floor, "floor", allow_jpeg=True), drawn.count)
-        other = _images(opened, "floor", chosen.floor)
+        opened = of_classes(open_set(chosen.floor, "floor", allow_jpeg=True), drawn)
+        other = _images(_at_most(opened, drawn.count), "floor", chosen.floor)
         check_pair(drawn, other, "floor")
         other = aligned(other, drawn)
-    return Sides(drawn, aligned(real, drawn) if isinstance(real, ImageSet) else real, other)
+    sides = Sides(drawn, aligned(real, drawn) if isinstance(real, ImageSet) else real, other)
+    for field, images in sides.opened.items():
+        if images.count < 2:
+            raise ValueError(f"{field} = {images.name!r}: holds {images.count} image; a covariance needs at least 2")
+    return sides
 
 
 def _images(found: ImageSet | Statistics, field: str, path: str) -> ImageSet:

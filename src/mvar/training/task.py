@@ -107,15 +107,20 @@ def open_images(config: RunConfig, shape: tuple[int, int]) -> tuple[PixelSource 
     )
 
 
-def check_memory_for(networks: Sequence[nn.Module], config: RunConfig, ranks: Ranks) -> None:
-    """Raise ValueError if weights, gradients, moments and average of these networks (on torch's meta device, the
-    averaged one first) do not fit into memory.
+def check_memory_for(networks: Sequence[nn.Module], config: RunConfig, image_bytes: int, ranks: Ranks) -> None:
+    """Raise ValueError if a run cannot fit into memory, by a lower estimate before anything is allocated: weights,
+    gradients, moments and average of these networks (on torch's meta device, the averaged one first), and
+    `image_bytes` of activations per image of a micro-batch.
     """
     sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
     some_frozen = bool(getattr(config, "freeze", ()) or getattr(config, "decoder_only", False))
     state = sum(sizes) * (WEIGHT_BYTES if some_frozen else STATE_BYTES) + (WEIGHT_BYTES * sizes[0] if config.ema else 0)
     if ranks.kind == "fsdp":
         state //= ranks.size
+    images = max(config.batch_size // (config.accumulate * ranks.size), 1)
     check_memory(
-        state, f"model: {sum(sizes) / 1e6:,.1f} M parameters in training", "give a smaller model", ranks.device
+        state + images * image_bytes,
+        f"model, batch_size: {sum(sizes) / 1e6:,.1f} M parameters in training and {images:,} images at once",
+        "give a smaller model or batch_size, or a larger accumulate",
+        ranks.device,
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar.checkpoint.bundle import Bundle
+from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.model import Model, from_bundle
@@ -39,6 +40,8 @@ from mvar.training.run.folder import RunFolder
 from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for
 
 PREVIEW_CLASSES = 16
+# What the backward pass keeps at least per token, block and unit of width, of all blocks or of their inputs alone.
+TOKEN_BYTES, CHECKPOINTED_BYTES = 40, 4
 COMPILING = "compile: blocks are compiled in the first step, a minute on a CPU, which saves 0 to 11 % of each later one"
 DROPS = 2  # stream of the random numbers that belong to an image's place in the order of training
 UNDECAYED = ("pos_embed", "level_embed.weight", "start_pos", "log_scale", "adaln_offset", "A_log", "dt_bias", "mamba.D")
@@ -82,7 +85,8 @@ def _open_data(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Star
     tokenizer = load_tokenizer(config.tokenizer, ranks.device)
     with torch.device("meta"):
         model = Generator(replace(config.model, **decided_by(tokenizer.config, classes=0)))
-    check_memory_for([model], config, ranks)
+    few = config.activation_checkpointing or config.compile
+    check_memory_for([model], config, activation_bytes(model.config, bool(few)), ranks)
     start = None
     if config.init_from is not None and not config.resume:
         start = load_start(config.init_from, config.model, tokenizer.fingerprint())
@@ -90,6 +94,11 @@ def _open_data(config: GeneratorTraining, ranks: Ranks) -> tuple[TokenData, Star
     rows = min(max(len(data.train.classes), 1), PREVIEW_CLASSES)
     check_size(rows, config.preview_per_class, tokenizer.config.image_shape, "preview_per_class")
     return data, start
+
+
+def activation_bytes(model: GeneratorConfig, checkpointed: bool) -> int:
+    """What the backward pass needs per image at least: that of all blocks."""
+    return (CHECKPOINTED_BYTES if checkpointed else TOKEN_BYTES) * model.schedule.length * model.width * model.depth
 
 
 class GeneratorTask(Task):

@@ -21,6 +21,7 @@ from mvar.ops.noise import uniform
 from mvar.sampling.engine import to_images
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import strip
+from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 from mvar.training.config import MOST_TIMED_IMAGES, TokenizerTraining
 from mvar.training.course import Course, TimedCourse, open_course
@@ -37,6 +38,7 @@ from mvar.training.tokenizer.image_loss import ImageLoss
 
 START_IMAGES = 1024  # whose latents fill the codebook
 PREVIEW_IMAGES = 8
+PIXEL_BYTES = 20  # that the backward pass keeps at least per pixel and channel of a block at full resolution
 JOINING = 0.05  # fraction of the run over which the adversarial loss grows to its full weight
 TRAINING_STREAM = 1  # of the random numbers that belong to an image's place in the order of training
 
@@ -63,7 +65,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
         with torch.device("meta"):
             discriminators = [PatchDiscriminator(config.discriminator_channels)] if config.adversarial else []
             networks = [Tokenizer(config.model), *discriminators]
-        check_memory_for(networks, config, ranks)
+        check_memory_for(networks, config, activation_bytes(config.model), ranks)
         with RunFolder(config, ranks) as folder:
             train_images, val_images = open_images(config, config.model.image_shape)
             planned = folder.check(train_images, val_images)
@@ -78,6 +80,12 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
                 fit(task, config, folder, ranks, callbacks)
             task.average.take()
         return from_bundle(task.bundle(course.steps), ranks.device, "float32")
+
+
+def activation_bytes(model: TokenizerConfig) -> int:
+    """What the backward pass needs per image at least: that of the decoder's finest level."""
+    height, width = model.image_shape
+    return PIXEL_BYTES * height * width * model.channels * model.multipliers[0] * (model.res_blocks + 1)
 
 
 class TokenizerTask(Task):
