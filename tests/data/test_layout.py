@@ -52,7 +52,8 @@ def test_validation_on_the_training_images_is_told(lay):
 
 
 USUAL = [("train", "validation"), ("Train", "VAL"), ("training", "Testing"), ("train2017", "val2017")]
-USUAL += [("TrainSet", "dev_set"), ("trainval", "test"), ("TrainImages", "TestImages"), ("train data", "test data")]
+USUAL += [("TrainSet", "dev_set"), ("trainval", "test"), ("img_train", "img_valid"), ("TrainImages", "TestImages")]
+USUAL += [("fashion train images", "fashion eval images"), ("traindata", "testdata"), ("RGBTrain", "RGBTest")]
 
 
 @pytest.mark.parametrize(("train", "val"), USUAL)
@@ -61,7 +62,7 @@ def test_the_usual_names_of_splits_are_understood_by_training_and_refused_elsewh
     sources = open_splits(root, (8, 8))
     assert [inside(root, source) for source in sources] == [of(train, 3), of(val, 1)]
     assert [source.classes for source in sources] == [["cat", "dog"]] * 2
-    with pytest.raises(ValueError, match=f"^reference = '[^\n]*d': is split into {train}, {val}; give one of them"):
+    with pytest.raises(ValueError, match=f"^reference = '[^\n]*d': is split into {train} and {val}; give one of them"):
         ImageFolder.scan(root, "reference")
 
 
@@ -98,7 +99,7 @@ CLASSES = {
     "one folder in each": ["cat/images/0.png", "cat/images/1.png", "dog/images/0.png", "dog/images/1.png"],
     "images beside folders": ["cat/0.png", "cat/old/0.png", "dog/0.png", "dog/old/0.png"],
     "NAS": [*of(".", 2), "@eaDir/0.png", "cat/@eaDir/0.png/THUMB.jpg", "__MACOSX/cat/0.png", "dog/._0.png"]
-    + ["#Recycle/0.png", "$RECYCLE.BIN/0.png", "lost+found/0.png"],
+    + ["#Recycle/0.png", "$RECYCLE.BIN/0.png", "System Volume Information/0.png", "lost+found/0.png"],
     "other suffixes": ["cat/0.JFIF", "cat/1.jpe", "dog/0.webp", "dog/1.Jpeg", "dog/notes.txt"],
     "spaces": ["cat/0.png", "cat /1.png", " dog/0.png", "dog\ufeff/1.png"],
     "hidden links": ["cat/0.png", "cat/more -> ../.store", ".store/1.png", "dog/0.png", "dog/1.png"],
@@ -114,12 +115,40 @@ def test_folders_that_are_classes(lay, name):
     assert (found.classes, found.labels) == expected
 
 
+def test_folders_of_the_same_names_in_each_class_belong_to_it(lay, recwarn):
+    root = lay(*of("train/alice", 2, "day1", "day2"), *of("train/bob", 2, "day1", "day2"), *of("val/bob", 1, "day1"))
+    train, val = open_splits(root, (8, 8))
+    assert [str(warning.message).replace(str(root), "d") for warning in recwarn] == [
+        "data = 'd/train': alice/ and bob/ hold folders of the same names (day1, day2): taken for classes alice, bob",
+        "data = 'd': 1 class without validation images, trained all the same: alice",
+    ]
+    assert (train.classes, train.labels.tolist(), val.labels.tolist()) == (["alice", "bob"], [0] * 4 + [1] * 4, [1])
+    recwarn.clear()
+    found = ImageFolder.scan(root / "train", classes=["bob", "alice"])
+    assert (found.labels, recwarn.list) == ([0] * 4 + [1] * 4, [])
+
+
 REFUSED = {
     "images/ holds folders (cat, dog) and is no class; give 'D/images'": of("images", 1),
     "data/ holds folders (train, val) and is no class; give 'D/data'": [*of("data/train", 1), *of("data/val", 1)],
     "a/ holds folders (cat, dog) and is no class; give 'D/a/b'": of("a/b", 1),
     "train/ holds folders (cat, dog) and is no class; give 'D/train'": [*of("train", 1), "unlabelled/0.png"],
-    "is split into val, test; give one of them": ["val/0.png", "test/0.png"],
+    "fold1/ and fold2/ hold folders of the same names (cat, dog), as parts of one set do; give one of": [
+        *of("fold1", 1, "cat", "dog", "eel"),
+        *of("fold2", 1),
+    ],
+    **{
+        f"{a}/ and {b}/ hold folders of the same names (cat, dog), as": [*of(a, 1), *of(b, 1)]
+        for a, b in (("Part A", "Part B"), ("split0", "the rest"), ("cv_1", "cv_2"), ("myTrain", "x"))
+    },
+    "cat/ is split into train and val; put the classes into the splits, as train/cat/, not the": [
+        *of("cat", 1, "train", "val"),
+        "dog/0.png",
+    ],
+    "is split into val and test; give one of them": ["val/0.png", "test/0.png"],
+    "is split into trainA, trainB, testA and testB; give one of them, such as 'D/trainA'": [
+        f"{name}/0.png" for name in ("trainA", "trainB", "testA", "testB")
+    ],
     "the folder ' ' has nothing but spaces for a name; rename it": [" /0.png", "cat/0.png"],
     "holds no images but 3 files of other kinds (2 .gif, 1 without suffix); put": ["a/0.gif", "b/0.GIF", "b/c"],
 }
@@ -138,8 +167,8 @@ def test_folders_that_are_no_classes(lay, message):
 ONE_LINE = {
     "d/val': holds no images": [*of("train", 1), "val/"],
     "d': has validation images only (D/val); give those as data": [*of("val", 1), "train -> nowhere"],
-    "d': has several folders for one part, Train/, train/; move all but one away": [
-        f"{name}/0.png" for name in ("Train", "train", "val")
+    "d': has several folders for one part, trainA/, trainB/; move all but one away": [
+        f"{name}/0.png" for name in ("trainA", "trainB", "testA", "testB")
     ],
     "d/train': train/ holds folders (cat, dog) and is no class": [*of("train/train", 1), *of("val/val", 1)],
     "d/val': has classes (cat, dog), the training images have none; sort those": ["train/0.png", *of("val", 1)],
@@ -174,9 +203,15 @@ def test_images_of_other_kinds_are_counted_in_one_warning(lay, recwarn):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere do not keep the two apart")
-def test_names_that_differ_in_how_accents_are_written_are_one_class(lay):
-    found = ImageFolder.scan(lay("caf\u00e9/0.png", "cafe\u0301/1.png", "x/0.png"))
-    assert (found.classes, found.labels) == (["caf\u00e9", "x"], [0, 0, 1])
+def test_names_that_differ_in_form_are_one_class_and_other_bytes_are_not(lay, picture):
+    root = lay("caf\u00e9/0.png", "cafe\u0301/1.png", "x/0.png")
+    for name in (b"\xe8", b"\xe9"):  # of another encoding
+        os.mkdir(os.path.join(os.fsencode(root), name))
+        with open(os.path.join(os.fsencode(root), name, b"0.png"), "wb") as file:
+            file.write(picture(0))
+    found = ImageFolder.scan(root)
+    assert found.classes == ["\\xe8", "\\xe9", "caf\u00e9", "x"]
+    assert found.labels == [0, 1, 2, 2, 3]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(lay, monkeypatch):

@@ -30,7 +30,7 @@ READERS: dict[bytes, type[ImageFile]] = {
 }  # by how a file begins; Pillow's own choice would warn of large photos
 TAIL = 64  # bytes at the end of a file that say whether it is complete
 ORIENTATION = 0x0112  # EXIF's tag
-GREY_ALPHA = 4  # colour type of PNG
+COLOUR, GREY_ALPHA = 2, 4  # colour types of PNG
 
 
 class Look(NamedTuple):
@@ -96,7 +96,7 @@ def look(content: bytes) -> Look:
         if isinstance(image, WebPImageFile):
             lossless = content.find(b"VP8L")
             lossy = "lossy WebP" if lossless < 0 or 0 < content.find(b"VP8 ") < lossless else None
-        size = (height, width) if _orientation(image) >= 5 else (width, height)
+        size = (height, width) if 5 <= _orientation(image) <= 8 else (width, height)
         if isinstance(image, PngImageFile) and _complete(content):
             image.verify()  # the checksums of all its parts
         return Look(size, lossy, _complete(content))
@@ -148,6 +148,10 @@ def _opened(content: bytes) -> ImageFile:
         raise ValueError(f"{width}x{height} pixels, more than {MOST_PIXELS // 1_000_000} million in all")
     if reader is PngImageFile:
         image.info["bits"], image.info["grey_alpha"] = content[24], content[25] == GREY_ALPHA
+        if content[24:26] == bytes((16, COLOUR)) and "transparency" in image.info:
+            # Pillow keeps the upper bytes, and the lower ones when told the other byte order.
+            image.info["low_bytes"] = low = PngImageFile(BytesIO(content))
+            low.tile = [(*low.tile[0][:3], "RGB;16L")]  # type: ignore[list-item]
     return image
 
 
@@ -168,8 +172,6 @@ def _stored(image: Image.Image) -> Image.Image:
     key = clear if grey16 or image.mode in ("1", "L", "RGB") else None
     if image.mode == "L" and isinstance(key, int):
         key *= {2: 85, 4: 17}.get(bits or 8, 1)  # in the values that Pillow decodes to, which fill 8 bits
-    elif image.mode == "RGB" and bits == 16 and key:
-        key = tuple(value >> 8 for value in key)
     if grey16:  # 16-bit grey, which Pillow's own conversion would clip at 255
         found = Image.fromarray(np.asarray(image).clip(0, 65535).astype(np.uint16))
         found = found if key is None else eight_bits(found)
@@ -180,7 +182,10 @@ def _stored(image: Image.Image) -> Image.Image:
         mode += "A" if key is None and image.has_transparency_data else ""
         found = image if image.mode == mode else image.convert(mode)
     if key is not None:
-        same = np.asarray(image) == key
+        samples = np.asarray(image)
+        if low := image.info.get("low_bytes"):
+            samples = samples.astype(np.uint16) * 256 + np.asarray(low)
+        same = samples == key
         found.putalpha(Image.fromarray(np.where(same if same.ndim == 2 else same.all(-1), 0, 255).astype(np.uint8)))
     if orientation > 1:
         found.getexif()[ORIENTATION] = orientation
