@@ -1,5 +1,5 @@
-"""Compiles the Triton kernels for a card that need not be there: `python tests/ops/compiled.py 90 bf16 fp32` prints,
-for each kernel and dtype, its shared memory in bytes, and its registers and stack bytes per thread.
+"""Compiles the Triton kernels for a card that need not be there: `python tests/ops/compiled.py 90 bf16,fp32 [KERNEL ...]`
+prints, for each kernel and dtype, its shared memory in bytes, and its registers and stack bytes per thread.
 """
 
 import json
@@ -71,13 +71,14 @@ def resources(kernel, constants, tokens, capability):
 
 
 if __name__ == "__main__":
-    capability, *dtypes = sys.argv[1:]
+    capability, dtypes, *names = sys.argv[1:]
     print(
         json.dumps(
             {
                 f"{kernel.__name__} {tokens}": resources(kernel, constants, tokens, int(capability))
                 for kernel, constants in KERNELS.items()
-                for tokens in dtypes
+                for tokens in dtypes.split(",")
+                if kernel.__name__ in names or not names
             },
             indent=1,
         )

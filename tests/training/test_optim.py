@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -7,11 +6,9 @@ from torch import nn
 
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.training import task
 from mvar.training.config import GENERATOR_PRESETS, TOKENIZER_PRESETS, GeneratorTraining, TokenizerTraining
 from mvar.training.generator.task import decays
 from mvar.training.optim import WeightAverage, build_optimizer, lr_factor, set_schedule, weight_decay_at
-from mvar.training.parallel import Ranks
 
 from .runs import same_bits
 
@@ -186,26 +183,3 @@ def test_moved_rows_forget_their_past(module):
     assert torch.equal(after["2.weight"][1], module[2].weight[1])
     assert torch.equal(after["2.weight"][0], before[0])
     assert not torch.equal(after["0.weight"], module[0].weight)
-
-
-# --- memory ---
-
-
-@pytest.mark.parametrize(
-    ("changes", "ranks", "needed"),
-    [
-        ({}, {}, 1000 * 20),
-        ({"ema": 0.0}, {}, 1000 * 16),
-        ({}, {"size": 2, "kind": "ddp"}, 1000 * 20),
-        ({}, {"size": 2, "kind": "fsdp"}, 500 * 20),
-        ({"freeze": ("head",), "init_from": "g"}, {}, 1000 * 8),
-    ],
-)
-def test_what_a_run_holds(monkeypatch, changes, ranks, needed):
-    seen = []
-    monkeypatch.setattr(task, "check_memory", lambda size, *_: seen.append(size))
-    with torch.device("meta"):
-        network = nn.Linear(100, 10, bias=False)
-    run = replace(GeneratorTraining(data="d", out="o", tokenizer="t"), **changes)
-    task.check_memory_for([network], run, Ranks(device=torch.device("cpu"), **ranks))
-    assert seen == [needed]
