@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for a card that need not be there.
 
-`python tests/ops/compiled.py 90 bf16,fp32 [KERNEL ...]` prints, for each kernel and dtype, its shared memory in bytes, and
-its registers and stack bytes per thread.
+`python tests/ops/compiled.py 90 bf16,fp32 [KERNEL ...]` prints, for each kernel and dtype, its shared memory in bytes,
+and its registers and stack bytes per thread.
 """
 
 import json
