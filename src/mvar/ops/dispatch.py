@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,12 +24,12 @@ from mvar.ops import native
 MODES = ("auto", "reference", "torch", "native")
 
 
-_forced: list[str] = []  # by `torch_only`
+_forced: ContextVar[str | None] = ContextVar("forced", default=None)  # by `torch_only`
 
 
 def mode() -> str:
     """The value of MVAR_OPS."""
-    value = _forced[-1] if _forced else os.environ.get("MVAR_OPS") or "auto"
+    value = _forced.get() or os.environ.get("MVAR_OPS") or "auto"
     if value not in MODES:
         raise ValueError(f"MVAR_OPS = {value!r}: must be auto, reference, torch or native")
     return value
@@ -37,11 +38,16 @@ def mode() -> str:
 @contextmanager
 def torch_only() -> Iterator[None]:
     """Within it, only this package's PyTorch code runs."""
-    _forced.append("torch")
+    token = _forced.set("torch")
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(token)
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether a program is being traced, which could not see into compiled code."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
 
 
 def runs_reference() -> bool:
@@ -51,24 +57,30 @@ def runs_reference() -> bool:
 
 def runs_native(x: Tensor) -> bool:
     """Whether the compiled passes take such tokens: float32 or bfloat16 on a CPU without a gradient."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
-    if torch.is_grad_enabled() or traced:  # a tracer cannot see into them
+    if torch.is_grad_enabled() or _traced(x):
         return False
     if x.device.type != "cpu" or x.dtype not in native.TOKENS or mode() not in ("auto", "native"):
         return False
     return _available(*native.load()) is not None
 
 
-def runs_kernels(x: Tensor) -> bool:
+def runs_kernels(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the Triton kernels take such tokens: float32 or bfloat16 on CUDA.
 
-    With MVAR_OPS=native also on the meta device, which shows what would run on a GPU.
+    With a gradient only if MVAR_OPS is native, until they have run on a GPU. With that also on the meta device, which
+    shows what would run on a GPU.
+
+    Args:
+        dtype: of the tokens that they give, x's if None.
     """
-    if x.dtype not in native.TOKENS or mode() not in ("auto", "native"):
+    dtype, chosen = dtype or x.dtype, mode()
+    if dtype not in native.TOKENS or chosen not in ("auto", "native") or _traced(x):
         return False
     if x.is_meta:
-        return mode() == "native"
-    return x.is_cuda and _available(*find_kernels(x.device, x.dtype))
+        return chosen == "native"
+    if not x.is_cuda or (torch.is_grad_enabled() and chosen != "native"):
+        return False
+    return _available(*find_kernels(x.device, dtype))
 
 
 @functools.cache

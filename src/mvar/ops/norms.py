@@ -51,7 +51,7 @@ def _fused(x_BLC: Tensor, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Ten
         return None
     if runs_native(x_BLC):
         return native.adaln
-    if runs_kernels(x_BLC):
+    if runs_kernels(x_BLC, dtype):
         from mvar.ops.gpu.norms import adaln as kernel
 
         return kernel

@@ -31,7 +31,6 @@ from mvar.sampling.labels import places
 from mvar.sampling.report import PROTOCOL, beside, labels_of, read_protocol, write_beside
 from mvar.text import some
 
-PER_CLASS = {"imagenet-50k": 50}  # of each protocol, unless another number is asked for
 FREE = ("model",)  # a name: the weights are known by their hash
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from mvar.ops.gpu.launch import ROWS, TOKENS, load, power, silu, silu_slope, tiles, warps
+from mvar.ops.gpu.launch import ROWS, TOKENS, load, on_its_device, power, silu, silu_slope, tiles, warps
 from mvar.ops.gpu.scan import scan_backward, scan_forward
 
 CHANNELS = 64  # of one program of the convolution
@@ -168,6 +168,7 @@ def _convolve(
 
 
 @torch.library.custom_op("mvar::mamba", mutates_args=())
+@on_its_device
 def mamba(
     projected_BLx: Tensor,
     conv_weight_DW: Tensor,
@@ -215,6 +216,7 @@ def _(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, A_log_h, skip_h, no
 
 
 @torch.library.custom_op("mvar::mamba_backward", mutates_args=())
+@on_its_device
 def mamba_backward(
     dout_BLE: Tensor,
     dnext_BhNP: Tensor | None,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mvar.ops.gpu.launch import tiles
+from mvar.ops.gpu.launch import on_its_device, tiles
 
 BLOCK = 256
 WORDS = tl.constexpr(4)  # of 64 bits, that one round of Philox gives
@@ -53,6 +53,7 @@ def _keys(seed: int, index: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @torch.library.custom_op("mvar::gumbel", mutates_args=())
+@on_its_device
 def gumbel_operator(keys: Tensor, at_Bln: Tensor | None, stream: int, l: int, V: int, uniform: bool) -> Tensor:
     """float32 (B, l, n): noise at the places `at` along V codes, or at all of them."""
     B, n = len(keys) - 1, V if at_Bln is None else at_Bln.shape[-1]

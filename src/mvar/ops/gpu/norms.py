@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mvar.ops.gpu.launch import ROWS, TOKENS, load, number, power, tiles, warps
+from mvar.ops.gpu.launch import ROWS, TOKENS, load, number, on_its_device, power, tiles, warps
 
 LARGEST_LOG_SCALE = tl.constexpr(math.log(100))  # as in `mvar.ops.attention`
 
@@ -133,12 +133,20 @@ def adaln(
     norm: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `mvar.ops.native.adaln`; differentiable."""
-    gate_BC, y_BLC = add or (None, None)
-    scale_BC, shift_BC = norm or (None, None)
+    gate_BC, y_BLC = (None, None) if add is None else (_rows(add[0]), add[1].contiguous())
+    scale_BC, shift_BC = (None, None) if norm is None else map(_rows, norm)
+    if scale_BC is not None and shift_BC is not None and scale_BC.stride() != shift_BC.stride():
+        scale_BC, shift_BC = scale_BC.contiguous(), shift_BC.contiguous()
     return adaln_operator(x_BLC.contiguous(), gate_BC, y_BLC, scale_BC, shift_BC, dtype, eps)
 
 
+def _rows(vector_BC: Tensor) -> Tensor:
+    """The vectors with each image's numbers side by side in memory."""
+    return vector_BC if vector_BC.stride(1) == 1 else vector_BC.contiguous()
+
+
 @torch.library.custom_op("mvar::adaln", mutates_args=())
+@on_its_device
 def adaln_operator(
     x_BLC: Tensor,
     gate_BC: Tensor | None,
@@ -170,6 +178,7 @@ def _(x_BLC, gate_BC, y_BLC, scale_BC, shift_BC, dtype, eps):
 
 
 @torch.library.custom_op("mvar::adaln_backward", mutates_args=())
+@on_its_device
 def adaln_gradients(
     dsum_BLC: Tensor | None,
     dout_BLC: Tensor | None,
@@ -219,8 +228,14 @@ def _differentiate_adaln(ctx: Any, dsum_BLC: Tensor | None, dout_BLC: Tensor | N
 adaln_operator.register_autograd(_differentiate_adaln, setup_context=_keep_adaln)
 
 
-@torch.library.custom_op("mvar::heads", mutates_args=())
 def heads(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> Tensor:
+    """Queries of length exp(min(log_scale, log 100)), keys of length 1, and values, (3, B, H, L, d); differentiable."""
+    return heads_operator(qkv_BLJHd.contiguous(), log_scale_H.contiguous())
+
+
+@torch.library.custom_op("mvar::heads", mutates_args=())
+@on_its_device
+def heads_operator(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> Tensor:
     """Queries of length exp(min(log_scale, log 100)), keys of length 1, and values, (3, B, H, L, d)."""
     B, L, _, H, d = qkv_BLJHd.shape
     out_JBHLd = qkv_BLJHd.new_empty(3, B, H, L, d)
@@ -228,13 +243,14 @@ def heads(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> Tensor:
     return out_JBHLd
 
 
-@heads.register_fake
+@heads_operator.register_fake
 def _(qkv_BLJHd, log_scale_H):
     B, L, J, H, d = qkv_BLJHd.shape
     return qkv_BLJHd.new_empty(J, B, H, L, d)
 
 
 @torch.library.custom_op("mvar::heads_backward", mutates_args=())
+@on_its_device
 def heads_gradients(dout_JBHLd: Tensor, qkv_BLJHd: Tensor, log_scale_H: Tensor) -> tuple[Tensor, Tensor]:
     """dqkv and dlog_scale."""
     B, L, _, H, d = qkv_BLJHd.shape
@@ -260,4 +276,4 @@ def _differentiate_heads(ctx: Any, dout_JBHLd: Tensor) -> tuple[Tensor, Tensor]:
     return dqkv_BLJHd, dlog_scale_H
 
 
-heads.register_autograd(_differentiate_heads, setup_context=_keep_heads)
+heads_operator.register_autograd(_differentiate_heads, setup_context=_keep_heads)
