@@ -92,6 +92,27 @@ def test_gradients_of_mamba_are_as_close_to_the_exact_ones_as_those_of_pytorch(d
         assert ours < 2 * theirs + (2e-6 if dtype == torch.float32 else 1e-2)
 
 
+def test_a_second_call_goes_on_where_the_first_ended_with_a_gradient_too(monkeypatch):
+    projected, weights, _ = mamba_inputs(24, torch.float32)
+
+    def gradient():
+        given, state, outs = projected.clone().requires_grad_(), None, []
+        for part in given.split(12, dim=1):
+            out, state = mamba(part, weights, state)
+            outs.append(out)
+        return torch.autograd.grad(torch.cat(outs, dim=1).square().sum(), given)[0]
+
+    expected = gradient()
+    monkeypatch.setattr("mvar.ops.mamba.runs_kernels", lambda *_: True)
+    close(gradient(), expected, torch.float32)
+    with torch.no_grad():  # a tail that is a part of other numbers
+        tail = torch.randn(B, 9, D)[:, 3:6]
+        state = MambaState(tail, torch.randn(B, h, P, N))
+        found = by_kernels(projected, weights, state)
+        monkeypatch.setattr("mvar.ops.mamba.runs_kernels", lambda *_: False)
+        close(found[0], mamba(projected, weights, state)[0], torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("parts", ["sum", "norm", "both"])
 def test_adaln_gives_the_same_numbers_and_gradients(parts, dtype):

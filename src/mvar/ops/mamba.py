@@ -87,7 +87,8 @@ def mamba(
     fits_native = h * native.HEAD_DIM == E and N % native.LANES == 0
     with without_autocast(projected_BLx):
         tail_BVD, ssm_BhPN = (None, None) if state is None else state
-        if fits_native and N in (16, 32, 64) and runs_kernels(projected_BLx):
+        continued = tail_BVD is not None and tail_BVD.requires_grad  # the kernels give a tail no gradient
+        if fits_native and N in (16, 32, 64) and not continued and runs_kernels(projected_BLx):
             from mvar.ops.gpu.mamba import between_projections
 
             y_BLE, *after = between_projections(projected_BLx, weights, tail_BVD, ssm_BhPN, EPS)

@@ -37,14 +37,16 @@ def first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
     }
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    with torch_only():
-        out, after = mamba(projected, weights, state)
-        expected = {
-            "mamba": (out, *after),
-            "adaln": norms.gated_sum_adaln(x, vectors[0], y, vectors[1], vectors[2]),
-            "heads": attention.split_heads(qkv, log_scale),
-        }
-    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch_only():
+            out, after = mamba(projected, weights, state)
+            expected = {
+                "mamba": (out, *after),
+                "adaln": norms.gated_sum_adaln(x, vectors[0], y, vectors[1], vectors[2]),
+                "heads": attention.split_heads(qkv, log_scale),
+            }
+    finally:
+        torch.set_float32_matmul_precision(precision)
     for name, ours in found.items():
         for one, other in zip(ours, expected[name], strict=True):
             apart = float((one.double() - other.double()).norm() / other.double().norm())

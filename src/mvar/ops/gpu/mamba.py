@@ -261,17 +261,12 @@ def mamba_backward(
     )  # fmt: skip
     din_BLx[..., E + D :] = ddt_BLh
     dweight_UD = dweight_GUD.sum(0)
-    of_weights = {
-        conv_weight_DW: dweight_UD[:W].t(),
-        conv_bias_D: dweight_UD[W],
-        dt_bias_h: ddt_BLh.sum((0, 1)),
-        A_log_h: dA_log_Bh.sum(0),
-        skip_h: dskip_GE.sum(0).view(h, P).sum(1),
-        norm_E: dnorm_GE.sum(0),
-    }
+    weights = conv_weight_DW, conv_bias_D, dt_bias_h, A_log_h, skip_h, norm_E
+    dskip_h = dskip_GE.sum(0).view(h, P).sum(1)
+    grads = dweight_UD[:W].t(), dweight_UD[W], ddt_BLh.sum((0, 1)), dA_log_Bh.sum(0), dskip_h, dnorm_GE.sum(0)
     # An operator's results may not share memory.
-    grads = [torch.empty_like(weight).copy_(grad) for weight, grad in of_weights.items()]
-    return din_BLx, *grads, dstate_BhNP  # type: ignore[return-value]
+    copies = (torch.empty_like(weight).copy_(grad) for weight, grad in zip(weights, grads, strict=True))
+    return din_BLx, *copies, dstate_BhNP  # type: ignore[return-value]
 
 
 @mamba_backward.register_fake
@@ -308,6 +303,7 @@ def between_projections(
     """
     save = torch.is_grad_enabled() and (projected_BLx.requires_grad or any(t.requires_grad for t in weights))
     state_BhNP = None if state_BhPN is None else state_BhPN.mT.contiguous()
+    tail_BVD = None if tail_BVD is None else tail_BVD.contiguous()
     out_BLE, next_tail_BVD, next_BhNP, *_ = mamba(projected_BLx.contiguous(), *weights, tail_BVD, state_BhNP, eps, save)
     if save:  # which the convolution's operator does not differentiate
         D, E, V = len(weights[1]), len(weights[5]), next_tail_BVD.shape[1]
