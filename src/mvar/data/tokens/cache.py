@@ -10,6 +10,7 @@ Shapes: B batch, L tokens of all scales.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -238,3 +239,10 @@ def _settings_file(folder: Path) -> Path:
     """The manifest, or settings.json while there is none."""
     begun, manifest = folder / UNFINISHED / SETTINGS, folder / MANIFEST
     return begun if begun.is_file() and not manifest.is_file() else manifest
+
+
+def npy(array: np.ndarray) -> bytes:
+    """The content of a .npy file; np.save itself overlooks a full disk."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()

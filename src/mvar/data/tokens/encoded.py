@@ -16,7 +16,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from mvar.data.source import PixelSource
-from mvar.data.tokens.cache import TokenSource, token_dtype
+from mvar.data.tokens.cache import TokenSource, npy, token_dtype
 from mvar.files import atomic_write
 from mvar.progress import track
 from mvar.tokenizer.network import Tokenizer
@@ -122,7 +122,7 @@ class RememberedTokens:
             found = open_memmap(path, mode="r")
             if keep and (found.dtype, found.shape) == (rows.dtype, rows.shape):
                 return
-        atomic_write(path, lambda partial: np.save(partial, rows))
+        atomic_write(path, lambda partial: partial.write_bytes(npy(rows)))
 
     def use_file(self, path: Path) -> None:
         """Remember in a file that `make_file` has created."""

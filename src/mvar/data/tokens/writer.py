@@ -7,7 +7,6 @@ Shapes: B batch, L tokens of all scales, V views.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -35,6 +34,7 @@ from mvar.data.tokens.cache import (
     checksum,
     damaged,
     is_cache,
+    npy,
     read_settings,
     token_dtype,
     written_settings,
@@ -163,7 +163,7 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     contents = {}
     for split, source in sources.items():
         names = [os.path.relpath(source.name(i), data) for i in range(len(source))]
-        contents[f"{split}-labels.npy"] = _npy(source.labels.numpy())
+        contents[f"{split}-labels.npy"] = npy(source.labels.numpy())
         contents[f"{split}-names.json"] = json.dumps(names).encode()
     return contents
 
@@ -185,7 +185,7 @@ def _write_missing(
     def make(shard: Shard) -> None:
         begin()
         tokens = _tokens(shard, settings, sources[shard.split])
-        atomic_write(folder / shard.name, partial(Path.write_bytes, data=_npy(tokens)))
+        atomic_write(folder / shard.name, partial(Path.write_bytes, data=npy(tokens)))
         print(f"{shard.name} written", file=sys.stderr, flush=True)
 
     if rank == 0:
@@ -199,13 +199,6 @@ def _write_missing(
         write_text(folder / MANIFEST, written_settings(settings, {name: checksum(folder / name) for name in names}))
         job.clean()
         shutil.rmtree(folder / UNFINISHED)
-
-
-def _npy(array: np.ndarray) -> bytes:
-    """The content of a .npy file; np.save itself overlooks a full disk."""
-    content = io.BytesIO()
-    np.save(content, array)
-    return content.getvalue()
 
 
 def _tokens(shard: Shard, settings: CacheSettings, source: EncodedImages) -> np.ndarray:
