@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mvar.charts import BLUE, finish, new_figure, save
+from mvar.charts import BLUE, new_figure, save, style_axes
 from mvar.data.source import PixelSource
 from mvar.data.splits import open_splits
 from mvar.files import writable_folder
@@ -103,7 +103,7 @@ def study(
         "variants": results,
         "machine": machine(),
     }
-    draw(report, folder / "collapse.png")
+    plot(report, folder / "collapse.png")
     publish(report, folder, table(report), page_file, folder.name)
     return report
 
@@ -129,7 +129,7 @@ def table(report: Mapping[str, Any]) -> str:
     )
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
+def plot(report: Mapping[str, Any], path: Path) -> None:
     """PSNR and distance as bars, and the share of codes used by each map as shades."""
     names = list(report["variants"])
     results = list(report["variants"].values())
@@ -139,14 +139,14 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         bars = axes.barh(names, [result[key] for result in results], color=BLUE)
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
         axes.margins(x=0.15)
-        finish(axes, title, "")
+        style_axes(axes, title, "")
     used = [result["used"] for result in results]
     shades.imshow(used, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, shares in enumerate(used):
         for column, share in enumerate(shares):
             colour = "white" if share > 0.5 else "black"
             shades.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
-    finish(shades, "Codes used by each map, %", "token map")
+    style_axes(shades, "Codes used by each map, %", "token map")
     shades.grid(False)
     shades.set_xticks(range(len(report["maps"])), report["maps"])
     save(figure, path)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
+from mvar.charts import BLUE, GREY, ORANGE, new_figure, save, style_axes
 from mvar.data.sets.icon_drawing import nearest, shape_of_ink
 from mvar.data.sets.icons import SAME
 from mvar.data.workers import in_processes
@@ -94,7 +94,7 @@ def nearest_pairs(samples: Labelled, train: Labelled, nearest_N: np.ndarray, dis
     return class_sheet(rows)
 
 
-def draw_novelty(samples: np.ndarray, held_out: np.ndarray, path: Path) -> None:
+def plot_novelty(samples: np.ndarray, held_out: np.ndarray, path: Path) -> None:
     """Histograms of the distances of samples and of held-out images to their nearest training image."""
     figure = new_figure(7, 3.4)
     axes = figure.subplots()
@@ -103,7 +103,7 @@ def draw_novelty(samples: np.ndarray, held_out: np.ndarray, path: Path) -> None:
         axes.hist(distances, bins, density=True, alpha=0.6, color=colour, label=f"{name}, N = {len(distances):,}")
     axes.axvline(SAME, color=ORANGE, linestyle="--", label="the same picture")
     axes.legend(fontsize=8, frameon=False)
-    finish(axes, "Difference to the nearest training icon", "share of the ink")
+    style_axes(axes, "Difference to the nearest training icon", "share of the ink")
     save(figure, path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
+from mvar.charts import BLUE, GREY, ORANGE, new_figure, save, style_axes
 from mvar.studies.distance import NAME
 from mvar.studies.grid import TRIED
 from mvar.studies.page import numbers
@@ -91,7 +91,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def draw(report: Mapping[str, Any], folder: Path) -> None:
+def plot(report: Mapping[str, Any], folder: Path) -> None:
     """Write scales.png and confusion.png."""
     _scale_bars(report, folder / "scales.png")
     _confusion_matrix(report["samples"]["confusion"], report["samples"]["classes"], folder / "confusion.png")
@@ -111,7 +111,7 @@ def _scale_bars(report: Mapping[str, Any], path: Path) -> None:
     for axes, (title, series, bound, label) in zip(figure.subplots(1, 2), panels, strict=True):
         _bars(axes, [scale["map"] for scale in scales], series)
         axes.axhline(bound, color=GREY, linestyle="--", label=label)
-        finish(axes, title, "token map")
+        style_axes(axes, title, "token map")
         axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
         axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center")
     save(figure, path)

@@ -128,7 +128,7 @@ class Icons(Recipe):
             "novelty": concepts.novelty_report(distances, others),
             "minutes": (time.perf_counter() - start) / 60,
         }
-        concepts.draw_novelty(distances, others, folder / "novelty.png")
+        concepts.plot_novelty(distances, others, folder / "novelty.png")
         save_image(concepts.nearest_pairs(drawn.images, train, nearest_N, distances), folder / "nearest.png")
         publish(report, folder, self.results(report), None)
         return report

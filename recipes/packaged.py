@@ -31,7 +31,7 @@ from mvar.studies.grid import TRIED, Grid
 from mvar.studies.measuring import Form, Labelled
 from mvar.studies.page import read_json
 from mvar.studies.sweep import sweep
-from mvar.training.run.curves import draw_curves
+from mvar.training.run.curves import plot_curves
 from mvar.training.run.folder import METRICS, SETTINGS
 from recipes import figures, measures
 from recipes.shared import fill, publish
@@ -199,9 +199,9 @@ class Recipe:
         save_image(measures.reconstruction_sheet(test, round_trip.images_Nchw), folder / "reconstructions.png")
         save_image(class_sheet(list(zip(test.classes, drawn.first, strict=True))), sheet_path)
         save_image(measures.growth(loaded, samples_per_class, seed), folder / "coarse-to-fine.png")
-        figures.draw(report, folder)
+        figures.plot(report, folder)
         for name, run in runs.items():
-            draw_curves(run["records"], folder / f"{name}-training.png", PANELS[name], measures.scale_names(loaded))
+            plot_curves(run["records"], folder / f"{name}-training.png", PANELS[name], measures.scale_names(loaded))
         report["minutes"] = (time.perf_counter() - start) / 60
         publish(report, folder, self.results(report), None)
         return report

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
+from mvar.charts import BLUE, GREY, ORANGE, new_figure, save, style_axes
 from mvar.checkpoint.hub import find
 from mvar.data.order import evenly_spaced
 from mvar.evaluation.frechet import too_few
@@ -155,7 +155,7 @@ def study(
         "machine": machine(),
     }
     report: dict[str, Any] = rounded(measured)  # so that the page shows the numbers of the file
-    draw(report, folder / "rejection.png")
+    plot(report, folder / "rejection.png")
     publish(report, folder, table(report), page_file, folder.name)
     return report
 
@@ -234,7 +234,7 @@ def _shown(line: list[Mapping[str, float]], metric: str) -> np.ndarray:
     return factor * np.array([[row[key] for row in line] for key in KEYS])
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
+def plot(report: Mapping[str, Any], path: Path) -> None:
     """Every metric with its interval over the kept fraction, one line per scorer, dashed where maps are shared."""
     figure = new_figure(13, 3.8)
     kinds = [
@@ -253,7 +253,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         axes.axhline(value, color=GREY, linestyle=":", label="real images")
         axes.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
         axes.set_xticks(range(len(OF)), [f"1 of {of}" for of in OF])
-        finish(axes, title, "kept")
+        style_axes(axes, title, "kept")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=3, fontsize=8, frameon=False)
     save(figure, path)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save
+from mvar.charts import BLUE, GREY, ORANGE, new_figure, save, style_axes
 from mvar.checkpoint.bundle import TOKENIZER
 from mvar.evaluation.report import Report, Value, check_comparable, number, read
 from mvar.studies.page import numbers
@@ -104,7 +104,7 @@ def _chart(reports: Mapping[str, Mapping[str, Report]], path: Path) -> None:
         for x, shown in ((1, restored.metrics[name]), (2, value)):
             if shown.low is not None and shown.high is not None:
                 axes.plot([x, x], [shown.low, shown.high], color="black", linewidth=1.5)
-        finish(axes, f"{model}: {name}", f"N = {pair[SAMPLES].samples['images']:,}")
+        style_axes(axes, f"{model}: {name}", f"N = {pair[SAMPLES].samples['images']:,}")
     save(figure, path)
 
 

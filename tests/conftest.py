@@ -95,7 +95,7 @@ def pytest_collection_finish():
 def no_drawing():
     """A run's curves take a second or more to draw; that they are drawn is seen, the picture has a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mvar.training.run.curves.draw_curves", lambda records, path: path.touch())
+        patch.setattr("mvar.training.run.curves.plot_curves", lambda records, path: path.touch())
         yield
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#2a6fbb", "#d9822b", "#8a8f98"
 
 
-def can_draw(file: str) -> bool:
+def can_plot(file: str) -> bool:
     """Whether matplotlib is installed; if not, warns that this figure is left out."""
     return has_extra("matplotlib", "plots", file)
 
@@ -30,7 +30,7 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def finish(axes: "Axes", title: str, xlabel: str) -> None:
+def style_axes(axes: "Axes", title: str, xlabel: str) -> None:
     """Title, label and grid of one panel."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(xlabel)

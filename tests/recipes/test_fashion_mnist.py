@@ -116,7 +116,7 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, originals):
 
 
 def test_every_figure_of_the_page_is_drawn(work, measured):
-    sweep_figure.draw(json.loads(SWEEP.read_text()), measured[0] / "sweep.png")
+    sweep_figure.plot(json.loads(SWEEP.read_text()), measured[0] / "sweep.png")
     linked = re.findall(r"\]\(\.\./images/(.*?)\)", PAGE.read_text(encoding="utf-8"))
     assert len(linked) == len(set(linked)) == 9
     for name in linked:

@@ -11,7 +11,7 @@ from mvar.studies import measuring
 from mvar.studies.grid import Grid
 from mvar.studies.measuring import Form
 from mvar.studies.sweep import best, set_aside, sweep
-from mvar.studies.sweep_figure import draw, front
+from mvar.studies.sweep_figure import front, plot
 from recipes.fashion_mnist import FashionMnist
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
@@ -164,7 +164,7 @@ def test_the_finest_maps_go_without_guidance(swept, tmp_path):
     assert [trial["guidance"] for trial in tried] == [0.0, 2.0, [0.0, 0.6667, 0.0, 0.0]]
     report = report_of(swept[0])
     trials = [{**report["trials"][0], **trial} for trial in tried]
-    draw({**report, "trials": trials, "chosen": trials[-1]}, tmp_path / "sweep.png")
+    plot({**report, "trials": trials, "chosen": trials[-1]}, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 

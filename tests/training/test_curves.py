@@ -8,7 +8,7 @@ from mvar.charts import new_figure
 from mvar.training.run import curves
 from mvar.training.tokenizer.task import train
 
-DRAW = curves.draw_curves  # before other tests replace it
+PLOT = curves.plot_curves  # before other tests replace it
 
 
 def test_what_belongs_together_stands_together_the_loss_first_and_scales_last():
@@ -28,11 +28,11 @@ def test_what_belongs_together_stands_together_the_loss_first_and_scales_last():
 def test_a_run_is_drawn_whatever_it_logged(tmp_path):
     path = tmp_path / "curves.png"
     for records, panels in (([], None), ([{"step": 1}], None), ([{"step": 1, "loss": 1.0}], {"psnr": ["psnr"]})):
-        DRAW(records, path, panels)
+        PLOT(records, path, panels)
         assert not path.exists(), "there is nothing to draw"
     spoilt = [{"step": i, "loss": float("inf") if i == 3 else 1 / i, "used": [0.1 * i, 0.2]} for i in range(1, 5)]
     for records in ([{"step": 1, "loss": 2.0}], spoilt):
-        DRAW(records, path)
+        PLOT(records, path)
         with Image.open(path) as image:
             assert image.width > 300
 

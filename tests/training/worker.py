@@ -18,7 +18,7 @@ from mvar.training.config import GeneratorTraining, TokenizerTraining
 from mvar.training.generator import task as generator
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.loop import backward
-from mvar.training.parallel import full_state, joined
+from mvar.training.parallel import full_state, process_group
 from mvar.training.run import checkpoints, curves
 from mvar.training.tokenizer import task as tokenizer
 
@@ -30,7 +30,7 @@ KINDS = {
 
 def first_gradients(config: GeneratorTraining) -> dict[str, torch.Tensor]:
     """Whole gradients of a generator's first step, on every rank."""
-    with joined(config.parallel, config.device, config.rank_timeout) as ranks:
+    with process_group(config.parallel, config.device, config.rank_timeout) as ranks:
         data = TokenData.open(config, ranks, load_tokenizer(config.tokenizer, ranks.device)).ready(config.val_images)
         task = generator.GeneratorTask(config, ranks, data)
         backward(task, ranks, torch.amp.GradScaler("cpu", enabled=False), config.accumulate, 0)
@@ -47,7 +47,7 @@ def pause(step, record):
 
 def main(path: str) -> None:
     torch.set_num_threads(1)
-    curves.draw_curves = lambda records, path: path.touch()  # as in the tests of one process
+    curves.plot_curves = lambda records, path: path.touch()  # as in the tests of one process
     with open(path, encoding="utf-8") as file:
         jobs = json.load(file)
     if "RANK" in os.environ and len(jobs) > 1:

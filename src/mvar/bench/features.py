@@ -97,7 +97,7 @@ def table(report: Mapping[str, Any]) -> str:
     return columns(["", "dtype", "images", "seen as", "images/s", "of peak"], *rows)
 
 
-def draw(report: Mapping[str, Any]) -> "Figure":
+def plot(report: Mapping[str, Any]) -> "Figure":
     """Bars of the speed, and of its share of the best."""
     results = report["results"]
     names = [f"{r['network']} at {r['sees']} px, {r['dtype']}" for r in results]

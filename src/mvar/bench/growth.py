@@ -65,7 +65,7 @@ def table(report: Mapping[str, Any]) -> str:
     return columns(["microseconds per token", *(f"L = {L}" for L in of_kind)], *rows)
 
 
-def draw(report: Mapping[str, Any]) -> "Figure":
+def plot(report: Mapping[str, Any]) -> "Figure":
     """A line for each kind."""
     figure = new_figure(6, 4)
     axes = figure.subplots()

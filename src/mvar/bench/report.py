@@ -42,13 +42,13 @@ def _seconds(name: str, rows: list[Report], *more: str) -> str:
     return columns(head, *lines)
 
 
-def draw(report: Report) -> "Figure":
+def plot(report: Report) -> "Figure":
     """A bar for each scale and the decoder, in parts, with its floor; and images per second over the batch size."""
     batches = report["batches"]
     several = len(batches) > 1
     figure = new_figure(13 if several else 9, 4)
     axes = figure.subplots(1, 2 if several else 1, squeeze=False, width_ratios=(2, 1) if several else None)[0]
-    _draw_scales(axes[0], report)
+    _plot_scales(axes[0], report)
     if several:
         sizes = [row["batch"] for row in batches]
         axes[1].plot(sizes, [row["images_per_second"] for row in batches], "o-", label="measured")
@@ -61,7 +61,7 @@ def draw(report: Report) -> "Figure":
     return figure
 
 
-def _draw_scales(axes: "Axes", report: Report) -> None:
+def _plot_scales(axes: "Axes", report: Report) -> None:
     decoder = report["parts"]["decoder"]
     last = {"scale": "decoder", "parts": {"decoder": decoder["seconds"]}, "floor_seconds": decoder["floor_seconds"]}
     rows = [*report["scales"], last]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar import __version__
-from mvar.charts import BLUE, can_draw, new_figure, save
+from mvar.charts import BLUE, can_plot, new_figure, save
 from mvar.files import write_text
 from mvar.machine import machine
 
@@ -26,7 +26,7 @@ def publish(
     stem: str,
     folder: Path | None,
     table: Callable[[Mapping[str, Any]], str],
-    draw: "Callable[[Mapping[str, Any]], Figure]",
+    plot: "Callable[[Mapping[str, Any]], Figure]",
     as_json: bool = False,
 ) -> None:
     """Print a report as a table or JSON; into a folder, write STEM.json, and STEM.png where matplotlib is installed."""
@@ -34,8 +34,8 @@ def publish(
     text = json.dumps(report, indent=2) + "\n"
     if folder is not None:
         write_text(folder / f"{stem}.json", text)
-        if can_draw(f"{stem}.png"):
-            save(draw(report), folder / f"{stem}.png")
+        if can_plot(f"{stem}.png"):
+            save(plot(report), folder / f"{stem}.png")
     print(text if as_json else table(report))
 
 

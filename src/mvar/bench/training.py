@@ -117,7 +117,7 @@ def table(report: Mapping[str, Any]) -> str:
     return columns(*rows)
 
 
-def draw(report: Mapping[str, Any]) -> "Figure":
+def plot(report: Mapping[str, Any]) -> "Figure":
     """Bars of speed, utilisation and memory."""
     results = report["results"]
     panels = {

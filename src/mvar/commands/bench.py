@@ -29,10 +29,10 @@ def bench_train(
     """
     from mvar.bench.measuring import quickest
     from mvar.bench.results import publish
-    from mvar.bench.training import bench, draw, table
+    from mvar.bench.training import bench, plot, table
 
     folder = _folder(out)
-    publish(bench(preset, batch_size, dtype or quickest(), steps), "train", folder, table, draw)
+    publish(bench(preset, batch_size, dtype or quickest(), steps), "train", folder, table, plot)
 
 
 def bench_sample(
@@ -61,7 +61,7 @@ def bench_sample(
         out: folder to write sample.json and sample.png to.
     """
     from mvar.bench.measuring import quickest
-    from mvar.bench.report import draw, table
+    from mvar.bench.report import plot, table
     from mvar.bench.results import publish
     from mvar.bench.sampling import bench
     from mvar.generator.config import PRESETS
@@ -75,7 +75,7 @@ def bench_sample(
     folder = _folder(out)
     rivals = split_names(against or "", "against")
     report = bench(model or preset, dtype or quickest(), batches, guidance, rounds, rivals)
-    publish(report, "sample", folder, table, draw, json)
+    publish(report, "sample", folder, table, plot, json)
 
 
 def bench_growth(
@@ -94,12 +94,12 @@ def bench_growth(
         rounds: timed, of everything, after one to warm up.
         out: folder to write growth.json and growth.png to.
     """
-    from mvar.bench.growth import bench, draw, table
+    from mvar.bench.growth import bench, plot, table
     from mvar.bench.measuring import quickest
     from mvar.bench.results import publish
 
     folder = _folder(out)
-    publish(bench(preset, dtype or quickest(), rounds), "growth", folder, table, draw)
+    publish(bench(preset, dtype or quickest(), rounds), "growth", folder, table, plot)
 
 
 def bench_features(batch_size: Count = 64, rounds: Count = 5, out: str | None = None) -> None:
@@ -110,11 +110,11 @@ def bench_features(batch_size: Count = 64, rounds: Count = 5, out: str | None = 
         rounds: timed rounds of each network, in float32 and, where it is fast, bfloat16; one more warms up.
         out: folder to write features.json and features.png to.
     """
-    from mvar.bench.features import bench, draw, table
+    from mvar.bench.features import bench, plot, table
     from mvar.bench.results import publish
 
     folder = _folder(out)
-    publish(bench(batch_size, rounds), "features", folder, table, draw)
+    publish(bench(batch_size, rounds), "features", folder, table, plot)
 
 
 def _folder(out: str | None) -> "Path | None":

@@ -57,9 +57,9 @@ def evaluate_images(
     from mvar.evaluation.runner import evaluate
     from mvar.model import load
     from mvar.sampling.protocol import hashes
-    from mvar.training.parallel import joined
+    from mvar.training.parallel import process_group
 
-    with joined(None, device, PATIENCE) as ranks:
+    with process_group(None, device, PATIENCE) as ranks:
         report = evaluate(
             samples if samples is not None else load(str(model), ranks.device, "float32"),
             reference,

@@ -14,7 +14,7 @@ from torch import Tensor
 from mvar.generator.network import Generator
 
 BIASED = ("word_embed", "shared_adaln", "adaln", "attention.proj", "mlp.fc1", "mlp.fc2", "head_adaln", "head")
-Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+Initializer = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
 def gate_factor(depth: int) -> float:
@@ -35,7 +35,7 @@ def initialise(generator: Generator, seed: int, fill: Callable[[Tensor, Tensor],
             fill(parameter, table[kind](tuple(parameter.shape), rng))
 
 
-def _table(generator: Generator) -> dict[str, Draw]:
+def _table(generator: Generator) -> dict[str, Initializer]:
     C, depth = generator.config.width, generator.config.depth
     normal, zero, one = _normal(math.sqrt(1 / (3 * C))), _constant(0), _constant(1)
     output = _normal(math.sqrt(1 / (3 * C)) / math.sqrt(2 * depth))
@@ -67,23 +67,23 @@ def _table(generator: Generator) -> dict[str, Draw]:
     }
 
 
-def _constant(value: float) -> Draw:
+def _constant(value: float) -> Initializer:
     return lambda shape, rng: torch.full(shape, float(value))
 
 
-def _normal(std: float) -> Draw:
+def _normal(std: float) -> Initializer:
     return lambda shape, rng: std * torch.randn(shape, generator=rng)
 
 
-def _uniform(low: float, high: float) -> Draw:
+def _uniform(low: float, high: float) -> Initializer:
     return lambda shape, rng: low + (high - low) * torch.rand(shape, generator=rng)
 
 
-def _adaln(draw: Draw, gates: float) -> Draw:
+def _adaln(initializer: Initializer, gates: float) -> Initializer:
     """Rows (or vectors) of 3n AdaLN vectors: the gates times their factor, scales and shifts times one half."""
 
     def scaled(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        values_3x = draw(shape, rng).view(3, -1)
+        values_3x = initializer(shape, rng).view(3, -1)
         values_3x[0] *= gates
         values_3x[1:] *= 0.5
         return values_3x.view(shape)

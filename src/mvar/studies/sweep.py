@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar.charts import can_draw
+from mvar.charts import can_plot
 from mvar.data.order import evenly_spaced
 from mvar.evaluation.images import mean_distance
 from mvar.evaluation.manifold import overlap
@@ -108,8 +108,8 @@ def sweep(
     chosen = best(trials, grid)
     report |= {"chosen": chosen, "trials": trials}
     page.write_json(path, report)
-    if can_draw(FIGURE):
-        sweep_figure.draw(report, path.with_name(FIGURE))
+    if can_plot(FIGURE):
+        sweep_figure.plot(report, path.with_name(FIGURE))
     print(f"chosen: {described(chosen)}\nreal images: {_measures(report['real'])}")
     return chosen
 

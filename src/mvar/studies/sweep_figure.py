@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar.charts import BLUE, GREY, ORANGE, finish, new_figure, save, shades
+from mvar.charts import BLUE, GREY, ORANGE, new_figure, save, shades, style_axes
 from mvar.sampling.config import UNFILTERED
 from mvar.studies.distance import NAME
 
@@ -25,7 +25,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted((i for i, p in enumerate(points) if not is_beaten(p)), key=lambda i: points[i])
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
+def plot(report: Mapping[str, Any], path: Path) -> None:
     """Draw the contents of sweep.json: trade-offs between settings, the Pareto fronts and the chosen setting."""
     figure = new_figure(11, 8)
     (trade, shares), (strengths, filters) = figure.subplots(2, 2)
@@ -35,10 +35,10 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     hollow = "hollow: spread out of the band" if report["settings"]["spread_band"] else None
     handles, labels = trade.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=6, fontsize=8, frameon=False, title=hollow)
-    finish(trade, f"{NAME}; {report['images']:,} real images: {real['distance']:.1f}", "judged right, %")
+    style_axes(trade, f"{NAME}; {report['images']:,} real images: {real['distance']:.1f}", "judged right, %")
 
     _scatter(shares, report, ("recall", 1), ("precision", 1))
-    finish(shares, f"Precision; real images: {real['precision']:.2f}, recall {real['recall']:.2f}", "recall")
+    style_axes(shares, f"Precision; real images: {real['precision']:.2f}, recall {real['recall']:.2f}", "recall")
 
     plain = [trial for trial in report["trials"] if not _is_filtered(trial)]
     lines: dict[tuple[float, int], list[Trial]] = {}
@@ -51,7 +51,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         values = [trial["distance"] for trial in line]
         strengths.plot([_strength(trial) for trial in line], values, color=shade, marker="o", label=label)
     strengths.legend(fontsize=8, frameon=False)
-    finish(strengths, f"{NAME} without filters", "guidance")
+    style_axes(strengths, f"{NAME} without filters", "guidance")
 
     _changes(filters, report)
     save(figure, path)
@@ -104,7 +104,7 @@ def _changes(axes: "Axes", report: Mapping[str, Any]) -> None:
             axes.plot(names, values, marker=marker, label=label)
         axes.tick_params(axis="x", rotation=30)
         axes.legend(fontsize=8, frameon=False)
-    finish(axes, "What filters change, %", "")
+    style_axes(axes, "What filters change, %", "")
 
 
 def _is_filtered(trial: Trial) -> bool:

@@ -109,7 +109,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ranks]:
+def process_group(kind: Kind | None, device: str | None, minutes: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun this process is alone.
 
     The run fails after `minutes` without an answer from another rank. Raises ValueError for a kind of parallelism

@@ -34,7 +34,7 @@ from mvar.training.generator.loss import GeneratorLoss, check_compiler, compile_
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import WeightAverage, build_optimizer, low_precision
-from mvar.training.parallel import Ranks, fill, full_state, joined, replicated, shard
+from mvar.training.parallel import Ranks, fill, full_state, process_group, replicated, shard
 from mvar.training.rehearsal import rehearse
 from mvar.training.run.folder import RunFolder
 from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for
@@ -58,7 +58,7 @@ def train(config: GeneratorTraining, callbacks: Sequence[Callback] = (), began: 
     Raises ValueError for bad settings, data, tokenizer or folders, before any training, and what `fit` raises.
     """
     began = TimedCourse.clock() if began is None else began
-    with joined(config.parallel, config.device, config.rank_timeout) as ranks:
+    with process_group(config.parallel, config.device, config.rank_timeout) as ranks:
         if config.compile:
             check_compiler(ranks.device)
         with RunFolder(config, ranks) as folder:

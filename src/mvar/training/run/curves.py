@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvar.charts import BLUE, ORANGE, finish, new_figure, save, shades
+from mvar.charts import BLUE, ORANGE, new_figure, save, shades, style_axes
 
 COLUMNS = 4
 FEW = 20  # so few points are marked: a single one has no line
@@ -13,7 +13,7 @@ SHARED = {"score_real": "score", "score_fake": "score"}
 Records = Sequence[Mapping[str, Any]]
 
 
-def draw_curves(
+def plot_curves(
     records: Records, path: Path, panels: Mapping[str, Sequence[str]] | None = None, scales: Sequence[str] = ()
 ) -> None:
     """Metrics over the steps of a run, a panel for each title; nothing where none of them was logged.
@@ -48,7 +48,7 @@ def draw_curves(
                 axes.plot(steps, values, color=colour, label=name, marker=marker)
                 late += values[len(values) // 50 :]  # the first steps would flatten the rest
         lowest = i >= len(panels) - columns  # of its column, and the one that shows the steps
-        finish(axes, title, "step" if lowest else "")
+        style_axes(axes, title, "step" if lowest else "")
         axes.tick_params(labelbottom=lowest)
         finite = [value for value in late if math.isfinite(value)]
         if finite:

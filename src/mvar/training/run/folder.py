@@ -223,9 +223,9 @@ class RunFolder:
         """Draw the metrics so far, every few minutes and the last time."""
         if self._ranks.main and self._plots and (last or time.time() - self._plotted > PLOT_EVERY):
             self._plotted = time.time()
-            from mvar.training.run.curves import draw_curves  # matplotlib takes a second to import
+            from mvar.training.run.curves import plot_curves  # matplotlib takes a second to import
 
-            draw_curves(self._records(), self.path / CURVES)
+            plot_curves(self._records(), self.path / CURVES)
 
 
 def environment(ranks: Ranks, step: int) -> dict[str, Any]:

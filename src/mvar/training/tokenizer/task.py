@@ -28,7 +28,7 @@ from mvar.training.course import Course, TimedCourse, open_course
 from mvar.training.generator.fine_tuning import load_named
 from mvar.training.loop import Callback, fit
 from mvar.training.optim import WeightAverage, build_optimizer
-from mvar.training.parallel import Ranks, joined, replicated
+from mvar.training.parallel import Ranks, process_group, replicated
 from mvar.training.rehearsal import rehearse
 from mvar.training.run.folder import RunFolder
 from mvar.training.task import VIEWED_AT_ONCE, Metrics, Task, check_memory_for, open_images
@@ -54,7 +54,7 @@ def train(config: TokenizerTraining, callbacks: Sequence[Callback] = (), began: 
     Raises ValueError for bad settings, data or folders, before any training, and what `fit` raises.
     """
     began = TimedCourse.clock() if began is None else began
-    with joined(config.parallel, config.device, config.rank_timeout) as ranks:
+    with process_group(config.parallel, config.device, config.rank_timeout) as ranks:
         network = find_network(config.perceptual_network).to(ranks.device) if config.perceptual else None
         start = None
         if config.init_from is not None:
