@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -60,9 +61,16 @@ class Counting(TorchDispatchMode):
         return self.found.total()
 
 
+def flash(q, k, v, attn_mask, scale):
+    """The kernel that CUDA takes where there is no mask; torch has no such choice on meta."""
+    assert attn_mask is None
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
+
+
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     monkeypatch.setenv("MVAR_OPS", "native")
+    monkeypatch.setattr(F, "scaled_dot_product_attention", flash)
 
 
 def networks(depth, dtype="bfloat16", **mixers):
@@ -86,7 +94,7 @@ def drawing(depth, **mixers):
     return counts
 
 
-@pytest.mark.parametrize(("mixers", "most"), [({}, 27), ({"attention": "global", "mamba": False}, 26)])
+@pytest.mark.parametrize(("mixers", "most"), [({}, 17), ({"attention": "global", "mamba": False}, 15)])
 def test_sampling_waits_for_nothing_and_runs_few_kernels(mixers, most):
     for one, two in zip(drawing(1, **mixers), drawing(2, **mixers), strict=True):
         assert two.total - one.total <= most, (two.found - one.found).most_common()
@@ -108,5 +116,5 @@ def training(depth):
 
 def test_a_training_step_waits_for_nothing_and_runs_few_kernels():
     one, two = training(1), training(2)
-    assert two.total - one.total <= 78, (two.found - one.found).most_common()
+    assert two.total - one.total <= 69, (two.found - one.found).most_common()
     assert not +two.on_cpu

@@ -40,7 +40,7 @@ KERNELS = {
 }
 # Pointers to tokens, which have the network's dtype; others are to float32, but for noise's integers.
 TOKEN_POINTERS = {
-    *["in", "xbc", "y", "out", "saved", "dy", "dxbc", "raw", "dkey", "dquery", "dout", "din", "qkv", "dqkv"]
+    *["in", "xbc", "y", "out", "before", "dy", "dxbc", "raw", "dkey", "dquery", "dout", "din", "qkv", "dqkv"]
 }
 
 

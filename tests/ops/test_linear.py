@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mvar.nn.linear import Linear
-from mvar.ops.linear import can_prepack, convolution_relu
+from mvar.ops.linear import can_prepack, convolution_relu, gelu_linear
 
 needs_bfloat16 = pytest.mark.skipif(
     not can_prepack(torch.zeros(2, 2, dtype=torch.bfloat16)), reason="this processor does not multiply bfloat16"
@@ -18,6 +18,17 @@ def layer():
     torch.nn.init.normal_(linear.weight)
     torch.nn.init.normal_(linear.bias)
     return linear
+
+
+def test_gelu_and_a_linear_layer_keep_only_their_input():
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3, 6), (4, 6), (4,)))
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    assert torch.equal(gelu_linear(*inputs), F.linear(F.gelu(x, approximate="tanh"), weight, bias))
+    assert torch.autograd.gradcheck(gelu_linear, inputs)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()), lambda _: None):
+        gelu_linear(*inputs)
+    assert kept == [x.data_ptr(), weight.data_ptr()]
 
 
 @needs_bfloat16

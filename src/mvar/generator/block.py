@@ -13,7 +13,7 @@ from mvar.nn.attention import Attention
 from mvar.nn.linear import MLP, Linear
 from mvar.nn.mamba2 import Mamba2
 from mvar.ops.norms import adaln, gated_sum, gated_sum_adaln
-from mvar.ops.numerics import at_least_float32
+from mvar.ops.numerics import at_least_float32, product_dtype
 
 
 class Block(nn.Module):
@@ -51,7 +51,7 @@ class Block(nn.Module):
         gates, scales, shifts = (t_BnC.unbind(1) for t_BnC in modulation_BRC.split(n, dim=1))
         cache, memory = state
         # x + gate * branch(adaln(x)) for each branch; each sum and the norm after it are one pass.
-        y_BlC = adaln(x_BlC, scales[0], shifts[0], self.mlp.fc1.weight.dtype)
+        y_BlC = adaln(x_BlC, scales[0], shifts[0], product_dtype(self.mlp.fc1.weight))
         if self.attention is not None:
             y_BlC, cache = self.attention(y_BlC, areas, cache)
             x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[0], y_BlC, scales[1], shifts[1])

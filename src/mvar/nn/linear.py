@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar.ops.linear import can_prepack, linear
+from mvar.ops.dispatch import recomputes
+from mvar.ops.linear import can_prepack, gelu_linear, linear
 
 
 class Linear(nn.Linear):
@@ -56,4 +57,6 @@ class MLP(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
+        if recomputes(x_BLC):
+            return gelu_linear(self.fc1(x_BLC), self.fc2.weight, self.fc2.bias)
         return self.fc2(self.fc1(x_BLC, gelu=True))

@@ -20,7 +20,8 @@ from mvar.ops.numerics import at_least_float32
 Reach = Literal["intra", "global"]
 
 LARGEST_LOG_SCALE = math.log(100)
-# Consecutive scales of at most this many tokens share a call: on a CPU, fewer calls win over fewer products.
+# On a CPU, consecutive scales of at most this many tokens share a call: fewer calls win over fewer products. On a GPU
+# each scale has its own, as the fastest kernels take no mask, and making one would wait for the GPU.
 GROUP_TOKENS = 96
 # With a gradient, up to this many keys go through plain products: on a CPU, the fused kernel takes twice as long.
 PLAIN_KEYS = 768
@@ -59,7 +60,7 @@ def scale_attention(
     """
     if runs_reference():
         return scale_attention_reference(q_BHld, k_BHTd, v_BHTd, areas, softmax_scale, reach)
-    groups = _groups(areas)
+    groups = _groups(areas, GROUP_TOKENS if q_BHld.device.type == "cpu" else 0)
     sizes = [sum(group) for group in groups]
     if reach == "intra":
         seen = list(zip(k_BHTd.split(sizes, dim=2), v_BHTd.split(sizes, dim=2), strict=True))
@@ -82,11 +83,11 @@ def scale_attention_reference(
     return scores_BHlT.masked_fill(~mask_lT, float("-inf")).softmax(-1) @ v_BHTd
 
 
-def _groups(areas: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Consecutive scales of at most GROUP_TOKENS tokens together; a larger scale stands alone."""
+def _groups(areas: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
+    """Consecutive scales of at most this many tokens together; a larger scale stands alone."""
     groups: list[tuple[int, ...]] = []
     for area in areas:
-        if groups and sum(groups[-1]) + area <= GROUP_TOKENS:
+        if groups and sum(groups[-1]) + area <= most:
             groups[-1] = (*groups[-1], area)
         else:
             groups.append((area,))

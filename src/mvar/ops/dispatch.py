@@ -64,6 +64,12 @@ def runs_native(x: Tensor) -> bool:
     return _available(*native.load()) is not None
 
 
+def recomputes(x: Tensor) -> bool:
+    """Whether the backward pass computes cheap functions again rather than keep them: not on a CPU, which has more
+    memory than time."""
+    return torch.is_grad_enabled() and x.device.type != "cpu" and not runs_reference()
+
+
 def runs_kernels(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the Triton kernels take such tokens: float32 or bfloat16 on CUDA.
 

@@ -4,13 +4,16 @@ A CPU's bfloat16 product otherwise reorders its weights each time, which takes l
 The operators are those that torch's own compiler calls.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mvar.ops import native
 from mvar.ops.dispatch import runs_native, runs_reference
-from mvar.ops.numerics import without_autocast
+from mvar.ops.numerics import product_dtype, without_autocast
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -27,6 +30,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         return native.gelu_(y)
     with without_autocast(y):  # on a CPU it would cast to float32 and back
         return F.gelu(y, approximate="tanh")
+
+
+def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x) W^T + b, of which the backward pass keeps x alone; differentiable once."""
+    dtype = product_dtype(weight)
+    with without_autocast(x):
+        return _GeluLinear.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x, approximate="tanh"), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        with without_autocast(x):
+            dx = torch.ops.aten.gelu_backward(dy @ weight, x, approximate="tanh")
+            dy_NC, h_NC = dy.flatten(0, -2), F.gelu(x, approximate="tanh").flatten(0, -2)
+            return dx, dy_NC.T @ h_NC, dy_NC.sum(0)
 
 
 def convolution_relu(x_BChw: Tensor, convolution: nn.Conv2d) -> Tensor:

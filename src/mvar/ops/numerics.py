@@ -19,7 +19,15 @@ def at_least_float32(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on this tensor's device keep their inputs' dtype."""
     kind = x.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # torch has no autocast for meta
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which this weight's products run: autocast's, else its own."""
+    kind = weight.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # torch has no autocast for meta
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

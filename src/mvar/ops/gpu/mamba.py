@@ -167,6 +167,21 @@ def _convolve(
     return xbc_BLD, dt_BLh, next_BVD
 
 
+def _scan(
+    xbc_BLD: Tensor, dt_BLh: Tensor, A_log_h: Tensor, state_BhNP: Tensor | None, E: int, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scan's output (B, L, E) and next state; with `save` also the states before its chunks."""
+    (B, L, D), h = xbc_BLD.shape, len(A_log_h)
+    P, N, Q = E // h, (D - E) // 2, chunk_of(xbc_BLD)
+    y_BLE, next_BhNP = xbc_BLD.new_empty(B, L, E), _float32(xbc_BLD, B, h, N, P)
+    before_BhnNP = xbc_BLD.new_empty((B, h, tiles(L, Q), N, P) if save else (0,))
+    scan_forward[(B, h)](
+        xbc_BLD, dt_BLh, A_log_h, state_BhNP, y_BLE, next_BhNP, before_BhnNP, L, h,
+        HAS_STATE=state_BhNP is not None, SAVE=save, P=P, N=N, Q=Q, num_warps=WARPS,
+    )  # fmt: skip
+    return y_BLE, next_BhNP, before_BhnNP
+
+
 @torch.library.custom_op("mvar::mamba", mutates_args=())
 @on_its_device
 def mamba(
@@ -180,39 +195,28 @@ def mamba(
     tail_BVD: Tensor | None,
     state_BhNP: Tensor | None,
     eps: float,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `mvar.ops.mamba.mamba`; all is contiguous, tail and state are float32.
 
     Returns:
-        The output (B, L, E), the next tail, the next state (B, h, N, P); and with `save`, for the backward pass, the
-        scan's output and the states before its chunks, else nothing.
+        The output (B, L, E), the next tail and the next state (B, h, N, P).
     """
     (B, L, _), D, E, h = projected_BLx.shape, len(conv_bias_D), len(norm_E), len(dt_bias_h)
-    P, N, Q = E // h, (D - E) // 2, chunk_of(projected_BLx)
     xbc_BLD, dt_BLh, next_tail_BVD = _convolve(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, tail_BVD, E)
-    y_BLE, out_BLE = projected_BLx.new_empty(B, L, E), projected_BLx.new_empty(B, L, E)
-    next_BhNP = _float32(projected_BLx, B, h, N, P)
-    saved = projected_BLx.new_empty((B, h, tiles(L, Q), N, P) if save else (0,))
-    scan_forward[(B, h)](
-        xbc_BLD, dt_BLh, A_log_h, state_BhNP, y_BLE, next_BhNP, saved, L, h,
-        HAS_STATE=state_BhNP is not None, SAVE=save, P=P, N=N, Q=Q, num_warps=WARPS,
-    )  # fmt: skip
-    width = power(E)
+    y_BLE, next_BhNP, _ = _scan(xbc_BLD, dt_BLh, A_log_h, state_BhNP, E, save=False)
+    out_BLE, P, width = torch.empty_like(y_BLE), E // h, power(E)
     gate_forward[(B * L,)](
         y_BLE, xbc_BLD, projected_BLx, skip_h, norm_E, out_BLE, E, D, E + D + h, eps,
         P=P, WIDTH=width, num_warps=warps(width),
     )  # fmt: skip
-    return out_BLE, next_tail_BVD, next_BhNP, y_BLE if save else y_BLE.new_empty(0), saved
+    return out_BLE, next_tail_BVD, next_BhNP
 
 
 @mamba.register_fake
-def _(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, A_log_h, skip_h, norm_E, tail_BVD, state_BhNP, eps, save):
+def _(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, A_log_h, skip_h, norm_E, tail_BVD, state_BhNP, eps):
     (B, L, _), (D, W), E, h = projected_BLx.shape, conv_weight_DW.shape, len(norm_E), len(dt_bias_h)
-    P, N = E // h, (D - E) // 2
-    kept = [(B, L, E), (B, h, tiles(L, chunk_of(projected_BLx)), N, P)] if save else [(0,), (0,)]
-    tail, state = _float32(projected_BLx, B, W - 1, D), _float32(projected_BLx, B, h, N, P)
-    return projected_BLx.new_empty(B, L, E), tail, state, *map(projected_BLx.new_empty, kept)
+    tail, state = _float32(projected_BLx, B, W - 1, D), _float32(projected_BLx, B, h, (D - E) // 2, E // h)
+    return projected_BLx.new_empty(B, L, E), tail, state
 
 
 @torch.library.custom_op("mvar::mamba_backward", mutates_args=())
@@ -228,14 +232,17 @@ def mamba_backward(
     skip_h: Tensor,
     norm_E: Tensor,
     tail_BVD: Tensor | None,
-    y_BLE: Tensor,
-    saved_BhnNP: Tensor,
+    state_BhNP: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `projected` to `norm` in this order, and of the state; the convolution is computed again."""
+    """The gradients of `projected` to `norm` in this order, and of the state.
+
+    Convolution and scan run again: a fifth of the work of this pass, for a fifth of a block's activations.
+    """
     (B, L, stride), (D, W), E, h = projected_BLx.shape, conv_weight_DW.shape, len(norm_E), len(dt_bias_h)
     P, N, Q, rows = E // h, (D - E) // 2, chunk_of(projected_BLx), B * L
     xbc_BLD, dt_BLh, _ = _convolve(projected_BLx, conv_weight_DW, conv_bias_D, dt_bias_h, tail_BVD, E)
+    y_BLE, _, before_BhnNP = _scan(xbc_BLD, dt_BLh, A_log_h, state_BhNP, E, save=True)
     din_BLx, dy_BLE = torch.empty_like(projected_BLx), torch.empty_like(y_BLE)
     dnorm_GE, dskip_GE = _float32(projected_BLx, 2, tiles(rows, ROWS), E).unbind()
     width = power(E)
@@ -247,7 +254,7 @@ def mamba_backward(
     dkey_BhLN, dquery_BhLN = projected_BLx.new_empty(2, B, h, L, N).unbind()
     dstate_BhNP = _float32(projected_BLx, B, h, N, P)
     scan_backward[(B, h)](
-        xbc_BLD, dt_BLh, A_log_h, skip_h, saved_BhnNP, dy_BLE, None if dnext_BhNP is None else dnext_BhNP.contiguous(),
+        xbc_BLD, dt_BLh, A_log_h, skip_h, before_BhnNP, dy_BLE, None if dnext_BhNP is None else dnext_BhNP.contiguous(),
         dxbc_BLD, dt_bias_h, projected_BLx[..., E + D :], ddt_BLh, dA_log_Bh, dkey_BhLN, dquery_BhLN, dstate_BhNP,
         L, h, stride, HAS_DNEXT=dnext_BhNP is not None, P=P, N=N, Q=Q, num_warps=WARPS,
     )  # fmt: skip
@@ -270,24 +277,25 @@ def mamba_backward(
 
 
 @mamba_backward.register_fake
-def _(dout, dnext, projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm, tail, y, saved, eps):
-    state = _float32(saved, *saved.shape[:2], *saved.shape[3:])
-    return *map(torch.empty_like, (projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm)), state
+def _(dout, dnext, projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm, tail, state, eps):
+    E, h = len(norm), len(dt_bias)
+    dstate = _float32(projected, len(projected), h, (len(conv_bias) - E) // 2, E // h)
+    return *map(torch.empty_like, (projected, conv_weight, conv_bias, dt_bias, A_log, skip, norm)), dstate
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, state, ctx.eps, _ = inputs
-    ctx.has_state = state is not None
-    ctx.save_for_backward(*tensors, *output[3:])
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dout: Tensor | None, _tail: object, dnext: Tensor | None, *_: object) -> tuple[Any, ...]:
-    *inputs, y_BLE, saved = ctx.saved_tensors
-    dout = torch.zeros_like(y_BLE) if dout is None else dout
-    *grads, dstate = mamba_backward(dout, dnext, *inputs, y_BLE, saved, ctx.eps)
-    return *grads, None, dstate if ctx.has_state else None, None, None
+def _differentiate(ctx: Any, dout: Tensor | None, _tail: object, dnext: Tensor | None) -> tuple[Any, ...]:
+    projected_BLx, *others, state_BhNP = ctx.saved_tensors
+    if dout is None:
+        dout = projected_BLx.new_zeros(*projected_BLx.shape[:2], len(others[5]))
+    *grads, dstate = mamba_backward(dout, dnext, projected_BLx, *others, state_BhNP, ctx.eps)
+    return *grads, None, None if state_BhNP is None else dstate, None
 
 
 mamba.register_autograd(_differentiate, setup_context=_keep)
@@ -301,11 +309,11 @@ def between_projections(
     Args:
         weights: `mvar.ops.mamba.MambaWeights`.
     """
-    save = torch.is_grad_enabled() and (projected_BLx.requires_grad or any(t.requires_grad for t in weights))
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (projected_BLx, *weights))
     state_BhNP = None if state_BhPN is None else state_BhPN.mT.contiguous()
     tail_BVD = None if tail_BVD is None else tail_BVD.contiguous()
-    out_BLE, next_tail_BVD, next_BhNP, *_ = mamba(projected_BLx.contiguous(), *weights, tail_BVD, state_BhNP, eps, save)
-    if save:  # which the convolution's operator does not differentiate
+    out_BLE, next_tail_BVD, next_BhNP = mamba(projected_BLx.contiguous(), *weights, tail_BVD, state_BhNP, eps)
+    if differentiated:  # which the convolution's operator does not differentiate
         D, E, V = len(weights[1]), len(weights[5]), next_tail_BVD.shape[1]
         xbc_BLD = projected_BLx[..., E : E + D].float()
         seen_BTD = xbc_BLD if tail_BVD is None else torch.cat((tail_BVD, xbc_BLD), dim=1)

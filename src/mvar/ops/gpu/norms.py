@@ -77,9 +77,9 @@ def temperature(log_scale_ptr, h):
 
 
 @triton.jit(do_not_specialize=["L"])
-def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr):
+def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, length_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr):
     """(B, L, 3, H, d) -> (3, B, H, L, d): queries of length exp(min(log_scale, log 100)), keys of length 1, and
-    values."""
+    values; and the lengths that queries and keys had, (2, B, H, L)."""
     b, start = tl.program_id(0).to(tl.int64) // tl.cdiv(L, TOKENS), tl.program_id(0) % tl.cdiv(L, TOKENS) * TOKENS
     role, h = tl.program_id(1) // H, tl.program_id(1) % H
     t, c = start + tl.arange(0, TOKENS), tl.arange(0, d)
@@ -90,31 +90,33 @@ def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, B, L, H, TOKENS: tl.constexpr
         length_T = tl.maximum(tl.sqrt(tl.sum(exact_Td * exact_Td, 1)), 1e-12)
         factor_T = (temperature(log_scale_ptr, h) if role == 0 else 1.0) / length_T
         x_Td = (exact_Td * factor_T[:, None]).to(x_Td.dtype)
+        tl.store(length_ptr + ((role * B + b) * H + h) * L + t, length_T, mask=t < L)
     tl.store(out_ptr + (((role * B + b) * H + h) * L + t)[:, None] * d + c[None, :], x_Td, mask=mask)
 
 
 @triton.jit(do_not_specialize=["L"])
 def heads_backward(
-    dout_ptr, qkv_ptr, log_scale_ptr, dqkv_ptr, dlog_scale_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr
+    dout_ptr, out_ptr, length_ptr, log_scale_ptr, dqkv_ptr, dlog_scale_ptr, B, L, H,
+    TOKENS: tl.constexpr, d: tl.constexpr,
 ):  # fmt: skip
     """dqkv; (images x tiles, H): dlog_scale summed over a program's tokens."""
     b, start = tl.program_id(0).to(tl.int64) // tl.cdiv(L, TOKENS), tl.program_id(0) % tl.cdiv(L, TOKENS) * TOKENS
     role, h = tl.program_id(1) // H, tl.program_id(1) % H
     t, c = start + tl.arange(0, TOKENS), tl.arange(0, d)
     mask = (t < L)[:, None]
-    at_Td = ((b * L + t)[:, None] * 3 * H + tl.program_id(1)) * d + c[None, :]
-    dx_Td = load(dout_ptr, (((role * B + b) * H + h) * L + t)[:, None] * d + c[None, :], mask)
+    row_T = ((role * B + b) * H + h) * L + t
+    dx_Td = load(dout_ptr, row_T[:, None] * d + c[None, :], mask)
     if role < 2:
-        x_Td = load(qkv_ptr, at_Td, mask)
-        length_T = tl.maximum(tl.sqrt(tl.sum(x_Td * x_Td, 1)), 1e-12)
-        unit_Td = x_Td / length_T[:, None]
-        along_T = tl.sum(dx_Td * unit_Td, 1)
         length = temperature(log_scale_ptr, h) if role == 0 else 1.0
+        unit_Td = load(out_ptr, row_T[:, None] * d + c[None, :], mask) / length
+        along_T = tl.sum(dx_Td * unit_Td, 1)
+        length_T = tl.load(length_ptr + row_T, mask=t < L, other=1.0)
         dx_Td = (length / length_T)[:, None] * (dx_Td - unit_Td * along_T[:, None])
         if role == 0:
             slope = tl.sum(along_T) * length
             clamped = number(log_scale_ptr, h) > LARGEST_LOG_SCALE
             tl.store(dlog_scale_ptr + tl.program_id(0) * H + h, tl.where(clamped, 0.0, slope))
+    at_Td = ((b * L + t)[:, None] * 3 * H + tl.program_id(1)) * d + c[None, :]
     tl.store(dqkv_ptr + at_Td, dx_Td.to(dqkv_ptr.dtype.element_ty), mask=mask)
 
 
@@ -230,48 +232,58 @@ adaln_operator.register_autograd(_differentiate_adaln, setup_context=_keep_adaln
 
 def heads(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> Tensor:
     """Queries of length exp(min(log_scale, log 100)), keys of length 1, and values, (3, B, H, L, d); differentiable."""
-    return heads_operator(qkv_BLJHd.contiguous(), log_scale_H.contiguous())
+    return heads_operator(qkv_BLJHd.contiguous(), log_scale_H.contiguous())[0]
 
 
 @torch.library.custom_op("mvar::heads", mutates_args=())
 @on_its_device
-def heads_operator(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> Tensor:
-    """Queries of length exp(min(log_scale, log 100)), keys of length 1, and values, (3, B, H, L, d)."""
+def heads_operator(qkv_BLJHd: Tensor, log_scale_H: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries, keys and values as `heads` gives them, and the lengths that queries and keys had, (2, B, H, L).
+
+    The backward pass needs no more than these, of which attention keeps the first anyway.
+    """
     B, L, _, H, d = qkv_BLJHd.shape
-    out_JBHLd = qkv_BLJHd.new_empty(3, B, H, L, d)
-    heads_forward[(B * tiles(L, TOKENS), 3 * H)](qkv_BLJHd, log_scale_H, out_JBHLd, B, L, H, TOKENS=TOKENS, d=d)
-    return out_JBHLd
+    out_JBHLd, length_JBHL = qkv_BLJHd.new_empty(3, B, H, L, d), log_scale_H.new_empty(2, B, H, L, dtype=torch.float32)
+    heads_forward[(B * tiles(L, TOKENS), 3 * H)](
+        qkv_BLJHd, log_scale_H, out_JBHLd, length_JBHL, B, L, H, TOKENS=TOKENS, d=d
+    )
+    return out_JBHLd, length_JBHL
 
 
 @heads_operator.register_fake
 def _(qkv_BLJHd, log_scale_H):
     B, L, J, H, d = qkv_BLJHd.shape
-    return qkv_BLJHd.new_empty(J, B, H, L, d)
+    return qkv_BLJHd.new_empty(J, B, H, L, d), log_scale_H.new_empty(2, B, H, L, dtype=torch.float32)
 
 
 @torch.library.custom_op("mvar::heads_backward", mutates_args=())
 @on_its_device
-def heads_gradients(dout_JBHLd: Tensor, qkv_BLJHd: Tensor, log_scale_H: Tensor) -> tuple[Tensor, Tensor]:
+def heads_gradients(
+    dout_JBHLd: Tensor, out_JBHLd: Tensor, length_JBHL: Tensor, log_scale_H: Tensor
+) -> tuple[Tensor, Tensor]:
     """dqkv and dlog_scale."""
-    B, L, _, H, d = qkv_BLJHd.shape
+    _, B, H, L, d = out_JBHLd.shape
     programs = B * tiles(L, TOKENS)
-    dqkv_BLJHd, dlog_scale_GH = torch.empty_like(qkv_BLJHd), qkv_BLJHd.new_empty(programs, H, dtype=torch.float32)
+    dqkv_BLJHd, dlog_scale_GH = out_JBHLd.new_empty(B, L, 3, H, d), length_JBHL.new_empty(programs, H)
     heads_backward[(programs, 3 * H)](
-        dout_JBHLd, qkv_BLJHd, log_scale_H, dqkv_BLJHd, dlog_scale_GH, B, L, H, TOKENS=TOKENS, d=d
+        dout_JBHLd, out_JBHLd, length_JBHL, log_scale_H, dqkv_BLJHd, dlog_scale_GH, B, L, H, TOKENS=TOKENS, d=d
     )
     return dqkv_BLJHd, dlog_scale_GH.sum(0).to(log_scale_H.dtype)
 
 
 @heads_gradients.register_fake
-def _(dout_JBHLd, qkv_BLJHd, log_scale_H):
-    return torch.empty_like(qkv_BLJHd), torch.empty_like(log_scale_H)
+def _(dout_JBHLd, out_JBHLd, length_JBHL, log_scale_H):
+    J, B, H, L, d = out_JBHLd.shape
+    return out_JBHLd.new_empty(B, L, J, H, d), torch.empty_like(log_scale_H)
 
 
-def _keep_heads(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep_heads(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, inputs[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate_heads(ctx: Any, dout_JBHLd: Tensor) -> tuple[Tensor, Tensor]:
+def _differentiate_heads(ctx: Any, dout_JBHLd: Tensor, _lengths: object) -> tuple[Tensor, Tensor]:
     dqkv_BLJHd, dlog_scale_H = heads_gradients(dout_JBHLd.contiguous(), *ctx.saved_tensors)
     return dqkv_BLJHd, dlog_scale_H
 

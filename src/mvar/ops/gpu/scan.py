@@ -21,7 +21,7 @@ def decay_sums(dt_Q, A):
 
 @triton.jit(do_not_specialize=["L"])
 def scan_forward(
-    xbc_ptr, dt_ptr, A_log_ptr, state_ptr, y_ptr, next_ptr, saved_ptr, L, heads,
+    xbc_ptr, dt_ptr, A_log_ptr, state_ptr, y_ptr, next_ptr, before_ptr, L, heads,
     HAS_STATE: tl.constexpr, SAVE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """Tokens, keys and queries lie in the rows of xbc. SAVE keeps the state before each chunk, (B, h, chunks, N, P)."""
@@ -34,7 +34,7 @@ def scan_forward(
     state_NP = tl.load(state_ptr + head * N * P + at_NP) if HAS_STATE else tl.zeros((N, P), tl.float32)
     for start in range(0, L, Q):
         if SAVE:
-            tl.store(saved_ptr + (head * tl.cdiv(L, Q) + start // Q) * N * P + at_NP, state_NP.to(dtype))
+            tl.store(before_ptr + (head * tl.cdiv(L, Q) + start // Q) * N * P + at_NP, state_NP.to(dtype))
         t = start + q
         live, row = t < L, b * L + t
         at_Q1 = row[:, None] * (E + 2 * N)
@@ -55,7 +55,7 @@ def scan_forward(
 
 @triton.jit(do_not_specialize=["L"])
 def scan_backward(
-    xbc_ptr, dt_ptr, A_log_ptr, skip_ptr, saved_ptr, dy_ptr, dnext_ptr, dxbc_ptr, dt_bias_ptr, raw_ptr, ddt_ptr,
+    xbc_ptr, dt_ptr, A_log_ptr, skip_ptr, before_ptr, dy_ptr, dnext_ptr, dxbc_ptr, dt_bias_ptr, raw_ptr, ddt_ptr,
     dA_log_ptr, dkey_ptr, dquery_ptr, dstate_ptr, L, heads, stride,
     HAS_DNEXT: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +82,7 @@ def scan_backward(
         query_QN = tl.load(xbc_ptr + at_Q1 + E + N + n[None, :], mask=live[:, None], other=0.0)
         dy_QP = tl.load(dy_ptr + at_QP, mask=live[:, None], other=0.0)
         dt_Q = tl.load(dt_ptr + row * heads + h, mask=live, other=0.0)
-        before_NP = tl.load(saved_ptr + (head * chunks + chunk) * N * P + at_NP)
+        before_NP = tl.load(before_ptr + (head * chunks + chunk) * N * P + at_NP)
         c_Q, rest_Q, end, end_rest = decay_sums(dt_Q, A)
         last = tl.minimum(L - chunk * Q, Q) - 1
 
