@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,7 +19,7 @@ from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
-from mvar.training.generator.loss import GeneratorLoss
+from mvar.training.generator.loss import GeneratorLoss, compile_blocks
 
 pytest.importorskip("triton")
 
@@ -102,19 +103,32 @@ def test_sampling_waits_for_nothing_and_runs_few_kernels(mixers, most):
         assert not +two.on_cpu
 
 
-def training(depth):
-    _, generator = networks(depth, "float32")
+def train(generator):
     losses = GeneratorLoss(generator.train(), 0.0)
     with META:
         labels, tokens = torch.zeros(2, dtype=torch.long), torch.zeros(2, 14, dtype=torch.long)
         inputs = torch.zeros(2, 13, 8)
+    nll, _ = losses(labels, inputs, tokens)
+    nll.mean().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
+def test_a_block_compiles_without_a_break_and_once_for_all_blocks():
+    counter = CompileCounterWithBackend("aot_eager")
+    _, generator = networks(3, "float32")
+    compile_blocks(generator, counter)
+    train(generator)
+    assert counter.frame_count == 1
+
+
+def counted(work, *arguments):
     with Counting() as counting:
-        nll, _ = losses(labels, inputs, tokens)
-        nll.mean().backward()
+        work(*arguments)
     return counting
 
 
 def test_a_training_step_waits_for_nothing_and_runs_few_kernels():
-    one, two = training(1), training(2)
+    one, two = (counted(train, networks(depth, "float32")[1]) for depth in (1, 2))
     assert two.total - one.total <= 69, (two.found - one.found).most_common()
     assert not +two.on_cpu

@@ -85,10 +85,9 @@ def test_kernels_that_do_not_compile_are_not_used_and_say_why(monkeypatch):
         raise OSError("libcuda.so.1: not found")
 
     monkeypatch.setitem(sys.modules, "mvar.ops.gpu.check", types.SimpleNamespace(first_difference=refuse))
-    find_kernels.cache_clear()
+    monkeypatch.setattr("mvar.ops.dispatch._verdicts", {})
     with pytest.warns(
         UserWarning, match=r"^the Triton kernels are not used on cuda in torch.float32: OSError: libcuda"
     ):
-        assert find_kernels(CUDA, torch.float32) == (False, "OSError: libcuda.so.1: not found")
+        assert find_kernels(CUDA, torch.float32, False) == (False, "OSError: libcuda.so.1: not found")
     assert describe(CUDA, torch.float32) == "PyTorch (OSError: libcuda.so.1: not found)"
-    find_kernels.cache_clear()

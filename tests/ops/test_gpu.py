@@ -174,9 +174,13 @@ def test_a_network_has_the_same_losses_and_gradients(monkeypatch):
 
 
 def test_kernels_are_checked_before_their_first_use(monkeypatch):
-    assert check.first_difference(torch.device("cpu"), torch.float32) is None
-    monkeypatch.setattr(norms, "heads", lambda qkv, log_scale: torch.zeros(3, *qkv.shape[:1], 2, 40, 64))
-    assert check.first_difference(torch.device("cpu"), torch.float32) == "heads differs from PyTorch by 1.0e+00"
+    for dtype in (torch.float32, torch.bfloat16):
+        assert check.first_difference(torch.device("cpu"), dtype, gradient=True) is None
+    monkeypatch.setattr(norms, "heads", lambda qkv, log_scale: torch.zeros(3, len(qkv), qkv.shape[3], qkv.shape[1], 64))
+    assert (
+        check.first_difference(torch.device("cpu"), torch.float32, gradient=False)
+        == "heads differs from PyTorch by 1.0e+00"
+    )
 
 
 def test_noise_has_the_same_bits():

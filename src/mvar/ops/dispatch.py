@@ -8,7 +8,6 @@ The environment variable MVAR_OPS overrides the choice for all of them:
 - reference: the definitions, token by token and without fused operations; slow.
 """
 
-import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ MODES = ("auto", "reference", "torch", "native")
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)  # by `torch_only`
 
 
+@torch.compiler.assume_constant_result
 def mode() -> str:
     """The value of MVAR_OPS."""
     value = _forced.get() or os.environ.get("MVAR_OPS") or "auto"
@@ -45,9 +45,12 @@ def torch_only() -> Iterator[None]:
         _forced.reset(token)
 
 
+_verdicts: dict[tuple[torch.device, torch.dtype, bool], tuple[bool, str]] = {}  # on kernels
+
+
 def _traced(x: Tensor) -> bool:
-    """Whether a program is being traced, which could not see into compiled code."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+    """Whether a program is being traced by other means than torch.compile: its tensors have no values to check."""
+    return torch.jit.is_tracing() or type(x) is not Tensor
 
 
 def runs_reference() -> bool:
@@ -57,7 +60,7 @@ def runs_reference() -> bool:
 
 def runs_native(x: Tensor) -> bool:
     """Whether the compiled passes take such tokens: float32 or bfloat16 on a CPU without a gradient."""
-    if torch.is_grad_enabled() or _traced(x):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _traced(x):
         return False
     if x.device.type != "cpu" or x.dtype not in native.TOKENS or mode() not in ("auto", "native"):
         return False
@@ -73,8 +76,7 @@ def recomputes(x: Tensor) -> bool:
 def runs_kernels(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the Triton kernels take such tokens: float32 or bfloat16 on CUDA.
 
-    With a gradient only if MVAR_OPS is native, until they have run on a GPU. With that also on the meta device, which
-    shows what would run on a GPU.
+    If MVAR_OPS is native also on the meta device, which shows what would run on a GPU.
 
     Args:
         dtype: of the tokens that they give, x's if None.
@@ -84,24 +86,42 @@ def runs_kernels(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         return False
     if x.is_meta:
         return chosen == "native"
-    if not x.is_cuda or (torch.is_grad_enabled() and chosen != "native"):
-        return False
-    return _available(*find_kernels(x.device, dtype))
+    return x.is_cuda and _available(*find_kernels(x.device, dtype, torch.is_grad_enabled()))
 
 
-@functools.cache
-def find_kernels(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Whether the Triton kernels compile on this device and agree with PyTorch there, and why not."""
+@torch.compiler.assume_constant_result
+def find_kernels(device: torch.device, dtype: torch.dtype, gradient: bool) -> tuple[bool, str]:
+    """Whether the Triton kernels compile on this device and agree with PyTorch there, and why not.
+
+    Args:
+        gradient: whether their gradients must agree too.
+    """
+    asked = device, dtype, gradient
+    if asked not in _verdicts:  # not functools.cache, which torch.compile looks through
+        _verdicts[asked] = _check(*asked)
+    return _verdicts[asked]
+
+
+def _check(device: torch.device, dtype: torch.dtype, gradient: bool) -> tuple[bool, str]:
     try:
         from mvar.ops.gpu.check import first_difference
 
-        problem = first_difference(device, dtype)
+        problem = first_difference(device, dtype, gradient)
+    except torch.OutOfMemoryError:  # says nothing about the kernels
+        raise
     except Exception as error:  # whatever a compiler may raise
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if problem is None:
         return True, "they compile and agree with PyTorch"
-    warnings.warn(f"the Triton kernels are not used on {device} in {dtype}: {problem}", stacklevel=2)
+    warnings.warn(f"the Triton kernels are not used on {device} in {dtype}: {problem}", stacklevel=4)
     return False, problem
+
+
+def check_kernels(device: torch.device) -> None:
+    """Find the kernels of a GPU now: torch.compile could not while it traces."""
+    if device.type == "cuda" and mode() in ("auto", "native"):
+        for dtype in native.TOKENS:
+            find_kernels(device, dtype, True)
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
@@ -113,7 +133,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         return f"{'PyTorch' if library is None else 'compiled'} ({reason})"
     if device.type != "cuda":
         return f"PyTorch (the Triton kernels need CUDA, this is {device.type})"
-    found, reason = find_kernels(device, dtype)
+    found, reason = find_kernels(device, dtype, False)
     return f"{'Triton kernels' if found else 'PyTorch'} ({reason})"
 
 

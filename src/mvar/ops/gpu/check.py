@@ -1,5 +1,7 @@
 """What happens before the kernels are first used on a device: each is compared with PyTorch's operations."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,47 +11,85 @@ from mvar.ops.gpu import norms as fast
 from mvar.ops.gpu.mamba import between_projections
 from mvar.ops.mamba import EPS, MambaState, MambaWeights, mamba
 
-WORST = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative differences: TF32 in three parts, and bfloat16
+# Relative differences, of results and of gradients, which add up more: float32 products run as TF32 in three parts.
+WORST = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (3e-2, 1e-1)}
+SHAPES = ((40, 64, 128), (7, 16, 192))  # tokens, state size, width: whole chunks and parts, powers of two and others
+
+Function = Callable[..., Sequence[Tensor]]
 
 
-@torch.no_grad()
-def first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
+def first_difference(device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
     """What is wrong with the kernels on this device, in a few words; None where all agree with PyTorch.
+
+    Args:
+        gradient: compare the gradients too.
 
     Raises whatever Triton raises where a kernel does not compile.
     """
-    rng = torch.Generator(device).manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=rng, device=device)
-
-    B, L, h, P, N, C = 2, 40, 2, 64, 64, 128
-    D = h * P + 2 * N
-    weights = MambaWeights(random(D, 4), random(D), random(h), random(h), random(h), random(h * P))
-    state = MambaState(random(B, 3, D), random(B, h, P, N))
-    projected = random(B, L, h * P + D + h).to(dtype)
-    x, y, vectors = random(B, L, C), random(B, L, C).to(dtype), random(3, B, C)
-    qkv, log_scale = random(B, L, 3, h, P).to(dtype), random(h)
-    found = {
-        "mamba": between_projections(projected, weights, *state, EPS),
-        "adaln": fast.adaln(x, dtype, norms.ADALN_EPS, add=(vectors[0], y), norm=(vectors[1], vectors[2])),
-        "heads": fast.heads(qkv, log_scale).unbind(),
-    }
-    precision = torch.get_float32_matmul_precision()
+    rng, precision = torch.Generator(device).manual_seed(0), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch_only():
-            out, after = mamba(projected, weights, state)
-            expected = {
-                "mamba": (out, *after),
-                "adaln": norms.gated_sum_adaln(x, vectors[0], y, vectors[1], vectors[2]),
-                "heads": attention.split_heads(qkv, log_scale),
-            }
+        for shape in SHAPES:
+            for name, (kernel, operations, inputs) in _cases(*shape, dtype, rng).items():
+                for of, problem in _differences(kernel, operations, inputs, gradient):
+                    if not problem <= WORST[dtype][of]:  # NaN too
+                        what = f"the gradient of {name}" if of else name
+                        return f"{what} differs from PyTorch by {problem:.1e}"
     finally:
         torch.set_float32_matmul_precision(precision)
-    for name, ours in found.items():
-        for one, other in zip(ours, expected[name], strict=True):
-            apart = float((one.double() - other.double()).norm() / other.double().norm())
-            if not apart <= WORST[dtype]:  # NaN too
-                return f"{name} differs from PyTorch by {apart:.1e}"
     return None
+
+
+def _cases(
+    L: int, N: int, C: int, dtype: torch.dtype, rng: torch.Generator
+) -> dict[str, tuple[Function, Function, list[Tensor]]]:
+    """By name: the kernel, PyTorch's operations, and what both take."""
+
+    def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=rng, device=rng.device).to(dtype)
+
+    B, h, P = 2, C // 64, 64
+    D = C + 2 * N
+    weights = [random(D, 4), random(D), random(h), random(h), random(h), random(C)]
+    tail = random(B, 3, D)  # to which the kernels give no gradient
+
+    def flat(out: Tensor, after: MambaState) -> Sequence[Tensor]:
+        return out, after.tail_BVD, after.ssm_BhPN
+
+    return {
+        "mamba": (
+            lambda tokens, state, *weights: between_projections(tokens, weights, tail, state, EPS),
+            lambda tokens, state, *weights: flat(*mamba(tokens, MambaWeights(*weights), MambaState(tail, state))),
+            [random(B, L, C + D + h, dtype=dtype), random(B, h, P, N), *weights],
+        ),
+        "adaln": (
+            lambda x, y, gate, scale, shift: fast.adaln(x, dtype, norms.ADALN_EPS, (gate, y), (scale, shift)),
+            lambda x, y, gate, scale, shift: norms.gated_sum_adaln(x, gate, y, scale, shift),
+            [random(B, L, C), random(B, L, C, dtype=dtype), *random(3, B, C)],
+        ),
+        "heads": (
+            lambda qkv, log_scale: fast.heads(qkv, log_scale).unbind(),
+            attention.split_heads,
+            [random(B, L, 3, h, P, dtype=dtype), random(h)],
+        ),
+    }
+
+
+def _differences(
+    kernel: Function, operations: Function, inputs: list[Tensor], gradient: bool
+) -> list[tuple[bool, float]]:
+    """Relative differences of each result, and of each input's gradient, which are marked by true."""
+    leaves = [t.detach().requires_grad_(gradient) for t in inputs]
+    with torch.set_grad_enabled(gradient):
+        found = kernel(*leaves)
+        with torch_only():
+            expected = operations(*leaves)
+        pairs = [(False, pair) for pair in zip(found, expected, strict=True)]
+        if gradient:
+            slopes = [torch.cos(torch.arange(out.numel(), device=out.device)).view_as(out).to(out) for out in expected]
+            ours, theirs = (torch.autograd.grad(outs, leaves, slopes, allow_unused=True) for outs in (found, expected))
+            pairs += [(True, pair) for pair in zip(ours, theirs, strict=True) if pair[1] is not None]
+    return [
+        (of, float((one - other).detach().double().norm() / other.detach().double().norm().clamp(min=1e-12)))
+        for of, (one, other) in pairs
+    ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar.generator.network import Generator, called
+from mvar.ops.dispatch import check_kernels
 from mvar.ops.mamba import scan
 from mvar.scales import ScaleSchedule
 
@@ -81,10 +82,12 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_blocks(generator: Generator, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Run the blocks through torch.compile where there is a gradient, all but Mamba's scan, which has its own.
+    """Run the blocks through torch.compile where there is a gradient; blocks of one kind share the result.
 
-    Blocks of one kind share the result. Without a gradient `mvar.ops.native` has its own compiled passes.
+    The Triton kernels of a GPU are operators that the compiler knows. Where they do not run, Mamba's scan, which has a
+    backward pass of its own, is left out. Without a gradient `mvar.ops.native` has compiled passes.
     """
+    check_kernels(generator.head.weight.device)
     eager = torch.compiler.disable(scan)
     for block in generator.each_block():
         if block.mamba is not None:
