@@ -1,4 +1,4 @@
-"""The process and the machine: what measurements ran on, how much memory is free, which extras are installed."""
+"""The process and the machine: what measurements ran on, free memory, the way to a device, installed extras."""
 
 import os
 import platform
@@ -31,6 +31,13 @@ def check_memory(needed: int, what: str, fix: str, device: torch.device | str = 
     free = free_bytes(device)
     if needed > free:
         raise ValueError(f"{what} take about {_amount(needed)}, {_amount(free)} of memory are free; {fix}")
+
+
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on this device; to CUDA through pinned memory, which nobody has to wait for."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def _amount(size: int) -> str:

@@ -26,6 +26,7 @@ from mvar.sampling import editing, likelihood, rejection
 from mvar.sampling.config import EDIT_MODE, EditMode, SamplingSettings
 from mvar.sampling.cost import check_batch, check_images, cost_facts, fitting_batch
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
+from mvar.sampling.graphs import Graphs
 from mvar.sampling.labels import Label, label_ids
 from mvar.sampling.likelihood import ImageLike, Images
 from mvar.sampling.masks import FEATHER, MaskLike, pasted, read_hole
@@ -57,6 +58,7 @@ class Model(hub.HubModel):
     classes: list[str] = field(default_factory=list)
     defaults: SamplingSettings = field(default_factory=SamplingSettings)
     provenance: dict[str, Any] = field(default_factory=dict)
+    _graphs: Graphs = field(default_factory=Graphs, init=False, repr=False, compare=False)
     _fits: int = field(default=0, init=False, repr=False, compare=False)  # most images at once that were found to fit
 
     @property
@@ -131,7 +133,7 @@ class Model(hub.HubModel):
 
     def sampler(self, seed: int = 0, **settings: Any) -> Sampler:
         """What `sample` draws with, to stop between scales or fork what is drawn; see `mvar.sampling.engine`."""
-        return Sampler(self.tokenizer, self._generator(), seed, self.defaults.changed(**settings))
+        return Sampler(self.tokenizer, self._generator(), seed, self.defaults.changed(**settings), self._graphs)
 
     def fitting_batch_size(self, asked: int | None = None, images: int | None = None) -> int:
         """How many of `images` to draw at once: as asked (refused if they do not fit into memory), else at most 64."""

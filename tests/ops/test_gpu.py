@@ -187,7 +187,7 @@ def test_noise_has_the_same_bits():
     seed, index, V, l = 2**63 - 5, (3, 2**64 - 1), 100, 5
     at = torch.randint(0, V, (2, l, 7))
     everywhere = uniform(seed, index, 4, (l, V))
-    keys = noise._keys(seed, index, torch.device("cpu"))
+    keys = noise.keys(seed, index)
     assert torch.equal(noise.gumbel_operator(keys, None, 4, l, V, True), everywhere)
     assert torch.equal(noise.gumbel_operator(keys, at, 4, l, V, True), everywhere.gather(-1, at))
     for places in (None, at):

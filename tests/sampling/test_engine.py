@@ -157,8 +157,8 @@ def test_smooth_is_the_definition(build):
 
 def test_on_scale_decodes_only_when_asked(build, monkeypatch):
     tokenizer, generator = build()
-    decoded, decode = [], tokenizer.decode_latent
-    monkeypatch.setattr(tokenizer, "decode_latent", lambda f_hat: decoded.append(1) or decode(f_hat))
+    decoded, decode = [], tokenizer.decoded
+    monkeypatch.setattr(tokenizer, "decoded", lambda f_hat: decoded.append(1) or decode(f_hat))
     calls = []
     out = sample(tokenizer, generator, torch.tensor([1]), [0], 0, USUAL, lambda *call: calls.append(call))
     assert [call[:2] for call in calls] == [(0, 4), (1, 4), (2, 4), (3, 4)]

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 
 from mvar.generator.network import Generator
 from mvar.generator.state import GeneratorState, Modulation
+from mvar.machine import send
 from mvar.ops.filtering import candidates, guide, spread_out
 from mvar.ops.noise import gumbel
 from mvar.ops.numerics import CAUSE, REMEDY, all_finite
 from mvar.sampling.config import SamplingSettings, scale_ratio
+from mvar.sampling.graphs import Graphs
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
 
@@ -106,13 +108,15 @@ class Canvas:
         """The images at these positions, in that order."""
         device = self.f_hat_BZHW.device
         rows = torch.arange(len(self.index))[rows.cpu()]  # masks too
+        index = tuple(self.index[i] for i in rows.tolist())
+        rows = send(rows, device)
         both = torch.cat((rows, rows + len(self.index))) if self.guided else rows
         return Canvas(
-            tuple(self.index[i] for i in rows.tolist()),
-            self.modulation.select(both.to(device)),
-            self.state.select(both.to(device)),
-            self.f_hat_BZHW[rows.to(device)],
-            tuple(tokens_BP[rows.to(device)] for tokens_BP in self.tokens),
+            index,
+            self.modulation.select(both),
+            self.state.select(both),
+            self.f_hat_BZHW[rows],
+            tuple(tokens_BP[rows] for tokens_BP in self.tokens),
             self.finite,
         )
 
@@ -128,16 +132,25 @@ class Sampler:
     `sample` does it all; `start`, `follow`, `draw` and `finish` are its steps, to stop or fork between scales.
     """
 
-    def __init__(self, tokenizer: Tokenizer, generator: Generator, seed: int, settings: SamplingSettings) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        generator: Generator,
+        seed: int,
+        settings: SamplingSettings,
+        graphs: Graphs | None = None,
+    ) -> None:
         """Args:
             tokenizer, generator: of the same schedule and codebook, in eval mode, on one device.
             seed: of the run, 0 to 2**64 - 1.
             settings: guidance and filters.
+            graphs: recordings of these networks, to be used where `finish` can.
 
         Raises:
             ValueError: settings that are lists of another length than the schedule.
         """
-        self.tokenizer, self.generator, self.seed = tokenizer, generator, seed
+        self.tokenizer, self.generator, self.seed, self.graphs = tokenizer, generator, seed, graphs
+        self.noise: Callable[..., Tensor] = partial(gumbel, seed)
         self.scales = len(tokenizer.quantizer.schedule)
         settings.check(self.scales)
         self.settings = settings
@@ -156,7 +169,7 @@ class Sampler:
         # Guidance between two equal branches changes nothing: if no image has a class, one branch is enough.
         if any(self.guidance) and bool((labels_R != null).any()):
             labels_R = torch.cat((labels_R, torch.full_like(labels_R, null)))
-        modulation = self.generator.modulation(labels_R.to(self.generator.head.weight.device))
+        modulation = self.generator.modulation(send(labels_R, self.generator.head.weight.device))
         state = self.generator.initial_state(len(labels_R))
         return Canvas(tuple(index), modulation, state, self.tokenizer.quantizer.zeros(len(labels_B)))
 
@@ -210,7 +223,7 @@ class Sampler:
         else:  # without waiting for the GPU
             finite = canvas.finite | {k: logits_BlV.isfinite().all()}
         values_Blc, codes_Blc = candidates(logits_BlV, most, mass)
-        noise_Blc = gumbel(self.seed, canvas.index, k, logits_BlV.shape[1:], codes_Blc, values_Blc.device)
+        noise_Blc = self.noise(canvas.index, k, logits_BlV.shape[1:], codes_Blc, values_Blc.device)
 
         best_Bl1 = (values_Blc + noise_Blc).argmax(-1, keepdim=True)
         tokens_BP = (best_Bl1 if codes_Blc is None else codes_Blc.gather(-1, best_Bl1))[..., 0]
@@ -230,14 +243,22 @@ class Sampler:
 
     def finish(self, canvas: Canvas, on_scale: OnScale | None = None, keep: Keep | None = None) -> SampleOutput:
         """Draw all missing maps, and decode; see `OnScale` and `Keep`."""
-        for k in range(canvas.scales, self.scales):
-            canvas = self.draw(canvas, keep)
-            if on_scale is not None:
-                on_scale(k, self.scales, partial(self.pixels, canvas))
-        pixels_B3HW = self.pixels(canvas)
+        recorded = None
+        if self.graphs is not None and keep is None:
+            recorded = self.graphs.finish(self, canvas, on_scale)
+        if recorded is not None:
+            canvas, decoded_B3HW = recorded
+        else:
+            for k in range(canvas.scales, self.scales):
+                canvas = self.draw(canvas, keep)
+                if on_scale is not None:
+                    on_scale(k, self.scales, partial(self.pixels, canvas))
+            with torch.no_grad():
+                decoded_B3HW = self.tokenizer.decoded(canvas.f_hat_BZHW)
         for k, finite in canvas.finite.items():
-            if not finite.is_meta and not finite:
+            if not finite:
                 raise FloatingPointError(_not_finite(self.tokenizer.quantizer.schedule, k, EXTREME))
+        pixels_B3HW = self.tokenizer.to_pixels(decoded_B3HW).cpu()
         tokens = None if self.settings.smooth else [tokens_BP.cpu() for tokens_BP in canvas.tokens]
         return SampleOutput(pixels_B3HW, tokens)
 

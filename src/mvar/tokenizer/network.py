@@ -49,7 +49,7 @@ class Tokenizer(nn.Module):
         Returns the reconstruction in model space (about [-1, 1], not clamped) and the quantiser's results.
         """
         quantized = self.quantizer.quantize(self.latent(pixels_B3HW), scales_B)
-        return self.decoder(self.post_quant_conv(quantized.f_hat_BZHW)), quantized
+        return self.decoded(quantized.f_hat_BZHW), quantized
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
@@ -71,7 +71,14 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def decode_latent(self, f_hat_BZHW: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of a latent."""
-        pixels_B3HW = self.decoder(self.post_quant_conv(f_hat_BZHW))
+        return self.to_pixels(self.decoded(f_hat_BZHW))
+
+    def decoded(self, f_hat_BZHW: Tensor) -> Tensor:
+        """What the decoder makes of a latent, in model space (about [-1, 1], not clamped)."""
+        return self.decoder(self.post_quant_conv(f_hat_BZHW))
+
+    def to_pixels(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels in [0, 1] from model space; raises FloatingPointError if any is NaN or infinite."""
         if not all_finite(pixels_B3HW):
             raise FloatingPointError(f"pixels: the decoder gives NaN or infinity: {CAUSE}; {REMEDY}")
         return (pixels_B3HW.float().clamp(-1, 1) + 1) / 2

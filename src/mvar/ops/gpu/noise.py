@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mvar.machine import send
 from mvar.ops.gpu.launch import on_its_device, tiles
 
 BLOCK = 256
@@ -46,10 +47,15 @@ def gumbel_at(
     tl.store(out_ptr + i, u, mask=i < count)
 
 
+def keys(seed: int, index: Sequence[int]) -> Tensor:
+    """Seed and the images' numbers, as the kernel reads them: int64 (1 + B,) with the bits of uint64, on the CPU."""
+    return torch.tensor([seed, *index], dtype=torch.uint64).view(torch.int64)
+
+
 @functools.lru_cache(maxsize=64)
-def _keys(seed: int, index: tuple[int, ...], device: torch.device) -> Tensor:
-    """The images' keys on the device, copied once for all scales."""
-    return torch.tensor([seed, *index], dtype=torch.uint64).view(torch.int64).to(device)
+def _sent(seed: int, index: tuple[int, ...], device: torch.device) -> Tensor:
+    """The keys on a device, sent once for all scales."""
+    return send(keys(seed, index), device)
 
 
 @torch.library.custom_op("mvar::gumbel", mutates_args=())
@@ -75,5 +81,9 @@ def gumbel(
     seed: int, index: Sequence[int], stream: int, shape: Sequence[int], at: Tensor | None, device: torch.device
 ) -> Tensor:
     """As `mvar.ops.noise.gumbel`, of shape (l, V) for each image, on a device."""
-    keys = _keys(seed, tuple(index), device)
+    return gumbel_of(_sent(seed, tuple(index), device), stream, shape, at)
+
+
+def gumbel_of(keys: Tensor, stream: int, shape: Sequence[int], at: Tensor | None) -> Tensor:
+    """As `gumbel`, of `keys` that lie on the device."""
     return gumbel_operator(keys, None if at is None else at.contiguous(), stream, *shape, False)

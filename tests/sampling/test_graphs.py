@@ -1,0 +1,141 @@
+"""Recordings, with a stand-in for CUDA's that does the work again into the same memory: they never ran on a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from mvar.sampling import graphs
+from mvar.sampling.config import SamplingSettings
+from mvar.sampling.engine import Canvas, Sampler
+from mvar.sampling.graphs import Graphs, padded
+
+pytest.importorskip("triton")
+
+USUAL = SamplingSettings(guidance=2.0, top_k=20, top_p=0.9)
+LABELS, INDEX = torch.tensor([0, 2, 1]), (5, 6, 2**64 - 1)
+
+
+class Again:
+    """A recording whose replay runs the function again, and puts the results where they were."""
+
+    made = 0
+
+    def __init__(self, work, pool):
+        Again.made += 1
+        self.work, self.result = work, work()
+        self.places = self.tensors(self.result)
+
+    @staticmethod
+    def tensors(result):
+        if not isinstance(result, Canvas):
+            return [result]
+        state = [leaf for leaf in tree_leaves(result.state.blocks) if leaf is not None]
+        return [*result.modulation.blocks, result.f_hat_BZHW, *state, *result.tokens, *result.finite.values()]
+
+    def replay(self):
+        with torch.no_grad():
+            for place, new in zip(self.places, self.tensors(self.work()), strict=True):
+                place.copy_(new)
+        return self.result
+
+
+@pytest.fixture(autouse=True)
+def recording(monkeypatch):
+    Again.made = 0
+    monkeypatch.setattr(graphs, "Recording", Again)
+    monkeypatch.setattr(graphs, "can_record", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+
+
+def same(out, expected):
+    assert all(torch.equal(a, b) for a, b in zip(out.tokens, expected.tokens, strict=True))
+    torch.testing.assert_close(out.pixels, expected.pixels, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mixers", [{}, {"attention": "global", "mamba": False}])
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_recording_draws_other_images_as_they_are_drawn_without_it(build, mixers, looked_at):
+    networks, model = build(**mixers), Graphs()
+    previews, calls = [], []
+
+    def on_scale(k, scales, preview):
+        previews.append(preview)
+        calls.append((k, scales))
+
+    for seed, labels, index in ((3, LABELS, INDEX), (3, LABELS, INDEX), (2**63 + 1, LABELS.flip(0), (1, 0, 7))):
+        previews.clear()
+        out = Sampler(*networks, seed, USUAL, model).sample(labels, index, on_scale if looked_at else None)
+        same(out, Sampler(*networks, seed, USUAL).sample(labels, index))
+    assert Again.made == (5 if looked_at else 2)  # the second time: four scales or all at once, and the decoder
+    if looked_at:
+        assert calls[-4:] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+        for k, preview in enumerate(previews, start=1):  # asked for afterwards
+            torch.testing.assert_close(preview(), networks[0].decode(out.tokens[:k]), rtol=0, atol=1e-4)
+
+
+def test_continued_canvases_are_recorded_too_and_batches_share_a_few_sizes(build):
+    networks, model = build(), Graphs()
+    for recordings in (model, model, None):
+        sampler = Sampler(*networks, 1, USUAL, recordings)
+        stem = sampler.draw(sampler.draw(sampler.start(torch.tensor([1]), [0])))
+        outs = [sampler.finish(stem.fork(range(n))) for n in (3, 4)]
+    same(sampler.finish(stem.fork(range(3))), outs[0])
+    assert Again.made == 2
+    assert [padded(n) for n in (1, 2, 3, 33, 64, 65, 100)] == [1, 2, 4, 64, 64, 65, 100]
+
+
+@pytest.mark.parametrize("change", ["settings", "weights", "inside"])
+def test_what_a_recording_does_not_fit_is_drawn_without_it(build, change):
+    tokenizer, generator = build()
+    model, settings = Graphs(), USUAL
+    for _ in range(2):
+        Sampler(tokenizer, generator, 3, USUAL, model).sample(LABELS, INDEX)
+    if change == "settings":
+        settings = SamplingSettings(guidance=0.5, top_k=20)
+    elif change == "weights":
+        generator.head.weight.data = 2 * generator.head.weight.data
+    sampler, made = Sampler(tokenizer, generator, 3, settings, model), Again.made
+    found = []
+    if change == "inside":  # a call from on_scale must not write over what is being drawn
+        sampler.sample(LABELS, INDEX, lambda *_: found.append(sampler.sample(LABELS, INDEX)))
+        sampler.sample(LABELS, INDEX, lambda *_: found.append(sampler.sample(LABELS, INDEX)))
+        made = Again.made
+    found.append(sampler.sample(LABELS, INDEX))
+    assert Again.made == made
+    for out in found:
+        same(out, Sampler(tokenizer, generator, 3, settings).sample(LABELS, INDEX))
+    if change == "weights":
+        generator.head.weight.data /= 2
+
+
+def test_without_room_or_support_images_are_drawn_as_before(build, monkeypatch):
+    networks, model = build(), Graphs()
+    sampler, expected = Sampler(*networks, 3, USUAL, model), Sampler(*networks, 3, USUAL).sample(LABELS, INDEX)
+
+    def raising(error):
+        def record(*_):
+            raise error
+
+        monkeypatch.setattr(graphs, "Recording", record)
+
+    same(sampler.sample(LABELS, INDEX), expected)
+    raising(torch.OutOfMemoryError("there is no room"))
+    same(sampler.sample(LABELS, INDEX), expected)
+    raising(RuntimeError("operation not permitted\nwhen stream is capturing"))
+    with pytest.warns(
+        UserWarning, match="^CUDA graphs are not used: operation not permitted when stream is capturing$"
+    ):
+        same(sampler.sample(LABELS, INDEX), expected)
+    same(sampler.sample(LABELS, INDEX), expected)  # without another warning
+
+
+def test_a_variable_switches_recordings_off(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(graphs, "runs_kernels", lambda _: True)
+    on_gpu = SimpleNamespace(is_cuda=True)
+    assert graphs.can_record(on_gpu)
+    assert not graphs.can_record(torch.zeros(1))
+    monkeypatch.setenv("MVAR_GRAPHS", "off")
+    assert not graphs.can_record(on_gpu)
