@@ -4,7 +4,6 @@ Step i sees the same images and the same noise on any number of ranks, with any 
 and whatever happened before it: a resumed run equals an unbroken one.
 """
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mvar.training.config import RunConfig
+from mvar.training.finite import FiniteCheck
 from mvar.training.optim import set_schedule
 from mvar.training.parallel import Ranks, accumulating, full, is_silence
 from mvar.training.run import checkpoints
@@ -28,9 +28,6 @@ from mvar.training.task import Metrics, Task
 
 # Called on the main rank with the steps done and each record of metrics; one that returns True stops the run.
 Callback = Callable[[int, Metrics], bool | None]
-
-LEAST_SCALE = 2.0**-14  # of the float16 loss; if gradients still overflow below it, they are not finite at all
-NAMED_IMAGES = 8  # in a message
 
 
 @dataclass
@@ -68,6 +65,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
         missing_other_ranks(ranks),  # before torchrun's SIGTERM is handled
     ):
         begun, start = state.step, time.perf_counter()
+        finite = FiniteCheck(task, saved, state.scaler)
 
         def rate() -> float:  # over all ranks since this start, validation included
             return (state.step - begun) * config.batch_size / (time.perf_counter() - start)
@@ -92,7 +90,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             loss, metrics = backward(task, ranks, state.scaler, config.accumulate, state.step)
             state.scaler.unscale_(task.optimizer)
             norms = clip(task.networks, config.grad_clip)
-            check_finite({"loss": float(loss), **norms}, task, state, saved)
+            finite.before_update(state.step, {"loss": loss, **norms})
             exit_code = int(ranks.total(torch.tensor(request.code), dist.ReduceOp.MAX))
             state.scaler.step(task.optimizer)
             state.scaler.update()
@@ -110,6 +108,9 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             if state.step % config.log_every == 0 or last:
                 log({"loss": loss, **metrics, **norms, "lr": lr, "images_per_second": rate()})
                 bar.set_postfix_str(f"loss {float(loss):.4f}")
+
+            if last or stopping or course.is_due("validation", state.step) or course.is_due("checkpoint", state.step):
+                finite.settle()
 
             # Files. When stopping, a grace period may end soon: what cannot be computed again is saved first.
             if stopping:
@@ -154,37 +155,14 @@ def backward(
     return means.pop("loss"), means
 
 
-def clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, float]:
+def clip(networks: Mapping[str, nn.Module], most: float) -> dict[str, Tensor]:
     """Clip each network's gradients; returns their norms before clipping."""
     norms = {}
     for name, network in networks.items():
         trained = [p for p in network.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, most)
-        norms["grad_norm" if name == "model" else f"grad_norm_{name}"] = float(full(norm))
+        norms["grad_norm" if name == "model" else f"grad_norm_{name}"] = full(norm)
     return norms
-
-
-def check_finite(values: Mapping[str, float], task: Task, state: State, saved: Checkpoints) -> None:
-    """Raise FloatingPointError before an update that would spoil the weights.
-
-    All ranks raise it together, since loss and norms are means over them.
-    """
-    if state.scaler.is_enabled() and state.scaler.get_scale() >= LEAST_SCALE:
-        values = {"loss": values["loss"]}  # gradients beyond float16 only make the scaler skip the update
-    bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
-    if bad is None:
-        return
-    saved.wait()
-    names = [name for images in task.ranks.gather(task.loader.names(state.step)) for name in images]
-    shown = ", ".join(names[:NAMED_IMAGES])
-    if len(names) > NAMED_IMAGES:
-        shown += f" and {len(names) - NAMED_IMAGES} more"
-    done = checkpoints.complete(saved.folder.parent)
-    fix = f"resume from the checkpoint of step {done[0].step}" if done else "start again"
-    raise FloatingPointError(
-        f"{bad} = {values[bad]} at step {state.step + 1}, images {shown}: stopped before the update; "
-        f"{fix}, with a lower base_lr or grad_clip, or without these images"
-    )
 
 
 @contextmanager

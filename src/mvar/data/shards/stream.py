@@ -131,7 +131,7 @@ class StreamLoader:
         self.stream, self.workers = stream, workers
         self.slices = Slices(batch_size, rank, ranks, micro_batches)
         self._reader = ThreadPoolExecutor(1) if workers else None
-        self._step, self._names = -1, list[str]()  # of the last step that was asked for
+        self._names: dict[int, list[str]] = {}  # of the last two steps that were asked for
         self._start(0)
 
     def batch(self, step: int, micro_batch: int = 0) -> Batch:
@@ -142,9 +142,8 @@ class StreamLoader:
             while len(self._ahead) <= SLICES_AHEAD:
                 self._ahead.append(self._reader.submit(self._read))
             images, self._turn = self._ahead.popleft().result()
-        if step != self._step:
-            self._step, self._names = step, []
-        self._names += [image.name for image in images]
+        self._names = {of: names for of, names in self._names.items() if of in (step - 1, step)}
+        self._names.setdefault(step, []).extend(image.name for image in images)
         positions_B = self.slices.positions(step, micro_batch)
         pixels_B3hw = self.stream.views.batch(
             (image.pixels_HW3 for image in images), positions_B, torch.zeros_like(positions_B)
@@ -152,8 +151,8 @@ class StreamLoader:
         return Batch(pixels_B3hw, torch.tensor([image.label for image in images]), positions_B)
 
     def names(self, step: int) -> list[str]:
-        """Names of this rank's images of the last step that was asked for; empty for others."""
-        return self._names if step == self._step else []
+        """Names of this rank's images of one of the last two steps that were asked for; empty for others."""
+        return self._names.get(step, [])
 
     def state(self) -> dict[str, Any]:
         """How many shards all ranks together have finished, if the others are as far as this one."""

@@ -19,6 +19,7 @@ from mvar.checkpoint.bundle import Bundle
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
+from mvar.machine import send
 from mvar.model import Model, from_bundle
 from mvar.ops.noise import uniform
 from mvar.sampling.config import SamplingSettings
@@ -152,9 +153,10 @@ class GeneratorTask(Task):
         place, length = self.course.phase(step)
         stages = config.progressive, config.progressive_from, self.model.schedule
         count, weights_l = scales_in_use(place, length, *stages)
-        noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,)).to(self.device)
-        nll_Bl, correct_Bl = self._token_losses(self._maps(rows)[:count], labels_B.to(self.device), noise_BU)
-        loss = (nll_Bl.mean(0) * weights_l.to(self.device)).sum()
+        noise_BU = uniform(config.seed, positions_B.tolist(), DROPS, (self.model.noise_size,))
+        tokens, labels_B = self._maps(rows)[:count], send(labels_B, self.device)
+        nll_Bl, correct_Bl = self._token_losses(tokens, labels_B, send(noise_BU, self.device))
+        loss = (nll_Bl.mean(0) * send(weights_l, self.device)).sum()
         return loss, {"accuracy": correct_Bl.float().mean()}
 
     def _maps(self, rows: Tensor) -> list[Tensor]:
@@ -162,8 +164,10 @@ class GeneratorTask(Task):
         if self.data.remembered is not None and rows.dim() == 1:
             rows = self.data.remembered.tokens(rows)
         if rows.dim() == 2:
-            return list(rows.to(self.device).long().split(self.model.schedule.areas, dim=1))
-        return self.data.tokenizer.encode(rows.to(self.device) / 255)
+            return list(send(rows, self.device).long().split(self.model.schedule.areas, dim=1))
+        tokenizer = self.data.tokenizer
+        with torch.no_grad():  # 8-bit pixels need none of the checks of `Tokenizer.encode`
+            return tokenizer.quantizer.encode(tokenizer.latent(send(rows, self.device) / 255))
 
     def _token_losses(
         self, tokens: list[Tensor], labels_B: Tensor, noise_BU: Tensor | None = None
@@ -180,7 +184,7 @@ class GeneratorTask(Task):
         correct_L = torch.zeros_like(loss_L)
         for indices_B, real_B in self.ranks.batches(n, VIEWED_AT_ONCE):
             rows, labels_B = self.val_images.batch(indices_B)
-            nll_BL, correct_BL = self._token_losses(self._maps(rows), labels_B.to(self.device))
+            nll_BL, correct_BL = self._token_losses(self._maps(rows), send(labels_B, self.device))
             loss_L += nll_BL.cpu()[real_B].double().sum(0)
             correct_L += correct_BL.cpu()[real_B].double().sum(0)
         loss_L, correct_L = self.ranks.total(loss_L) / n, self.ranks.total(correct_L) / n

@@ -16,6 +16,7 @@ from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
 from mvar.features.base import FeatureNetwork
 from mvar.features.networks import find_network
+from mvar.machine import send
 from mvar.model import Model, from_bundle
 from mvar.ops.noise import uniform
 from mvar.sampling.engine import to_images
@@ -135,7 +136,7 @@ class TokenizerTask(Task):
             self.model.load_state_dict(tokenizer.state_dict())
         elif self.config.start_from_data:
             latents = [
-                self.model.latent(pixels_B3HW.to(self.device) / 255)
+                self.model.latent(send(pixels_B3HW, self.device) / 255)
                 for pixels_B3HW in self.train_images.first(START_IMAGES, VIEWED_AT_ONCE)
             ]
             start_from_data(self.model.quantizer, torch.cat(latents), torch.Generator().manual_seed(self.config.seed))
@@ -148,8 +149,9 @@ class TokenizerTask(Task):
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         rows, _, positions_B = self.loader.batch(step, part)
-        target_B3HW = rows.to(self.device) / 255
-        noise_BU = uniform(config.seed, positions_B.tolist(), TRAINING_STREAM, (2 + AUGMENT_NUMBERS,)).to(self.device)
+        target_B3HW = send(rows, self.device) / 255
+        noise_BU = uniform(config.seed, positions_B.tolist(), TRAINING_STREAM, (2 + AUGMENT_NUMBERS,))
+        noise_BU = send(noise_BU, self.device)
 
         kept_B = self._scales_kept(noise_BU[:, :2])
         with self.autocast():
