@@ -3,23 +3,36 @@
 A count that grows makes every image slower where kernels are short: give a reason, or make it smaller again.
 """
 
+import sys
 from collections import Counter
+from typing import get_args
 
 import pytest
 import torch
+from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from mvar.checkpoint.placement import to_device
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
-from mvar.sampling.config import SamplingSettings
+from mvar.sampling.config import EditMode, SamplingSettings
+from mvar.sampling.editing import edit
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
+from mvar.training.config import GeneratorTraining, TokenizerTraining
+from mvar.training.course import Course
 from mvar.training.generator.loss import GeneratorLoss, compile_blocks
+from mvar.training.generator.task import GeneratorTask
+from mvar.training.generator.token_data import TokenData
+from mvar.training.loop import clip
+from mvar.training.parallel import Ranks
+from mvar.training.task import open_images
+from mvar.training.tokenizer.task import TokenizerTask
 
 pytest.importorskip("triton")
 
@@ -44,7 +57,7 @@ VIEWS = {
 
 
 class Counting(TorchDispatchMode):
-    """Counts operators but views, and those that touch the CPU."""
+    """Counts operators but views, and those between the CPU and the device; reading a number from it is an error."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +67,7 @@ class Counting(TorchDispatchMode):
         out, name = func(*args, **(kwargs or {})), func.__name__.partition(".")[0]
         self.found[name] += name not in VIEWS
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
-        self.on_cpu[name] += any(tensor.device.type == "cpu" for tensor in tensors)
+        self.on_cpu[name] += len({tensor.device for tensor in tensors}) > 1
         return out
 
     @property
@@ -62,7 +75,7 @@ class Counting(TorchDispatchMode):
         return self.found.total()
 
 
-def flash(q, k, v, attn_mask, scale):
+def flash(q, k, v, attn_mask=None, scale=None):
     """The kernel that CUDA takes where there is no mask; torch has no such choice on meta."""
     assert attn_mask is None
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
@@ -132,3 +145,81 @@ def test_a_training_step_waits_for_nothing_and_runs_few_kernels():
     one, two = (counted(train, networks(depth, "float32")[1]) for depth in (1, 2))
     assert two.total - one.total <= 69, (two.found - one.found).most_common()
     assert not +two.on_cpu
+
+
+@pytest.fixture
+def sending(monkeypatch):
+    """What is sent to the device goes through pinned memory, which nobody waits for: it does not count."""
+
+    def send(x, device):
+        with _disable_current_modes():
+            return x.to(device)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mvar.") and hasattr(module, "send"):
+            monkeypatch.setattr(module, "send", send)
+
+
+@pytest.mark.usefixtures("sending")
+@pytest.mark.parametrize("mode", get_args(EditMode))
+def test_editing_waits_for_nothing(mode, monkeypatch):
+    sampler = Sampler(*networks(1), 0, SamplingSettings(guidance=1.5, top_k=20))
+
+    def drawn(self, count, size, begin, on_scale, keep):
+        canvas = self.draw(begin(slice(0, count)), keep)  # constants are made at the first scale
+        with Counting() as counting:
+            self.draw(self.draw(canvas, keep), keep)
+        assert not +counting.on_cpu
+        raise InterruptedError
+
+    monkeypatch.setattr(Sampler, "in_batches", drawn)
+    hole = torch.zeros(6, 6, dtype=torch.bool)
+    hole[2:5, 2:5] = True
+    with pytest.raises(InterruptedError):
+        edit(sampler, torch.zeros(1, 3, 6, 6, device=META), hole, torch.tensor([0, 1]), range(2), mode, 2)
+
+
+def test_scoring_runs_few_kernels():
+    def score(generator):
+        with META, torch.no_grad():
+            generator(torch.zeros(2, dtype=torch.long), torch.zeros(2, 13, 8))
+
+    one, two = (counted(score, networks(depth)[1]) for depth in (1, 2))
+    assert two.total - one.total <= 24, (two.found - one.found).most_common()
+    assert not +two.on_cpu
+
+
+@pytest.mark.usefixtures("sending")
+@pytest.mark.parametrize("kind", ["generator", "tokenizer"])
+def test_a_step_of_either_training_waits_for_nothing(kind, tmp_path, monkeypatch):
+    for label in ("a", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8), (40 * i, 10, 10)).save(tmp_path / "images" / label / f"{i}.png")
+    small = {"vocab_size": 64, "latent_channels": 8, "sides": [1, 2, 4]}
+    model = TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **small)
+    common = {
+        "data": str(tmp_path / "images"),
+        "out": str(tmp_path / "run"),
+        "batch_size": 2,
+        "dtype": "float32",
+        "workers": 0,
+    }
+    on_meta = Ranks(device=META)
+    for part in ("generator", "tokenizer"):  # fused updates are not for meta
+        monkeypatch.setattr(f"mvar.training.{part}.task.build_optimizer", lambda module, *_: SGD(module.parameters()))
+    if kind == "generator":
+        config = GeneratorTraining(tokenizer="none", model=GeneratorConfig(depth=1, width=64), **common)
+        with META:
+            tokenizer = Tokenizer(model).eval()
+        task = GeneratorTask(config, on_meta, TokenData.open(config, on_meta, tokenizer))
+    else:
+        config = TokenizerTraining(model=model, perceptual=0.0, adversarial=0.0, scale_dropout=0.5, **common)
+        task = TokenizerTask(config, on_meta, None, *open_images(config, (8, 8)), Course(config))
+    task.loss(0, 0)  # constants are made
+    with Counting() as counting:
+        loss, metrics = task.loss(1, 0)
+        loss.backward()
+        clip(task.networks, 1.0)
+        torch.stack([loss, *metrics.values()]).isfinite()
+    assert not +counting.on_cpu

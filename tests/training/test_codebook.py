@@ -85,3 +85,5 @@ def test_usage_and_perplexity_of_known_counts():
     assert perplexity == pytest.approx([4.0, 1.0, 4 / 3**0.75, 1.0])
     tokens = [torch.tensor([[2], [2]]), torch.tensor([[0, 1, 1, 3], [3, 3, 0, 0]])]
     assert count_tokens(tokens, 5).tolist() == [[0, 0, 2, 0, 0], [3, 2, 0, 3, 0]]
+    # The second image keeps one scale.
+    assert count_tokens(tokens, 5, torch.tensor([2, 1])).tolist() == [[0, 0, 2, 0, 0], [1, 2, 0, 1, 0]]

@@ -68,14 +68,14 @@ def edit(
         f_1ZHW = tokenizer.latent(pixels_13HW.to(device))
         own = quantizer.encode(f_1ZHW)
     stays_11HW = kept[-1][None, None].float().to(device)
+    kept_1P = [kept_hw.flatten()[None].to(device) for kept_hw in kept]
 
     def keep(k: int, f_hat_BZHW: Tensor) -> tuple[Tensor, Tensor]:
-        kept_1P = kept[k].flatten()[None].to(device)
         if mode == "own":
-            return kept_1P, own[k].expand(len(f_hat_BZHW), -1)
+            return kept_1P[k], own[k].expand(len(f_hat_BZHW), -1)
         lacking_BZhw = quantizer.input_of((f_1ZHW - f_hat_BZHW) * stays_11HW, k)
         weight_11hw = quantizer.input_of(stays_11HW, k).clamp(min=1e-6)
-        return kept_1P, quantizer.nearest(lacking_BZhw / weight_11hw, k)
+        return kept_1P[k], quantizer.nearest(lacking_BZhw / weight_11hw, k)
 
     out = sampler.in_batches(
         len(index), batch_size, lambda part: sampler.start(labels_B[part], index[part]), on_scale, keep

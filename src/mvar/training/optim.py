@@ -6,7 +6,7 @@ Sources: the recipe of VAR (Tian et al. 2024, section 4 and its published traini
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -73,8 +73,10 @@ def low_precision(dtype: str | None, device: torch.device) -> torch.dtype | None
 def autocast(dtype: str | None, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """A context in which matrix products run in this dtype, see `low_precision`."""
     chosen = low_precision(dtype, device)
+    if chosen is None:
+        return nullcontext
     # Each weight is used about once a step, so caching its cast would only take memory.
-    return partial(torch.autocast, device.type, chosen, enabled=chosen is not None, cache_enabled=False)
+    return partial(torch.autocast, device.type, chosen, cache_enabled=False)
 
 
 class WeightAverage:

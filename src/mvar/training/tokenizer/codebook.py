@@ -69,6 +69,12 @@ def usage(counts_KV: Tensor) -> tuple[list[float], list[float]]:
     return [count / counts_KV.shape[1] for count in used], list(perplexity)
 
 
-def count_tokens(tokens: Sequence[Tensor], vocab_size: int) -> Tensor:
-    """How often each scale uses each code, (K, V)."""
-    return torch.stack([torch.bincount(t.flatten(), minlength=vocab_size) for t in tokens])
+def count_tokens(tokens: Sequence[Tensor], vocab_size: int, scales_B: Tensor | None = None) -> Tensor:
+    """How often each scale uses each code, (K, V); of each image's first `scales_B` scales only, by default all."""
+    counts_KV = tokens[0].new_zeros(len(tokens), vocab_size)
+    for k, tokens_BP in enumerate(tokens):  # not bincount, which waits for a GPU
+        counted_BP = torch.ones_like(tokens_BP)
+        if scales_B is not None:
+            counted_BP *= (k < scales_B)[:, None]
+        counts_KV[k].scatter_add_(0, tokens_BP.flatten(), counted_BP.flatten())
+    return counts_KV

@@ -165,8 +165,7 @@ class TokenizerTask(Task):
         else:
             loss, terms = self.image_loss.reconstruction(output_B3HW, target_B3HW)
         self.residuals, self.kept_B = quantized.residuals, kept_B
-        tokens = quantized.tokens if kept_B is None else [t[k < kept_B] for k, t in enumerate(quantized.tokens)]
-        self.counts_KV += self.ranks.total(count_tokens(tokens, config.model.vocab_size))
+        self.counts_KV += self.ranks.total(count_tokens(quantized.tokens, config.model.vocab_size, kept_B))
         terms |= {"vq": quantized.loss, "psnr": _psnr(output_B3HW, target_B3HW)}
         return loss + quantized.loss, {name: value.detach() for name, value in terms.items()}
 
