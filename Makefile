@@ -1,4 +1,4 @@
-# make demo: images from the packaged model. make test, make lint: checks. Each installs what it needs.
+# make demo: images from the packaged model. make test, make lint, make gpu: checks. Each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 # Marks the environment as installed; a change to either file reinstalls it.
@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Concepts of the first picture.
 CONCEPTS := anchor,bell,camera,cloud,heart,house,key,lock,star,umbrella
 
-.PHONY: demo test lint format docs results clean
+.PHONY: demo test lint gpu format docs results clean
 
 demo: $(READY)
 	@mkdir -p out
@@ -25,6 +25,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On a machine with an NVIDIA GPU: is everything right there, and how fast is it?
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu --out out/gpu
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -5,15 +5,10 @@ bundle, webdataset shards, colour profiles and what a refused command prints.
 
 import gc
 import io
-import json
-import math
 import os
 import struct
 import tarfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +21,6 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
 from mvar.cli import main
 from mvar.data.sets.fashion_mnist import FRAME
@@ -39,6 +32,7 @@ from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
 from . import processes as apart
+from .parity_cases import PARITY_CASES, ParityCase, load_case
 
 EXCERPT = Path(__file__).parent / "data" / "fashion-excerpt"
 CLASSES = (
@@ -138,74 +132,17 @@ def refused(capsys) -> Callable[..., list[str]]:
 
 # --- parity ---
 
-PARITY = Path(__file__).parent / "parity"
-PARITY_CASES = ("mvar", "mvar_no_qk_norm", "mvar_ten_scales", "var", "var_shared_adaln")
-
-
-@dataclass(frozen=True)
-class ParityCase:
-    """One tiny official model: its settings, official state dicts with buffers, and what the official code gave."""
-
-    name: str
-    settings: dict[str, Any]
-    tokenizer: dict[str, Tensor]
-    generator: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
 
 @pytest.fixture(scope="session")
 def load_parity() -> Callable[[str], ParityCase]:
     """Load a parity case by name; its tensors are shared, so do not write to them."""
-    return _load
+    return load_case
 
 
 @pytest.fixture(scope="session", params=PARITY_CASES)
 def parity(request: pytest.FixtureRequest) -> ParityCase:
     """Each of the five parity cases."""
-    return _load(request.param)
-
-
-@cache
-def _load(name: str) -> ParityCase:
-    settings = json.loads((PARITY / f"{name}.json").read_text(encoding="utf-8"))
-    tensors = load_file(PARITY / f"{name}.safetensors")
-
-    def state(network: str, key: str) -> dict[str, Tensor]:
-        prefix = f"buffer.{network}."
-        weights = {n: _weight(f"{key}/{n}", n, shape) for n, shape in settings.pop(f"{network}_parameters").items()}
-        return weights | {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-    tokenizer, generator = state("tokenizer", "tokenizer"), state("generator", name)
-    outputs = {n: t for n, t in tensors.items() if not n.startswith("buffer.")}
-    return ParityCase(name, settings, tokenizer, generator, outputs)
-
-
-def _weight(key: str, name: str, shape: list[int]) -> Tensor:
-    """The tensor of that official name and shape: SplitMix64 on (key, i), scaled by what the name says."""
-    i = np.arange(math.prod(shape), dtype=np.uint64)
-    # Arrays of uint64 wrap, as the rule wants.
-    z = np.uint64(zlib.crc32(key.encode()) << 32) + i + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    x = ((2 * ((z >> np.uint64(40)) / 2**24) - 1) * math.sqrt(3)).astype(np.float32)
-    return _scaled(name, torch.from_numpy(x).reshape(shape))
-
-
-def _scaled(name: str, x: Tensor) -> Tensor:
-    if name.endswith("A_log"):
-        return 1 + x / math.sqrt(3)
-    if name.endswith("dt_bias"):
-        return -3 + x
-    if name.endswith("scale_mul_1H11"):
-        return math.log(4) + 0.2 * x
-    if "norm" in name and name.endswith("weight"):
-        return 1 + 0.1 * x
-    if name == "quantize.embedding.weight":
-        return x
-    if "emb" in name or "pos" in name or x.dim() == 1:
-        return 0.1 * x
-    return 0.7 / math.sqrt(math.prod(x.shape[1:])) * x
+    return load_case(request.param)
 
 
 @pytest.fixture

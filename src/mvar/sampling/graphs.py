@@ -54,6 +54,9 @@ class Graphs:
         self._pool: Any = None
         self._busy = self._failed = False
 
+    def __len__(self) -> int:
+        return len(self._recorded)
+
     def finish(
         self, sampler: "Sampler", canvas: "Canvas", on_scale: "OnScale | None"
     ) -> "tuple[Canvas, Tensor] | None":
