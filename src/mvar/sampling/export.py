@@ -12,7 +12,7 @@ from PIL import Image
 
 from mvar.data.images.colour import in_srgb
 from mvar.data.order import epoch_order
-from mvar.files import atomic_write, writable_file, writable_folder
+from mvar.files import atomic_write, writable_file
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.labels import file_name
 
@@ -57,13 +57,8 @@ def save_image(image: Image.Image, path: str | Path, field: str = "out") -> Path
 
 
 def save_pngs(out: SampleOutput, folder: str | Path, files: Sequence[str]) -> list[Path]:
-    """Write one PNG per image under these names, replacing earlier files, and return their paths.
-
-    Raises:
-        ValueError: a folder that is not writable.
-    """
-    folder = writable_folder(folder, "out_dir")
-    paths = [folder / file for file in files]
+    """Write one PNG per image under these names, replacing earlier files, and return their paths."""
+    paths = [Path(folder, file) for file in files]
     for path, image in zip(paths, out.images, strict=True):
         atomic_write(path, image.save)
     return paths
