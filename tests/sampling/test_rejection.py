@@ -148,7 +148,7 @@ def test_candidates_share_their_coarse_maps_which_run_once(model, monkeypatch):
 
 def test_the_report_says_what_was_accepted_and_what_it_cost(model):
     out = model.sample_best(LABELS, brightness, keep=2, of=8)
-    found = rejection.report(out.quota, out.scores_Gn, out.seconds)
+    found = out.report
     assert (found["acceptance"], found["kept"], found["candidates"], found["candidates_per_kept"]) == (0.25, 6, 24, 4)
     best = np.sort(out.scores_Gn.numpy(), axis=1)[:, -2:]
     assert found["mean_score_kept"] == pytest.approx(best.mean())

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mvar.commands.rejection import BestOf
 from mvar.options.fields import Given
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.labels import parse_labels
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from mvar.model import Model
     from mvar.sampling.engine import SampleOutput
     from mvar.sampling.labels import Label
+    from mvar.sampling.rejection import BestOutput, JudgeLike
     from mvar.sampling.report import Samples
 
 
@@ -117,9 +117,13 @@ def sample_best(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
+    from mvar.features.judge import Judge
+    from mvar.files import file_sha256
     from mvar.model import load
+    from mvar.sampling.rejection import SELF, Quota
 
-    best = BestOf(judge, keep, of, fork_at)
+    quota = Quota(keep=keep, of=of, fork_at=fork_at)
+    network: JudgeLike = judge if judge == SELF else Judge.load(judge)
     if per_class % keep:
         raise ValueError(f"per_class = {per_class}: a group gives keep = {keep} images; give a multiple of {keep}")
     targets = Targets(out, out_dir, npz)
@@ -127,20 +131,44 @@ def sample_best(
     asked = parse_labels(labels, loaded.classes)
     size, samples = _begin(loaded, asked, per_class, batch_size, targets, of)
     if targets.recorded:
-        samples = replace(samples, facts=drawn_with(loaded, model, dtype, seed, sampling) | best.facts())
+        weights = {} if judge == SELF else {"judge_sha256": file_sha256(judge)}
+        chosen_by = {"judge": judge, **weights, **asdict(quota)}
+        samples = replace(samples, facts=drawn_with(loaded, model, dtype, seed, sampling) | chosen_by)
+    parts: list[BestOutput] = []
 
     def draw(index: range) -> "SampleOutput":
-        batch = [asked[i // per_class] for i in index]
-        return best.draw(loaded, batch, **sampling, seed=seed, index=index, batch_size=size)
+        groups = range(index.start // keep, index.stop // keep)
+        batch = [asked[i // per_class] for i in index[::keep]]
+        best = loaded.sample_best(batch, network, **asdict(quota), **sampling, seed=seed, index=groups, batch_size=size)
+        parts.append(replace(best, pixels=best.pixels[:0], tokens=None))  # what was chosen, without the images
+        return best
 
-    pixels_NHW3 = _draw(draw, samples, best.at_once(size), targets, loaded)
-    samples = best.told(samples)
+    pixels_NHW3 = _draw(draw, samples, keep * max(1, size // of), targets, loaded)
+    samples = _with_scores(samples, parts, judge)
     if out_dir is not None:
         samples.write(out_dir)
     _write(pixels_NHW3, samples, per_class, targets, seed)
 
 
 # --- parts ---
+
+
+def _with_scores(samples: "Samples", parts: "Sequence[BestOutput]", judge: str) -> "Samples":
+    """Print what was accepted and what it cost; the images with that, and with what each one scored."""
+    import torch
+
+    scores_Gn = torch.cat([part.scores_Gn for part in parts])
+    seconds = sum(part.seconds for part in parts)
+    best = replace(parts[0], index=list(range(len(scores_Gn))), scores_Gn=scores_Gn, seconds=seconds)
+    found = best.report
+    print(
+        f"kept {found['kept']} of {found['candidates']} candidates ({100 * found['acceptance']:.3g} %) by judge "
+        f"{judge}: mean score {found['mean_score_kept']:.3f}, of all {found['mean_score_all']:.3f}; "
+        f"{found['candidates_per_kept']:g} candidates and {found['seconds_per_kept']:.3f} s for an image"
+    )
+    chosen = zip(best.candidates, best.scores.tolist(), strict=True)
+    details = [{"candidate": number, "score": score} for number, score in chosen]
+    return replace(samples, facts=samples.facts | found, details=details)
 
 
 class Targets:
@@ -195,19 +223,18 @@ def _draw(
     import numpy as np
 
     from mvar.progress import track
-    from mvar.sampling.engine import to_uint8
+    from mvar.sampling.engine import batches, to_uint8
 
-    count = len(samples.labels)
-    kept = 0 if targets.out is None and targets.npz is None else count
+    every = range(len(samples.labels))
+    kept = 0 if targets.out is None and targets.npz is None else len(every)
     pixels_NHW3 = np.empty((kept, *loaded.tokenizer.config.image_shape, 3), np.uint8)
-    starts = range(0, count, step)
-    for start in track(starts, len(starts), "batches"):
-        index = range(start, min(start + step, count))
-        drawn = draw(index)
+    parts = list(batches(len(every), step))
+    for part in track(parts, len(parts), "batches"):
+        drawn = draw(every[part])
         if targets.out_dir is not None:
-            samples.save(drawn, targets.out_dir, start)
+            samples.save(drawn, targets.out_dir, part.start)
         if kept:
-            pixels_NHW3[start : index.stop] = to_uint8(drawn.pixels)
+            pixels_NHW3[part] = to_uint8(drawn.pixels)
     return pixels_NHW3
 
 
