@@ -12,6 +12,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -205,32 +206,28 @@ def _read_beside(images: str | Path, name: str, is_ours: Callable[[Any], bool]) 
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); remove it if the images are not mvar's") from error
-    if not is_ours(found):
-        raise ValueError(f"{path}: was not written by mvar; remove it if the images are not mvar's")
-    return found
+    with suppress(KeyError, TypeError):  # of another program's layout
+        if is_ours(found):
+            return found
+    raise ValueError(f"{path}: was not written by mvar; remove it if the images are not mvar's")
 
 
 def _is_protocol(found: Any) -> bool:
-    if not (isinstance(found, dict) and "protocol" in found):
-        return False
-    classes, counts = found.get("classes"), found.get("counts")
-    if not (isinstance(classes, list) and isinstance(counts, list) and len(classes) == len(counts)):
-        return False
-    known = all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 0 for n in counts)
-    return known and 1 <= sum(counts) <= LARGEST_SET
+    classes, counts = found["classes"], found["counts"]
+    known = isinstance(classes, list) and all(isinstance(name, str) for name in classes) and "protocol" in found
+    matched = len(classes) == len(counts) and all(is_integer(n) and n >= 0 for n in counts)
+    return known and matched and 1 <= sum(counts) <= LARGEST_SET
 
 
 def _is_report(found: Any) -> bool:
-    if not (isinstance(found, dict) and "mvar" in found and isinstance(found.get("images"), list)):
-        return False
-    return all(isinstance(row, dict) and _is_row(row, i) for i, row in enumerate(found["images"]))
+    return "mvar" in found and all(_is_row(row, i) for i, row in enumerate(found["images"]))
 
 
-def _is_row(row: dict[str, Any], number: int) -> bool:
-    file = row.get("file")
+def _is_row(row: Any, number: int) -> bool:
+    file = row["file"]
     # Files are deleted by these names: only images in the folder itself.
     inside = isinstance(file, str) and Path(file).name == file and Path(file).suffix == ".png"
-    return inside and row.get("number") == number and isinstance(row.get("class"), str) and is_integer(row.get("label"))
+    return inside and row["number"] == number and isinstance(row["class"], str) and is_integer(row["label"])
 
 
 def _apart(folder: Path, report: Samples | None) -> tuple[list[str], list[str]]:
