@@ -211,13 +211,9 @@ def test_the_command_refuses(refused, bundle, tmp_path, monkeypatch, arguments, 
 @pytest.mark.parametrize(
     ("classes", "call", "message"),
     [
-        (3, lambda m: m.sample_best("cat", network(4)), "judge: tells 4 classes apart, the model has 3"),
         (3, lambda m: m.sample_best(-1, network()), "labels has -1: a classifier scores the wanted class; give class"),
         (0, lambda m: m.sample_best(None), "judge = 'self': the model has no classes, so that log p"),
-        (3, lambda m: m.sample_best("cat", of=2.5), "of = 2.5: must be an integer"),
-        (3, lambda m: m.sample_best("cat", fork_at=4), r"fork_at = 4: give 0 \(no map is shared\) to 3"),
         (3, lambda m: m.sample_best(["cat", 0], index=[1]), "index has 1 numbers for 2 labels: give one for each"),
-        (3, lambda m: m.sample_best("cat", batch_size=0), "batch_size = 0: must lie in 1 to 1,000,000"),
     ],
 )
 def test_refused_before_any_work(build, monkeypatch, classes, call, message):

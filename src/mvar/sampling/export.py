@@ -71,11 +71,10 @@ def save_npz(
     path: str | Path,
     seed: int = 0,
 ) -> Path:
-    """Write the .npz of ADM's evaluation suite: arr_0, the images, uint8 (N, H, W, 3); arr_1, their labels, int64 (N,);
-    and index, their numbers, int64 (N,).
+    """Write arr_0, the images, uint8 (N, H, W, 3), arr_1, their labels, and index, their numbers, int64 (N,).
 
-    That suite computes the Inception score over runs of consecutive images, so the order is mixed: it depends on the
-    number of images and the seed only.
+    ADM's evaluation suite computes the Inception score over runs of consecutive images, so the order is mixed: it
+    depends on the number of images and the seed only.
 
     Args:
         images: yields the images of these numbers, each uint8 (H, W, 3).
@@ -85,6 +84,7 @@ def save_npz(
     path = target(path, NPZ_SUFFIXES, "npz")
     order_N = epoch_order(len(labels), seed, MIXED)
     described = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *image_shape, 3)}
+    others = {"arr_1": np.asarray(labels, dtype=np.int64)[order_N], "index": order_N}
 
     def write(unfinished: Path) -> None:
         # A ZipInfo made here has a fixed date: the same images give the same bytes.
@@ -93,7 +93,7 @@ def save_npz(
                 np.lib.format.write_array_header_1_0(file, described)
                 for pixels_HW3 in images(order_N.tolist()):
                     file.write(pixels_HW3.tobytes())
-            for name, array_N in (("arr_1", np.asarray(labels, dtype=np.int64)[order_N]), ("index", order_N)):
+            for name, array_N in others.items():
                 with archive.open(ZipInfo(f"{name}.npy"), "w") as file:
                     np.lib.format.write_array(file, array_N)
 

@@ -134,8 +134,8 @@ class SampleSet:
         def images(order: Sequence[int]) -> Iterator[np.ndarray]:
             return track(in_threads(self._read, order), len(order), "joining images")
 
-        facts = self.samples.facts
         if self.npz is not None and not self.npz.exists():
+            facts = self.samples.facts
             save_npz(images, facts["image_shape"], self.samples.labels, self.npz, facts["seed"])
         job.clean()
         if self.npz is not None:
@@ -164,11 +164,7 @@ class SampleSet:
         return [i for i, gone in zip(index, in_threads(damaged, index), strict=True) if gone]
 
     def _read(self, i: int) -> np.ndarray:
-        """Image i, uint8 (H, W, 3).
-
-        Raises:
-            ValueError: one line: there is none, or it is damaged, or a loss of power left it empty.
-        """
+        """Image i, uint8 (H, W, 3); ValueError with its path where there is none, or it is damaged or empty."""
         path = self.folder / self.samples.files[i]
         try:
             pixels_HW3 = np.asarray(decode(path))

@@ -61,7 +61,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class BestOutput(SampleOutput):
-    """The kept images, group by group and the best first; and what all candidates scored.
+    """The kept images, group by group and the best first.
 
     Attributes:
         index: the groups' numbers.
@@ -126,9 +126,8 @@ def find_scorer(judge: JudgeLike, sampler: Sampler, labels_G: Tensor) -> Scorer:
             why = "the model has no classes, so that log p(x | class) - log p(x) is 0 for every image"
             problems.append(f"judge = 'self': {why}; give a file or a function")
         elif without_class:
-            problems.append(
-                "labels has -1: judge = 'self' compares a class with none, and all would score 0; give classes"
-            )
+            why = "judge = 'self' compares a class with none, and all would score 0"
+            problems.append(f"labels has -1: {why}; give classes")
         if sampler.settings.smooth:
             problems.append("smooth = True: judge = 'self' needs tokens, which smooth samples lack; switch it off")
         raise_problems(problems)
