@@ -223,6 +223,19 @@ def test_a_report_of_another_program_is_left_alone(bundle, tmp_path, refused, co
     assert contents(tmp_path) == before
 
 
+def test_a_protocol_of_another_program_is_refused(tmp_path):
+    ours = {"protocol": "p", "classes": ["a", "b"], "counts": [2, 0]}
+    (tmp_path / "protocol.json").write_text(json.dumps(ours))
+    assert read_samples(tmp_path).files == ["a-000000.png", "a-000001.png"]
+    assert read_samples(tmp_path).facts == ours
+    changes = [{"counts": counts} for counts in ([1], [0, 0], [-1, 2], [True, 1], [1e9, 1e9], [10**7, 1], 3, None)]
+    changes += [{"classes": ["a", 1]}, {"classes": {"0": "a", "1": "b"}}]
+    for wrong in [*(ours | change for change in changes), {"protocol": "p"}, {}, [], "protocol", 3, None]:
+        (tmp_path / "protocol.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"protocol\.json: was not written by mvar; remove it if the images are"):
+            read_samples(tmp_path)
+
+
 def test_only_a_regular_file_of_a_bounded_size_is_read(tmp_path, monkeypatch):
     """A pipe would be waited for without end."""
     for name in ("samples.json", "protocol.json"):
