@@ -74,8 +74,8 @@ def sample(
         return loaded.sample(batch, **sampling, seed=seed, index=index, batch_size=size)
 
     pixels_NHW3 = _draw(draw, samples, size, targets, loaded)
-    growth = (loaded, asked[0], sampling | {"seed": seed}) if show_scales else None
-    _write(pixels_NHW3, samples, per_class, targets, seed, growth)
+    below = _growth(loaded, asked[0], sampling | {"seed": seed}) if show_scales else None
+    _write(pixels_NHW3, samples, per_class, targets, seed, below)
 
 
 def sample_best(
@@ -140,7 +140,7 @@ def sample_best(
         groups = range(index.start // keep, index.stop // keep)
         batch = [asked[i // per_class] for i in index[::keep]]
         best = loaded.sample_best(batch, network, **asdict(quota), **sampling, seed=seed, index=groups, batch_size=size)
-        parts.append(replace(best, pixels=best.pixels[:0], tokens=None))  # what was chosen, without the images
+        parts.append(replace(best, pixels=best.pixels.new_empty(0), tokens=None))  # its images need not stay in memory
         return best
 
     pixels_NHW3 = _draw(draw, samples, keep * max(1, size // of), targets, loaded)
@@ -157,9 +157,8 @@ def _with_scores(samples: "Samples", parts: "Sequence[BestOutput]", judge: str) 
     """Print what was accepted and what it cost; the images with that, and with what each one scored."""
     import torch
 
-    scores_Gn = torch.cat([part.scores_Gn for part in parts])
-    seconds = sum(part.seconds for part in parts)
-    best = replace(parts[0], index=list(range(len(scores_Gn))), scores_Gn=scores_Gn, seconds=seconds)
+    index, seconds = [g for part in parts for g in part.index], sum(part.seconds for part in parts)
+    best = replace(parts[0], index=index, scores_Gn=torch.cat([part.scores_Gn for part in parts]), seconds=seconds)
     found = best.report
     print(
         f"kept {found['kept']} of {found['candidates']} candidates ({100 * found['acceptance']:.3g} %) by judge "
@@ -244,17 +243,13 @@ def _write(
     per_class: int,
     targets: Targets,
     seed: int,
-    growth: "tuple[Model, Label, dict[str, Any]] | None" = None,
+    below: "Image.Image | None" = None,
 ) -> None:
-    """Write the .npz and the sheet, and say what was written.
-
-    Args:
-        growth: model, label and settings of the first image, which is shown growing below the sheet.
-    """
+    """Write the .npz and the sheet, with another one below it, and say what was written."""
     from PIL import Image
 
     from mvar.sampling.export import save_image
-    from mvar.sampling.sheet import class_sheet
+    from mvar.sampling.sheet import class_sheet, stack
 
     if targets.npz is not None:
         samples.save_npz(pixels_NHW3, targets.npz, seed)
@@ -263,19 +258,19 @@ def _write(
         starts = range(0, len(images), per_class)
         rows = [(samples.classes[samples.labels[i]], images[i : i + per_class]) for i in starts]
         sheet = class_sheet(rows)
-        save_image(sheet if growth is None else _with_growth(sheet, *growth), targets.out)
+        save_image(sheet if below is None else stack(sheet, below), targets.out)
     written = ", ".join(path for path in (targets.out_dir, targets.npz, targets.out) if path is not None)
     print(f"wrote {counted(len(samples.labels), 'image')}: {written}")
 
 
-def _with_growth(sheet: "Image.Image", model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":
-    """The sheet, and below it how its first image grows scale by scale: drawn again, which gives the same image."""
+def _growth(model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":
+    """How the first image grows scale by scale: drawn again, which gives the same image."""
     from mvar.sampling.engine import to_images
-    from mvar.sampling.sheet import stack, strip
+    from mvar.sampling.sheet import strip
 
     previews: list[Image.Image] = []
     model.sample(label, **settings, on_scale=lambda k, K, preview: previews.append(to_images(preview())[0]))
-    return stack(sheet, strip([previews], [f"{h}x{w}" for h, w in model.tokenizer.config.schedule.shapes]))
+    return strip([previews], [f"{h}x{w}" for h, w in model.tokenizer.config.schedule.shapes])
 
 
 def drawn_with(
