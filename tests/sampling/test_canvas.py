@@ -77,7 +77,6 @@ def test_selecting_images_keeps_them_as_they_were(build):
 @pytest.mark.parametrize(
     ("settings", "weights"),
     [
-        ({"guidance": 3.0}, (0.0, 1.0, 2.0, 3.0)),
         ({"guidance": 3.0, "guidance_schedule": "constant"}, (3.0,) * 4),
         ({"guidance": [0, 2.5, 0.5, 0.0]}, (0, 2.5, 0.5, 0.0)),
     ],
@@ -130,15 +129,3 @@ def test_filters_by_scale(build):
         assert likelier.any()
         mass = (rows.softmax(-1) * likelier).sum(-1)
         assert (likelier.sum(-1) < 5).all() if k == 1 else (mass < 0.5).all()
-
-
-def test_the_unconditional_branch_ends_with_the_last_weight(build, monkeypatch):
-    tokenizer, generator = build()
-    rows, step = [], generator.step
-    monkeypatch.setattr(generator, "step", lambda x, *rest, **more: rows.append(len(x)) or step(x, *rest, **more))
-    out = Sampler(tokenizer, generator, 0, SamplingSettings(guidance=[0, 2, 0, 0], top_k=9)).sample(LABELS, [0, 1, 2])
-    assert rows == [6, 6, 3, 3]
-    monkeypatch.undo()
-    alone = Sampler(tokenizer, generator, 0, SamplingSettings(guidance=0.0, top_k=9))
-    rest = alone.finish(alone.follow(alone.start(LABELS, [0, 1, 2]), out.tokens[:2]))
-    assert same_maps(out.tokens, rest.tokens)

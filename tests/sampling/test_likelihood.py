@@ -77,10 +77,14 @@ def test_classes_in_one_go_equal_classes_one_by_one(model, monkeypatch):
         torch.testing.assert_close(together[:, c], alone, rtol=0, atol=1e-3)
 
 
-def test_bayes_rule():
-    log_prob, prior = torch.tensor([[-1.0, -2.0]]).double(), torch.tensor([0.2, 0.8]).double()
-    joint = torch.tensor([0.2 * math.exp(-1), 0.8 * math.exp(-2)]).double()
-    torch.testing.assert_close(likelihood.bayes(log_prob, prior).exp()[0], joint / joint.sum())
+def test_classes_are_found_by_bayes_rule(model):
+    tokenizer, generator = model
+    maps, prior = drawn(model), torch.tensor([0.2, 0.5, 0.3]).double()
+    found = likelihood.classify(tokenizer, generator, maps, ["a", "b", "c"], prior.tolist())
+    joint = likelihood.class_log_probs(tokenizer, generator, maps).sum(2) + prior.log()
+    expected = (joint - joint.amax(1, keepdim=True)).exp()
+    torch.testing.assert_close(found.log_posterior_BC.exp(), expected / expected.sum(1, keepdim=True))
+    assert found.labels == ["abc"[i] for i in joint.argmax(1)]
 
 
 def test_logits_that_are_not_finite_stop_scoring_and_classifying(model):
@@ -88,10 +92,9 @@ def test_logits_that_are_not_finite_stop_scoring_and_classifying(model):
     maps = drawn(model)
     with torch.no_grad():
         generator.head.bias[5] = torch.inf
-    stopped = pytest.raises(
-        FloatingPointError, match=r"^scale 0 \(1x1\): the generator gives NaN or infinity: its weights"
-    )
-    with stopped:
-        likelihood.score(tokenizer, generator, maps, torch.tensor([0, 1, 2]))
-    with stopped:
-        likelihood.class_log_probs(tokenizer, generator, maps)
+    for call in (
+        lambda: likelihood.score(tokenizer, generator, maps, torch.tensor([0, 1, 2])),
+        lambda: likelihood.class_log_probs(tokenizer, generator, maps),
+    ):
+        with pytest.raises(FloatingPointError, match=r"^scale 0 \(1x1\): the generator gives NaN or infinity: its"):
+            call()

@@ -84,10 +84,3 @@ def test_the_same_schedule_is_the_same_model_and_another_drops_settings_by_scale
 def test_refused(build, call, message):
     with pytest.raises(ValueError, match=message):
         call(model(build))
-
-
-def test_a_prior_moves_the_decision(build):
-    some = model(build)
-    for c in range(3):
-        prior = [float(i == c) for i in range(3)]
-        assert some.classify([picture(some)], prior).ids == [c]

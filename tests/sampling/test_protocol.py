@@ -13,13 +13,12 @@ from PIL import Image
 import mvar
 from mvar import job, model
 from mvar.cli import main
-from mvar.evaluation.sets import open_set
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.sampling import protocol
 from mvar.sampling.labels import places
-from mvar.sampling.protocol import counts_like
-from mvar.sampling.report import read_protocol
+from mvar.sampling.protocol import SampleSet, counts_like
+from mvar.sampling.report import read_samples
 
 PACKAGED = ["sample-set", "--model", "fashion-mnist", "--per-class", "2", "--batch-size", "3"]
 
@@ -31,6 +30,11 @@ def tiny(bundle, *more):
 def contents(folder):
     """Every file, hidden ones too."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def facts(images):
+    """What protocol.json says."""
+    return read_samples(images).facts
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +86,6 @@ def test_two_processes_draw_what_one_does(packaged, processes, tmp_path):
     assert (tmp_path / "drawn.npz").read_bytes() == (packaged / "drawn.npz").read_bytes()
 
 
-def test_the_archive_holds_the_images(packaged):
-    with np.load(packaged / "drawn.npz") as arrays:
-        pixels, labels, index = arrays["arr_0"], arrays["arr_1"], arrays["index"]
-    classes = read_protocol(packaged / "drawn")["classes"]
-    assert (pixels.dtype, labels.dtype, index.dtype) == (np.uint8, np.int64, np.int64)
-    assert sorted(index.tolist()) == list(range(20)) != index.tolist()
-    assert labels.tolist() == [i // 2 for i in index]
-    for i, image in zip(index, pixels, strict=True):
-        with Image.open(packaged / "drawn" / f"{classes[i // 2]}-{i:06d}.png") as drawn:
-            np.testing.assert_array_equal(image, drawn)
-
-
 def test_the_images_are_those_of_sample(packaged, tmp_path):
     """Numbers, classes and seed are as anywhere else."""
     asked = ["--labels", "0,1,2", "--per-class", "2", "--batch-size", "3", "--out-dir", str(tmp_path)]
@@ -112,28 +104,17 @@ def test_classes_have_as_many_images_as_in_a_folder(bundle, tmp_path, refused):
             Image.new("RGB", (8, 8)).save(like / name / f"{i}.png")
     command = ["sample-set", "--model", bundle, "--batch-size", "2"]
     main([*command, "--counts-of", str(like), "--out-dir", str(out), "--npz", str(tmp_path / "drawn.npz")])
-    assert read_protocol(out)["counts"] == [3, 1]
-    assert sorted(path.name for path in out.glob("*.png")) == [
-        f"{n}-{i:06d}.png" for i, n in enumerate(("cat",) * 3 + ("dog",))
-    ]
+    assert facts(out)["counts"] == [3, 1]
+    names = ["cat-000000.png", "cat-000001.png", "cat-000002.png", "dog-000003.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == names
     with np.load(tmp_path / "drawn.npz") as arrays:
         assert arrays["arr_1"][arrays["index"].argsort()].tolist() == [0, 0, 0, 1]
-    assert open_set(str(out), "samples", allow_jpeg=False).labels_N.tolist() == [0, 0, 0, 1]
-    both = [*command, "--out-dir", str(out)]
-    for wrong, message in (
-        (["--counts-of", str(like / "cat")], f"counts_of = {str(like / 'cat')!r}: holds no classes, the model draws"),
-        (["--counts-of", str(tmp_path / "none")], f"counts_of = {str(tmp_path / 'none')!r}: does not exist"),
-        (
-            ["--per-class", "2"],
-            f"counts = [2, 2]: out_dir = {str(out)!r} was started with [3, 1]; give the same",
-        ),
-    ):
-        (line,) = refused(*both, *wrong)
-        assert line.startswith(f"mvar: {message}")
-    main([*command, "--labels", "dog", "--per-class", "2", "--out-dir", str(tmp_path / "dogs")])
-    assert read_protocol(tmp_path / "dogs")["counts"] == [0, 2]
-    main([*command, "--labels", "cat", "--counts-of", str(like), "--out-dir", str(tmp_path / "cats")])
-    assert read_protocol(tmp_path / "cats")["counts"] == [3, 0]
+    for chosen, counts in ((["dog", "--per-class", "2"], [0, 2]), (["cat", "--counts-of", str(like)], [3, 0])):
+        main([*command, "--labels", *chosen, "--out-dir", str(tmp_path / chosen[0])])
+        assert facts(tmp_path / chosen[0])["counts"] == counts
+    for wrong, what in ((like / "cat", "holds no classes, the model draws"), (tmp_path / "none", "does not exist")):
+        (line,) = refused(*command, "--out-dir", str(out), "--counts-of", str(wrong))
+        assert line.startswith(f"mvar: counts_of = {str(wrong)!r}: {what}")
     (line,) = refused(*command, "--labels", "dog,-1", "--out-dir", str(tmp_path / "none"))
     assert line == "mvar: labels = 'dog,-1': has -1, but a set is of classes; leave it out"
     assert not (tmp_path / "none").exists()
@@ -147,15 +128,10 @@ def test_classes_are_those_of_folders_whose_names_differ_in_form_only(tmp_path):
             Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
     assert counts_like(str(tmp_path), ["T-shirt/top", "Caf\u00e9", "c++", "c"], "counts_of") == [4, 3, 2, 1]
     with pytest.warns(UserWarning, match="^counts_of = '.*': has none of dog, so that none is drawn$"):
-        assert counts_like(str(tmp_path), ["T-shirt/top", "Caf\u00e9", "dog", "c++", "c"], "counts_of") == [
-            4,
-            3,
-            0,
-            2,
-            1,
-        ]
+        counts = counts_like(str(tmp_path), ["T-shirt/top", "Caf\u00e9", "dog", "c++", "c"], "counts_of")
+    assert counts == [4, 3, 0, 2, 1]
     with pytest.raises(
-        ValueError, match="holds C, c\\+\\+, café, T-shirt_top, the model draws c, d; give a folder with"
+        ValueError, match=r"holds C, c\+\+, café, T-shirt_top, the model draws c, d; give a folder with"
     ):
         counts_like(str(tmp_path), ["c", "d"], "counts_of")
     assert places(["a", "b", "c"], ["C", "c", "A"]) == [2, -1, 1]
@@ -163,8 +139,8 @@ def test_classes_are_those_of_folders_whose_names_differ_in_form_only(tmp_path):
 
 
 def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
-    found = read_protocol(packaged / "drawn")
-    assert found == read_protocol(packaged / "drawn.npz") == json.loads((packaged / "drawn.protocol.json").read_text())
+    found = facts(packaged / "drawn")
+    assert found == json.loads((packaged / "drawn.protocol.json").read_text())
     assert (found["protocol"], found["counts"], found["model"]) == ("imagenet-50k", [2] * 10, "fashion-mnist")
     own = asdict(mvar.load("fashion-mnist").defaults)
     assert {name: found[name] for name in own} == own
@@ -172,10 +148,10 @@ def test_the_settings_lie_beside_the_images(packaged, bundle, tmp_path):
     assert found["sha256"].keys() == {"config.json", "tokenizer.safetensors", "generator.safetensors"}
     given = ["--guidance", "2", "--top-k", "7", "--top-p", "0.5", "--seed", "3", "--dtype", "bfloat16"]
     main([*tiny(bundle, *given), "--npz", str(tmp_path / "a.npz")])
-    found = read_protocol(tmp_path / "a.npz")
+    found = facts(tmp_path / "a.npz")
     assert [found[name] for name in ("guidance", "top_k", "top_p", "seed", "dtype")] == [2.0, 7, 0.5, 3, "bfloat16"]
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.protocol.json"}  # no hidden folder is left
-    assert read_protocol(tmp_path) is None
+    assert read_samples(tmp_path) is None
 
 
 def test_damaged_images_are_drawn_again(bundle, tmp_path, monkeypatch, capsys):
@@ -212,14 +188,14 @@ def test_damaged_images_are_drawn_again(bundle, tmp_path, monkeypatch, capsys):
 
 def test_an_image_that_cannot_be_joined_is_named(bundle, tmp_path, monkeypatch, refused):
     path = tmp_path / ".a.npz.parts" / "cat-000003.png"
-    draw = protocol.draw_missing
+    draw = SampleSet.draw
 
     def damaging(*arguments):
         written = draw(*arguments)
         path.write_bytes(b"")
         return written
 
-    monkeypatch.setattr(protocol, "draw_missing", damaging)
+    monkeypatch.setattr(SampleSet, "draw", damaging)
     (line,) = refused(*tiny(bundle, "--npz", str(tmp_path / "a.npz")))
     assert line == f"mvar: {path}: empty file; run the same command again, which draws it again"
     monkeypatch.undo()
@@ -231,7 +207,7 @@ def test_an_image_that_cannot_be_joined_is_named(bundle, tmp_path, monkeypatch, 
 def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
     out, other = str(tmp_path / "a.npz"), shutil.copytree(bundle, tmp_path / "other")
     main(tiny(bundle, target, out))
-    before = sorted(path for path in tmp_path.rglob("*"))
+    before = sorted(tmp_path.rglob("*"))
     weights = other / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     for changed, message in {
@@ -247,7 +223,7 @@ def test_other_settings_do_not_go_on(bundle, tmp_path, refused, target):
         ]
     (line,) = refused(*tiny(bundle, target, out), "--model", str(other))
     assert line.startswith("mvar: sha256.generator.safetensors = ")
-    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_does_not_go_with_a_protocol_is_refused(bundle, tmp_path, refused):
@@ -295,22 +271,21 @@ def test_processes_divide_the_images_alike_whatever_memory_each_has(bundle, tmp_
         monkeypatch.setattr(model, "fitting_batch", lambda *_, fitting=fitting: fitting)
         main(["sample-set", "--model", bundle, "--out-dir", out])
     assert len(contents(out)) == 101
-    assert read_protocol(out)["batch_size"] == 64
+    assert facts(out)["batch_size"] == 64
 
 
 def test_who_comes_late_does_not_draw_what_is_joined(bundle, tmp_path, monkeypatch):
-    npz, begin, save, batches = tmp_path / "a.npz", protocol.begin, protocol.save_pngs, []
+    npz, begin, save, batches = tmp_path / "a.npz", SampleSet.begin, protocol.save_pngs, []
 
-    def late(*arguments):
-        folder = begin(*arguments)
-        monkeypatch.setattr(protocol, "begin", begin)
+    def late(asked):
+        begin(asked)
+        monkeypatch.setattr(SampleSet, "begin", begin)
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "1")
         main(tiny(bundle, "--npz", str(npz)))  # the others, who had everything
-        folder.mkdir()
-        return folder
+        asked.folder.mkdir()
 
-    monkeypatch.setattr(protocol, "begin", late)
+    monkeypatch.setattr(SampleSet, "begin", late)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(protocol, "save_pngs", lambda *arguments: batches.append(0) or save(*arguments))
@@ -329,4 +304,4 @@ def test_a_model_without_classes_draws_one_kind(bundle, tmp_path):
     with np.load(tmp_path / "a.npz") as arrays:
         assert arrays["arr_0"].shape == (5, 8, 8, 3)
         assert arrays["arr_1"].tolist() == [0] * 5
-    assert read_protocol(tmp_path / "a.npz")["classes"] == ["no class"]
+    assert facts(tmp_path / "a.npz")["classes"] == ["no class"]

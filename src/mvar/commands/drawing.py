@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mvar.commands.rejection import BestOf
 from mvar.options.fields import Given
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.labels import parse_labels
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from mvar.model import Model
     from mvar.sampling.engine import SampleOutput
     from mvar.sampling.labels import Label
+    from mvar.sampling.rejection import BestOutput, JudgeLike
     from mvar.sampling.report import Samples
 
 
@@ -74,8 +74,8 @@ def sample(
         return loaded.sample(batch, **sampling, seed=seed, index=index, batch_size=size)
 
     pixels_NHW3 = _draw(draw, samples, size, targets, loaded)
-    growth = (loaded, asked[0], sampling | {"seed": seed}) if show_scales else None
-    _write(pixels_NHW3, samples, per_class, targets, seed, growth)
+    below = _growth(loaded, asked[0], sampling | {"seed": seed}) if show_scales else None
+    _write(pixels_NHW3, samples, per_class, targets, seed, below)
 
 
 def sample_best(
@@ -117,9 +117,13 @@ def sample_best(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
+    from mvar.features.judge import Judge
+    from mvar.files import file_sha256
     from mvar.model import load
+    from mvar.sampling.rejection import SELF, Quota
 
-    best = BestOf(judge, keep, of, fork_at)
+    quota = Quota(keep=keep, of=of, fork_at=fork_at)
+    network: JudgeLike = judge if judge == SELF else Judge.load(judge)
     if per_class % keep:
         raise ValueError(f"per_class = {per_class}: a group gives keep = {keep} images; give a multiple of {keep}")
     targets = Targets(out, out_dir, npz)
@@ -127,20 +131,43 @@ def sample_best(
     asked = parse_labels(labels, loaded.classes)
     size, samples = _begin(loaded, asked, per_class, batch_size, targets, of)
     if targets.recorded:
-        samples = replace(samples, facts=drawn_with(loaded, model, dtype, seed, sampling) | best.facts())
+        weights = {} if judge == SELF else {"judge_sha256": file_sha256(judge)}
+        chosen_by = {"judge": judge, **weights, **asdict(quota)}
+        samples = replace(samples, facts=drawn_with(loaded, model, dtype, seed, sampling) | chosen_by)
+    parts: list[BestOutput] = []
 
     def draw(index: range) -> "SampleOutput":
-        batch = [asked[i // per_class] for i in index]
-        return best.draw(loaded, batch, **sampling, seed=seed, index=index, batch_size=size)
+        groups = range(index.start // keep, index.stop // keep)
+        batch = [asked[i // per_class] for i in index[::keep]]
+        best = loaded.sample_best(batch, network, **asdict(quota), **sampling, seed=seed, index=groups, batch_size=size)
+        parts.append(replace(best, pixels=best.pixels.new_empty(0), tokens=None))  # its images need not stay in memory
+        return best
 
-    pixels_NHW3 = _draw(draw, samples, best.at_once(size), targets, loaded)
-    samples = best.told(samples)
+    pixels_NHW3 = _draw(draw, samples, keep * max(1, size // of), targets, loaded)
+    samples = _with_scores(samples, parts, judge)
     if out_dir is not None:
         samples.write(out_dir)
     _write(pixels_NHW3, samples, per_class, targets, seed)
 
 
 # --- parts ---
+
+
+def _with_scores(samples: "Samples", parts: "Sequence[BestOutput]", judge: str) -> "Samples":
+    """Print what was accepted and what it cost; the images with that, and with what each one scored."""
+    import torch
+
+    index, seconds = [g for part in parts for g in part.index], sum(part.seconds for part in parts)
+    best = replace(parts[0], index=index, scores_Gn=torch.cat([part.scores_Gn for part in parts]), seconds=seconds)
+    found = best.report
+    print(
+        f"kept {found['kept']} of {found['candidates']} candidates ({100 * found['acceptance']:.3g} %) by judge "
+        f"{judge}: mean score {found['mean_score_kept']:.3f}, of all {found['mean_score_all']:.3f}; "
+        f"{found['candidates_per_kept']:g} candidates and {found['seconds_per_kept']:.3f} s for an image"
+    )
+    chosen = zip(best.candidates, best.scores.tolist(), strict=True)
+    details = [{"candidate": number, "score": score} for number, score in chosen]
+    return replace(samples, facts=samples.facts | found, details=details)
 
 
 class Targets:
@@ -195,19 +222,18 @@ def _draw(
     import numpy as np
 
     from mvar.progress import track
-    from mvar.sampling.engine import to_uint8
+    from mvar.sampling.engine import batches, to_uint8
 
-    count = len(samples.labels)
-    kept = 0 if targets.out is None and targets.npz is None else count
+    every = range(len(samples.labels))
+    kept = 0 if targets.out is None and targets.npz is None else len(every)
     pixels_NHW3 = np.empty((kept, *loaded.tokenizer.config.image_shape, 3), np.uint8)
-    starts = range(0, count, step)
-    for start in track(starts, len(starts), "batches"):
-        index = range(start, min(start + step, count))
-        drawn = draw(index)
+    parts = list(batches(len(every), step))
+    for part in track(parts, len(parts), "batches"):
+        drawn = draw(every[part])
         if targets.out_dir is not None:
-            samples.save(drawn, targets.out_dir, start)
+            samples.save(drawn, targets.out_dir, part.start)
         if kept:
-            pixels_NHW3[start : index.stop] = to_uint8(drawn.pixels)
+            pixels_NHW3[part] = to_uint8(drawn.pixels)
     return pixels_NHW3
 
 
@@ -217,17 +243,13 @@ def _write(
     per_class: int,
     targets: Targets,
     seed: int,
-    growth: "tuple[Model, Label, dict[str, Any]] | None" = None,
+    below: "Image.Image | None" = None,
 ) -> None:
-    """Write the .npz and the sheet, and say what was written.
-
-    Args:
-        growth: model, label and settings of the first image, which is shown growing below the sheet.
-    """
+    """Write the .npz and the sheet, with another one below it, and say what was written."""
     from PIL import Image
 
     from mvar.sampling.export import save_image
-    from mvar.sampling.sheet import class_sheet
+    from mvar.sampling.sheet import class_sheet, stack
 
     if targets.npz is not None:
         samples.save_npz(pixels_NHW3, targets.npz, seed)
@@ -236,19 +258,19 @@ def _write(
         starts = range(0, len(images), per_class)
         rows = [(samples.classes[samples.labels[i]], images[i : i + per_class]) for i in starts]
         sheet = class_sheet(rows)
-        save_image(sheet if growth is None else _with_growth(sheet, *growth), targets.out)
+        save_image(sheet if below is None else stack(sheet, below), targets.out)
     written = ", ".join(path for path in (targets.out_dir, targets.npz, targets.out) if path is not None)
     print(f"wrote {counted(len(samples.labels), 'image')}: {written}")
 
 
-def _with_growth(sheet: "Image.Image", model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":
-    """The sheet, and below it how its first image grows scale by scale: drawn again, which gives the same image."""
+def _growth(model: "Model", label: "Label", settings: dict[str, Any]) -> "Image.Image":
+    """How the first image grows scale by scale: drawn again, which gives the same image."""
     from mvar.sampling.engine import to_images
-    from mvar.sampling.sheet import stack, strip
+    from mvar.sampling.sheet import strip
 
     previews: list[Image.Image] = []
     model.sample(label, **settings, on_scale=lambda k, K, preview: previews.append(to_images(preview())[0]))
-    return stack(sheet, strip([previews], [f"{h}x{w}" for h, w in model.tokenizer.config.schedule.shapes]))
+    return strip([previews], [f"{h}x{w}" for h, w in model.tokenizer.config.schedule.shapes])
 
 
 def drawn_with(

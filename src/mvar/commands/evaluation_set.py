@@ -1,9 +1,10 @@
 """`mvar sample-set`: the images of an evaluation, a number of every class."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mvar.commands.drawing import Sampling
+from mvar.commands.drawing import Sampling, drawn_with
 from mvar.commands.training import own_gpu
 from mvar.sampling.labels import parse_labels
 from mvar.settings import Count, Seed
@@ -11,8 +12,9 @@ from mvar.text import counted
 
 if TYPE_CHECKING:
     from mvar.model import Model
+    from mvar.sampling.engine import SampleOutput
 
-LISTED_BYTES = 8  # of an image's class in the list of all
+LISTED_BYTES = 100  # of an image's class and file name in the lists of all
 PROTOCOL = "imagenet-50k"
 
 
@@ -51,13 +53,13 @@ def sample_set(
         ValueError: one line with field, value and fix: the model, its settings, or targets that hold something else.
         TimeoutError: other processes have stopped.
     """
-    from mvar.checkpoint import hub
-    from mvar.checkpoint.placement import dtype_for
+    from mvar import __version__
     from mvar.files import writable_folder
     from mvar.model import load
     from mvar.sampling.cost import MOST_IMAGES
     from mvar.sampling.export import NPZ_SUFFIXES, target
-    from mvar.sampling.protocol import Protocol, begin, draw_missing, finish, hashes
+    from mvar.sampling.protocol import SampleSet
+    from mvar.sampling.report import Samples
 
     if out_dir is None and npz is None:
         raise ValueError("out_dir, npz: give at least one of them")
@@ -67,43 +69,36 @@ def sample_set(
         writable_folder(out_dir, "out_dir")
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     loaded = load(model, device or own_gpu(), dtype)
-    settings = loaded.sampler(seed, **sampling).settings
-    if settings.smooth:
+    if loaded.sampler(seed, **sampling).settings.smooth:
         raise ValueError("smooth = True: is for looks and never for metrics; give --smooth=false")
     classes, counts = _counts(loaded, labels, per_class, counts_of)
-    protocol = Protocol(
-        protocol=PROTOCOL,
-        classes=classes,
-        counts=counts,
-        image_shape=list(loaded.tokenizer.config.image_shape),
-        model=model,
-        sha256=hashes(hub.find(model)),
-        seed=seed,
-        sampling=settings,
-        dtype=dtype_for(loaded.generator, loaded.device, dtype),
-        batch_size=batch_size or MOST_IMAGES,  # not what fits into memory now, as all processes divide the images alike
+    facts = {
+        "protocol": PROTOCOL,
+        "classes": classes,
+        "counts": counts,
+        "image_shape": list(loaded.tokenizer.config.image_shape),
+        **drawn_with(loaded, model, dtype, seed, sampling),
+        "batch_size": batch_size or MOST_IMAGES,  # not what fits into memory now, as all processes divide images alike
+        "mvar": __version__,
+    }
+    most = loaded.fitting_batch_size(batch_size, sum(counts))
+    asked = SampleSet(
+        samples=Samples.of_protocol(facts),
+        out_dir=None if out_dir is None else Path(out_dir),
+        npz=None if npz is None else Path(npz),
     )
-    most = loaded.fitting_batch_size(batch_size, protocol.count)
-    folder = begin(protocol, out_dir, npz)
-    written = 0
-    if folder is not None:
-        ids = range(len(loaded.classes)) if loaded.classes else [-1]
-        written = draw_missing(
-            protocol,
-            folder,
-            npz,
-            lambda labels, index: loaded.sample(
-                [ids[label] for label in labels], **sampling, seed=seed, index=index, batch_size=most
-            ),
-            rank,
-            ranks,
-        )
-    if rank == 0 and folder is not None:
-        finish(protocol, folder, npz, ranks)
+
+    def draw(labels: list[int], index: range) -> "SampleOutput":
+        known = [label if loaded.classes else None for label in labels]
+        return loaded.sample(known, **sampling, seed=seed, index=index, batch_size=most)
+
+    asked.begin()
+    written = asked.draw(draw, rank, ranks)
     if rank == 0:
+        asked.finish(ranks)
         others = "" if ranks == 1 else " by this process"
         where = ", ".join(filter(None, (out_dir, npz)))
-        print(f"{where}: {counted(protocol.count, 'image')}, {written} of them drawn now{others}")
+        print(f"{where}: {counted(sum(counts), 'image')}, {written} of them drawn now{others}")
 
 
 def _counts(loaded: "Model", labels: str | None, per_class: int, counts_of: str | None) -> tuple[list[str], list[int]]:

@@ -91,14 +91,9 @@ def _fitting(each: int, device: torch.device) -> int:
 
 
 def check_images(count: int, image_shape: tuple[int, int], field: str, each: int = FLOAT) -> None:
-    """Refuse more images of (height, width) than fit into memory at once.
+    """Raise ValueError for more images of (height, width) than fit into memory at once.
 
-    Args:
-        field: the option that asks for them.
-        each: bytes per number.
-
-    Raises:
-        ValueError: one line with the field and both amounts of memory.
+    `field` is the option that asks for them, `each` the bytes of a number.
     """
     height, width = image_shape
     what = f"{field}: {count:,} images of {width}x{height} pixels"

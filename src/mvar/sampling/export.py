@@ -12,7 +12,7 @@ from PIL import Image
 
 from mvar.data.images.colour import in_srgb
 from mvar.data.order import epoch_order
-from mvar.files import atomic_write, writable_file, writable_folder
+from mvar.files import atomic_write, writable_file
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.labels import file_name
 
@@ -57,13 +57,8 @@ def save_image(image: Image.Image, path: str | Path, field: str = "out") -> Path
 
 
 def save_pngs(out: SampleOutput, folder: str | Path, files: Sequence[str]) -> list[Path]:
-    """Write one PNG per image under these names, replacing earlier files, and return their paths.
-
-    Raises:
-        ValueError: a folder that is not writable.
-    """
-    folder = writable_folder(folder, "out_dir")
-    paths = [folder / file for file in files]
+    """Write one PNG per image under these names, replacing earlier files, and return their paths."""
+    paths = [Path(folder, file) for file in files]
     for path, image in zip(paths, out.images, strict=True):
         atomic_write(path, image.save)
     return paths
@@ -76,11 +71,10 @@ def save_npz(
     path: str | Path,
     seed: int = 0,
 ) -> Path:
-    """Write the .npz of ADM's evaluation suite: arr_0, the images, uint8 (N, H, W, 3); arr_1, their labels, int64 (N,);
-    and index, their numbers, int64 (N,).
+    """Write arr_0, the images, uint8 (N, H, W, 3), arr_1, their labels, and index, their numbers, int64 (N,).
 
-    That suite computes the Inception score over runs of consecutive images, so the order is mixed: it depends on the
-    number of images and the seed only.
+    ADM's evaluation suite computes the Inception score over runs of consecutive images, so the order is mixed: it
+    depends on the number of images and the seed only.
 
     Args:
         images: yields the images of these numbers, each uint8 (H, W, 3).
@@ -90,6 +84,7 @@ def save_npz(
     path = target(path, NPZ_SUFFIXES, "npz")
     order_N = epoch_order(len(labels), seed, MIXED)
     described = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *image_shape, 3)}
+    others = {"arr_1": np.asarray(labels, dtype=np.int64)[order_N], "index": order_N}
 
     def write(unfinished: Path) -> None:
         # A ZipInfo made here has a fixed date: the same images give the same bytes.
@@ -98,7 +93,7 @@ def save_npz(
                 np.lib.format.write_array_header_1_0(file, described)
                 for pixels_HW3 in images(order_N.tolist()):
                     file.write(pixels_HW3.tobytes())
-            for name, array_N in (("arr_1", np.asarray(labels, dtype=np.int64)[order_N]), ("index", order_N)):
+            for name, array_N in others.items():
                 with archive.open(ZipInfo(f"{name}.npy"), "w") as file:
                     np.lib.format.write_array(file, array_N)
 

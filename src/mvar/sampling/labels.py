@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 
 from mvar.settings import raise_problems
 from mvar.text import Names, clean, split_names
@@ -89,6 +90,7 @@ def places(names: Sequence[str], others: Sequence[str]) -> list[int]:
     return [indices[0] if len(indices) == 1 else -1 for indices in found]
 
 
+@lru_cache(maxsize=1024)  # millions of images have a name
 def file_name(name: str) -> str:
     """A class name as part of a file name: cut, with "_" for characters that file systems dislike."""
     kept = re.sub(r"[^\w.-]+", "_", clean(name)).encode()[:MOST_BYTES].decode(errors="ignore")

@@ -20,7 +20,6 @@ from mvar.data.views import fitted
 from mvar.generator.network import Generator
 from mvar.sampling.cost import fitting_rows
 from mvar.sampling.engine import batches, check_logits
-from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
 
 ImageLike = str | Path | Image.Image
@@ -115,32 +114,28 @@ def token_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[T
     device, parts = generator.head.weight.device, []
     for part in batches(len(labels_B), fitting_rows(generator.config, device)):
         some = [tokens_BP[part].to(device) for tokens_BP in maps]
-        parts.append(_log_probs(generator, labels_B[part], tokenizer.generator_inputs(some), torch.cat(some, dim=1)))
+        tokens_bL = torch.cat(some, dim=1)
+        logits_bLV = generator(labels_B[part].to(device), tokenizer.generator_inputs(some))
+        check_logits(logits_bLV, generator.schedule, range(len(generator.schedule)))
+        nll_bL = F.cross_entropy(logits_bLV.flatten(0, 1), tokens_bL.flatten(), reduction="none").view(tokens_bL.shape)
+        parts.append(-nll_bL.cpu().double())  # in this order: Apple's GPUs have no float64
     return torch.cat(parts)
 
 
 def score(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Score:
     """Likelihood of token maps, one (B, P_k) per scale, given each image's class."""
-    log_prob_BL = token_log_probs(tokenizer, generator, maps, labels_B)
-    return Score(_by_scale(log_prob_BL, generator.schedule), generator.schedule.areas)
+    by_scale = token_log_probs(tokenizer, generator, maps, labels_B).split(generator.schedule.areas, dim=1)
+    return Score(torch.stack([part_BP.sum(1) for part_BP in by_scale], dim=1), generator.schedule.areas)
 
 
-@torch.no_grad()
 def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor]) -> Tensor:
-    """log p(map k | coarser maps, class) for every class and map, float64 (B, C, K) on the CPU.
-
-    An image's inputs are computed once, its classes are batched.
-    """
-    device, C = generator.head.weight.device, generator.config.num_classes
-    rows, parts = fitting_rows(generator.config, device), []
-    for images in batches(len(maps[0]), max(1, rows // C)):
-        some = [tokens_BP[images].to(device) for tokens_BP in maps]
-        inputs_blZ, tokens_bL = tokenizer.generator_inputs(some), torch.cat(some, dim=1)
-        for part in batches((images.stop - images.start) * C, rows):
-            rows_r = torch.arange(part.start, part.stop)  # row r is image r // C under class r % C
-            image_r = (rows_r // C).to(device)
-            parts.append(_log_probs(generator, rows_r % C, inputs_blZ[image_r], tokens_bL[image_r]))
-    return _by_scale(torch.cat(parts), generator.schedule).unflatten(0, (-1, C))
+    """log p(map k | coarser maps, class) for every class and map, float64 (B, C, K) on the CPU."""
+    C, parts = generator.config.num_classes, []
+    for images in batches(len(maps[0]), max(1, fitting_rows(generator.config, generator.head.weight.device) // C)):
+        some = [tokens_BP[images].repeat_interleave(C, dim=0) for tokens_BP in maps]  # each image under every class
+        labels_r = torch.arange(C).repeat(images.stop - images.start)
+        parts.append(score(tokenizer, generator, some, labels_r).log_prob_BK)
+    return torch.cat(parts).unflatten(0, (-1, C))
 
 
 def classify(
@@ -161,21 +156,5 @@ def classify(
     prior_C = torch.tensor([1 / C] * C if prior is None else [float(p) for p in prior]).double()
     if len(prior_C) != C or not bool((prior_C >= 0).all()) or abs(float(prior_C.sum()) - 1) > 1e-3:
         raise ValueError(f"prior = {prior}: give {C} probabilities that sum to 1")
-    return Classification(bayes(class_log_probs(tokenizer, generator, maps).sum(2), prior_C), classes)
-
-
-def bayes(log_prob_BC: Tensor, prior_C: Tensor) -> Tensor:
-    """log p(class | maps) from log p(maps | class) and p(class), (B, C)."""
-    return (log_prob_BC + prior_C.log()).log_softmax(dim=1)
-
-
-def _log_probs(generator: Generator, labels_r: Tensor, inputs_rlZ: Tensor, tokens_rL: Tensor) -> Tensor:
-    logits_rLV = generator(labels_r.to(tokens_rL.device), inputs_rlZ)
-    check_logits(logits_rLV, generator.schedule, range(len(generator.schedule)))
-    nll_rL = F.cross_entropy(logits_rLV.flatten(0, 1), tokens_rL.flatten(), reduction="none").view(tokens_rL.shape)
-    return -nll_rL.cpu().double()  # in this order: Apple's GPUs have no float64
-
-
-def _by_scale(values_BL: Tensor, schedule: ScaleSchedule) -> Tensor:
-    """Sums over each scale's tokens, (B, K)."""
-    return torch.stack([part_BP.sum(1) for part_BP in values_BL.split(schedule.areas, dim=1)], dim=1)
+    log_joint_BC = class_log_probs(tokenizer, generator, maps).sum(2) + prior_C.log()
+    return Classification(log_joint_BC.log_softmax(dim=1), classes)

@@ -20,6 +20,7 @@ from mvar.data.images.colour import like, paintable
 from mvar.data.images.decoding import as_image
 from mvar.sampling.engine import to_images
 from mvar.scales import ScaleSchedule
+from mvar.settings import given
 
 FEATHER = 4  # pixels over which a pasted hole is blended by default
 KEPT_WHOLE_TOKENS = 3  # maps of at most this many tokens are always kept
@@ -44,22 +45,17 @@ def read_hole(
     Raises:
         ValueError: none or several are given, another size, a box outside the image, or a hole of nothing or all.
     """
-    given = {"mask": mask, "box": box, "keep_box": keep_box}
-    names = [name for name, value in given.items() if value is not None]
+    boxes = given({"box": box, "keep_box": keep_box})
+    names = [*given({"mask": mask}), *boxes]
     if len(names) != 1:
         have = " and ".join(names) or "none of them"
         raise ValueError(f"mask, box, keep_box: have {have}; give exactly one to say what to repaint")
     name = names[0]
-    if mask is not None:
-        hole_HW = _from_mask(mask, shape)
-    elif box is not None:
-        hole_HW = _from_box(name, box, shape)
-    else:
-        hole_HW = ~_from_box(name, keep_box or (), shape)
+    hole_HW = _from_mask(mask, shape) if mask is not None else _from_box(name, boxes[name], shape)
+    if name == "keep_box":
+        hole_HW = ~hole_HW
     if not hole_HW.any():
-        raise ValueError(
-            f"{name}: marks nothing to repaint; {'make some of it white' if mask is not None else 'shrink it'}"
-        )
+        raise ValueError(f"{name}: marks nothing to repaint; {'shrink it' if boxes else 'make some of it white'}")
     if hole_HW.all():
         raise ValueError(f"{name}: repaints the whole image, so that nothing of it would stay; use sample instead")
     return hole_HW
@@ -78,8 +74,8 @@ def _from_mask(mask: MaskLike, shape: tuple[int, int]) -> Tensor:
 
 
 def _from_box(name: str, corners: Sequence[int], shape: tuple[int, int]) -> Tensor:
-    (H, W), given = shape, ",".join(map(str, corners))
-    wrong = f"{name} = {given}: give left,top,right,bottom in whole pixels, left < right <= {W} and top < bottom <= {H}"
+    (H, W), asked = shape, ",".join(map(str, corners))
+    wrong = f"{name} = {asked}: give left,top,right,bottom in whole pixels, left < right <= {W} and top < bottom <= {H}"
     try:
         left, top, right, bottom = map(operator.index, corners)
     except (TypeError, ValueError) as error:
@@ -133,11 +129,11 @@ def drift(pixels_B3HW: Tensor, original_3HW: Tensor, restored_3HW: Tensor, hole_
     steps_HW = distance(hole_HW)
     edited_HW = (pixels_B3HW - original_3HW).abs().mean((0, 1)) * 255
     tokenizer_HW = (restored_3HW - original_3HW).abs().mean(0) * 255
-    rings, near, far = [], 1, 1
-    while near <= int(steps_HW.max()):
+    rings, near, far, last = [], 1, 1, int(steps_HW.max())
+    while near <= last:
         ring_HW = (steps_HW >= near) & (steps_HW <= far)
-        last = min(far, int(steps_HW.max()))
-        rings.append(Drift(near, last, float(edited_HW[ring_HW].mean()), float(tokenizer_HW[ring_HW].mean())))
+        found = (float(change_HW[ring_HW].mean()) for change_HW in (edited_HW, tokenizer_HW))
+        rings.append(Drift(near, min(far, last), *found))
         near, far = far + 1, 2 * far
     return rings
 

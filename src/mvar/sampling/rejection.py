@@ -61,7 +61,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class BestOutput(SampleOutput):
-    """The kept images, group by group and the best first; and what all candidates scored.
+    """The kept images, group by group and the best first.
 
     Attributes:
         index: the groups' numbers.
@@ -89,29 +89,24 @@ class BestOutput(SampleOutput):
 
     @property
     def report(self) -> dict[str, Any]:
-        """Acceptance, cost per kept image, and mean scores; see `report`."""
-        return report(self.quota, self.scores_Gn, self.seconds)
+        """Acceptance, cost per kept image, and mean scores of those kept and of all candidates."""
+        kept = self.scores
+        return {
+            **asdict(self.quota),
+            "acceptance": self.quota.keep / self.quota.of,
+            "kept": kept.numel(),
+            "candidates": self.scores_Gn.numel(),
+            "candidates_per_kept": self.quota.of / self.quota.keep,
+            "seconds": self.seconds,
+            "seconds_per_kept": self.seconds / kept.numel(),
+            "mean_score_kept": float(kept.mean()),
+            "mean_score_all": float(self.scores_Gn.mean()),
+        }
 
 
 def best_places(scores_Gn: Tensor, keep: int) -> Tensor:
     """Which candidates of each group are kept, (G, k), the best first; of equal ones the lower number."""
     return scores_Gn.argsort(dim=1, descending=True, stable=True)[:, :keep]
-
-
-def report(quota: Quota, scores_Gn: Tensor, seconds: float) -> dict[str, Any]:
-    """Acceptance, cost per kept image, and mean scores of those kept and of all candidates."""
-    kept_Gk = scores_Gn.gather(1, best_places(scores_Gn, quota.keep))
-    return {
-        **asdict(quota),
-        "acceptance": quota.keep / quota.of,
-        "kept": kept_Gk.numel(),
-        "candidates": scores_Gn.numel(),
-        "candidates_per_kept": quota.of / quota.keep,
-        "seconds": seconds,
-        "seconds_per_kept": seconds / kept_Gk.numel(),
-        "mean_score_kept": float(kept_Gk.mean()),
-        "mean_score_all": float(scores_Gn.mean()),
-    }
 
 
 # --- judges ---
@@ -131,9 +126,8 @@ def find_scorer(judge: JudgeLike, sampler: Sampler, labels_G: Tensor) -> Scorer:
             why = "the model has no classes, so that log p(x | class) - log p(x) is 0 for every image"
             problems.append(f"judge = 'self': {why}; give a file or a function")
         elif without_class:
-            problems.append(
-                "labels has -1: judge = 'self' compares a class with none, and all would score 0; give classes"
-            )
+            why = "judge = 'self' compares a class with none, and all would score 0"
+            problems.append(f"labels has -1: {why}; give classes")
         if sampler.settings.smooth:
             problems.append("smooth = True: judge = 'self' needs tokens, which smooth samples lack; switch it off")
         raise_problems(problems)
@@ -145,7 +139,12 @@ def find_scorer(judge: JudgeLike, sampler: Sampler, labels_G: Tensor) -> Scorer:
         raise ValueError(f"judge: tells {known} classes apart, the model has {classes}; train one on these")
     if without_class:
         raise ValueError("labels has -1: a classifier scores the wanted class; give classes, or a function as judge")
-    return lambda drawn, labels_B: class_scores(network, drawn.pixels, labels_B)
+
+    @torch.inference_mode()
+    def class_scores(drawn: SampleOutput, labels_B: Tensor) -> Tensor:
+        return network(drawn.pixels).double().log_softmax(1).gather(1, labels_B[:, None])[:, 0]
+
+    return class_scores
 
 
 def own_scores(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Tensor:
@@ -158,12 +157,6 @@ def own_scores(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor
     null_B = torch.full_like(labels_B, generator.config.num_classes)
     with_class, without = (score(tokenizer, generator, maps, ids_B).log_prob for ids_B in (labels_B, null_B))
     return with_class - without
-
-
-@torch.inference_mode()
-def class_scores(judge: Judge, pixels_B3HW: Tensor, labels_B: Tensor) -> Tensor:
-    """The classifier's log-probability of each image's class, (B,)."""
-    return judge(pixels_B3HW).double().log_softmax(1).gather(1, labels_B[:, None])[:, 0]
 
 
 # --- drawing ---

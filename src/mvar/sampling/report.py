@@ -11,8 +11,9 @@ check the images against it: a set that is incomplete, or holds other images, is
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from mvar import __version__
 from mvar.data.images.folders import SUFFIXES, natural
-from mvar.files import read_bounded, writable_folder, write_text
+from mvar.files import read_bounded, write_text
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.export import LARGEST_SET, image_file, save_npz, save_pngs
 from mvar.settings import is_integer
@@ -52,36 +53,36 @@ class Samples:
 
     @classmethod
     def of(
-        cls,
-        labels: list[int],
-        class_name: Callable[[int], str],
-        facts: dict[str, Any],
-        stem: str | None = None,
-        origin: str = REPORT,
+        cls, labels: list[int], class_name: Callable[[int], str], facts: dict[str, Any], stem: str | None = None
     ) -> "Samples":
         """Images of these labels; their files are named by class (or by `stem` instead) and number."""
         classes = {label: class_name(label) for label in dict.fromkeys(labels)}
         files = [image_file(stem or classes[label], i) for i, label in enumerate(labels)]
-        return cls(files=files, labels=labels, classes=classes, facts=facts, origin=origin)
+        return cls(files=files, labels=labels, classes=classes, facts=facts)
+
+    @classmethod
+    def of_protocol(cls, facts: dict[str, Any], origin: str = PROTOCOL) -> "Samples":
+        """The images of a protocol, class by class, from all that it says: `classes`, their `counts`, and more."""
+        classes, counts = facts["classes"], facts["counts"]
+        labels = [label for label, count in enumerate(counts) for _ in range(count)]
+        return replace(cls.of(labels, classes.__getitem__, facts), origin=origin)
 
     def save(self, drawn: SampleOutput, folder: str, first: int) -> None:
-        """Write the images from number `first` on into a folder; before the first, an earlier run's are deleted."""
-        if first == 0:
-            self._begin(writable_folder(folder, "out_dir"))
-        save_pngs(drawn, folder, self.files[first : first + len(drawn.pixels)])
+        """Write the images from number `first` on into a folder.
 
-    def _begin(self, root: Path) -> None:
-        """Delete an earlier run's images, then write the report of those to come.
-
-        In this order, an interruption leaves no image that the report there does not list, and never a mix of two runs.
+        Before the first, an earlier run's images are deleted, then the report of those to come is written. In this
+        order, an interruption leaves no image that the report there does not list, and never a mix of two runs.
         """
-        earlier, _ = _apart(root, _read_report(root))
-        if earlier:
-            print(f"{root}: replacing {counted(len(earlier), 'image')} of an earlier run", file=sys.stderr)
-        unfinished = [path.name for path in root.glob(".*.partial.png")]  # of a process that was killed
-        for file in earlier + unfinished:
-            (root / file).unlink(missing_ok=True)
-        self.write(root)
+        if first == 0:
+            root = Path(folder)
+            earlier, _ = _apart(root, _read_report(root))
+            if earlier:
+                print(f"{root}: replacing {counted(len(earlier), 'image')} of an earlier run", file=sys.stderr)
+            unfinished = [path.name for path in root.glob(".*.partial.png")]  # of a process that was killed
+            for file in earlier + unfinished:
+                (root / file).unlink(missing_ok=True)
+            self.write(root)
+        save_pngs(drawn, folder, self.files[first : first + len(drawn.pixels)])
 
     def save_npz(self, pixels_NHW3: np.ndarray, npz: str, seed: int) -> None:
         """Write all images as an .npz in an order mixed by the seed, and the report beside it.
@@ -99,7 +100,7 @@ class Samples:
 
     def write(self, images: str | Path) -> None:
         """Write samples.json beside the images in a folder or an .npz."""
-        rows: list[dict[str, Any]] = [
+        rows = [
             {"number": i, "file": file, "class": self.classes[label], "label": label}
             for i, (file, label) in enumerate(zip(self.files, self.labels, strict=True))
         ]
@@ -114,23 +115,18 @@ class Samples:
             ValueError: one line: an image is missing, or does not belong to this set.
         """
         known = {_same(file): number for number, file in enumerate(self.files)}
-        held = {_same(file) for file in files}
-        if others := [file for file in files if _same(file) not in known]:
+        numbers = [known.get(_same(file), -1) for file in files]
+        if others := [file for file, number in zip(files, numbers, strict=True) if number < 0]:
             raise ValueError(
                 f"{named}: holds {counted(len(others), 'image')} that its {self.origin} does not list, "
                 f"first {others[0]!r}; remove what does not belong there, or {self.origin}"
             )
-        if missing := [file for file in self.files if _same(file) not in held]:
+        if missing := sorted({*known.values()} - {*numbers}):
             raise ValueError(
                 f"{named}: lacks {counted(len(missing), 'image')} of the {len(self.files)} that its {self.origin} "
-                f"lists, first {missing[0]!r}; draw them by the same command, or remove {self.origin}"
+                f"lists, first {self.files[missing[0]]!r}; draw them by the same command, or remove {self.origin}"
             )
-        return [known[_same(file)] for file in files]
-
-
-def labels_of(counts: Sequence[int]) -> list[int]:
-    """The class of each image, class by class, from the number of images of each."""
-    return [label for label, count in enumerate(counts) for _ in range(count)]
+        return numbers
 
 
 def read_samples(images: str | Path) -> Samples | None:
@@ -139,15 +135,13 @@ def read_samples(images: str | Path) -> Samples | None:
     Raises:
         ValueError: one line: the file is damaged, or another program's.
     """
-    if (found := read_protocol(images)) is None:
-        return _read_report(images)
-    origin = beside(images, PROTOCOL).name
-    return Samples.of(labels_of(found["counts"]), found["classes"].__getitem__, found, origin=origin)
+    return read_protocol(images) or _read_report(images)
 
 
-def read_protocol(images: str | Path) -> dict[str, Any] | None:
-    """What protocol.json says; None where there is none. Raises as `read_samples`."""
-    return _read_beside(images, PROTOCOL, _is_protocol)
+def read_protocol(images: str | Path) -> Samples | None:
+    """The images that protocol.json lists; None where there is none. Raises as `read_samples`."""
+    found = _read_beside(images, PROTOCOL, _is_protocol)
+    return None if found is None else Samples.of_protocol(found, beside(images, PROTOCOL).name)
 
 
 def _read_report(images: str | Path) -> Samples | None:
@@ -198,7 +192,7 @@ def beside(images: str | Path, name: str) -> Path:
     return images.with_suffix(f".{name}") if images.suffix.lower() == ".npz" else images / name
 
 
-def write_beside(images: str | Path, name: str, content: Mapping[str, Any]) -> None:
+def write_beside(images: str | Path, name: str, content: dict[str, Any]) -> None:
     """Write a JSON file about some images, see `beside`."""
     write_text(beside(images, name), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -212,42 +206,36 @@ def _read_beside(images: str | Path, name: str, is_ours: Callable[[Any], bool]) 
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); remove it if the images are not mvar's") from error
-    if not is_ours(found):
-        raise ValueError(f"{path}: was not written by mvar; remove it if the images are not mvar's")
-    return found
+    with suppress(KeyError, TypeError):  # of another program's layout
+        if is_ours(found):
+            return found
+    raise ValueError(f"{path}: was not written by mvar; remove it if the images are not mvar's")
 
 
 def _is_protocol(found: Any) -> bool:
-    if not (isinstance(found, dict) and "protocol" in found):
-        return False
-    classes, counts = found.get("classes"), found.get("counts")
-    if not (isinstance(classes, list) and isinstance(counts, list) and len(classes) == len(counts)):
-        return False
-    known = all(isinstance(name, str) for name in classes) and all(is_integer(n) and n >= 0 for n in counts)
-    return known and 1 <= sum(counts) <= LARGEST_SET
+    classes, counts = found["classes"], found["counts"]
+    known = isinstance(classes, list) and all(isinstance(name, str) for name in classes) and "protocol" in found
+    matched = len(classes) == len(counts) and all(is_integer(n) and n >= 0 for n in counts)
+    return known and matched and 1 <= sum(counts) <= LARGEST_SET
 
 
 def _is_report(found: Any) -> bool:
-    if not (isinstance(found, dict) and "mvar" in found and isinstance(found.get("images"), list)):
-        return False
-    return all(isinstance(row, dict) and _is_row(row, i) for i, row in enumerate(found["images"]))
+    return "mvar" in found and all(_is_row(row, i) for i, row in enumerate(found["images"]))
 
 
-def _is_row(row: dict[str, Any], number: int) -> bool:
-    file = row.get("file")
+def _is_row(row: Any, number: int) -> bool:
+    file = row["file"]
     # Files are deleted by these names: only images in the folder itself.
     inside = isinstance(file, str) and Path(file).name == file and Path(file).suffix == ".png"
-    return inside and row.get("number") == number and isinstance(row.get("class"), str) and is_integer(row.get("label"))
+    return inside and row["number"] == number and isinstance(row["class"], str) and is_integer(row["label"])
 
 
 def _apart(folder: Path, report: Samples | None) -> tuple[list[str], list[str]]:
     """The images directly in a folder that a report lists, and the others."""
-    if not folder.is_dir():
-        return [], []
-    known = set() if report is None else {_same(file) for file in report.files}
-    images = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    names = sorted((path.name for path in images if not path.is_dir()), key=natural)
-    return [name for name in names if _same(name) in known], [name for name in names if _same(name) not in known]
+    listed = set() if report is None else {_same(file) for file in report.files}
+    images = [path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    names = sorted((path.name for path in images), key=natural)
+    return [name for name in names if _same(name) in listed], [name for name in names if _same(name) not in listed]
 
 
 def _same(file: str) -> str:

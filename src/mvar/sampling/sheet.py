@@ -33,16 +33,8 @@ def with_hole(image: Image.Image, hole_HW: Tensor) -> Image.Image:
 
 
 def check_size(rows: int, columns: int, image_shape: tuple[int, int], field: str = "out") -> None:
-    """Refuse a sheet that would be too large to write or view, before its images are drawn.
-
-    Args:
-        rows, columns: of images of `image_shape`, (height, width) in pixels.
-        field: the option to change.
-
-    Raises:
-        ValueError: how large it would be.
-    """
-    zoom = _zoom(*image_shape)
+    """Raise ValueError for a sheet too large to write or view, before its images are drawn; `field` is the option."""
+    zoom = _zoom(image_shape)
     height, width = (n * side * zoom for n, side in zip((rows, columns), image_shape, strict=True))
     if max(height, width) > MOST_SIDE:
         shape = f"{counted(rows, 'row')} of {counted(columns, 'image')}"
@@ -50,11 +42,6 @@ def check_size(rows: int, columns: int, image_shape: tuple[int, int], field: str
             f"{field}: a sheet of {shape} would be {width}x{height} pixels, more than {MOST_SIDE} along a side; "
             "ask for fewer labels or images, or write single files or an .npz instead"
         )
-
-
-def _zoom(height: int, width: int) -> int:
-    """A whole factor, so that pixels stay square and sharp."""
-    return -(-MIN_SIDE // min(width, height))
 
 
 def stack(upper: Image.Image, lower: Image.Image) -> Image.Image:
@@ -65,6 +52,11 @@ def stack(upper: Image.Image, lower: Image.Image) -> Image.Image:
     return canvas
 
 
+def _zoom(image_shape: tuple[int, int]) -> int:
+    """A whole factor, so that pixels stay square and sharp."""
+    return -(-MIN_SIDE // min(image_shape))
+
+
 def _sheet(
     rows: list[list[Image.Image]], row_names: Sequence[str] = (), column_names: Sequence[str] = ()
 ) -> Image.Image:
@@ -72,16 +64,15 @@ def _sheet(
         raise ValueError("a sheet needs at least one image")
     width = max(image.width for row in rows for image in row)
     height = max(image.height for row in rows for image in row)
-    zoom = _zoom(height, width)
+    zoom = _zoom((height, width))
     width, height = width * zoom, height * zoom
     gap, margin = max(4, height // 32), max(12, height // 12)
     font = ImageFont.load_default(size=max(14, height // 10))
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     row_names = [fill(name, NAME_WIDTH) for name in row_names]
 
-    left = margin + max(
-        (round(draw.multiline_textbbox((0, 0), name, font)[2]) + margin for name in row_names), default=0
-    )
+    name_widths = [round(draw.multiline_textbbox((0, 0), name, font)[2]) + margin for name in row_names]
+    left = margin + max(name_widths, default=0)
     top = margin + (round(draw.textbbox((0, 0), "x0", font)[3]) + margin // 2 if column_names else 0)
     columns = max(map(len, rows))
     size = (left + columns * (width + gap) - gap + margin, top + len(rows) * (height + gap) - gap + margin)
