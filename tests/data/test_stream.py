@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvar.data.loader import Slices
 from mvar.data.shards.stream import Stream, StreamLoader
 from mvar.data.splits import open_loader, open_splits
 from mvar.data.views import Views
@@ -33,8 +34,8 @@ def loader():
     """Stream loaders that are closed in the end."""
     made = []
 
-    def make(*arguments, **options):
-        made.append(StreamLoader(*arguments, **options))
+    def make(stream, batch_size, workers=2, **place):
+        made.append(StreamLoader(stream, Slices(batch_size, **place), workers))
         return made[-1]
 
     yield make
@@ -182,7 +183,7 @@ def test_shards_come_from_a_server(three_shards):
         try:
             url = f"http://127.0.0.1:{server.server_port}/train-{{0..2}}.tar"
             train, _ = open_splits(url, (8, 8), val_data=three_shards)
-            batches = open_loader(train, 24, 0)
+            batches = open_loader(train, Slices(24), 0)
             batch = batches.batch(0)
             assert sorted(name[-3:] for name in batches.names(0)) == [f"{i:03d}" for i in range(24)]
             assert sorted(batch.labels_B.tolist()) == sorted([0, 1, 2, 3] * 6)

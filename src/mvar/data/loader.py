@@ -17,19 +17,11 @@ from mvar.data.order import batch_indices
 class Source(Protocol):
     """Images or token maps, by their index."""
 
-    @property
-    def labels(self) -> Tensor:
-        """Class indices, int64 (n,); zeros where there are no classes."""
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names; empty for a set without classes."""
-
     def __len__(self) -> int:
         """Number of images."""
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows and labels int64 (B,); see `Batch`.
+        """Rows and class indices int64 (B,), zeros where there are no classes; see `Batch`.
 
         Args:
             epochs_B: the epoch of each image, which decides its augmentation; None: no augmentation.
@@ -58,14 +50,18 @@ class Batch(NamedTuple):
 class Slices:
     """One rank's slices of a batch: consecutive, of equal size, one for each micro-batch.
 
+    Attributes:
+        batch_size: images per optimizer step across all ranks.
+        micro_batches: gradient accumulation steps.
+
     Raises:
         ValueError: the batch does not divide evenly, or there is no such rank.
     """
 
     batch_size: int
-    rank: int
-    ranks: int
-    micro_batches: int
+    rank: int = 0
+    ranks: int = 1
+    micro_batches: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -96,27 +92,9 @@ class Slices:
 class Loader:
     """The slices of one rank, in the order of `mvar.data.order`: a pure function of (seed, step, micro-batch)."""
 
-    def __init__(
-        self,
-        source: Source,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        ranks: int = 1,
-        micro_batches: int = 1,
-        workers: int = 2,
-    ) -> None:
-        """Args:
-            batch_size: images per optimizer step across all ranks.
-            micro_batches: gradient accumulation steps.
-            workers: threads that read ahead, one slice each; 0 reads on demand. Results do not depend on it.
-
-        Raises:
-            ValueError: batch_size does not divide by ranks * micro_batches, or there is no such rank.
-        """
-        self.source, self.seed, self.workers = source, seed, workers
-        self.slices = Slices(batch_size, rank, ranks, micro_batches)
+    def __init__(self, source: Source, slices: Slices, seed: int, workers: int = 2) -> None:
+        """`workers` threads read ahead, one slice each; 0 reads on demand. Results do not depend on it."""
+        self.source, self.slices, self.seed, self.workers = source, slices, seed, workers
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._ahead: dict[int, Future[Batch]] = {}  # by step * micro_batches + micro_batch, without gaps
 

@@ -12,7 +12,7 @@ from typing import Literal, Unpack
 
 from mvar.data.images.folders import ImageFolder, contents, files_under, is_image, listing, natural
 from mvar.data.images.layout import split_rank, splits
-from mvar.data.loader import Loader, Source
+from mvar.data.loader import Loader, Slices, Source
 from mvar.data.shards.local import Member, ShardSet, expand
 from mvar.data.shards.stream import SCHEMES, Stream, StreamLoader, webdataset
 from mvar.data.source import PixelSource, ReadOptions
@@ -99,20 +99,11 @@ def is_stream(data: str | Path) -> bool:
     return str(data).startswith(SCHEMES)
 
 
-def open_loader(
-    source: Source | Stream,
-    batch_size: int,
-    seed: int,
-    *,
-    rank: int = 0,
-    ranks: int = 1,
-    micro_batches: int = 1,
-    workers: int = 2,
-) -> Loader | StreamLoader:
-    """The loader that fits the training images; arguments and errors are those of `Loader`."""
+def open_loader(source: Source | Stream, slices: Slices, seed: int, workers: int = 2) -> Loader | StreamLoader:
+    """The loader that fits the training images; a stream has a seed of its own."""
     if isinstance(source, Stream):
-        return StreamLoader(source, batch_size, rank=rank, ranks=ranks, micro_batches=micro_batches, workers=workers)
-    return Loader(source, batch_size, seed, rank=rank, ranks=ranks, micro_batches=micro_batches, workers=workers)
+        return StreamLoader(source, slices, workers)
+    return Loader(source, slices, seed, workers)
 
 
 def _located(data: str | Path, field: str, wanted: Wanted) -> dict[int, Place]:

@@ -117,19 +117,9 @@ class StreamLoader:
     The ranks take whole shards in turn, in an order that the seed decides for each epoch.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        ranks: int = 1,
-        micro_batches: int = 1,
-        workers: int = 2,
-    ) -> None:
-        """Arguments and errors are those of `Loader`; besides the workers, which decode, one more thread reads."""
-        self.stream, self.workers = stream, workers
-        self.slices = Slices(batch_size, rank, ranks, micro_batches)
+    def __init__(self, stream: Stream, slices: Slices, workers: int = 2) -> None:
+        """`workers` threads decode, and one more reads; 0 does both on demand. Results do not depend on it."""
+        self.stream, self.slices, self.workers = stream, slices, workers
         self._reader = ThreadPoolExecutor(1) if workers else None
         self._step, self._names = -1, list[str]()  # of the last step that was asked for
         self._start(0)

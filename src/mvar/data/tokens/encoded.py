@@ -27,7 +27,7 @@ CHECK_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImages:
-    """Token maps of images (a `Source`), encoded whenever they are asked for.
+    """Token maps of images, encoded whenever they are asked for.
 
     Attributes:
         images: their pixels.
@@ -39,20 +39,8 @@ class EncodedImages:
     tokenizer: Tokenizer
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    @property
-    def labels(self) -> Tensor:
-        return self.images.labels
-
-    @property
-    def classes(self) -> list[str]:
-        return self.images.classes
-
     def __len__(self) -> int:
         return len(self.images)
-
-    def name(self, i: int) -> str:
-        """The image's file."""
-        return self.images.name(i)
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens int64 (B, L) on the tokenizer's device, and labels int64 (B,); without epochs of the centre crops."""
@@ -66,9 +54,9 @@ class EncodedImages:
         """Encode the centre crops of all images now; `label` names the progress bar."""
         batches = torch.arange(len(self)).split(ENCODED_AT_ONCE)
         tokens = [self.batch(indices_B)[0].int().cpu() for indices_B in track(batches, len(batches), label)]
-        names = [self.name(i) for i in range(len(self))]
+        names = [self.images.name(i) for i in range(len(self))]
         shard = torch.cat(tokens).numpy()[:, None]
-        return TokenSource(shards=[shard], labels=self.labels, classes=self.classes, names=names)
+        return TokenSource(shards=[shard], labels=self.images.labels, classes=self.images.classes, names=names)
 
 
 class RememberedTokens:
@@ -84,7 +72,7 @@ class RememberedTokens:
     def __init__(self, encoded: EncodedImages) -> None:
         """Remember tokens of these images, whose views must not vary."""
         self._encoded = encoded
-        self.labels, self.classes, self.name = encoded.labels, encoded.classes, encoded.name
+        self.labels, self.name = encoded.images.labels, encoded.images.name
         tokenizer = encoded.tokenizer
         self._tokenizer = f"{tokenizer.fingerprint()} {tokenizer.config.sides}".encode()
         tokens = (token_dtype(tokenizer.config.vocab_size), (tokenizer.config.schedule.length,))

@@ -90,7 +90,7 @@ def write_cache(
     contents = [source.images.fingerprint().encode() for source in sources.values()]
     settings = replace(
         settings,
-        classes=sources["train"].classes,
+        classes=sources["train"].images.classes,
         images={split: len(source) for split, source in sources.items()},
         listing=hashlib.sha256(b"".join([*listing.values(), *contents])).hexdigest(),
     )
@@ -162,8 +162,8 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     """Contents of the files with labels and names."""
     contents = {}
     for split, source in sources.items():
-        names = [os.path.relpath(source.name(i), data) for i in range(len(source))]
-        contents[f"{split}-labels.npy"] = npy(source.labels.numpy())
+        names = [os.path.relpath(source.images.name(i), data) for i in range(len(source))]
+        contents[f"{split}-labels.npy"] = npy(source.images.labels.numpy())
         contents[f"{split}-names.json"] = json.dumps(names).encode()
     return contents
 
