@@ -131,7 +131,7 @@ def test_a_shard_is_read_through_once_until_it_changes(write_shard, picture, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "samples", unused)
-        patch.setattr(shards, "decode", unused)
+        patch.setattr("mvar.data.reading.decode", unused)
         patch.setattr("mvar.data.source.decode", unused)
         assert ShardSet.scan([path]) == first
         assert len(source(path, cache_bytes=0)) == 3  # not even to find the bad ones

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from mvar.data.images.decoding import decode
 from mvar.data.images.folders import SUFFIXES
-from mvar.data.reading import mark
+from mvar.data.reading import load
 from mvar.data.shards.samples import NO_IMAGE, Classes, Label, key_of, names_found, read_classes, samples
 from mvar.data.workers import in_threads
 from mvar.files import cache_folder, write_text
@@ -35,7 +33,7 @@ class Member(NamedTuple):
     Attributes:
         offset, size: where its bytes lie in the shard.
         width, height: in pixels, upright.
-        mark: a hash of its bytes; see `mvar.data.reading.mark`.
+        mark: a hash of its bytes; see `mvar.data.reading.Loaded`.
         problem: why it cannot be used, or None.
     """
 
@@ -206,9 +204,7 @@ def _index(shard: Path, field: str) -> list[Row]:
 
 def _checked(member: Member) -> Member:
     """The member with its size in pixels, or with the reason why it cannot be used."""
-    try:
-        content = member.read()
-        width, height = decode(BytesIO(content)).size
-    except ValueError as error:
-        return member._replace(problem=str(error))
-    return member._replace(width=width, height=height, mark=mark(content))
+    loaded = load(member)
+    if isinstance(loaded, str):
+        return member._replace(problem=loaded)
+    return member._replace(width=loaded.size[0], height=loaded.size[1], mark=loaded.mark)

@@ -25,6 +25,7 @@ from torch import Tensor
 from mvar.data.images.decoding import decode
 from mvar.data.loader import Batch, Slices
 from mvar.data.order import epoch_order
+from mvar.data.reading import resized
 from mvar.data.shards.samples import Classes, Sample, key_of, samples
 from mvar.data.views import Views
 from mvar.data.workers import in_threads
@@ -108,7 +109,7 @@ class Stream:
         except ValueError as error:
             return f"data: {name!r} cannot be used: {error}"
         index = self._numbers.index(sample.label, f"data: {name!r}") if self.classes else 0
-        return StreamedImage(name, index, self.views.resized(image))
+        return StreamedImage(name, index, resized(image, self.views.cover))
 
 
 class StreamLoader:

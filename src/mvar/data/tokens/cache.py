@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.augment import Augmentation, ResizeFactor, ordered
 from mvar.data.order import evenly_spaced
 from mvar.files import file_sha256
 from mvar.progress import track
 from mvar.scales import ScaleSchedule, Sides, VocabSize
-from mvar.settings import Count, Many, Seed, Whole, settings
+from mvar.settings import Augmentation, Count, Many, ResizeFactor, Seed, Whole, ordered, settings
 from mvar.text import some
 
 FORMAT, VERSION = "mvar-tokens", 2

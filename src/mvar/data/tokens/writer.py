@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mvar.data.augment import vary
 from mvar.data.shards.stream import Stream
 from mvar.data.splits import open_splits
 from mvar.data.tokens.cache import (
@@ -123,7 +122,7 @@ def _what_is_there(
 ) -> tuple[CacheSettings | None, dict[str, Checksum]]:
     """Settings and files of a cache that was started with these settings; None and nothing where there is none."""
     named = f"out = {str(folder)!r}"
-    if not vary(settings.resize_factor, settings.augment) and settings.views > 1:
+    if settings.views > 1 and settings.resize_factor == 1 and not settings.augment:
         fix = "give 1, or augment, or resize_factor above 1"
         raise ValueError(f"views = {settings.views}: all are the same where nothing is cropped or augmented; {fix}")
     if folder.resolve().is_relative_to(Path(data).resolve()):
