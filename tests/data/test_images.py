@@ -106,7 +106,7 @@ def test_worker_processes_read_the_same(messy, monkeypatch):
         reports.append([str(warning.message) for warning in caught])
     threads, processes = sources
     assert reports[0] == reports[1]
-    assert (threads.paths, threads.marks, threads.bad) == (processes.paths, processes.marks, processes.bad)
+    assert (threads.paths, threads.marks) == (processes.paths, processes.marks)
     assert torch.equal(threads.labels, processes.labels)
     assert all(map(np.array_equal, threads.cache, processes.cache))
     assert len(processes.cache) == 8

@@ -48,7 +48,6 @@ class PixelSource:
     Attributes:
         paths: the readable images, files or members of shards.
         views: what `batch` returns of each image.
-        bad: images that were left out, with the reason.
         marks: a hash of each image's file.
         cache: uint8 (H, W, 3) of every image before cropping, or None where they did not fit.
     """
@@ -57,7 +56,6 @@ class PixelSource:
     labels: Tensor
     classes: list[str]
     views: Views
-    bad: list[tuple[Path | Member, str]]
     marks: list[str]
     cache: list[np.ndarray] | None
 
@@ -90,7 +88,7 @@ class PixelSource:
         fits = len(paths) * 3 * math.prod(views.cover) <= cache_bytes
         found: Iterator[Loaded | str]
         if isinstance(index, ShardSet) and not fits:
-            found = map(_indexed, index.paths)
+            found = (one.problem or Loaded(one.mark, (one.width, one.height)) for one in index.paths)
         else:
             found = in_processes(partial(load, cover=views.cover if fits else None), paths)
         (h, w), cache = image_shape, list[np.ndarray]() if fits else None
@@ -116,10 +114,8 @@ class PixelSource:
             text = f"{small} of {len(good)} images in {str(index.root)!r} are smaller than {w}x{h} pixels"
             warnings.warn(f"{text}; they are enlarged", stacklevel=2)
         labels = torch.tensor([index.labels[i] for i in good])
-        good_paths = [paths[i] for i in good]
-        return cls(
-            paths=good_paths, labels=labels, classes=index.classes, views=views, bad=bad, marks=marks, cache=cache
-        )
+        used_paths = [paths[i] for i in good]
+        return cls(paths=used_paths, labels=labels, classes=index.classes, views=views, marks=marks, cache=cache)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -146,8 +142,7 @@ class PixelSource:
 
     def fingerprint(self) -> str:
         """A hash of the files and labels of all images in their order: what decides a run besides its settings."""
-        rows = zip(self.marks, self.labels.tolist(), strict=True)
-        listing = "".join(f"{mark} {label}\n" for mark, label in rows)
+        listing = "".join(f"{mark} {label}\n" for mark, label in zip(self.marks, self.labels.tolist(), strict=True))
         return f"files {hashlib.sha256(listing.encode()).hexdigest()}"
 
     def name(self, i: int) -> str:
@@ -170,8 +165,3 @@ class PixelSource:
             return resized(decode(BytesIO(contents(self.paths[i]))), self.views.cover)
         except ValueError as error:
             raise ValueError(f"data: {self.name(i)!r} was readable before and is not now: {error}") from error
-
-
-def _indexed(member: Member) -> Loaded | str:
-    """What a shard's index knows of an image."""
-    return member.problem or Loaded(member.mark, (member.width, member.height))
