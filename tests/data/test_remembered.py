@@ -57,7 +57,7 @@ def remembered(folder, tokenizer, tmp_path):
 
 
 def expected(remembered, numbers):
-    return torch.cat([remembered._encoded.batch([i])[0] for i in numbers])
+    return torch.cat([remembered._encoded.tokens([i]) for i in numbers])
 
 
 @pytest.mark.parametrize("batch_size", [3, 12])

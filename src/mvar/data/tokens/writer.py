@@ -90,7 +90,7 @@ def write_cache(
     settings = replace(
         settings,
         classes=sources["train"].images.classes,
-        images={split: len(source) for split, source in sources.items()},
+        images={split: len(source.images) for split, source in sources.items()},
         listing=hashlib.sha256(b"".join([*listing.values(), *contents])).hexdigest(),
     )
     if before and before.listing != settings.listing:
@@ -161,7 +161,7 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     """Contents of the files with labels and names."""
     contents = {}
     for split, source in sources.items():
-        names = [os.path.relpath(source.images.name(i), data) for i in range(len(source))]
+        names = [os.path.relpath(source.images.name(i), data) for i in range(len(source.images))]
         contents[f"{split}-labels.npy"] = npy(source.images.labels.numpy())
         contents[f"{split}-names.json"] = json.dumps(names).encode()
     return contents
@@ -207,5 +207,5 @@ def _tokens(shard: Shard, settings: CacheSettings, source: EncodedImages) -> np.
     for indices_B in track(batches, len(batches), shard.name):
         for view in range(tokens.shape[1]):
             epochs_B = torch.full_like(indices_B, view) if shard.split == "train" else None
-            tokens[indices_B - shard.start, view] = source.batch(indices_B, epochs_B)[0].cpu()
+            tokens[indices_B - shard.start, view] = source.tokens(indices_B, epochs_B).cpu()
     return tokens
