@@ -23,8 +23,7 @@ def stream(three_shards):
     def make(resize_factor=1.5, seed=1, augment=(), **changes):
         urls = [f"pipe:cat {Path(three_shards).parent}/train-{i}.tar" for i in range(3)]
         views = Views(image_shape=(8, 8), resize_factor=resize_factor, augment=augment, seed=seed)
-        options = {"classes": list("0123"), "views": views, "on_bad_image": "skip"}
-        return Stream(**{"urls": urls, "seed": seed, **options, **changes})
+        return Stream(**{"urls": urls, "classes": list("0123"), "views": views, **changes})
 
     return make
 

@@ -43,21 +43,21 @@ class StreamedImage(NamedTuple):
     pixels_HW3: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stream:
     """Shards to be streamed, and what becomes of their images.
 
     Attributes:
         urls: of each shard, http(s)://... or pipe:COMMAND.
         classes: class names that the labels refer to; without any, labels are not read.
-        views: what training sees of an image; its position in training takes the place of the index.
+        views: what training sees of an image; its position in training takes the place of the index. Their seed also
+            shuffles the shards and the images in each.
     """
 
     urls: list[str]
     classes: list[str]
     views: Views
-    on_bad_image: Literal["skip", "error"]
-    seed: int
+    on_bad_image: Literal["skip", "error"] = "skip"
 
     @cached_property
     def _numbers(self) -> Classes:
@@ -83,9 +83,9 @@ class Stream:
             ValueError: the shard cannot be read or holds no readable image, a label is no class, or, with
                 `on_bad_image` "error", an image cannot be used.
         """
-        epoch, i = divmod(place, len(self.urls))
-        url = self.urls[epoch_order(len(self.urls), self.seed, epoch)[i]]
-        shuffle = webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{self.seed} {place}"))
+        seed, (epoch, i) = self.views.seed, divmod(place, len(self.urls))
+        url = self.urls[epoch_order(len(self.urls), seed, epoch)[i]]
+        shuffle = webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{seed} {place}"))
         load, mixed = partial(self._load, url), shuffle(_samples(url))
         good = 0
         for loaded in map(load, mixed) if threads == 0 else in_threads(load, mixed, threads):
