@@ -1,5 +1,6 @@
 import threading
 import time
+from contextlib import ExitStack, closing
 
 import pytest
 import torch
@@ -38,15 +39,8 @@ def step_rows(n, batch_size, seed, step):
 @pytest.fixture
 def loader():
     """Loaders that are closed in the end."""
-    made = []
-
-    def make(*arguments, **options):
-        made.append(Loader(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(closing(Loader(*arguments)))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -66,7 +60,7 @@ def test_slices_of_all_ranks_and_parts_make_the_batch(loader, workers, ranks, pa
 
 def test_the_next_slices_are_read_ahead_and_no_more(loader):
     source = Numbers(1000)
-    ahead = loader(source, Slices(10), 0)
+    ahead = loader(source, Slices(10), 0, 2)
     ahead.batch(0)
     for _ in range(500):
         if len(source.read) == 3:

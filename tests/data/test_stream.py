@@ -2,6 +2,7 @@ import re
 import shutil
 import sys
 import threading
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -31,15 +32,12 @@ def stream(three_shards):
 @pytest.fixture
 def loader():
     """Stream loaders that are closed in the end."""
-    made = []
+    with ExitStack() as stack:
 
-    def make(stream, batch_size, workers=2, **place):
-        made.append(StreamLoader(stream, Slices(batch_size, **place), workers))
-        return made[-1]
+        def make(stream, batch_size, workers=2, **place):
+            return stack.enter_context(closing(StreamLoader(stream, Slices(batch_size, **place), workers)))
 
-    yield make
-    for one in made:
-        one.close()
+        yield make
 
 
 def flat(lists):
@@ -182,11 +180,9 @@ def test_shards_come_from_a_server(three_shards):
         try:
             url = f"http://127.0.0.1:{server.server_port}/train-{{0..2}}.tar"
             train, _ = open_splits(url, (8, 8), val_data=three_shards)
-            batches = open_loader(train, Slices(24), 0)
-            batch = batches.batch(0)
-            assert sorted(name[-3:] for name in batches.names(0)) == [f"{i:03d}" for i in range(24)]
-            assert sorted(batch.labels_B.tolist()) == sorted([0, 1, 2, 3] * 6)
-            batches.close()
+            with closing(open_loader(train, Slices(24), 0)) as batches:
+                assert sorted(batches.batch(0).labels_B.tolist()) == sorted([0, 1, 2, 3] * 6)
+                assert sorted(name[-3:] for name in batches.names(0)) == [f"{i:03d}" for i in range(24)]
             missing = f"http://127.0.0.1:{server.server_port}/train-9.tar"
             with pytest.raises(ValueError, match=f"^data = '{missing}': .* check that it can be fetched"):
                 next(replace(train, urls=[missing]).shard(0))
