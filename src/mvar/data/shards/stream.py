@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from itertools import chain, count, islice
@@ -59,10 +59,6 @@ class Stream:
     views: Views
     on_bad_image: Literal["skip", "error"] = "skip"
 
-    @cached_property
-    def _numbers(self) -> Classes:
-        return Classes(self.classes)
-
     def fingerprint(self) -> str:
         """A hash of where the shards come from; their content is not known in advance."""
         return f"shards {sha256(chr(10).join(self.urls).encode()).hexdigest()}"
@@ -86,7 +82,7 @@ class Stream:
         seed, (epoch, i) = self.views.seed, divmod(place, len(self.urls))
         url = self.urls[epoch_order(len(self.urls), seed, epoch)[i]]
         shuffle = webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{seed} {place}"))
-        load, mixed = partial(self._load, url), shuffle(_samples(url))
+        load, mixed = partial(self._load, url, Classes(self.classes)), shuffle(_samples(url))
         good = 0
         for loaded in map(load, mixed) if threads == 0 else in_threads(load, mixed, threads):
             if isinstance(loaded, StreamedImage):
@@ -99,7 +95,7 @@ class Stream:
         if not good:
             raise ValueError(f"data = {url!r}: holds no readable image; take this shard out")
 
-    def _load(self, url: str, sample: Sample) -> StreamedImage | str:
+    def _load(self, url: str, classes: Classes, sample: Sample) -> StreamedImage | str:
         """The image of a sample, or why it cannot be used."""
         name = f"{url}/{key_of(sample.name)}"
         try:
@@ -108,7 +104,7 @@ class Stream:
             image = decode(BytesIO(sample.content))
         except ValueError as error:
             return f"data: {name!r} cannot be used: {error}"
-        index = self._numbers.index(sample.label, f"data: {name!r}") if self.classes else 0
+        index = classes.index(sample.label, f"data: {name!r}") if self.classes else 0
         return StreamedImage(name, index, resized(image, self.views.cover))
 
 
