@@ -28,13 +28,11 @@ from mvar.data.tokens.cache import (
     SPLITS,
     UNFINISHED,
     CacheSettings,
-    Checksum,
     Shard,
+    TokenCache,
     checksum,
-    damaged,
     is_cache,
     npy,
-    read_settings,
     token_dtype,
     written_settings,
 )
@@ -79,8 +77,9 @@ def write_cache(
         **options,
     )
     folder = Path(out)
-    before, files = _what_is_there(folder, settings, data)
-    if before and files and not (folder / UNFINISHED).exists() and not damaged(folder, files):
+    before = _what_is_there(folder, settings, data)
+    files = before.files if before else {}
+    if before and files and not (folder / UNFINISHED).exists() and not before.damaged():
         return False
 
     writable_folder(folder, "out")
@@ -93,8 +92,8 @@ def write_cache(
         images={split: len(source.images) for split, source in sources.items()},
         listing=hashlib.sha256(b"".join([*listing.values(), *contents])).hexdigest(),
     )
-    if before and before.listing != settings.listing:
-        now, then = (" + ".join(map(str, made.images.values())) for made in (settings, before))
+    if before and before.settings.listing != settings.listing:
+        now, then = (" + ".join(map(str, made.images.values())) for made in (settings, before.settings))
         raise ValueError(
             f"data = {data!r}: has {now} images, other ones than the cache {out!r} was started with ({then}); "
             "restore them, or give a new folder as out"
@@ -117,10 +116,8 @@ def write_cache(
     return True
 
 
-def _what_is_there(
-    folder: Path, settings: CacheSettings, data: str
-) -> tuple[CacheSettings | None, dict[str, Checksum]]:
-    """Settings and files of a cache that was started with these settings; None and nothing where there is none."""
+def _what_is_there(folder: Path, settings: CacheSettings, data: str) -> TokenCache | None:
+    """The cache that was started with these settings; None where there is none."""
     named = f"out = {str(folder)!r}"
     if settings.views > 1 and settings.resize_factor == 1 and not settings.augment:
         fix = "give 1, or augment, or resize_factor above 1"
@@ -128,12 +125,12 @@ def _what_is_there(
     if folder.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"{named}: lies inside data; name another")
     if is_cache(folder):
-        before, files = read_settings(folder, named)
-        check_same(asdict(before), asdict(settings), "out", folder, FROM_IMAGES)
-        return before, files
+        before = TokenCache.read(folder, named)
+        check_same(asdict(before.settings), asdict(settings), "out", folder, FROM_IMAGES)
+        return before
     if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
         raise ValueError(f"{named}: already exists and is neither an empty folder nor a token cache; give a new name")
-    return None, {}
+    return None
 
 
 def _sources(
