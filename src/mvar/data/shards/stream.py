@@ -7,9 +7,7 @@ in. Shapes: B images of one slice, H W an image's own size after resizing, h w t
 import random
 import sys
 import warnings
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -84,7 +82,7 @@ class Stream:
         shuffle = webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{seed} {place}"))
         load, mixed = partial(self._load, url, Classes(self.classes)), shuffle(_samples(url))
         good = 0
-        for loaded in map(load, mixed) if threads == 0 else in_threads(load, mixed, threads):
+        for loaded in in_threads(load, mixed, threads):
             if isinstance(loaded, StreamedImage):
                 good += 1
                 yield loaded
@@ -117,18 +115,12 @@ class StreamLoader:
     def __init__(self, stream: Stream, slices: Slices, workers: int = 2) -> None:
         """`workers` threads decode, and one more reads; 0 does both on demand. Results do not depend on it."""
         self.stream, self.slices, self.workers = stream, slices, workers
-        self._reader = ThreadPoolExecutor(1) if workers else None
         self._step, self._names = -1, list[str]()  # of the last step that was asked for
         self._start(0)
 
     def batch(self, step: int, micro_batch: int = 0) -> Batch:
         """The next images of the stream, whichever step asks; their positions are those of this slice."""
-        if self._reader is None:
-            images, self._turn = self._read()
-        else:
-            while len(self._ahead) <= SLICES_AHEAD:
-                self._ahead.append(self._reader.submit(self._read))
-            images, self._turn = self._ahead.popleft().result()
+        images, self._turn = next(self._slices)
         if step != self._step:
             self._step, self._names = step, []
         self._names += [image.name for image in images]
@@ -148,7 +140,7 @@ class StreamLoader:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Resume at the beginning of the first unfinished shard, on any number of ranks; prints which one."""
-        self._stop()
+        self.close()
         self._start(state["shards"] // self.slices.ranks)
         epoch, shard = divmod(self._turn * self.slices.ranks, len(self.stream.urls))
         print(
@@ -159,21 +151,15 @@ class StreamLoader:
 
     def close(self) -> None:
         """End the threads and the stream, and drop what was read ahead."""
-        self._stop()
-        if self._reader is not None:
-            self._reader.shutdown()
+        self._slices.close()  # waits for the slice that is being read
+        self._images.close()
 
     def _start(self, turn: int) -> None:
         self._turn = turn  # shards that this rank has finished
-        self._ahead: deque[Future[tuple[list[StreamedImage], int]]] = deque()
         self._images = self._endless(turn)
         self._next: tuple[int, StreamedImage] | None = None
-
-    def _stop(self) -> None:
-        for future in self._ahead:
-            if not future.cancel():
-                future.exception()  # waits for the slice that is being read
-        self._images.close()
+        self._slices: Generator[tuple[list[StreamedImage], int], None, None]
+        self._slices = in_threads(self._read, count(), min(self.workers, 1), SLICES_AHEAD)
 
     def _endless(self, turn: int) -> Generator[tuple[int, StreamedImage], None, None]:
         """This rank's images with the turn of their shard."""
@@ -181,7 +167,7 @@ class StreamLoader:
             for image in self.stream.shard(now * self.slices.ranks + self.slices.rank, self.workers):
                 yield now, image
 
-    def _read(self) -> tuple[list[StreamedImage], int]:
+    def _read(self, _: int) -> tuple[list[StreamedImage], int]:
         """The next slice, and the turn of the image after it."""
         taken = [self._next or next(self._images), *islice(self._images, self.slices.size)]
         self._next = taken.pop()
