@@ -52,8 +52,7 @@ class EncodedImages:
         images = self.images
         batches = torch.arange(len(images)).split(ENCODED_AT_ONCE)
         tokens = [self.tokens(indices_B).int().cpu() for indices_B in track(batches, len(batches), label)]
-        names = [images.name(i) for i in range(len(images))]
-        shard = torch.cat(tokens).numpy()[:, None]
+        names, shard = [str(path) for path in images.paths], torch.cat(tokens).numpy()[:, None]
         return TokenSource(shards=[shard], labels=images.labels, classes=images.classes, names=names)
 
 

@@ -158,7 +158,7 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     """Contents of the files with labels and names."""
     contents = {}
     for split, source in sources.items():
-        names = [os.path.relpath(source.images.name(i), data) for i in range(len(source.images))]
+        names = [os.path.relpath(path, data) for path in source.images.paths]
         contents[f"{split}-labels.npy"] = npy(source.images.labels.numpy())
         contents[f"{split}-names.json"] = json.dumps(names).encode()
     return contents
