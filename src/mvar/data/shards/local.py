@@ -15,9 +15,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from mvar.data.images.folders import SUFFIXES
+from mvar.data.images.folders import SUFFIXES, natural
 from mvar.data.reading import load
-from mvar.data.shards.samples import NO_IMAGE, Classes, Label, key_of, names_found, read_classes, samples
+from mvar.data.shards.samples import CLASS_FILES, NO_IMAGE, Classes, Label, key_of, read_classes, samples
 from mvar.data.workers import in_threads
 from mvar.files import cache_folder, write_text
 from mvar.progress import track
@@ -110,7 +110,7 @@ class ShardSet:
             members = _of_classes(members, classes, named)
         names = own if classes is None else classes
         if names is None:
-            names = names_found([(member, member.label) for member in members if member.problem is None], field)
+            names = _names_found([member for member in members if member.problem is None], field)
         if len(names) < 2:
             return cls(root, members, [0] * len(members), [])
         index = Classes(names).index
@@ -167,6 +167,29 @@ def _of_classes(members: list[Member], classes: Sequence[str], named: str) -> li
         number = counted(len(members) - len(left), "image")
         warnings.warn(f"{named}: leaves out {number} of classes that the training images lack: {unknown}", stacklevel=3)
     return left
+
+
+def _names_found(members: Sequence[Member], field: str) -> list[str]:
+    """The class names of images without a list: the names in natural order, or the numbers from 0.
+
+    Raises ValueError for labels of several kinds, or a number that makes more empty classes than there are images.
+    """
+    first = dict[Label, Member]()
+    for member in members:
+        first.setdefault(member.label, member)
+    kinds = {type(label): label for label in first}
+    if len(kinds) > 1:
+        said = " and ".join(f"{str(first[label])!r} has {label!r}" for label in kinds.values())
+        raise ValueError(f"{field}: each image needs a label, all a number or all a name: {said}; fix the shards")
+    if int not in kinds:
+        return sorted((label for label in first if isinstance(label, str)), key=natural)
+    most = max(label for label in first if isinstance(label, int))
+    if most + 1 - len(first) > len(members):
+        raise ValueError(
+            f"{field}: {str(first[most])!r} has label {most}, far more than the {counted(len(members), 'image')}; "
+            f"fix it, or list all classes in {CLASS_FILES[0]}"
+        )
+    return [str(i) for i in range(most + 1)]
 
 
 # --- the index of one shard ---
