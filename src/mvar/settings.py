@@ -14,9 +14,9 @@ once, a line each: "field = value: what is wrong; how to fix it".
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError, validate_call
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -114,6 +114,8 @@ Places = Annotated[int | list[int], Whole(0, 63)]
 Pixels = Annotated[list[int], Whole(0, 1_000_000)]
 Size = Annotated[int, Whole(8, 1024)]  # of a square image
 Feather = Annotated[int, Whole(0, 100_000)]
+ResizeFactor = Annotated[float, Real(1, 4)]  # size of an image before it is cropped over the size after it
+Augmentation = Literal["shift", "scale", "flip"]  # what else changes in each epoch; see mvar.data.views
 Share = Annotated[float, Real(0, 1)]
 PartialShare = Annotated[float, Real(0, 1, open=")")]
 Weight = Annotated[float, Real(0)]
@@ -226,6 +228,11 @@ def raise_problems(problems: Iterable[str]) -> None:
     """Raise one ValueError that lists every problem on its own line; do nothing when there are none."""
     if lines := list(problems):
         raise ValueError("\n".join(lines))
+
+
+def ordered(augment: Sequence[Augmentation]) -> tuple[Augmentation, ...]:
+    """Each augmentation once, in a fixed order."""
+    return tuple(part for part in get_args(Augmentation) if part in augment)
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

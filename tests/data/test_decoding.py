@@ -82,17 +82,6 @@ def test_a_profile_that_does_not_serve_counts_as_srgb(profiles):
     assert (rgb(saved(plain(100, "L"), "PNG", icc_profile=p3)) == 100).all()
 
 
-def test_a_profile_may_be_spread_over_a_jpeg(profiles):
-    image = saved(plain(RED), "JPEG")
-    parts = [
-        segment(0xE2, b"ICC_PROFILE\0" + bytes((i + 1, 3)) + profiles["p3"][150 * i : 150 * (i + 1)]) for i in range(3)
-    ]
-    expected = rgb(saved(plain(RED), "JPEG", icc_profile=profiles["p3"]))
-    for order in ((0, 1, 2), (2, 0, 1)):
-        np.testing.assert_array_equal(rgb(image[:2] + b"".join(parts[i] for i in order) + image[2:]), expected)
-    assert np.abs(rgb(image[:2] + parts[0] + parts[2] + image[2:]) - RED).max() <= 2
-
-
 # --- transparency ---
 
 

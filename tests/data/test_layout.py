@@ -104,15 +104,38 @@ CLASSES = {
     "spaces": ["cat/0.png", "cat /1.png", " dog/0.png", "dog\ufeff/1.png"],
     "hidden links": ["cat/0.png", "cat/more -> ../.store", ".store/1.png", "dog/0.png", "dog/1.png"],
     "links in circles": [*of(".", 2), "cat/a -> .", "cat/b -> ../..", "dog/a -> ../dog"],
-    "link to a folder": ["cat -> store", ".s/0.png", "store -> .s", "cat2/0.png"],
 }
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_folders_that_are_classes(lay, name):
     found = ImageFolder.scan(lay(*CLASSES[name]))
-    expected = (["cat", "cat2", "store"], [0, 1, 2]) if "link to" in name else (["cat", "dog"], [0, 0, 1, 1])
-    assert (found.classes, found.labels) == expected
+    assert (found.classes, found.labels) == (["cat", "dog"], [0, 0, 1, 1])
+
+
+OTHER_CLASSES = [
+    (["cat -> store", ".s/0.png", "store -> .s", "cat2/0.png"], ["cat", "cat2", "store"]),
+    ([*(f"{name}/0.png" for name in ("\u00e9", "z", "B", "a"))], ["a", "B", "z", "\u00e9"]),
+    ([*(f"{name}/0.png" for name in ("e\u0301", "z", "B", "a"))], ["a", "B", "z", "\u00e9"]),
+    (["b.png", "a.png"], []),
+    (["only class/b.png", "only class/a.png"], []),
+]
+
+
+@pytest.mark.parametrize(("names", "classes"), OTHER_CLASSES)
+def test_classes_are_sorted_and_one_is_none(lay, names, classes):
+    found = ImageFolder.scan(lay(*names))
+    assert (found.classes, found.labels) == (classes, list(range(len(classes))) or [0, 0])
+    assert classes or [path.name for path in found.paths] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("others", [["dog"], []])
+def test_a_folder_that_may_be_either_of_two_classes_is_refused(lay, others):
+    root, classes = lay("CAT/1.png", *(f"{name}/1.png" for name in others)), ["cat", "Cat", "dog"]
+    with pytest.raises(ValueError, match=r"': the class CAT may be cat or Cat of the training images; rename the fold"):
+        ImageFolder.scan(root, classes=classes)
+    (root / "CAT").rename(root / "Cat")
+    assert ImageFolder.scan(root, classes=classes).labels == [1, *[2 for _ in others]]
 
 
 def test_folders_of_the_same_names_in_each_class_belong_to_it(lay, recwarn):
@@ -151,6 +174,8 @@ REFUSED = {
     ],
     "the folder ' ' has nothing but spaces for a name; rename it": [" /0.png", "cat/0.png"],
     "holds no images but 3 files of other kinds (2 .gif, 1 without suffix); put": ["a/0.gif", "b/0.GIF", "b/c"],
+    "holds no images; put .png .jpg .jpeg .jpe .jfif .webp files": ["empty/"],
+    "holds 1 image beside 1 class folder; move them": ["0.png", "class/0.png"],
 }
 
 
@@ -165,6 +190,7 @@ def test_folders_that_are_no_classes(lay, message):
 
 
 ONE_LINE = {
+    "d': leaves no validation images out of 1 readable image; add images": ["0.png"],
     "d/val': holds no images": [*of("train", 1), "val/"],
     "d': has validation images only (D/val); give those as data": [*of("val", 1), "train -> nowhere"],
     "d': has several folders for one part, trainA/, trainB/; move all but one away": [
@@ -195,9 +221,10 @@ def test_a_class_may_be_called_train(lay):
 
 def test_images_of_other_kinds_are_counted_in_one_warning(lay, recwarn):
     other = ["cat/a.gif", "cat/b.GIF", "dog/c.tiff", "dog/d.jpg_large", "dog/e -> gone"]
-    root = lay(*of(".", 1), *other, "dog/f.txt", "LICENSE")
+    root = lay(*of(".", 1), *other, "dog/f.txt", "LICENSE", "empty/")
     assert len(ImageFolder.scan(root).paths) == 2
-    (warning,) = recwarn
+    warning, empty = recwarn
+    assert str(empty.message).endswith("folders without images are no classes: empty")
     said = re.search(r"ignores 5 files of other kinds \((.*)\); convert what you need to PNG$", str(warning.message))
     assert sorted(said[1].split(", ")) == ["1 .jpg_large", "1 .tiff", "1 broken link", "2 .gif"]
 
@@ -226,8 +253,13 @@ def test_a_folder_that_cannot_be_listed_is_named(lay, monkeypatch):
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(ValueError, match=r"^data = '.*d': '.*/dog/deep' cannot be listed \(Permission denied\); give"):
         ImageFolder.scan(root)
-    with pytest.raises(ValueError, match=r"cannot be listed \(File name too long\)"):
-        open_splits("d" * 300, (8, 8))
+    for name, problem in {
+        "d" * 300: r"'d*' cannot be listed \(File name too long\); give",
+        str(root / "missing"): "does not exist; give a folder",
+        str(root / "cat" / "0.png"): "is a file; give a folder",
+    }.items():
+        with pytest.raises(ValueError, match=f"^data = '{name}': {problem}"):
+            open_splits(name, (8, 8))
 
 
 # --- classes of training and validation ---

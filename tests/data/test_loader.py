@@ -1,10 +1,11 @@
 import threading
 import time
+from contextlib import ExitStack, closing
 
 import pytest
 import torch
 
-from mvar.data.loader import Loader
+from mvar.data.loader import Loader, Slices
 from mvar.data.order import batch_indices
 
 
@@ -38,24 +39,15 @@ def step_rows(n, batch_size, seed, step):
 @pytest.fixture
 def loader():
     """Loaders that are closed in the end."""
-    made = []
-
-    def make(*arguments, **options):
-        made.append(Loader(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(closing(Loader(*arguments)))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (2, 3)])
 def test_slices_of_all_ranks_and_parts_make_the_batch(loader, workers, ranks, parts):
     source = Numbers()
-    loaders = [
-        loader(source, 12, 5, rank=rank, ranks=ranks, micro_batches=parts, workers=workers) for rank in range(ranks)
-    ]
+    loaders = [loader(source, Slices(12, rank, ranks, parts), 5, workers) for rank in range(ranks)]
     for step in (0, 1, 2, 7, 3, 3, 4):  # in order, ahead, back, again
         got = [one.batch(step, part) for one in loaders for part in range(parts)]
         assert {len(batch.rows) for batch in got} == {12 // (ranks * parts)}
@@ -68,7 +60,7 @@ def test_slices_of_all_ranks_and_parts_make_the_batch(loader, workers, ranks, pa
 
 def test_the_next_slices_are_read_ahead_and_no_more(loader):
     source = Numbers(1000)
-    ahead = loader(source, 10, 0, workers=2)
+    ahead = loader(source, Slices(10), 0, 2)
     ahead.batch(0)
     for _ in range(500):
         if len(source.read) == 3:
@@ -88,7 +80,7 @@ def test_the_next_slices_are_read_ahead_and_no_more(loader):
 def test_an_error_of_a_worker_comes_out_of_its_own_step(loader):
     n, size = 40, 4
     broken = int(batch_indices(n, size, 0, 2)[0][1])
-    failing = loader(Numbers(n, broken), size, 0, workers=2)
+    failing = loader(Numbers(n, broken), Slices(size), 0)
     for step in (0, 1):
         failing.batch(step)
     with pytest.raises(ValueError, match=f"image {broken} is broken"):
@@ -100,6 +92,6 @@ def test_an_error_of_a_worker_comes_out_of_its_own_step(loader):
 def test_a_batch_that_cannot_be_divided_is_refused():
     said = r"batch_size = 8: does not divide into ranks \* micro-batches = 2 \* 3 equal slices; give a multiple of 6"
     with pytest.raises(ValueError, match=said):
-        Loader(Numbers(), 8, 0, ranks=2, micro_batches=3)
+        Slices(8, ranks=2, micro_batches=3)
     with pytest.raises(ValueError, match=r"rank = 2: must lie in \[0, 2\)"):
-        Loader(Numbers(), 8, 0, rank=2, ranks=2)
+        Slices(8, rank=2, ranks=2)

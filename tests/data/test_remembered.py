@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mvar.data.images.folders import ImageFolder
-from mvar.data.loader import Loader
+from mvar.data.loader import Loader, Slices
 from mvar.data.source import PixelSource
 from mvar.data.tokens.encoded import EncodedImages, RememberedTokens
 from mvar.model import load
@@ -57,13 +57,13 @@ def remembered(folder, tokenizer, tmp_path):
 
 
 def expected(remembered, numbers):
-    return torch.cat([remembered._encoded.batch([i])[0] for i in numbers])
+    return torch.cat([remembered._encoded.tokens([i]) for i in numbers])
 
 
 @pytest.mark.parametrize("batch_size", [3, 12])
 def test_an_image_is_encoded_when_it_first_comes_up_and_once(remembered, counted, batch_size):
     source = remembered(None)
-    loader = Loader(source, batch_size, 0, workers=2)
+    loader = Loader(source, Slices(batch_size), 0)
     for step in range(-(-3 * N // batch_size)):
         rows, labels, _ = loader.batch(step)
         tokens = source.tokens(rows)

@@ -115,7 +115,7 @@ def test_codes_beyond_sixteen_bits(data, tmp_path):
     write_cache(str(data), str(tmp_path / "c"), large, batch_size=4)
     (train, _), (images, _) = TokenCache.open(tmp_path / "c").splits(), open_splits(data, (8, 8), resize_factor=1.0)
     tokens = train.batch(range(7))[0]
-    assert torch.equal(tokens, EncodedImages(images=images, tokenizer=large).batch(range(7))[0])
+    assert torch.equal(tokens, EncodedImages(images=images, tokenizer=large).tokens(range(7)))
     assert tokens.min() >= 2**16
 
 
@@ -124,16 +124,16 @@ import os, signal, sys
 from mvar.cli import main
 from mvar.data.tokens.encoded import EncodedImages
 
-batch, calls = EncodedImages.batch, 0
+tokens, calls = EncodedImages.tokens, 0
 
 def killing(self, *args):
     global calls
     calls += 1
     if calls == 2 * 3 + 3 + 2:  # two images of three views are a shard: in the middle of the second one
         os.kill(os.getpid(), signal.SIGKILL)
-    return batch(self, *args)
+    return tokens(self, *args)
 
-EncodedImages.batch = killing
+EncodedImages.tokens = killing
 main(sys.argv[1:])
 """
 

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mvar.data.augment import Augmentation, ResizeFactor, vary
 from mvar.data.sets.fetching import VERSION
 from mvar.generator.config import GeneratorConfig
 from mvar.options.fields import flat
 from mvar.options.values import NULL
-from mvar.settings import Count, Many, Seed, Size, Whole
+from mvar.settings import Augmentation, Count, Many, ResizeFactor, Seed, Size, Whole
 from mvar.text import counted
 from mvar.training.config import (
     GENERATOR_PRESETS,
@@ -131,7 +130,7 @@ def tokenize(
         data,
         out,
         load_tokenizer(tokenizer, device or own_gpu()),
-        views=views if views is not None else 4 if vary(resize_factor, augment) else 1,
+        views=views if views is not None else 4 if augment or resize_factor != 1 else 1,
         resize_factor=resize_factor,
         augment=augment,
         shard_images=shard_images,

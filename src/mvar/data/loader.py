@@ -3,33 +3,26 @@
 Shapes: B images of one slice, which is what one rank sees in one micro-batch of an optimizer step.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mvar.data.order import batch_indices
+from mvar.data.workers import in_threads
 
 
 class Source(Protocol):
     """Images or token maps, by their index."""
 
-    @property
-    def labels(self) -> Tensor:
-        """Class indices, int64 (n,); zeros where there are no classes."""
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names; empty for a set without classes."""
-
     def __len__(self) -> int:
         """Number of images."""
 
     def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows and labels int64 (B,); see `Batch`.
+        """Rows and class indices int64 (B,), zeros where there are no classes; see `Batch`.
 
         Args:
             epochs_B: the epoch of each image, which decides its augmentation; None: no augmentation.
@@ -58,14 +51,18 @@ class Batch(NamedTuple):
 class Slices:
     """One rank's slices of a batch: consecutive, of equal size, one for each micro-batch.
 
+    Attributes:
+        batch_size: images per optimizer step across all ranks.
+        micro_batches: gradient accumulation steps.
+
     Raises:
         ValueError: the batch does not divide evenly, or there is no such rank.
     """
 
     batch_size: int
-    rank: int
-    ranks: int
-    micro_batches: int
+    rank: int = 0
+    ranks: int = 1
+    micro_batches: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -96,29 +93,11 @@ class Slices:
 class Loader:
     """The slices of one rank, in the order of `mvar.data.order`: a pure function of (seed, step, micro-batch)."""
 
-    def __init__(
-        self,
-        source: Source,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        ranks: int = 1,
-        micro_batches: int = 1,
-        workers: int = 2,
-    ) -> None:
-        """Args:
-            batch_size: images per optimizer step across all ranks.
-            micro_batches: gradient accumulation steps.
-            workers: threads that read ahead, one slice each; 0 reads on demand. Results do not depend on it.
-
-        Raises:
-            ValueError: batch_size does not divide by ranks * micro_batches, or there is no such rank.
-        """
-        self.source, self.seed, self.workers = source, seed, workers
-        self.slices = Slices(batch_size, rank, ranks, micro_batches)
-        self._pool = ThreadPoolExecutor(workers) if workers else None
-        self._ahead: dict[int, Future[Batch]] = {}  # by step * micro_batches + micro_batch, without gaps
+    def __init__(self, source: Source, slices: Slices, seed: int, workers: int = 2) -> None:
+        """`workers` threads read ahead, one slice each; 0 reads on demand. Results do not depend on it."""
+        self.source, self.slices, self.seed, self.workers = source, slices, seed, workers
+        self._next = 0  # step * micro_batches + micro_batch of the slice that comes next
+        self._batches = self._ahead_from(0)
 
     def batch(self, step: int, micro_batch: int = 0) -> Batch:
         """This rank's slice; any step may be asked for, the following slices are read ahead.
@@ -127,14 +106,13 @@ class Loader:
             ValueError: as `Source.batch` does, when its slice is asked for.
         """
         wanted = step * self.slices.micro_batches + micro_batch
-        if self._pool is None:
-            return self._read(wanted)
-        if self._ahead and wanted != next(iter(self._ahead)):
-            self._drop()
-        for number in range(wanted, wanted + self.workers + 1):
-            if number not in self._ahead:
-                self._ahead[number] = self._pool.submit(self._read, number)
-        return self._ahead.pop(wanted).result()
+        if wanted != self._next:
+            self.close()
+            self._batches = self._ahead_from(wanted)
+        self._next = -1  # an error ends the reading
+        batch = next(self._batches)
+        self._next = wanted + 1
+        return batch
 
     def names(self, step: int) -> list[str]:
         """Names of this rank's images of a step, over all micro-batches."""
@@ -151,14 +129,10 @@ class Loader:
 
     def close(self) -> None:
         """End the threads and drop what was read ahead."""
-        self._drop()
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._batches.close()
 
-    def _drop(self) -> None:
-        for future in self._ahead.values():
-            future.cancel()
-        self._ahead.clear()
+    def _ahead_from(self, number: int) -> Generator[Batch, None, None]:
+        return in_threads(self._read, count(number), self.workers, self.workers)
 
     def _read(self, number: int) -> Batch:
         step, micro_batch = divmod(number, self.slices.micro_batches)

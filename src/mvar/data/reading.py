@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """An image: its file's mark, whether it is smaller than the model's image size, and its pixels if they are kept."""
+    """An image: a hash of its file (128 bits in hexadecimal), its width and height, and its pixels if they are kept."""
 
     mark: str
-    small: bool
-    pixels_HW3: np.ndarray | None
+    size: tuple[int, int]
+    pixels_HW3: np.ndarray | None = None
 
 
-def load(path: "Path | Member", image_shape: tuple[int, int], resize_factor: float, keep: bool) -> Loaded | str:
+def load(path: "Path | Member", cover: tuple[int, int] | None = None) -> Loaded | str:
     """Decode an image to see whether it can be used; returns the reason where it cannot.
 
     Args:
-        keep: whether to return its pixels, resized.
+        cover: height and width to which its pixels are resized, as `resized` does; None keeps no pixels.
     """
     try:
         content = contents(path)
         image = decode(BytesIO(content))
     except ValueError as error:
         return str(error)
-    pixels_HW3 = resized(image, image_shape, resize_factor) if keep else None
-    return Loaded(mark(content), is_small(image.size, image_shape), pixels_HW3)
+    mark = blake2b(content, digest_size=16).hexdigest()
+    return Loaded(mark, image.size, None if cover is None else resized(image, cover))
 
 
 def contents(path: "Path | Member") -> bytes:
@@ -45,19 +45,9 @@ def contents(path: "Path | Member") -> bytes:
     return read_bytes(path) if isinstance(path, Path) else path.read()
 
 
-def mark(content: bytes) -> str:
-    """A hash of an image's file: 128 bits in hexadecimal."""
-    return blake2b(content, digest_size=16).hexdigest()
-
-
-def is_small(size: tuple[int, int], image_shape: tuple[int, int]) -> bool:
-    """Whether an image of this width and height has to be enlarged."""
-    return size[0] < image_shape[1] or size[1] < image_shape[0]
-
-
-def resized(image: Image.Image, image_shape: tuple[int, int], resize_factor: float) -> np.ndarray:
-    """Resize by Lanczos, aspect kept, to the smallest size that covers resize_factor times the shape; (H, W, 3)."""
-    H, W = (round(side * resize_factor) for side in image_shape)
+def resized(image: Image.Image, cover: tuple[int, int]) -> np.ndarray:
+    """Resize by Lanczos, aspect kept, to the smallest size that covers this height and width; (H, W, 3)."""
+    H, W = cover
     scale = max(H / image.height, W / image.width)
     size = max(W, round(image.width * scale)), max(H, round(image.height * scale))
     return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))

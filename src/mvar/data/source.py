@@ -4,6 +4,7 @@ Shapes: B batch, h w the model's image size in pixels, H W an image's own size a
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.augment import Augmentation
 from mvar.data.images.decoding import decode
 from mvar.data.images.folders import ImageFolder, bad_images
 from mvar.data.order import batch_indices, evenly_spaced
-from mvar.data.reading import Loaded, contents, is_small, load
+from mvar.data.reading import Loaded, contents, load, resized
 from mvar.data.shards.local import Member, ShardSet
 from mvar.data.views import Views
 from mvar.data.workers import in_processes, in_threads
 from mvar.progress import track
+from mvar.settings import Augmentation
 
 CACHE_BYTES = 2 * 2**30
 BATCH_THREADS = 4  # that decode one batch; loaders read several at once, on every rank of a machine
@@ -47,7 +48,6 @@ class PixelSource:
     Attributes:
         paths: the readable images, files or members of shards.
         views: what `batch` returns of each image.
-        bad: images that were left out, with the reason.
         marks: a hash of each image's file.
         cache: uint8 (H, W, 3) of every image before cropping, or None where they did not fit.
     """
@@ -56,7 +56,6 @@ class PixelSource:
     labels: Tensor
     classes: list[str]
     views: Views
-    bad: list[tuple[Path | Member, str]]
     marks: list[str]
     cache: list[np.ndarray] | None
 
@@ -85,15 +84,14 @@ class PixelSource:
             ValueError: an option is out of range, no image is readable, or one is not and on_bad_image is "error".
         """
         views = Views(image_shape=image_shape, resize_factor=resize_factor, augment=tuple(augment), seed=seed)
-        h, w = image_shape
         paths: Sequence[Path | Member] = index.paths
-        fits = len(paths) * 3 * round(h * resize_factor) * round(w * resize_factor) <= cache_bytes
+        fits = len(paths) * 3 * math.prod(views.cover) <= cache_bytes
         found: Iterator[Loaded | str]
         if isinstance(index, ShardSet) and not fits:
-            found = map(partial(_indexed, image_shape=image_shape), index.paths)
+            found = (one.problem or Loaded(one.mark, (one.width, one.height)) for one in index.paths)
         else:
-            found = in_processes(partial(load, image_shape=image_shape, resize_factor=resize_factor, keep=fits), paths)
-        cache: list[np.ndarray] | None = [] if fits else None
+            found = in_processes(partial(load, cover=views.cover if fits else None), paths)
+        (h, w), cache = image_shape, list[np.ndarray]() if fits else None
         good, marks, bad, small, used = list[int](), list[str](), list[tuple[Path | Member, str]](), 0, 0
         for i, loaded in enumerate(track(found, len(paths), "reading images")):
             if isinstance(loaded, str):
@@ -101,7 +99,7 @@ class PixelSource:
                 continue
             good.append(i)
             marks.append(loaded.mark)
-            small += loaded.small
+            small += loaded.size[0] < w or loaded.size[1] < h
             if cache is not None and loaded.pixels_HW3 is not None:
                 cache.append(loaded.pixels_HW3)
                 used += loaded.pixels_HW3.nbytes
@@ -116,10 +114,8 @@ class PixelSource:
             text = f"{small} of {len(good)} images in {str(index.root)!r} are smaller than {w}x{h} pixels"
             warnings.warn(f"{text}; they are enlarged", stacklevel=2)
         labels = torch.tensor([index.labels[i] for i in good])
-        good_paths = [paths[i] for i in good]
-        return cls(
-            paths=good_paths, labels=labels, classes=index.classes, views=views, bad=bad, marks=marks, cache=cache
-        )
+        used_paths = [paths[i] for i in good]
+        return cls(paths=used_paths, labels=labels, classes=index.classes, views=views, marks=marks, cache=cache)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -146,8 +142,7 @@ class PixelSource:
 
     def fingerprint(self) -> str:
         """A hash of the files and labels of all images in their order: what decides a run besides its settings."""
-        rows = zip(self.marks, self.labels.tolist(), strict=True)
-        listing = "".join(f"{mark} {label}\n" for mark, label in rows)
+        listing = "".join(f"{mark} {label}\n" for mark, label in zip(self.marks, self.labels.tolist(), strict=True))
         return f"files {hashlib.sha256(listing.encode()).hexdigest()}"
 
     def name(self, i: int) -> str:
@@ -167,13 +162,6 @@ class PixelSource:
 
     def _load(self, i: int) -> np.ndarray:
         try:
-            return self.views.resized(decode(BytesIO(contents(self.paths[i]))))
+            return resized(decode(BytesIO(contents(self.paths[i]))), self.views.cover)
         except ValueError as error:
             raise ValueError(f"data: {self.name(i)!r} was readable before and is not now: {error}") from error
-
-
-def _indexed(member: Member, image_shape: tuple[int, int]) -> Loaded | str:
-    """What a shard's index knows of an image."""
-    if member.problem is not None:
-        return member.problem
-    return Loaded(member.mark, is_small((member.width, member.height), image_shape), None)

@@ -12,7 +12,7 @@ from typing import Literal, Unpack
 
 from mvar.data.images.folders import ImageFolder, contents, files_under, is_image, listing, natural
 from mvar.data.images.layout import split_rank, splits
-from mvar.data.loader import Loader, Source
+from mvar.data.loader import Loader, Slices, Source
 from mvar.data.shards.local import Member, ShardSet, expand
 from mvar.data.shards.stream import SCHEMES, Stream, StreamLoader, webdataset
 from mvar.data.source import PixelSource, ReadOptions
@@ -30,7 +30,6 @@ def open_splits(
     image_shape: tuple[int, int],
     *,
     val_data: str | Path | None = None,
-    field: str = "data",
     **options: Unpack[ReadOptions],
 ) -> tuple[PixelSource | Stream, PixelSource]:
     """Read a data set and return its training and validation images.
@@ -46,46 +45,39 @@ def open_splits(
         data: an image folder; a folder of .tar shards, or their name with numbers in braces, train-{000..099}.tar; or a
             stream, http(s)://.../train-{000..099}.tar or pipe:COMMAND, which needs val_data.
         val_data: another folder or shards for validation, in place of those that `data` may hold.
-        field: the option that named `data`, for messages.
         options: of `PixelSource.read`, for both parts; the seed also shuffles a stream.
 
     Raises:
         ValueError: the set cannot be used (see `ImageFolder.scan`, `ShardSet.scan` and `PixelSource.read`), it is
             unclear which of its folders or shards are for training, or nothing is left for one of the two parts.
     """
-    named = f"{field} = {str(data)!r}"
+    named = f"data = {str(data)!r}"
     if is_stream(data):
         if val_data is None or is_stream(val_data):
             raise ValueError(f"{named}: is a stream; give val_data, a folder or local shards, for validation")
         webdataset()
         val_source = PixelSource.read(_scan(_for_validation(val_data), "val_data"), image_shape, **options)
-        stream = Stream(
-            urls=expand(str(data)),
-            classes=val_source.classes,
-            views=val_source.views,
-            on_bad_image=options.get("on_bad_image", "skip"),
-            seed=val_source.views.seed,
-        )
-        return stream, val_source
-    parts = _located(data, field, "both" if val_data is None else "training")
+        on_bad_image = options.get("on_bad_image", "skip")
+        urls = expand(str(data))
+        return Stream(urls, val_source.classes, val_source.views, on_bad_image), val_source
+    parts = _located(data, "data", "both" if val_data is None else "training")
     train_place = parts.pop(0)
-    train = _scan(train_place, field)
-    val_place, val_field = (parts.popitem()[1] if parts else None), field
+    train = _scan(train_place, "data")
+    val_place, val_field = (parts.popitem()[1] if parts else None), "data"
     if val_data is not None:
         val_place, val_field = _for_validation(val_data), "val_data"
-        places = [place if isinstance(place, list) else [place] for place in (train_place, val_place)]
+        places = (place if isinstance(place, list) else [place] for place in (train_place, val_place))
         if len({tuple(map(os.path.realpath, place)) for place in places}) == 1:
             text = f"val_data = {str(val_data)!r}: holds the training images themselves"
             warnings.warn(f"{text}; validation will not tell learning from memorising", stacklevel=2)
-    val = None if val_place is None else _scan(val_place, val_field, train.classes)
+    val = val_place and _scan(val_place, val_field, train.classes)
     source = PixelSource.read(train, image_shape, **options)
-    if val is not None:
+    if val:
         val_source = PixelSource.read(val, image_shape, **options)
     else:
         held_out = _held_out(source, train.root)
         if not held_out or len(held_out) == len(source):
-            part = "validation" if not held_out else "training"
-            left = counted(len(source), "readable image")
+            part, left = "training" if held_out else "validation", counted(len(source), "readable image")
             raise ValueError(f"{named}: leaves no {part} images out of {left}; add images")
         val_source = source.select(sorted(held_out))
         source = source.select([i for i in range(len(source)) if i not in held_out])
@@ -99,20 +91,11 @@ def is_stream(data: str | Path) -> bool:
     return str(data).startswith(SCHEMES)
 
 
-def open_loader(
-    source: Source | Stream,
-    batch_size: int,
-    seed: int,
-    *,
-    rank: int = 0,
-    ranks: int = 1,
-    micro_batches: int = 1,
-    workers: int = 2,
-) -> Loader | StreamLoader:
-    """The loader that fits the training images; arguments and errors are those of `Loader`."""
+def open_loader(source: Source | Stream, slices: Slices, seed: int, workers: int = 2) -> Loader | StreamLoader:
+    """The loader that fits the training images; a stream has a seed of its own."""
     if isinstance(source, Stream):
-        return StreamLoader(source, batch_size, rank=rank, ranks=ranks, micro_batches=micro_batches, workers=workers)
-    return Loader(source, batch_size, seed, rank=rank, ranks=ranks, micro_batches=micro_batches, workers=workers)
+        return StreamLoader(source, slices, workers)
+    return Loader(source, slices, seed, workers)
 
 
 def _located(data: str | Path, field: str, wanted: Wanted) -> dict[int, Place]:
@@ -134,12 +117,12 @@ def _located(data: str | Path, field: str, wanted: Wanted) -> dict[int, Place]:
         if images and not {0} < {*ranks.values()}:  # folders beside images, which `scan` refuses
             ranks = {}
         parts = _chosen({f: ranks[f.name] for f in folders if f.name in ranks}, field, named, wanted)
-        used = [f"{folder.name}/" for several in parts.values() for folder in several]
         for several in parts.values():
             if len(several) > 1:
                 names = some([f"{folder.name}/" for folder in several])
                 raise ValueError(f"{named}: has several folders for one part, {names}; move all but one away")
         places = {rank: _shards(folder) or folder for rank, (folder,) in parts.items()}
+    used = [f"{folder.name}/" for (folder,) in parts.values()]
     unused = [f"{folder.name}/" for folder in folders if used and f"{folder.name}/" not in used]
     unused += [counted(images, "image")] if used and images else []
     unused += [counted(tars, "shard")] if tars else []
@@ -151,9 +134,8 @@ def _shards(folder: Path) -> list[Path]:
     """The shards in a folder; none where there are image files too."""
     folders, files = contents(folder)
     shards = sorted(filter(_is_shard, files), key=natural)
-    if shards and not any(map(is_image, chain(files, *map(files_under, folders)))):
-        return shards
-    return []
+    mixed = shards and any(map(is_image, chain(files, *map(files_under, folders))))
+    return [] if mixed else shards
 
 
 def _is_shard(path: Path) -> bool:

@@ -13,11 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.data.augment import FLIPPED, MOST_SHIFT, SIZES, Augmentation, ResizeFactor, vary
 from mvar.data.reading import resized
 from mvar.ops.noise import uniform
-from mvar.settings import Seed, settings
+from mvar.settings import Augmentation, ResizeFactor, Seed, settings
 
+# Small enough that an image stays what it shows. The sizes are mostly below 1, so that little is lost at the edges.
+MOST_SHIFT = 0.04  # of the side, up or down and left or right; a pixel where that is less
+SIZES = (0.84, 1.06)  # least and largest
+FLIPPED = 0.5  # the chance of a mirror image, left to right
 REACH = 4  # pixels beside a box that Lanczos looks at: 3, in an image that shrinks to the least size 3 / 0.84
 
 
@@ -49,11 +52,13 @@ class Views:
     @property
     def vary(self) -> bool:
         """Whether they differ from epoch to epoch."""
-        return vary(self.resize_factor, self.augment)
+        return self.resize_factor != 1 or len(self.augment) > 0
 
-    def resized(self, image: Image.Image) -> np.ndarray:
-        """The image from which views are taken, (H, W, 3): see `mvar.data.reading.resized`."""
-        return resized(image, self.image_shape, self.resize_factor)
+    @property
+    def cover(self) -> tuple[int, int]:
+        """The height and width that an image covers from which views are taken."""
+        h, w = self.image_shape
+        return round(h * self.resize_factor), round(w * self.resize_factor)
 
     def batch(
         self, images_HW3: Iterable[np.ndarray], indices_B: Tensor | None = None, epochs_B: Tensor | None = None
@@ -110,7 +115,7 @@ def _part(image_HW3: np.ndarray, rows: range, columns: range) -> np.ndarray:
 def fitted(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:
     """One image as training sees it without random crops: resized, its centre cropped; (3, h, w) float in [0, 1]."""
     views = Views(image_shape=image_shape, resize_factor=1, seed=0)
-    return views.batch([views.resized(image)])[0] / 255
+    return views.batch([resized(image, image_shape)])[0] / 255
 
 
 def scaled(image: Image.Image, image_shape: tuple[int, int]) -> Tensor:

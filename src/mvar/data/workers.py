@@ -22,17 +22,21 @@ FEW = 2000  # items that threads have done before processes have started
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None, ahead: int | None = None
 ) -> Generator[Result, None, None]:
     """Do the work for each item in threads (Pillow decodes outside Python's lock), in order, a bounded number ahead.
 
     Args:
-        threads: how many; None takes one for each processor.
+        threads: how many; None takes one for each processor, 0 works on demand.
+        ahead: items; by default AHEAD for each thread.
     """
+    if threads == 0:
+        yield from map(work, items)
+        return
     threads = threads or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
     try:
-        yield from _in_order(pool, work, items, threads)
+        yield from _in_order(pool, work, items, ahead or AHEAD * threads)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -60,7 +64,7 @@ def in_processes(
     environment = {"OMP_NUM_THREADS": "1"}
     pool = ProcessPoolExecutor(processes, env=environment, initializer=_start, initargs=(os.getpid(),))
     try:
-        for results in _in_order(pool, partial(_each, work), chunks, processes):
+        for results in _in_order(pool, partial(_each, work), chunks, AHEAD * processes):
             yield from results
     except BrokenProcessPool as error:
         raise ChildProcessError("a worker process died before its work was done; is there enough memory?") from error
@@ -69,12 +73,12 @@ def in_processes(
 
 
 def _in_order(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], workers: int
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result, None, None]:
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
-        if len(waiting) > AHEAD * workers:
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

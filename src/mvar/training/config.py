@@ -5,20 +5,22 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from mvar.data.augment import Augmentation, ResizeFactor, ordered
 from mvar.generator.config import PRESETS as GENERATORS
 from mvar.generator.config import GeneratorConfig
 from mvar.settings import (
+    Augmentation,
     Count,
     Many,
     PartialShare,
     Positive,
     Real,
+    ResizeFactor,
     Seed,
     Share,
     Switch,
     Weight,
     Whole,
+    ordered,
     raise_problems,
     settings,
 )

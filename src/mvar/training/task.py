@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mvar import __version__
 from mvar.checkpoint.bundle import Bundle, write_bundle
+from mvar.data.loader import Slices
 from mvar.data.shards.stream import Stream
 from mvar.data.source import PixelSource
 from mvar.data.splits import is_stream, open_loader, open_splits
@@ -44,8 +45,8 @@ class Task(ABC):
         self.config, self.ranks, self.device = config, ranks, ranks.device
         self.course, self.val_images = course, val
         self.autocast = autocast(config.dtype, self.device)
-        place = {"rank": ranks.rank, "ranks": ranks.size, "micro_batches": config.accumulate}
-        self.loader = open_loader(train, config.batch_size, config.seed, workers=config.workers, **place)
+        slices = Slices(config.batch_size, ranks.rank, ranks.size, config.accumulate)
+        self.loader = open_loader(train, slices, config.seed, config.workers)
 
     @abstractmethod
     def phases(self) -> list[float]:

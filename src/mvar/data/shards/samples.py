@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from mvar.data.images.folders import OTHERS, SUFFIXES, natural
+from mvar.data.images.folders import OTHERS, SUFFIXES
 from mvar.data.images.layout import hidden
-from mvar.text import Names, clean, counted, some
+from mvar.text import Names, clean, some
 
 IMAGES, LABELS = tuple(suffix[1:] for suffix in SUFFIXES), ("cls", "json")
 CLASS_FILES = ("classes.txt", "classes.json")
@@ -168,27 +168,3 @@ def read_classes(folder: Path, field: str) -> list[str] | None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{field}: {str(path)!r} cannot be used ({error}); fix it") from error
     return names
-
-
-def names_found(labels: Sequence[tuple[object, Label]], field: str) -> list[str]:
-    """The class names of images and labels without a list: the names in natural order, or the numbers from 0.
-
-    Raises:
-        ValueError: labels of several kinds, or a number that would make more empty classes than there are images.
-    """
-    first = dict[Label, object]()
-    for image, label in labels:
-        first.setdefault(label, image)
-    kinds = {type(label): label for label in first}
-    if len(kinds) > 1:
-        said = " and ".join(f"{str(first[label])!r} has {label!r}" for label in kinds.values())
-        raise ValueError(f"{field}: each image needs a label, all a number or all a name: {said}; fix the shards")
-    if int not in kinds:
-        return sorted((label for label in first if isinstance(label, str)), key=natural)
-    most = max(label for label in first if isinstance(label, int))
-    if most + 1 - len(first) > len(labels):
-        raise ValueError(
-            f"{field}: {str(first[most])!r} has label {most}, far more than the {counted(len(labels), 'image')}; "
-            f"fix it, or list all classes in {CLASS_FILES[0]}"
-        )
-    return [str(i) for i in range(most + 1)]

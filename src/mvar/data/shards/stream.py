@@ -7,12 +7,10 @@ in. Shapes: B images of one slice, H W an image's own size after resizing, h w t
 import random
 import sys
 import warnings
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from itertools import chain, count, islice
@@ -25,6 +23,7 @@ from torch import Tensor
 from mvar.data.images.decoding import decode
 from mvar.data.loader import Batch, Slices
 from mvar.data.order import epoch_order
+from mvar.data.reading import resized
 from mvar.data.shards.samples import Classes, Sample, key_of, samples
 from mvar.data.views import Views
 from mvar.data.workers import in_threads
@@ -42,25 +41,21 @@ class StreamedImage(NamedTuple):
     pixels_HW3: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stream:
     """Shards to be streamed, and what becomes of their images.
 
     Attributes:
         urls: of each shard, http(s)://... or pipe:COMMAND.
         classes: class names that the labels refer to; without any, labels are not read.
-        views: what training sees of an image; its position in training takes the place of the index.
+        views: what training sees of an image; its position in training takes the place of the index. Their seed also
+            shuffles the shards and the images in each.
     """
 
     urls: list[str]
     classes: list[str]
     views: Views
-    on_bad_image: Literal["skip", "error"]
-    seed: int
-
-    @cached_property
-    def _numbers(self) -> Classes:
-        return Classes(self.classes)
+    on_bad_image: Literal["skip", "error"] = "skip"
 
     def fingerprint(self) -> str:
         """A hash of where the shards come from; their content is not known in advance."""
@@ -82,12 +77,12 @@ class Stream:
             ValueError: the shard cannot be read or holds no readable image, a label is no class, or, with
                 `on_bad_image` "error", an image cannot be used.
         """
-        epoch, i = divmod(place, len(self.urls))
-        url = self.urls[epoch_order(len(self.urls), self.seed, epoch)[i]]
-        shuffle = webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{self.seed} {place}"))
-        load, mixed = partial(self._load, url), shuffle(_samples(url))
+        seed, (epoch, i) = self.views.seed, divmod(place, len(self.urls))
+        url = self.urls[epoch_order(len(self.urls), seed, epoch)[i]]
+        shuffle = webdataset().shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{seed} {place}"))
+        load, mixed = partial(self._load, url, Classes(self.classes)), shuffle(_samples(url))
         good = 0
-        for loaded in map(load, mixed) if threads == 0 else in_threads(load, mixed, threads):
+        for loaded in in_threads(load, mixed, threads):
             if isinstance(loaded, StreamedImage):
                 good += 1
                 yield loaded
@@ -98,7 +93,7 @@ class Stream:
         if not good:
             raise ValueError(f"data = {url!r}: holds no readable image; take this shard out")
 
-    def _load(self, url: str, sample: Sample) -> StreamedImage | str:
+    def _load(self, url: str, classes: Classes, sample: Sample) -> StreamedImage | str:
         """The image of a sample, or why it cannot be used."""
         name = f"{url}/{key_of(sample.name)}"
         try:
@@ -107,8 +102,8 @@ class Stream:
             image = decode(BytesIO(sample.content))
         except ValueError as error:
             return f"data: {name!r} cannot be used: {error}"
-        index = self._numbers.index(sample.label, f"data: {name!r}") if self.classes else 0
-        return StreamedImage(name, index, self.views.resized(image))
+        index = classes.index(sample.label, f"data: {name!r}") if self.classes else 0
+        return StreamedImage(name, index, resized(image, self.views.cover))
 
 
 class StreamLoader:
@@ -117,31 +112,15 @@ class StreamLoader:
     The ranks take whole shards in turn, in an order that the seed decides for each epoch.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        ranks: int = 1,
-        micro_batches: int = 1,
-        workers: int = 2,
-    ) -> None:
-        """Arguments and errors are those of `Loader`; besides the workers, which decode, one more thread reads."""
-        self.stream, self.workers = stream, workers
-        self.slices = Slices(batch_size, rank, ranks, micro_batches)
-        self._reader = ThreadPoolExecutor(1) if workers else None
+    def __init__(self, stream: Stream, slices: Slices, workers: int = 2) -> None:
+        """`workers` threads decode, and one more reads; 0 does both on demand. Results do not depend on it."""
+        self.stream, self.slices, self.workers = stream, slices, workers
         self._names: dict[int, list[str]] = {}  # of the last two steps that were asked for
         self._start(0)
 
     def batch(self, step: int, micro_batch: int = 0) -> Batch:
         """The next images of the stream, whichever step asks; their positions are those of this slice."""
-        if self._reader is None:
-            images, self._turn = self._read()
-        else:
-            while len(self._ahead) <= SLICES_AHEAD:
-                self._ahead.append(self._reader.submit(self._read))
-            images, self._turn = self._ahead.popleft().result()
+        images, self._turn = next(self._slices)
         self._names = {of: names for of, names in self._names.items() if of in (step - 1, step)}
         self._names.setdefault(step, []).extend(image.name for image in images)
         positions_B = self.slices.positions(step, micro_batch)
@@ -160,7 +139,7 @@ class StreamLoader:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Resume at the beginning of the first unfinished shard, on any number of ranks; prints which one."""
-        self._stop()
+        self.close()
         self._start(state["shards"] // self.slices.ranks)
         epoch, shard = divmod(self._turn * self.slices.ranks, len(self.stream.urls))
         print(
@@ -171,21 +150,15 @@ class StreamLoader:
 
     def close(self) -> None:
         """End the threads and the stream, and drop what was read ahead."""
-        self._stop()
-        if self._reader is not None:
-            self._reader.shutdown()
+        self._slices.close()  # waits for the slice that is being read
+        self._images.close()
 
     def _start(self, turn: int) -> None:
         self._turn = turn  # shards that this rank has finished
-        self._ahead: deque[Future[tuple[list[StreamedImage], int]]] = deque()
         self._images = self._endless(turn)
         self._next: tuple[int, StreamedImage] | None = None
-
-    def _stop(self) -> None:
-        for future in self._ahead:
-            if not future.cancel():
-                future.exception()  # waits for the slice that is being read
-        self._images.close()
+        self._slices: Generator[tuple[list[StreamedImage], int], None, None]
+        self._slices = in_threads(self._read, count(), min(self.workers, 1), SLICES_AHEAD)
 
     def _endless(self, turn: int) -> Generator[tuple[int, StreamedImage], None, None]:
         """This rank's images with the turn of their shard."""
@@ -193,7 +166,7 @@ class StreamLoader:
             for image in self.stream.shard(now * self.slices.ranks + self.slices.rank, self.workers):
                 yield now, image
 
-    def _read(self) -> tuple[list[StreamedImage], int]:
+    def _read(self, _: int) -> tuple[list[StreamedImage], int]:
         """The next slice, and the turn of the image after it."""
         taken = [self._next or next(self._images), *islice(self._images, self.slices.size)]
         self._next = taken.pop()

@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar.data.augment import Augmentation, ResizeFactor, ordered
 from mvar.data.order import evenly_spaced
 from mvar.files import file_sha256
 from mvar.progress import track
 from mvar.scales import ScaleSchedule, Sides, VocabSize
-from mvar.settings import Count, Many, Seed, Whole, settings
+from mvar.settings import Augmentation, Count, Many, ResizeFactor, Seed, Whole, ordered, settings
 from mvar.text import some
 
 FORMAT, VERSION = "mvar-tokens", 2
@@ -110,26 +109,6 @@ def is_cache(folder: str | Path) -> bool:
         return False
 
 
-def read_settings(folder: Path, named: str) -> tuple[CacheSettings, dict[str, Checksum]]:
-    """The settings of a cache, and the checksums in its manifest, none before it was finished.
-
-    Raises:
-        ValueError: they cannot be used; the line begins with `named`.
-    """
-    path = _settings_file(folder)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if (version := values.pop("version")) != VERSION:
-            raise ValueError(f"version = {version!r}, this mvar reads version {VERSION}")
-        del values["format"]
-        files = values.pop("files", {})
-        return CacheSettings(**values), files
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{named}: {path.name} cannot be used ({error}); delete the cache and run mvar tokenize again"
-        ) from error
-
-
 def written_settings(settings: CacheSettings, files: Mapping[str, Checksum]) -> str:
     """The text of manifest.json, or without any files of settings.json."""
     return json.dumps({"format": FORMAT, "version": VERSION, **asdict(settings), "files": files}, indent=2) + "\n"
@@ -140,23 +119,37 @@ def checksum(path: Path) -> Checksum:
     return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def damaged(folder: Path, files: Mapping[str, Checksum]) -> list[str]:
-    """The names of files that are missing or do not have their checksum."""
-    verified = track(files, len(files), "verifying tokens")
-    return [name for name in verified if not (folder / name).is_file() or checksum(folder / name) != files[name]]
-
-
 @dataclass(frozen=True)
 class TokenCache:
-    """A finished and undamaged cache, with the checksums of its files by name."""
+    """A cache, with the checksums of its files by name, none before it was finished."""
 
     folder: Path
     settings: CacheSettings
     files: dict[str, Checksum]
 
     @classmethod
+    def read(cls, folder: Path, named: str) -> "TokenCache":
+        """Read the manifest, or what there is before a cache is finished.
+
+        Raises:
+            ValueError: it cannot be used; the line begins with `named`.
+        """
+        path = _settings_file(folder)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if (version := values.pop("version")) != VERSION:
+                raise ValueError(f"version = {version!r}, this mvar reads version {VERSION}")
+            del values["format"]
+            files = values.pop("files", {})
+            return cls(folder, CacheSettings(**values), files)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{named}: {path.name} cannot be used ({error}); delete the cache and run mvar tokenize again"
+            ) from error
+
+    @classmethod
     def open(cls, folder: str | Path, field: str = "data") -> "TokenCache":
-        """Read the manifest and verify every file by its size and checksum.
+        """Read the manifest of a finished cache, and verify every file by its size and checksum.
 
         Raises:
             ValueError: the cache is not finished, or files are missing or damaged.
@@ -164,11 +157,16 @@ class TokenCache:
         folder, named = Path(folder), f"{field} = {str(folder)!r}"
         if (folder / UNFINISHED).is_dir():
             raise ValueError(f"{named}: is not finished; {AGAIN}, it resumes where it stopped")
-        settings, files = read_settings(folder, named)
-        if names := damaged(folder, files):
+        cache = cls.read(folder, named)
+        if names := cache.damaged():
             said = f"missing or damaged: {some(names)}"
             raise ValueError(f"{named}: {said}; {AGAIN}, it writes only what is damaged or missing")
-        return cls(folder, settings, files)
+        return cache
+
+    def damaged(self) -> list[str]:
+        """The names of files that are missing or do not have their checksum."""
+        paths = ((name, self.folder / name) for name in track(self.files, len(self.files), "verifying tokens"))
+        return [name for name, path in paths if not path.is_file() or checksum(path) != self.files[name]]
 
     def splits(self) -> "tuple[TokenSource, TokenSource]":
         """The training and the validation images; shards are memory-mapped."""

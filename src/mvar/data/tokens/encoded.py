@@ -27,7 +27,7 @@ CHECK_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImages:
-    """Token maps of images (a `Source`), encoded whenever they are asked for.
+    """Token maps of images, encoded whenever they are asked for.
 
     Attributes:
         images: their pixels.
@@ -39,36 +39,21 @@ class EncodedImages:
     tokenizer: Tokenizer
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    @property
-    def labels(self) -> Tensor:
-        return self.images.labels
-
-    @property
-    def classes(self) -> list[str]:
-        return self.images.classes
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, i: int) -> str:
-        """The image's file."""
-        return self.images.name(i)
-
-    def batch(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens int64 (B, L) on the tokenizer's device, and labels int64 (B,); without epochs of the centre crops."""
-        pixels_B3HW, labels_B = self.images.batch(indices_B, epochs_B)
+    def tokens(self, indices_B: Sequence[int] | Tensor, epochs_B: Tensor | None = None) -> Tensor:
+        """Tokens int64 (B, L) on the tokenizer's device; without epochs those of the centre crops."""
+        pixels_B3HW, _ = self.images.batch(indices_B, epochs_B)
         device = self.tokenizer.quantizer.codebook.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             maps = self.tokenizer.encode(pixels_B3HW.to(device) / 255)
-        return torch.cat(maps, dim=1), labels_B
+        return torch.cat(maps, dim=1)
 
     def in_memory(self, label: str) -> TokenSource:
         """Encode the centre crops of all images now; `label` names the progress bar."""
-        batches = torch.arange(len(self)).split(ENCODED_AT_ONCE)
-        tokens = [self.batch(indices_B)[0].int().cpu() for indices_B in track(batches, len(batches), label)]
-        names = [self.name(i) for i in range(len(self))]
-        shard = torch.cat(tokens).numpy()[:, None]
-        return TokenSource(shards=[shard], labels=self.labels, classes=self.classes, names=names)
+        images = self.images
+        batches = torch.arange(len(images)).split(ENCODED_AT_ONCE)
+        tokens = [self.tokens(indices_B).int().cpu() for indices_B in track(batches, len(batches), label)]
+        names, shard = [str(path) for path in images.paths], torch.cat(tokens).numpy()[:, None]
+        return TokenSource(shards=[shard], labels=images.labels, classes=images.classes, names=names)
 
 
 class RememberedTokens:
@@ -84,12 +69,12 @@ class RememberedTokens:
     def __init__(self, encoded: EncodedImages) -> None:
         """Remember tokens of these images, whose views must not vary."""
         self._encoded = encoded
-        self.labels, self.classes, self.name = encoded.labels, encoded.classes, encoded.name
+        self.labels, self.name = encoded.images.labels, encoded.images.name
         tokenizer = encoded.tokenizer
         self._tokenizer = f"{tokenizer.fingerprint()} {tokenizer.config.sides}".encode()
         tokens = (token_dtype(tokenizer.config.vocab_size), (tokenizer.config.schedule.length,))
         row = np.dtype([("check", np.uint8, (CHECK_BYTES,)), ("tokens", *tokens)])
-        self._rows = np.zeros(len(encoded), row)
+        self._rows = np.zeros(len(encoded.images), row)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,8 +90,8 @@ class RememberedTokens:
         rows_B = self._rows[numbers_B]  # a copy, whatever other ranks write
         rows = zip(numbers_B.tolist(), rows_B, strict=True)
         if new := list(dict.fromkeys(i for i, row in rows if not self._fits(i, row))):
-            encoded, _ = self._encoded.batch(new)
-            for i, tokens_L in zip(new, encoded.cpu().numpy().astype(rows_B["tokens"].dtype), strict=True):
+            encoded = self._encoded.tokens(new).cpu().numpy()
+            for i, tokens_L in zip(new, encoded.astype(rows_B["tokens"].dtype), strict=True):
                 rows_B["tokens"][numbers_B == i] = tokens_L
                 self._rows[i] = np.frombuffer(self._check(i, tokens_L), np.uint8), tokens_L
         return torch.from_numpy(rows_B["tokens"].astype(np.int64))

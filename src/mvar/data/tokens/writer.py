@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mvar.data.augment import vary
 from mvar.data.shards.stream import Stream
 from mvar.data.splits import open_splits
 from mvar.data.tokens.cache import (
@@ -29,13 +28,11 @@ from mvar.data.tokens.cache import (
     SPLITS,
     UNFINISHED,
     CacheSettings,
-    Checksum,
     Shard,
+    TokenCache,
     checksum,
-    damaged,
     is_cache,
     npy,
-    read_settings,
     token_dtype,
     written_settings,
 )
@@ -80,8 +77,9 @@ def write_cache(
         **options,
     )
     folder = Path(out)
-    before, files = _what_is_there(folder, settings, data)
-    if before and files and not (folder / UNFINISHED).exists() and not damaged(folder, files):
+    before = _what_is_there(folder, settings, data)
+    files = before.files if before else {}
+    if before and files and not (folder / UNFINISHED).exists() and not before.damaged():
         return False
 
     writable_folder(folder, "out")
@@ -90,12 +88,12 @@ def write_cache(
     contents = [source.images.fingerprint().encode() for source in sources.values()]
     settings = replace(
         settings,
-        classes=sources["train"].classes,
-        images={split: len(source) for split, source in sources.items()},
+        classes=sources["train"].images.classes,
+        images={split: len(source.images) for split, source in sources.items()},
         listing=hashlib.sha256(b"".join([*listing.values(), *contents])).hexdigest(),
     )
-    if before and before.listing != settings.listing:
-        now, then = (" + ".join(map(str, made.images.values())) for made in (settings, before))
+    if before and before.settings.listing != settings.listing:
+        now, then = (" + ".join(map(str, made.images.values())) for made in (settings, before.settings))
         raise ValueError(
             f"data = {data!r}: has {now} images, other ones than the cache {out!r} was started with ({then}); "
             "restore them, or give a new folder as out"
@@ -118,23 +116,21 @@ def write_cache(
     return True
 
 
-def _what_is_there(
-    folder: Path, settings: CacheSettings, data: str
-) -> tuple[CacheSettings | None, dict[str, Checksum]]:
-    """Settings and files of a cache that was started with these settings; None and nothing where there is none."""
+def _what_is_there(folder: Path, settings: CacheSettings, data: str) -> TokenCache | None:
+    """The cache that was started with these settings; None where there is none."""
     named = f"out = {str(folder)!r}"
-    if not vary(settings.resize_factor, settings.augment) and settings.views > 1:
+    if settings.views > 1 and settings.resize_factor == 1 and not settings.augment:
         fix = "give 1, or augment, or resize_factor above 1"
         raise ValueError(f"views = {settings.views}: all are the same where nothing is cropped or augmented; {fix}")
     if folder.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"{named}: lies inside data; name another")
     if is_cache(folder):
-        before, files = read_settings(folder, named)
-        check_same(asdict(before), asdict(settings), "out", folder, FROM_IMAGES)
-        return before, files
+        before = TokenCache.read(folder, named)
+        check_same(asdict(before.settings), asdict(settings), "out", folder, FROM_IMAGES)
+        return before
     if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
         raise ValueError(f"{named}: already exists and is neither an empty folder nor a token cache; give a new name")
-    return None, {}
+    return None
 
 
 def _sources(
@@ -162,8 +158,8 @@ def _listing(sources: Mapping[str, EncodedImages], data: str) -> dict[str, bytes
     """Contents of the files with labels and names."""
     contents = {}
     for split, source in sources.items():
-        names = [os.path.relpath(source.name(i), data) for i in range(len(source))]
-        contents[f"{split}-labels.npy"] = npy(source.labels.numpy())
+        names = [os.path.relpath(path, data) for path in source.images.paths]
+        contents[f"{split}-labels.npy"] = npy(source.images.labels.numpy())
         contents[f"{split}-names.json"] = json.dumps(names).encode()
     return contents
 
@@ -208,5 +204,5 @@ def _tokens(shard: Shard, settings: CacheSettings, source: EncodedImages) -> np.
     for indices_B in track(batches, len(batches), shard.name):
         for view in range(tokens.shape[1]):
             epochs_B = torch.full_like(indices_B, view) if shard.split == "train" else None
-            tokens[indices_B - shard.start, view] = source.batch(indices_B, epochs_B)[0].cpu()
+            tokens[indices_B - shard.start, view] = source.tokens(indices_B, epochs_B).cpu()
     return tokens
