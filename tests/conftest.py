@@ -41,18 +41,7 @@ from mvar.tokenizer.network import Tokenizer
 from . import processes as apart
 
 EXCERPT = Path(__file__).parent / "data" / "fashion-excerpt"
-CLASSES = (
-    "Ankle-boot",
-    "Bag",
-    "Coat",
-    "Dress",
-    "Pullover",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "T-shirt-top",
-    "Trouser",
-)
+CLASSES = ("Ankle-boot", "Bag", "Coat", "Dress", "Pullover", "Sandal", "Shirt", "Sneaker", "T-shirt-top", "Trouser")
 
 
 @pytest.fixture(scope="session")

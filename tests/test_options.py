@@ -84,14 +84,7 @@ def test_the_printed_config_gives_itself(settled):
     assert settled("sample", "--config", "all.yaml", all=yaml.safe_dump(found)) == found
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-1,1,1", [0.1, 1.0, 1.0]),
-        (".5", 0.5),
-        ("-1,1", [-1.0, 1.0]),
-    ],
-)
+@pytest.mark.parametrize(("text", "value"), [("1e-1,1,1", [0.1, 1.0, 1.0]), (".5", 0.5), ("-1,1", [-1.0, 1.0])])
 def test_lists_of_numbers(settled, text, value):
     assert settled("sample", "--model", "m", "--temperature", text)["temperature"] == value
     assert settled("sample", "--model", "m", "--config", "a.yaml", a=f"temperature: '{text}'")["temperature"] == value
@@ -120,10 +113,7 @@ def test_labels_in_yaml(settled, value, labels):
         (["edit", "--paste=maybe"], 'Invalid value for --paste: unable to convert "maybe" into bool'),
         (["edit", "--dtype", "int9"], "dtype = int9: give one of float32, bfloat16"),
         (["sample", "--guidance", "much"], "guidance = much: give a number or numbers with commas between them"),
-        (
-            ["sample", "--top-k", "1,x"],
-            "top_k = 1,x: give a whole number or whole numbers with commas between them",
-        ),
+        (["sample", "--top-k", "1,x"], "top_k = 1,x: give a whole number or whole numbers with commas between them"),
         (["train", "tokenizer", "--preset", "tiny32", "--steps", "many"], "steps = many: give a whole number"),
         (
             ["reschedule", "--sides", "1,2,x"],

@@ -36,10 +36,7 @@ def test_sides_round_trip_as_users_write_them():
     assert ScaleSchedule([2, 3]) != ScaleSchedule([2, [3, 4]])
 
 
-@pytest.mark.parametrize(
-    "side",
-    [0, [2, -1], [1, 2, 3], 2.0, [2, True], "23"],
-)
+@pytest.mark.parametrize("side", [0, [2, -1], [1, 2, 3], 2.0, [2, True], "23"])
 def test_what_is_no_side_is_refused(side):
     with pytest.raises(ValueError, match=re.escape(f"sides has {side!r}: a side is an integer >= 1 or a pair")):
         ScaleSchedule([1, side])
