@@ -21,6 +21,7 @@ COMMAND = "from mvar.cli import main; main(sys.argv[1:])"
 # What the server holds ready for the processes that are forked from it.
 IMPORTED = [
     "mvar.cli",
+    "mvar.bench.training",
     "mvar.evaluation.runner",
     "mvar.sampling.protocol",
     "mvar.data.tokens.writer",

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 from collections import namedtuple
 
 import pytest
@@ -12,8 +13,12 @@ TINY = GeneratorConfig(depth=1, width=64, num_classes=2, vocab_size=32, latent_c
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, small_machine):
+def tiny(monkeypatch, small_machine, processes):
+    """A small preset, and processes that are forked from one that has imported torch already."""
     monkeypatch.setitem(PRESETS, "tiny", TINY)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(processes.IMPORTED)
+    monkeypatch.setattr(training.multiprocessing, "get_context", lambda method=None: server)
 
 
 def test_the_command_measures_cases_in_turn(monkeypatch, tmp_path, capsys):
