@@ -223,7 +223,7 @@ def test_loading_takes_no_second_copy(processes, tmp_path):
     loading.finish()
     weights = 2 * sum(p.numel() for p in generator.parameters())
     assert weights > 90e6
-    assert int(loading.output()) < weights + 60e6
+    assert int(loading.output()) < weights + 100e6  # half of a second copy
 
 
 def test_weights_that_are_not_finite_in_their_dtype_are_refused_by_name(folder):

@@ -190,13 +190,6 @@ def test_mistakes_are_named_before_anything_is_drawn(changes, message, arguments
     assert not list(tmp_path.iterdir())
 
 
-def test_numbers_that_no_sampling_takes_are_refused_together():
-    with pytest.raises(ValueError, match=r"^guidance = -1.0: [^\n]*\ntop_k = -2: [^\n]*$"):
-        Grid(guidance=[-1.0], top_k=[-2])
-    with pytest.raises(ValueError, match=r"^temperature = 0.0: must be above 0"):
-        Grid(temperature=[1.0, 0.0])
-
-
 def test_the_command(arguments, swept, tmp_path, capsys, refused):
     options = ["--guidance", "0,2", "--temperature", "2", "--last-temperature", "0.5", "--top-k", "5", "--top-p", "0.5"]
     places = [f"--{name}={arguments[name]}" for name in ("model", "data", "judge")]
