@@ -183,9 +183,3 @@ def test_a_yaml_file_that_cannot_be_read(refused, tmp_path):
     ):
         (line,) = refused(*arguments.split())
         assert message in line
-
-
-def test_a_batch_that_accumulate_does_not_divide_is_refused_before_data_are_read(configured):
-    assert configured("batch_size: 4\naccumulate: 3\n") == [
-        "mvar: batch_size = 4: cannot be cut into accumulate = 3 equal parts; give a multiple of 3"
-    ]

