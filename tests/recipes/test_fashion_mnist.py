@@ -104,11 +104,6 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, originals):
         grey = RECIPE.form.of(out.pixels)
         seen = Judge.load(work / "judge.safetensors")(grey.expand(-1, 3, -1, -1) / 255).argmax(1).tolist()
     assert samples["accuracy"] == pytest.approx(np.mean([c == i // 2 for i, c in enumerate(seen)]))
-    pairs = [(a, b) for a, b in grey.flatten(1).double().div(255).split(2)]
-    real = originals.reshape(10, 10, -1) / 255
-    real = [np.mean([np.linalg.norm(a - b) for i, a in enumerate(row) for b in row[:i]]) for row in real]
-    ratio = np.mean([float((a - b).norm()) for a, b in pairs]) / np.mean(real)
-    assert samples["spread_ratio"] == pytest.approx(ratio, rel=1e-5)
     assert samples["real"]["spread_ratio"] == pytest.approx(1)
     assert samples["seconds_per_image"] > 0
 

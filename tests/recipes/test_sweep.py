@@ -95,7 +95,6 @@ def test_real_images_are_set_aside_for_the_floor(arguments, swept):
     rows = [{image.numpy().tobytes() for image in part.images_Nchw} for part in (kept, aside, real)]
     assert not rows[0] & rows[1]
     assert rows[0] | rows[1] == rows[2]
-    assert len(kept.labels_N) + len(aside.labels_N) == len(real.labels_N)
     floor = report_of(swept[0])["real"]
     assert floor["distance"] < min(t["distance"] for t in report_of(swept[0])["trials"])
 
