@@ -109,8 +109,3 @@ done
     )
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["train", "--per-class", "--model.depth"]
-
-
-def test_a_command_that_does_not_exist(refused):
-    for arguments in (["paint"], ["train", "painter"]):
-        assert refused(*arguments)[0].startswith(f'mvar: Unknown command "{arguments[-1]}".')

@@ -265,22 +265,6 @@ def test_classes_of_the_sides_are_compared(pixels, tmp_path):
     mvar.evaluate(plain, two, floor=three)  # samples without classes are compared with any
 
 
-def test_bad_input_is_one_line_before_the_work(tmp_path, refused, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(tmp_path / "a.npz", images(8, 0))
-    save(tmp_path / "b.npz", images(8, 0, side=32))
-    for arguments, message in (
-        (["--samples", "a.npz"], "samples and reference have 16x16 and 32x32 pixels"),
-        (["--samples", "b.npz", "--pipeline", "pytorch-fid"], "pipeline = 'pytorch-fid': is Inception's"),
-        (["--samples", "b.npz", "--features", "inception"], "inception needs its file; give --weights"),
-        (["--samples", "b.npz", "--floor", "a.npz"], "samples and floor have 32x32 and 16x16 pixels; give a floor of"),
-        (["--samples", "b.npz", "--model", "fashion-mnist"], "give one of them"),
-        (["--samples", "missing"], "samples = 'missing': does not exist"),
-    ):
-        (line,) = refused("evaluate", "--reference", "b.npz", *arguments)
-        assert message in line
-
-
 def test_in_two_processes_as_in_one(processes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, seed in (("fake", 0), ("real", 1)):
