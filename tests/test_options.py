@@ -65,19 +65,8 @@ def test_what_is_typed_wins_over_files_and_later_files_over_earlier_ones(settled
 
 
 def test_the_printed_config_gives_itself(settled):
-    words = [
-        "--preset",
-        "tiny32",
-        "--model.sides",
-        "1,2,[3,4]",
-        "--freeze",
-        "mlp",
-        "--device",
-        "cpu",
-        "--data",
-        "2024-01-01",
-    ]
-    found = settled("train generator", *words)
+    words = "--preset tiny32 --model.sides 1,2,[3,4] --freeze mlp --device cpu --data 2024-01-01"
+    found = settled("train generator", *words.split())
     assert (found["model"]["sides"], found["freeze"]) == ([1, 2, [3, 4]], ["mlp"])
     assert settled("train generator", "--config", "all.yaml", all=yaml.safe_dump(found)) == found
     found = settled("sample", "--model", "m", "--labels", '"Cats, dogs",3', "--temperature", ".5,1")
