@@ -35,18 +35,7 @@ from . import processes as apart
 from .parity_cases import PARITY_CASES, ParityCase, load_case
 
 EXCERPT = Path(__file__).parent / "data" / "fashion-excerpt"
-CLASSES = (
-    "Ankle-boot",
-    "Bag",
-    "Coat",
-    "Dress",
-    "Pullover",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "T-shirt-top",
-    "Trouser",
-)
+CLASSES = ("Ankle-boot", "Bag", "Coat", "Dress", "Pullover", "Sandal", "Shirt", "Sneaker", "T-shirt-top", "Trouser")
 
 
 @pytest.fixture(scope="session")

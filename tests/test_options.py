@@ -65,33 +65,15 @@ def test_what_is_typed_wins_over_files_and_later_files_over_earlier_ones(settled
 
 
 def test_the_printed_config_gives_itself(settled):
-    words = [
-        "--preset",
-        "tiny32",
-        "--model.sides",
-        "1,2,[3,4]",
-        "--freeze",
-        "mlp",
-        "--device",
-        "cpu",
-        "--data",
-        "2024-01-01",
-    ]
-    found = settled("train generator", *words)
+    words = "--preset tiny32 --model.sides 1,2,[3,4] --freeze mlp --device cpu --data 2024-01-01"
+    found = settled("train generator", *words.split())
     assert (found["model"]["sides"], found["freeze"]) == ([1, 2, [3, 4]], ["mlp"])
     assert settled("train generator", "--config", "all.yaml", all=yaml.safe_dump(found)) == found
     found = settled("sample", "--model", "m", "--labels", '"Cats, dogs",3', "--temperature", ".5,1")
     assert settled("sample", "--config", "all.yaml", all=yaml.safe_dump(found)) == found
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-1,1,1", [0.1, 1.0, 1.0]),
-        (".5", 0.5),
-        ("-1,1", [-1.0, 1.0]),
-    ],
-)
+@pytest.mark.parametrize(("text", "value"), [("1e-1,1,1", [0.1, 1.0, 1.0]), (".5", 0.5), ("-1,1", [-1.0, 1.0])])
 def test_lists_of_numbers(settled, text, value):
     assert settled("sample", "--model", "m", "--temperature", text)["temperature"] == value
     assert settled("sample", "--model", "m", "--config", "a.yaml", a=f"temperature: '{text}'")["temperature"] == value
@@ -120,10 +102,7 @@ def test_labels_in_yaml(settled, value, labels):
         (["edit", "--paste=maybe"], 'Invalid value for --paste: unable to convert "maybe" into bool'),
         (["edit", "--dtype", "int9"], "dtype = int9: give one of float32, bfloat16"),
         (["sample", "--guidance", "much"], "guidance = much: give a number or numbers with commas between them"),
-        (
-            ["sample", "--top-k", "1,x"],
-            "top_k = 1,x: give a whole number or whole numbers with commas between them",
-        ),
+        (["sample", "--top-k", "1,x"], "top_k = 1,x: give a whole number or whole numbers with commas between them"),
         (["train", "tokenizer", "--preset", "tiny32", "--steps", "many"], "steps = many: give a whole number"),
         (
             ["reschedule", "--sides", "1,2,x"],
@@ -193,9 +172,3 @@ def test_a_yaml_file_that_cannot_be_read(refused, tmp_path):
     ):
         (line,) = refused(*arguments.split())
         assert message in line
-
-
-def test_a_batch_that_accumulate_does_not_divide_is_refused_before_data_are_read(configured):
-    assert configured("batch_size: 4\naccumulate: 3\n") == [
-        "mvar: batch_size = 4: cannot be cut into accumulate = 3 equal parts; give a multiple of 3"
-    ]

@@ -127,14 +127,8 @@ def test_no_float_of_a_config_is_infinite(kind):
     [
         ({"depth": 10**20}, "depth = 100000000000000000000: must lie in 1 to 200"),
         ({"depth": -1}, "depth = -1: must lie"),
-        (
-            {"depth": 200, "width": 10**12, "attention": ["intra"] * 200},
-            "width = 1000000000000: must",
-        ),
-        (
-            {"sides": list(range(1, 66))},
-            f"sides = {list(range(1, 66))}: sides has 65 scales: give at",
-        ),
+        ({"depth": 200, "width": 10**12, "attention": ["intra"] * 200}, "width = 1000000000000: must"),
+        ({"sides": list(range(1, 66))}, f"sides = {list(range(1, 66))}: sides has 65 scales: give at"),
     ],
 )
 def test_absurd_models_are_refused_without_being_built(values, start):

@@ -23,14 +23,6 @@ def test_what_cannot_be_printed_is_escaped(text, safe):
     assert shown(text) == safe
 
 
-def test_a_long_line_is_cut_in_its_middle():
-    text = shown("short\n" + "a" * 5000 + "z", most=100)
-    first, second = text.split("\n")
-    assert first == "short"
-    assert len(second) <= 110
-    assert second.endswith("z")
-
-
 def test_counts_have_their_plural():
     assert [counted(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
     assert counted(2, "class", "classes") == "2 classes"

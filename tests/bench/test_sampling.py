@@ -8,7 +8,6 @@ from mvar.bench import cases
 from mvar.bench.cases import Subject, rerunning
 from mvar.bench.measuring import SEED
 from mvar.bench.parts import Phase, Stopwatch
-from mvar.bench.sampling import bench
 from mvar.cli import main
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.tokenizer.config import TokenizerConfig
@@ -90,23 +89,3 @@ def test_a_stopwatch_gives_each_moment_to_one_part(monkeypatch):
         Phase("adaln", 2): 3.0 + 5.0,
         Phase("mlp", 2): 4.0,
     }
-
-
-def test_bad_input_is_named(refused):
-    for options, message in (
-        (["--batch", "0"], "batch = 0"),
-        (["--rounds", "0"], "rounds = 0"),
-        (["--against", "var-d17"], "against = 'var-d17'"),
-        (["--preset", "d17"], "preset = 'd17'"),
-        (["--model", "no-such-model"], "no-such-model"),
-    ):
-        assert message in refused("bench", "sample", *options)[0]
-
-
-def test_what_cannot_fit_is_refused_with_numbers(monkeypatch):
-    class Memory:
-        available = 5e9
-
-    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
-    with pytest.raises(ValueError, match=r"GB, 5.0 GB of memory are free; give a smaller preset"):
-        bench("d24", "bf16", [1], 1.5, 1)

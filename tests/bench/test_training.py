@@ -1,5 +1,5 @@
 import json
-from collections import namedtuple
+import multiprocessing
 
 import pytest
 from PIL import Image
@@ -12,8 +12,12 @@ TINY = GeneratorConfig(depth=1, width=64, num_classes=2, vocab_size=32, latent_c
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, small_machine):
+def tiny(monkeypatch, small_machine, processes):
+    """A small preset, and processes that are forked from one that has imported torch already."""
     monkeypatch.setitem(PRESETS, "tiny", TINY)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(processes.IMPORTED)
+    monkeypatch.setattr(training.multiprocessing, "get_context", lambda method=None: server)
 
 
 def test_the_command_measures_cases_in_turn(monkeypatch, tmp_path, capsys):
@@ -63,11 +67,3 @@ def test_a_case_that_ends_is_named():
         next(iter(process._processes.values())).kill()
         with pytest.raises(ValueError, match=r"^case 'tiny': its process ended; see above, or free memory"):
             training._step("tiny", process)
-
-
-def test_bad_numbers_are_refused(refused, monkeypatch):
-    assert refused("bench", "train", "--preset", "d17")[0].startswith("mvar: preset = 'd17': choose from d12")
-    assert refused("bench", "train", "--steps", "0") == ["mvar: steps = 0: must lie in 1 to 1,000,000,000"]
-    monkeypatch.setattr("psutil.virtual_memory", lambda: namedtuple("Memory", "available")(1e8))
-    (line,) = refused("bench", "train", "--preset", "tiny")
-    assert line.startswith("mvar: preset, batch_size: weights, gradients, Adam and activations take about ")

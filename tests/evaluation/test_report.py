@@ -26,16 +26,9 @@ def test_it_is_read_as_it_was_written(tmp_path):
 
 def test_the_text_tells_protocol_value_interval_floor_and_notes():
     text = table(report())
-    for part in (
-        "inception-v3",
-        "guidance  1.5",
-        "training images",
-        "2.9 .. 3.1",
-        "1.2",
-        "note: N is small",
-        "31 s, 2 GB; 10 samples per second",
-    ):
+    for part in ("inception-v3", "guidance  1.5", "training images", "2.9 .. 3.1", "1.2", "note: N is small"):
         assert part in text
+    assert "31 s, 2 GB; 10 samples per second" in text
 
 
 def test_one_protocol_makes_one_table_with_floor_protocol_and_notes():

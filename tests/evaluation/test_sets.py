@@ -133,19 +133,16 @@ def test_the_fingerprint_follows_every_image(tmp_path):
     assert len(set(marks)) == 5
 
 
-def test_jpegs_are_for_references_only(tmp_path):
-    fill(tmp_path, noise(1))
-    fill(tmp_path, noise(2), ["p.jpg", "q.png"], format="JPEG")  # the content counts, not the name
-    found = opened(str(tmp_path), allow_jpeg=True)
+def test_lossy_images_are_for_references_only(tmp_path):
+    fill(tmp_path / "jpeg", noise(1))
+    fill(tmp_path / "jpeg", noise(2), ["p.jpg", "q.png"], format="JPEG")  # the content counts, not the name
+    found = opened(str(tmp_path / "jpeg"), allow_jpeg=True)
     assert (found.count, len(found.notes)) == (3, 1)
     assert found.notes[0].startswith("2 of 3 images are JPEG, whose artefacts move FID")
-    with pytest.raises(
-        ValueError, match=r"^samples = .*: 'p.jpg' \(2 of 3\) is a JPEG, whose .*; give PNGs, or --allow-jpe"
-    ):
-        opened(str(tmp_path))
+    message = r"^samples = .*: 'p.jpg' \(2 of 3\) is a JPEG, whose .*; give PNGs, or --allow-jpe"
+    with pytest.raises(ValueError, match=message):
+        opened(str(tmp_path / "jpeg"))
 
-
-def test_lossy_webps_are_as_jpegs(tmp_path):
     clear = np.concatenate([noise(1), np.full((1, 12, 10, 1), 99, np.uint8)], axis=3)  # a VP8X: there is more to it
     for name, lossless in (("lossy", False), ("lossless", True)):
         fill(tmp_path / name, noise(1), ["a.webp"], lossless=lossless)

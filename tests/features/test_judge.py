@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvar.features.judge import Judge, _shift, accuracy, train_judge
+from mvar.features.judge import Judge, accuracy, train_judge
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,6 @@ def test_colour_is_seen_only_by_a_colour_judge():
     for channels, same in ((1, True), (3, False)):
         judge = Judge(2, channels).eval()
         assert torch.allclose(judge(pixels), judge(turned), atol=1e-5) is same
-
-
-def test_shift_moves_each_image_and_repeats_its_border():
-    pixels = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).expand(200, -1, -1, -1)
-    moved = {tuple(image.flatten().tolist()) for image in _shift(pixels, torch.Generator().manual_seed(0))}
-    padded = torch.nn.functional.pad(pixels[:1].float(), (2, 2, 2, 2), mode="replicate").byte()[0, 0]
-    windows = {tuple(padded[r : r + 6, c : c + 6].flatten().tolist()) for r in range(5) for c in range(5)}
-    assert moved == windows
 
 
 def test_mistakes_are_named(tmp_path):

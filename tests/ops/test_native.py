@@ -65,12 +65,12 @@ def test_they_are_compiled_once_for_all_processes(fresh, compiled, monkeypatch):
     assert [again(), again()] == [1, 1]
     assert fresh.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g0"))
-    assert [again(), again()] == [2, 2], "other flags, other code"
+    assert again() == 2, "other flags, other code"
     fresh.chmod(0o750)
-    assert [again(), again()] == [3, 4], "what others may read or write is not loaded"
+    assert again() == 3, "what others may read or write is not loaded"
     shutil.rmtree(fresh.parent.parent)
     fresh.parent.parent.write_text("not a folder")
-    assert again() == 5, "without a cache they are compiled in each process"
+    assert again() == 4, "without a cache they are compiled in each process"
 
 
 @needs_compiler

@@ -14,7 +14,6 @@ from mvar.model import Model, load
 from mvar.studies import measuring, sweep_figure
 from mvar.studies.grid import TRIED
 from mvar.studies.sweep import best
-from recipes import editing, likelihood
 from recipes.fashion_mnist import FashionMnist
 from recipes.icons import Icons
 from recipes.shared import fill, markers, run_cli
@@ -52,8 +51,7 @@ def work(tmp_path_factory, data, random_model):
     model = random_model(classes, [1, 2, 3, 4], {"data": "my-folder", "steps": 150, **folders})
     for name in ("model", "g"):
         model.save(root / name)
-    for name in ("t", "tokenizer-alone"):
-        Model(model.tokenizer, None, classes).save(root / name)
+    Model(model.tokenizer, None, classes).save(root / "t")
     Judge(10, channels=1).eval().save(root / "judge.safetensors")
     steps = [{"step": s, "loss": 1 / s, "images_per_second": 64.0} for s in (50, 100, 150)]
     scales = [[0.5, 0.4, 0.3, 0.2]]
@@ -106,11 +104,6 @@ def test_report_holds_what_each_part_says_by_itself(work, measured, originals):
         grey = RECIPE.form.of(out.pixels)
         seen = Judge.load(work / "judge.safetensors")(grey.expand(-1, 3, -1, -1) / 255).argmax(1).tolist()
     assert samples["accuracy"] == pytest.approx(np.mean([c == i // 2 for i, c in enumerate(seen)]))
-    pairs = [(a, b) for a, b in grey.flatten(1).double().div(255).split(2)]
-    real = originals.reshape(10, 10, -1) / 255
-    real = [np.mean([np.linalg.norm(a - b) for i, a in enumerate(row) for b in row[:i]]) for row in real]
-    ratio = np.mean([float((a - b).norm()) for a, b in pairs]) / np.mean(real)
-    assert samples["spread_ratio"] == pytest.approx(ratio, rel=1e-5)
     assert samples["real"]["spread_ratio"] == pytest.approx(1)
     assert samples["seconds_per_image"] > 0
 
@@ -175,16 +168,6 @@ def test_the_defaults_that_ship_are_those_that_the_sweep_chose(recipe):
     assert {name: report["chosen"][name] for name in TRIED} == {name: defaults[name] for name in TRIED}
 
 
-@pytest.mark.parametrize("recipe", [likelihood.measure, editing.compare])
-def test_no_image_counts_twice_where_there_are_fewer_than_asked(recipe, work, data, tmp_path):
-    for folder in sorted((data / "val").iterdir())[:2]:
-        (tmp_path / "val" / folder.name).mkdir(parents=True)
-        (tmp_path / "val" / folder.name / "0.png").symlink_to(sorted(folder.iterdir())[0])
-    report = recipe(str(work / "model"), str(tmp_path), str(tmp_path / "out"), images=15)
-    assert report["images"] == 2
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"] == 2
-
-
 def test_originals_are_the_files_own_pixels_with_the_folders_labels(data, originals):
     images, labels, classes = measuring.originals(str(data), "val", RECIPE.form)
     assert np.array_equal(images[:, 0].numpy().reshape(10, 10, 28, 28), originals)
@@ -217,24 +200,16 @@ def test_runs_of_other_weights_are_refused(network, work, data, tmp_path):
 
 def test_mistakes_are_named(work, data, tmp_path, capsys):
     model, data, judge = str(work / "model"), str(data), str(work / "judge.safetensors")
-    for changes, message in (
-        ({"samples_per_class": 1}, r"samples_per_class = 1: must lie in 2 to"),
-        ({"tokenizer_run": str(tmp_path)}, r"tokenizer_run = '.*': cannot be read"),
-        ({"generator_run": str(work / "t")}, r"^generator_run = '.*t': its generator is not the model's"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            RECIPE.measure(model, data, judge, str(tmp_path), **changes)
+    with pytest.raises(ValueError, match=r"tokenizer_run = '.*': cannot be read"):
+        RECIPE.measure(model, data, judge, str(tmp_path), tokenizer_run=str(tmp_path))
     with pytest.raises(ValueError, match=r"data = '.*': val/ has classes Ankle-boot, .*, expected Boot, Hat"):
         measuring.originals(data, "val", RECIPE.form, ["Boot", "Hat"])
-    package = ["package", "--model", str(work / "tokenizer-alone"), "--sweep", "sweep.json", "--out", "bundle"]
-    training = ["judge", "--data", data, "--out", "judge"]
+    package = ["package", "--model", str(work / "t"), "--sweep", "sweep.json", "--out", "bundle"]
     for argv, said in (
-        (package, "a tokenizer without a generator; give the generator's run"),
-        ([*training, "--sede", "1"], "--sede"),
-        ([*training, "--epochs", "few"], "few"),
+        (package, "mvar: model = .*a tokenizer without a generator; give the generator's run"),
+        (["judge", "--data", data, "--out", "judge", "--sede", "1"], "recipe: .*--sede"),
     ):
         with pytest.raises(SystemExit, match="2"):
             run_cli("recipe", *RECIPE.commands(), argv=argv)
         (line,) = capsys.readouterr().err.splitlines()
-        assert re.match("recipe: |mvar: model = ", line)
-        assert said in line
+        assert re.match(said, line)

@@ -1,7 +1,6 @@
 """GPU memory: the page shows the current arithmetic, and the arithmetic agrees with real tensors."""
 
 import re
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -29,14 +28,6 @@ def test_the_page_shows_what_the_networks_take_today(monkeypatch):
     assert len(written) - len(kept) == 12
     monkeypatch.setattr(memory, "NAMES", ("d16",))
     assert kept == memory.tables().splitlines()
-
-
-def test_two_depths_tell_the_activations_of_any():
-    counted = memory.step_bytes(memory.as_gathered(SMALL), 2)
-    assert memory.activation_bytes(SMALL, images=2) == counted
-    shallow = memory.as_gathered(replace(SMALL, depth=SMALL.depth - 1))
-    entering = 2 * SMALL.schedule.length * SMALL.width * 4
-    assert entering < counted - memory.step_bytes(shallow, 2) < 1.1 * entering
 
 
 def test_activations_are_those_that_a_processor_allocates():

@@ -1,17 +1,13 @@
-import hashlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from mvar.evaluation.frechet import bootstrap, fit
 from mvar.evaluation.intervals import share
 from mvar.evaluation.report import Value
 from mvar.features.judge import Judge, train_judge
 from mvar.model import load
 from mvar.studies import measuring
-from mvar.studies.distance import Distance
 from recipes import rejection
 from recipes.shared import markers, run_cli
 
@@ -71,8 +67,6 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
         assert rows["classifier", k, 2]["distance"] != rows["self", k, 2]["distance"]
     right = share(rows["self", 0, 1]["accuracy"]["value"], 6)
     assert rows["self", 0, 1]["accuracy"]["high"] == pytest.approx(right.high, abs=2e-5)
-    right = share(report["real"]["accuracy"]["value"], 30)
-    assert report["real"]["accuracy"]["low"] == pytest.approx(right.low, abs=2e-5)
     value = rows["classifier", 3, 2]["distance"]["value"]
     cell = f"{value:.1f} ({value - 2:.1f} to {value + 1:.1f})"
     text = page.read_text()
@@ -80,9 +74,6 @@ def test_all_shares_are_of_one_set_of_candidates(arguments, tmp_path, monkeypatc
     assert "Note: N = 6 is below 2 x 4 dimensions" in text
     assert (tmp_path / "out" / "rejection.png").stat().st_size > 10_000
     written = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert set(written["sha256"]["model"]) == {"config.json", "tokenizer.safetensors", "generator.safetensors"}
-    assert written["sha256"]["judge"] == hashlib.sha256(Path(arguments["judge"]).read_bytes()).hexdigest()
-    assert written["features"] == Brightness.describe(None)
     assert rejection.table(written) in text
     assert "Note:" not in rejection.table({**written, "groups": 8})
 
@@ -96,18 +87,6 @@ def test_the_selector_knows_images_as_their_files_are(arguments, tmp_path):
     expected = train_judge(whole.images_Nchw, whole.labels_N, num_classes=10, epochs=2, seed=3).state_dict()
     found = Judge.load(out).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_a_distance_has_its_interval():
-    random = torch.Generator().manual_seed(0)
-    real, ours = torch.randint(0, 256, (2, 12, 1, 28, 28), generator=random, dtype=torch.uint8)
-    distance = Distance(real)
-    features = distance.features(ours)
-    found = distance.with_interval(features)
-    assert found.value == distance.of(ours)
-    assert (found.low, found.high) == bootstrap(features, fit(distance.reference_NF))
-    assert found.low < found.value < found.high
-    assert {"network", "weights_sha256", "resize", "dtype"} <= distance.describe().keys()
 
 
 def test_one_classifier_cannot_choose_and_judge(arguments, monkeypatch):

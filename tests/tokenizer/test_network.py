@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from mvar.tokenizer.config import PRESETS, TokenizerConfig
+from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
 
 SIDES = {"square": [1, 2, 4], "wide": [[1, 2], [2, 3], [3, 6]], "one": [4]}
@@ -98,8 +98,3 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once():
         with pytest.raises(ValueError) as caught:
             TokenizerConfig(**wrong)
         assert [line.split(":")[0] for line in str(caught.value).splitlines()] == starts
-
-
-def test_presets_are_of_the_size_they_name():
-    for name, config in PRESETS.items():
-        assert config.image_shape == (int(re.search(r"\d+$", name)[0]),) * 2

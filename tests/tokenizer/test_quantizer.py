@@ -51,21 +51,6 @@ def test_every_path_equals_the_papers_algorithm(sides):
     assert [tuple(r.shape[-2:]) for r in quantized.residuals] == list(quantizer.schedule.shapes)
 
 
-def test_f_hat_grows_only_through_add(monkeypatch):
-    quantizer = build([1, 2, 4])
-    f, scales = latent(quantizer), []
-
-    def add(f_hat, codes, k):
-        scales.append(k)
-        return f_hat + k + 1
-
-    monkeypatch.setattr(quantizer, "add", add)
-    quantized = quantizer.quantize(f)
-    torch.testing.assert_close(quantized.f_hat_BZHW, torch.full_like(f, 6.0))
-    assert torch.equal(quantizer.f_hat(quantized.tokens), torch.full_like(f, 6.0))
-    assert scales == [0, 1, 2, 0, 1, 2]
-
-
 @pytest.mark.parametrize(
     ("scales", "phis", "expected"),
     [

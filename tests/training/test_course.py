@@ -48,15 +48,9 @@ def clock(monkeypatch):
 
 
 class Walk:
-    """A course to its end, or until it is killed.
+    """A course to its end, or until it is killed; `left` are the seconds that remain when all was written.
 
-    Attributes:
-        left: seconds until its end when all was written.
-        events: in their order.
-        laid: numbers of steps, each time they changed.
-        shares, rates: of the run and of the learning rate, at each step.
-        said: lines.
-        notes: of the last checkpoint, with its step.
+    `laid` are the numbers of steps, each time they changed; `shares` and `rates` those of each step.
     """
 
     def __init__(self, clock, minutes, cost, stages=((0.0, 1.0),), found=None, until=float("inf"), **every) -> None:
@@ -242,6 +236,10 @@ def test_a_killed_run_goes_on_to_the_same_end(tokenizer_run, clock, ticking, mon
     config = tokenizer_run(**{**TIMED, **SELDOM})
     original = task.loss
     ticking(task, dies=4)
+    with pytest.raises(ValueError, match=r"^minutes = 0.2: 6 s have passed before the first step; .*; give at least"):
+        train(replace(config, minutes=0.2))
+    assert not Path(config.out).exists()
+    clock.now = BEGAN
     with pytest.raises(Killed):
         train(config)
     monkeypatch.setattr(task, "loss", original)
@@ -266,13 +264,6 @@ def test_a_killed_run_goes_on_to_the_same_end(tokenizer_run, clock, ticking, mon
     assert metrics(config.out)[-1]["step"] > steps + 2
     with pytest.raises(ValueError, match=r"^minutes = 1: the run in .* has done 1\.[345]; give at least as many$"):
         train(replace(config, resume=True))
-
-
-def test_too_few_minutes_leave_no_folder(tokenizer_run, clock, ticking):
-    ticking(TokenizerTask)
-    with pytest.raises(ValueError, match=r"^minutes = 0.2: 6 s have passed before the first step; .*; give at least"):
-        tokenizer.train(tokenizer_run(**{**TIMED, "minutes": 0.2}))
-    assert not Path(tokenizer_run().out).exists()
 
 
 # --- the command ---

@@ -77,21 +77,9 @@ def test_it_resumes_without_the_model_it_started_from(generator_run, start):
     main(["train", "generator", "--config", str(options)])
 
 
-def test_what_data_and_tokenizer_decide_is_noted(generator_run, start):
-    config = generator_run(steps=1, init_from=start)
-    assert config.model.num_classes == 1000
-    train(config)
-    path = Path(config.out, "run.json")
-    decided = {"num_classes": 3, "vocab_size": 32, "latent_channels": 8, "sides": [1, 2, 4]}
-    assert json.loads(path.read_text())["decided"] == decided
-    train(replace(config, resume=True))
-    assert json.loads(path.read_text())["decided"] == decided
-
-
 def test_what_cannot_be_started_from_is_refused(generator_run, start, trained_tokenizer, tmp_path):
     other = replace(generator_run().model, depth=3, mlp_ratio=2)
     for changes, message in (
-        ({"init_from": "./nowhere"}, "^init_from = './nowhere': no such model"),
         ({"init_from": str(trained_tokenizer)}, "^init_from = .*: is a tokenizer without a generator"),
         ({"tokenizer": "fashion-mnist"}, "^init_from = .*: its generator was trained on another tokenizer's"),
         ({"model": other}, r"^model.depth = 3: the generator of .* has 2, and keeps it; .*\nmodel.mlp_ratio = 2: "),

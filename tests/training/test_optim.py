@@ -79,31 +79,17 @@ def test_the_recipes_are_the_official_ones():
     assert recipe("d24") == (350, 768, 8e-5, 0.01, 0.05)
     assert recipe("d30") == (350, 1024, 8e-5, 0.01, 0.08)
     assert recipe("var-d36-s") == (350, 768, 8e-5, 0.01, 0.08)
-
-
-def test_what_all_official_recipes_share():
     for name, preset in GENERATOR_PRESETS.items():
         config = run(**preset)
         if not name.startswith(("tiny", "quick")):
             assert (config.betas, config.grad_clip, config.warmup, config.weight_decay) == ((0.9, 0.95), 2, 0.02, 0.05)
-            assert (config.label_smoothing, config.progressive, config.resize_factor) == (0.0, 0.0, 1.125)
-            assert config.model.class_dropout == 0.1
             assert config.model.stochastic_depth == pytest.approx(0.1 * config.model.depth / 24)
     for preset in TOKENIZER_PRESETS.values():
         TokenizerTraining(data="d", out="o", **preset)
 
 
-def test_all_that_is_wrong_with_a_run_is_said_at_once():
+def test_what_is_wrong_with_several_settings_together_is_said_at_once():
     with pytest.raises(ValueError) as caught:
-        run(steps=0, base_lr=float("nan"), betas=(0.9, 1.0), seed=-1, label_smoothing=1)
-    assert str(caught.value).splitlines() == [
-        "steps = 0: must lie in 1 to 1,000,000,000",
-        "base_lr = nan: must be a finite number",
-        "betas = 1.0: must lie in [0, 1)",
-        f"seed = -1: must lie in 0 to {2**63 - 1:,}",
-        "label_smoothing = 1: must lie in [0, 1)",
-    ]
-    with pytest.raises(ValueError) as caught:  # then what is wrong with several together
         run(out="d/run", data="d", batch_size=5, accumulate=2)
     starts = ("out = 'd/run': lies inside data", "batch_size = 5: cannot be cut into accumulate = 2 equal parts")
     lines = str(caught.value).splitlines()
