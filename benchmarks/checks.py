@@ -37,6 +37,8 @@ KERNELS = 25  # of each block and scale, at most
 TOKENIZER = TokenizerConfig(
     channels=32, multipliers=(1, 1), res_blocks=1, vocab_size=64, latent_channels=8, sides=[1, 2, 4]
 )
+GENERATOR = GeneratorConfig(depth=2, width=64, heads=1, state_size=16)
+STEPS = 4
 Found = dict[str, Any]
 
 
@@ -194,18 +196,19 @@ def trainings(device: torch.device, kinds: Sequence[str]) -> Found:
     with TemporaryDirectory() as folder:
         root = Path(folder)
         _write_images(root / "images")
-        ours, theirs = (_losses(root / name, root / "images", at) for name, at in (("here", device), ("cpu", "cpu")))
+        ours = theirs = _losses(root, "here", device)
+        if device.type != "cpu":
+            theirs = _losses(root, "there", "cpu")
         apart = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
         require(apart < 1e-2, f"losses {ours}, on the CPU {theirs}")
-        stopped = _generator_run(root / "stopped", root, device)
+        stopped = _generator_run(root, "stopped", device)
         _train(stopped, stop_after=2)
         resumed = _train(replace(stopped, resume=True))
-        whole = _train(_generator_run(root / "whole", root, device))
-        require(resumed[-1] == whole[-1], f"resumed {resumed[-1]}, unbroken {whole[-1]}")
+        require(resumed[-1] == ours[-1], f"resumed {resumed[-1]}, unbroken {ours[-1]}")
         found: Found = {"losses": ours, "largest difference to the CPU's": apart, "resumed": "equal"}
         for kind in kinds:
             found[kind] = _one_rank(kind, root, device)
-            require(abs(found[kind] - whole[-1]) < 1e-3, f"{kind}: {found[kind]}, alone {whole[-1]}")
+            require(abs(found[kind] - ours[-1]) < 1e-3, f"{kind}: {found[kind]}, alone {ours[-1]}")
         return found
 
 
@@ -214,10 +217,8 @@ def compiled(device: torch.device) -> Found:
     with TemporaryDirectory() as folder:
         root = Path(folder)
         _write_images(root / "images")
-        _losses(root / "here", root / "images", device)
-        plain, fused = (
-            _train(replace(_generator_run(root / str(on), root, device), compile=on, steps=3)) for on in (False, True)
-        )
+        plain = _losses(root, "here", device)[-STEPS:]
+        fused = _train(replace(_generator_run(root, "compiled", device), compile=True))
         apart = max(abs(a - b) for a, b in zip(plain, fused, strict=True))
         require(apart < 1e-2, f"losses {plain}, compiled {fused}")
         return {"largest difference": apart}
@@ -232,27 +233,22 @@ def _write_images(folder: Path) -> None:
             Image.fromarray(array).save(folder / label / f"{i}.png")
 
 
-def _common(out: Path, images: Path, device: torch.device | str) -> Found:
-    run = {"steps": 4, "batch_size": 4, "val_images": 2, "log_every": 1, "validate_every": 4, "checkpoint_every": 2}
-    return {**run, "data": str(images), "out": str(out), "device": str(device), "dtype": "float32"}
+def _common(root: Path, name: str, device: torch.device | str) -> Found:
+    run: Found = {"steps": STEPS, "batch_size": 4, "val_images": 2, "log_every": 1, "validate_every": STEPS}
+    run |= {"checkpoint_every": 2, "data": str(root / "images"), "out": str(root / name)}
+    return {**run, "device": str(device), "dtype": "float32"}
 
 
-def _tokenizer_run(out: Path, images: Path, device: torch.device | str) -> TokenizerTraining:
-    return TokenizerTraining(**_common(out, images, device), model=TOKENIZER, perceptual=0.0, adversarial=0.0)
+def _generator_run(root: Path, name: str, device: torch.device | str, tokenizer: str = "here") -> GeneratorTraining:
+    common = _common(root, name, device)
+    return GeneratorTraining(**common, model=GENERATOR, tokenizer=str(root / tokenizer), preview_per_class=1)
 
 
-def _generator_run(out: Path, root: Path, device: torch.device | str) -> GeneratorTraining:
-    model = GeneratorConfig(depth=2, width=64, heads=1, state_size=16)
-    tokenizer = str(root / "cpu" / "tokenizer" if (root / "cpu").exists() else root / "here" / "tokenizer")
-    return GeneratorTraining(
-        **_common(out, root / "images", device), model=model, tokenizer=tokenizer, preview_per_class=1
-    )
-
-
-def _losses(out: Path, images: Path, device: torch.device | str) -> list[float]:
-    """Of a tokenizer and of a generator, step by step."""
-    first = _train(_tokenizer_run(out / "tokenizer", images, device))
-    return first + _train(_generator_run(out / "generator", images.parent, device))
+def _losses(root: Path, name: str, device: torch.device | str) -> list[float]:
+    """Of a tokenizer's and of its generator's run, step by step."""
+    common = _common(root, name, device)
+    first = _train(TokenizerTraining(**common, model=TOKENIZER, perceptual=0.0, adversarial=0.0))
+    return first + _train(_generator_run(root, f"{name}-generator", device, name))
 
 
 def _train(config: TokenizerTraining | GeneratorTraining, stop_after: int | None = None) -> list[float]:
@@ -277,17 +273,16 @@ def _recorded(out: Path) -> list[float]:
 
 def _one_rank(kind: str, root: Path, device: torch.device) -> float:
     """The last loss of a run of one rank that torchrun starts."""
-    config = _generator_run(root / kind, root, device)
     program = (
         "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); "
-        "from mvar.training.config import GeneratorTraining; from mvar.generator.config import GeneratorConfig; "
-        "from mvar.training.generator.task import train; given = json.loads(sys.argv[2]); "
-        "train(GeneratorTraining(**{**given, 'model': GeneratorConfig(**given['model'])}))"
+        "from benchmarks.checks import GENERATOR; from mvar.training.config import GeneratorTraining; "
+        "from mvar.training.generator.task import train; "
+        "train(GeneratorTraining(model=GENERATOR, **json.loads(sys.argv[2])))"
     )
-    given = {**_common(root / kind, root / "images", device), "tokenizer": config.tokenizer, "preview_per_class": 1}
-    given |= {"parallel": kind, "model": {"depth": 2, "width": 64, "heads": 1, "state_size": 16}}
+    given = {**_common(root, kind, device), "tokenizer": str(root / "here"), "preview_per_class": 1, "parallel": kind}
     script = root / "rank.py"
     script.write_text(program)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
-    subprocess.run([*command, json.dumps(sys.path), json.dumps(given)], check=True, capture_output=True, timeout=120)
+    paths = json.dumps([str(ROOT), *sys.path])
+    subprocess.run([*command, paths, json.dumps(given)], check=True, capture_output=True, timeout=120)
     return _recorded(root / kind)[-1]

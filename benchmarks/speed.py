@@ -86,7 +86,7 @@ class Speed:
     def sampling(self, pair: tuple[str, str]) -> Found:
         """Seconds of a batch for both of a pair, in turns: by recordings and without, with guidance and without."""
         found: Found = {}
-        for batch in (1, 2) if self.quick else (1, 8, 64):
+        for batch in (2,) if self.quick else (1, 8, 64):
             for guidance in (1.5, 0.0):
                 if self.left() < 20:
                     return {**found, "left out": f"batch {batch} and more: no time"}

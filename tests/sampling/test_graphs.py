@@ -1,5 +1,6 @@
 """Recordings, with a stand-in for CUDA's that does the work again into the same memory: they never ran on a GPU."""
 
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from mvar.sampling import graphs
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Canvas, Sampler
+from mvar.sampling.export import writing
 from mvar.sampling.graphs import Graphs, padded
 
 pytest.importorskip("triton")
@@ -133,9 +135,33 @@ def test_without_room_or_support_images_are_drawn_as_before(build, monkeypatch):
 
 def test_a_variable_switches_recordings_off(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(graphs, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(graphs, "runs_kernels", lambda *_: True)
     on_gpu = SimpleNamespace(is_cuda=True)
     assert graphs.can_record(on_gpu)
     assert not graphs.can_record(torch.zeros(1))
     monkeypatch.setenv("MVAR_GRAPHS", "off")
     assert not graphs.can_record(on_gpu)
+
+
+def test_the_next_batch_is_drawn_while_a_gpu_s_last_one_is_written():
+    may_end, done = Event(), []
+
+    def slow():
+        assert may_end.wait(10)
+        done.append("first")
+
+    with writing(torch.device("cuda")) as write:
+        write(slow)  # does not wait
+        assert not done
+        may_end.set()
+        write(lambda: done.append("second"))
+    assert done == ["first", "second"]
+    with writing(torch.device("cpu")) as write:
+        write(lambda: done.append("at once"))
+        assert done[-1] == "at once"
+
+    def full():
+        raise OSError("no space is left")
+
+    with pytest.raises(OSError, match="no space"), writing(torch.device("cuda")) as write:
+        write(full)

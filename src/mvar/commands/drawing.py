@@ -5,6 +5,7 @@ torch and what needs it are imported inside the functions, so that `mvar --help`
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mvar.options.fields import Given
@@ -223,17 +224,22 @@ def _draw(
 
     from mvar.progress import track
     from mvar.sampling.engine import batches, to_uint8
+    from mvar.sampling.export import writing
 
     every = range(len(samples.labels))
     kept = 0 if targets.out is None and targets.npz is None else len(every)
     pixels_NHW3 = np.empty((kept, *loaded.tokenizer.config.image_shape, 3), np.uint8)
     parts = list(batches(len(every), step))
-    for part in track(parts, len(parts), "batches"):
-        drawn = draw(every[part])
+
+    def keep(drawn: "SampleOutput", part: slice) -> None:
         if targets.out_dir is not None:
             samples.save(drawn, targets.out_dir, part.start)
         if kept:
             pixels_NHW3[part] = to_uint8(drawn.pixels)
+
+    with writing(loaded.device) as write:
+        for part in track(parts, len(parts), "batches"):
+            write(partial(keep, draw(every[part]), part))
     return pixels_NHW3
 
 

@@ -93,7 +93,7 @@ def sample_set(
         return loaded.sample(known, **sampling, seed=seed, index=index, batch_size=most)
 
     asked.begin()
-    written = asked.draw(draw, rank, ranks)
+    written = asked.draw(draw, rank, ranks, loaded.device)
     if rank == 0:
         asked.finish(ranks)
         others = "" if ranks == 1 else " by this process"

@@ -21,6 +21,7 @@ from torch import Tensor
 from mvar.ops import native
 
 MODES = ("auto", "reference", "torch", "native")
+NOISE = torch.uint64  # of which noise is made
 
 
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)  # by `torch_only`
@@ -79,14 +80,14 @@ def runs_kernels(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     If MVAR_OPS is native also on the meta device, which shows what would run on a GPU.
 
     Args:
-        dtype: of the tokens that they give, x's if None.
+        dtype: of the tokens that they give, x's if None; NOISE asks for the kernel of noise alone.
     """
     dtype, chosen = dtype or x.dtype, mode()
-    if dtype not in native.TOKENS or chosen not in ("auto", "native") or _traced(x):
+    if dtype not in (*native.TOKENS, NOISE) or chosen not in ("auto", "native") or _traced(x):
         return False
     if x.is_meta:
         return chosen == "native"
-    return x.is_cuda and _available(*find_kernels(x.device, dtype, torch.is_grad_enabled()))
+    return x.is_cuda and _available(*find_kernels(x.device, dtype, dtype != NOISE and torch.is_grad_enabled()))
 
 
 @torch.compiler.assume_constant_result

@@ -16,7 +16,7 @@ import torch
 from numpy.random import Philox
 from torch import Tensor
 
-from mvar.ops.dispatch import runs_kernels
+from mvar.ops.dispatch import NOISE, runs_kernels
 
 CPU = torch.device("cpu")
 _BELOW_ONE = np.float32(1 - 2**-24)  # the largest float32 below 1
@@ -56,7 +56,7 @@ def gumbel(
     Large values, which decide, come from u close to 0, where float32 is finest. On a GPU with kernels the bits are the
     same, the logarithms may differ in the last digit.
     """
-    if runs_kernels(torch.empty(0, device=device)):
+    if runs_kernels(torch.empty(0, device=device), NOISE):
         from mvar.ops.gpu.noise import gumbel as by_kernel
 
         return by_kernel(seed, index, stream, shape, at, device)

@@ -3,15 +3,19 @@
 Shapes: N images, B images of a batch, H W pixels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mvar.data.images.colour import in_srgb
 from mvar.data.order import epoch_order
+from mvar.data.workers import in_threads
 from mvar.files import atomic_write, writable_file
 from mvar.sampling.engine import SampleOutput
 from mvar.sampling.labels import file_name
@@ -59,9 +63,37 @@ def save_image(image: Image.Image, path: str | Path, field: str = "out") -> Path
 def save_pngs(out: SampleOutput, folder: str | Path, files: Sequence[str]) -> list[Path]:
     """Write one PNG per image under these names, replacing earlier files, and return their paths."""
     paths = [Path(folder, file) for file in files]
-    for path, image in zip(paths, out.images, strict=True):
+
+    def write(item: tuple[Path, Image.Image]) -> None:
+        path, image = item
         atomic_write(path, image.save)
+
+    for _ in in_threads(write, list(zip(paths, out.images, strict=True))):
+        pass
     return paths
+
+
+@contextmanager
+def writing(device: torch.device) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """A function that does the work of writing a batch: for a GPU, while the next batch is drawn, one batch behind.
+
+    On a CPU both would share the cores, so the work is done at once. What it raises is raised with the next batch, or
+    at the end.
+    """
+    behind: list[Future[object]] = []
+
+    def write(work: Callable[[], object]) -> None:
+        if device.type == "cpu":
+            work()
+            return
+        if behind:
+            behind.pop().result()
+        behind.append(pool.submit(work))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield write
+        if behind:
+            behind.pop().result()
 
 
 def save_npz(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mvar.machine import send
-from mvar.ops.dispatch import mode, runs_kernels
+from mvar.ops.dispatch import NOISE, mode, runs_kernels
 
 if TYPE_CHECKING:
     from mvar.sampling.engine import Canvas, OnScale, Sampler
@@ -175,4 +175,4 @@ def padded(B: int) -> int:
 
 def can_record(x: Tensor) -> bool:
     """Whether work on this tensor's device can be recorded: on CUDA, with noise that a kernel makes."""
-    return x.is_cuda and os.environ.get("MVAR_GRAPHS") != "off" and runs_kernels(x)
+    return x.is_cuda and os.environ.get("MVAR_GRAPHS") != "off" and runs_kernels(x, NOISE)

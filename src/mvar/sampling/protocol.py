@@ -10,9 +10,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mvar.checkpoint.bundle import CONFIG, GENERATOR, TOKENIZER
 from mvar.data.images.decoding import decode
@@ -20,9 +22,10 @@ from mvar.data.images.folders import ImageFolder
 from mvar.data.workers import in_threads
 from mvar.files import file_sha256
 from mvar.job import Job, check_same
+from mvar.ops.noise import CPU
 from mvar.progress import track
 from mvar.sampling.engine import SampleOutput, batches
-from mvar.sampling.export import save_npz, save_pngs
+from mvar.sampling.export import save_npz, save_pngs, writing
 from mvar.sampling.labels import places
 from mvar.sampling.report import PROTOCOL, Samples, beside, read_protocol, write_beside
 from mvar.text import some
@@ -99,23 +102,35 @@ class SampleSet:
         if not self.archived:
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def draw(self, draw: Callable[[list[int], range], SampleOutput], rank: int = 0, ranks: int = 1) -> int:
-        """Draw this process's images that are missing, by `draw(labels, numbers)`; return how many were written.
+    def draw(
+        self,
+        draw: Callable[[list[int], range], SampleOutput],
+        rank: int = 0,
+        ranks: int = 1,
+        device: torch.device = CPU,
+    ) -> int:
+        """Draw this process's images that are missing, by `draw(labels, numbers)` on this device.
+
+        Returns how many were written.
 
         Processes take batches in turn. A batch in which some images are missing is drawn completely, as the first time.
         An .npz that exists ends the drawing into its hidden folder: another process has written it.
         """
         written = 0
 
-        def make(index: range) -> None:
+        def save(drawn: SampleOutput, index: range) -> None:
             nonlocal written
-            drawn = draw([self.samples.labels[i] for i in index], index)
             missing = self._missing(index)
             pixels = drawn.pixels[[i - index.start for i in missing]]
             save_pngs(SampleOutput(pixels, None), self.folder, [self.samples.files[i] for i in missing])
             written += len(missing)
 
-        self._job().make_missing(make, rank, ranks, progress=rank == 0)
+        with writing(device) as write:
+
+            def make(index: range) -> None:
+                write(partial(save, draw([self.samples.labels[i] for i in index], index), index))
+
+            self._job().make_missing(make, rank, ranks, progress=rank == 0)
         if self.archived:
             shutil.rmtree(self.folder, ignore_errors=True)
         return written
