@@ -1,7 +1,7 @@
 """CUDA graphs: the work from a canvas to its pixels, recorded once and launched as one thing ever after.
 
 A GPU runs the kernels of a small batch faster than Python can launch them. A recording is used from the second time on
-that a batch of this size is drawn with these settings; the first runs as everywhere else, and warms everything up.
+that a batch of this size is drawn with these settings: recording takes longer than drawing once.
 
 The environment variable MVAR_GRAPHS = off switches recordings off.
 """
@@ -11,6 +11,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -38,6 +39,16 @@ class Recording(Generic[T]):
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.result = work()
+
+    @staticmethod
+    def warm_up(work: Callable[[], object]) -> None:
+        """Do the work once without recording it: kernels are compiled and libraries choose theirs, which a recording
+        may not."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
 
     def replay(self) -> T:
         """The results, until the next replay of any recording of this pool."""
@@ -69,12 +80,13 @@ class Graphs:
         if key not in self._seen:
             self._seen = {*self._seen, key} if len(self._seen) < MOST_SEEN else {key}
             return None
-        self._busy = True
+        self._busy, device = True, canvas.f_hat_BZHW.device
         try:
-            if key not in self._recorded:
-                self._record(key, sampler, canvas, size, on_scale is not None)
-            self._recorded.move_to_end(key)
-            return self._recorded[key].run(sampler, canvas, on_scale)
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                if key not in self._recorded:
+                    self._record(key, sampler, canvas, size, on_scale is not None)
+                self._recorded.move_to_end(key)
+                return self._recorded[key].run(sampler, canvas, on_scale)
         except torch.OutOfMemoryError:  # of the recording; without it there may be room
             self._recorded.clear()
         except RuntimeError as error:
@@ -101,14 +113,16 @@ class Finishing:
         self.weights = _weights(sampler)  # kept, so that no other tensor gets their place in memory
         sampler = copy.copy(sampler)
         sampler.noise = self._noise
+        draw, decoded = partial(_drawn, sampler), sampler.tokenizer.decoded
         first, last = canvas.scales, sampler.scales
-        self.parts: list[Recording[Canvas]] = []
         after = replace(self.given, tokens=())
+        self.parts: list[Recording[Canvas]] = []
         with torch.no_grad():
+            Recording.warm_up(lambda: decoded(draw(self.given, range(first, last)).f_hat_BZHW))
             for scales in [range(k, k + 1) for k in range(first, last)] if each else [range(first, last)]:
-                self.parts.append(Recording(partial(_drawn, sampler, after, scales), pool))
+                self.parts.append(Recording(partial(draw, after, scales), pool))
                 after = self.parts[-1].result
-            self.decoded = Recording(partial(sampler.tokenizer.decoded, after.f_hat_BZHW), pool)
+            self.decoded = Recording(partial(decoded, after.f_hat_BZHW), pool)
         for part in self.parts:  # only the next part needs its state
             part.result = replace(part.result, state=self.given.state, modulation=self.given.modulation)
 
