@@ -102,6 +102,7 @@ def test_what_is_quick_to_start_imports_nothing_heavy():
     script = f"""
 import contextlib, importlib, io, sys
 from mvar import cli
+from mvar.commands.table import COMMANDS
 
 def help_of(command):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
@@ -111,7 +112,7 @@ for call, names, heavy in (
     (help_of, ["", "train"], ["torch", "numpy", "pydantic", "yaml"]),
     (importlib.import_module, {light}, ["torch", "numpy", "PIL"]),
     (importlib.import_module, ["mvar.data.reading", "mvar.data.shards.local"], ["torch"]),
-    (help_of, cli.COMMANDS, ["torch"]),
+    (help_of, COMMANDS, ["torch"]),
 ):
     for name in names:
         call(name)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar.cli import COMMANDS, imported, main
+from mvar.cli import main
+from mvar.commands.table import COMMANDS, imported
 from mvar.options.fields import options_of
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mvar.checkpoint import official
-from mvar.cli import COMMANDS, imported
+from mvar.commands.table import COMMANDS, imported
 from mvar.generator.config import GeneratorConfig
 from mvar.model import load
 from mvar.sampling.config import SamplingSettings
