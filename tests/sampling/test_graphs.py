@@ -1,5 +1,6 @@
 """Recordings, with a stand-in for CUDA's that does the work again into the same memory: they never ran on a GPU."""
 
+import copy
 from threading import Event
 from types import SimpleNamespace
 
@@ -56,7 +57,7 @@ def recording(monkeypatch):
 
 
 def same(out, expected):
-    assert all(torch.equal(a, b) for a, b in zip(out.tokens, expected.tokens, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(out.tokens or (), expected.tokens or (), strict=True))
     torch.testing.assert_close(out.pixels, expected.pixels, rtol=0, atol=1e-4)
 
 
@@ -79,6 +80,16 @@ def test_a_recording_draws_other_images_as_they_are_drawn_without_it(build, mixe
         assert calls[-4:] == [(0, 4), (1, 4), (2, 4), (3, 4)]
         for k, preview in enumerate(previews, start=1):  # asked for afterwards
             torch.testing.assert_close(preview(), networks[0].decode(out.tokens[:k]), rtol=0, atol=1e-4)
+
+
+def test_smooth_samples_and_settings_of_each_scale_are_recorded_too(build):
+    networks, model = build(), copy.deepcopy(Graphs())
+    by_scale = SamplingSettings(guidance=[0, 1, 2, 0], top_k=[5, 6, 7, 8])
+    for settings in (SamplingSettings(top_k=20, smooth=True), by_scale):
+        for seed in (1, 1, 2):
+            out = Sampler(*networks, seed, settings, model).sample(LABELS, INDEX)
+            same(out, Sampler(*networks, seed, settings).sample(LABELS, INDEX))
+    assert Again.made == 4
 
 
 def test_continued_canvases_are_recorded_too_and_batches_share_a_few_sizes(build):

@@ -68,6 +68,9 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._recorded)
 
+    def __reduce__(self) -> "tuple[type[Graphs], tuple[()]]":
+        return Graphs, ()  # a copy of a model records for itself
+
     def finish(
         self, sampler: "Sampler", canvas: "Canvas", on_scale: "OnScale | None"
     ) -> "tuple[Canvas, Tensor] | None":
