@@ -21,6 +21,7 @@ from mvar.checkpoint import official
 from mvar.checkpoint.placement import Dtype, to_device
 from mvar.generator.config import GeneratorConfig
 from mvar.model import Model, load
+from mvar.ops.dispatch import NOISE
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import TokenizerConfig
@@ -54,7 +55,8 @@ def kernels(device: torch.device) -> Found:
         return {"left out": f"there are no kernels for {device.type}"}
     from mvar.ops.gpu.check import first_difference
 
-    found = {str(dtype): first_difference(device, dtype, True) for dtype in (torch.float32, torch.bfloat16)}
+    kinds = ((torch.float32, True), (torch.bfloat16, True), (NOISE, False))
+    found = {str(dtype): first_difference(device, dtype, gradient) for dtype, gradient in kinds}
     require(not any(found.values()), str(found))
     return found
 
@@ -143,17 +145,19 @@ def recordings(device: torch.device) -> Found:
         "watched samples": lambda model, i: model.sample([i, 3, 5], seed=i, on_scale=look),
         "variations": lambda model, i: model.vary(image, 2, from_scale=2, n=3, seed=i),
         "best of four": lambda model, i: model.sample_best([i, 2], of=4, fork_at=2, seed=i),
+        "a batch that is filled up": lambda model, i: model.sample([i, 3, 5, 7, 9], seed=i),
     }
-    image, found = model.sample(2).images[0], {}
+    image, found, used = model.sample(2).images[0], {}, 0
     for name, draw in drawings.items():
         for i in range(3):  # the second time is recorded, the third replayed
             with patch.dict(os.environ, MVAR_GRAPHS="off"):
                 expected = draw(model, i).tokens
             pairs = zip(draw(model, i).tokens, expected, strict=True)
             require(all(torch.equal(a, b) for a, b in pairs), f"{name} {i} differ")
+        require(not model._graphs.failed, "recording failed; see the warning above")
+        require(len(model._graphs) > used, f"{name} were not recorded")
+        used = len(model._graphs)
         found[name] = "equal"
-    used = len(model._graphs)
-    require(used > 0, "nothing was recorded")
     return {**found, "recordings": used}
 
 
@@ -168,12 +172,14 @@ def kernel_counts(device: torch.device, preset_model: Callable[[str], Model], pr
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
         sampler.draw(canvas)
-        torch.cuda.synchronize()
     events = profile.key_averages()
-    launched = sum(e.count for e in events if str(e.device_type).endswith("CUDA") and e.self_device_time_total > 0)
-    waits = sum(e.count for e in events if "Synchronize" in e.key) - 1  # our own
+    kernels = {e.key: e.count for e in events if str(e.device_type).endswith("CUDA") and e.self_device_time_total > 0}
+    launched = sum(kernels.values())
+    # The profiler itself synchronises the device when it ends.
+    waits = sum(e.count for e in events if e.key in ("cudaStreamSynchronize", "cudaEventSynchronize"))
     depth = len(sampler.generator.each_block())
-    found = {"kernels of a scale": launched, "a block": launched / depth, "waits": waits}
+    often = sorted(((count, name[:80]) for name, count in kernels.items()), reverse=True)[:10]
+    found = {"kernels of a scale": launched, "a block": launched / depth, "waits": waits, "most frequent": often}
     require(launched / depth <= KERNELS + 50 / depth, str(found))
     require(waits == 0, str(found))
     return found
@@ -204,8 +210,11 @@ def trainings(device: torch.device, kinds: Sequence[str]) -> Found:
         stopped = _generator_run(root, "stopped", device)
         _train(stopped, stop_after=2)
         resumed = _train(replace(stopped, resume=True))
-        require(resumed[-1] == ours[-1], f"resumed {resumed[-1]}, unbroken {ours[-1]}")
-        found: Found = {"losses": ours, "largest difference to the CPU's": apart, "resumed": "equal"}
+        require(abs(resumed[-1] - ours[-1]) < 1e-4, f"resumed {resumed[-1]}, unbroken {ours[-1]}")
+        again = "equal" if resumed[-1] == ours[-1] else abs(resumed[-1] - ours[-1])  # not all kernels are deterministic
+        found: Found = {"losses": ours, "largest difference to the CPU's": apart, "resumed": again}
+        few = _train(replace(_generator_run(root, "checkpointing", device), activation_checkpointing=True))
+        require(abs(few[-1] - ours[-1]) < 1e-3, f"with activation checkpointing {few[-1]}, without {ours[-1]}")
         for kind in kinds:
             found[kind] = _one_rank(kind, root, device)
             require(abs(found[kind] - ours[-1]) < 1e-3, f"{kind}: {found[kind]}, alone {ours[-1]}")
@@ -284,5 +293,6 @@ def _one_rank(kind: str, root: Path, device: torch.device) -> float:
     script.write_text(program)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
     paths = json.dumps([str(ROOT), *sys.path])
-    subprocess.run([*command, paths, json.dumps(given)], check=True, capture_output=True, timeout=120)
+    ran = subprocess.run([*command, paths, json.dumps(given)], capture_output=True, text=True, timeout=120)
+    require(ran.returncode == 0, f"{kind}: {ran.stderr[-2000:]}")
     return _recorded(root / kind)[-1]

@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.network import Generator
@@ -19,7 +20,7 @@ from mvar.ops.attention import split_heads
 from mvar.ops.gpu import check, noise, norms
 from mvar.ops.gpu.mamba import between_projections
 from mvar.ops.mamba import MambaState, MambaWeights, mamba
-from mvar.ops.noise import gumbel, uniform
+from mvar.ops.noise import gumbel, key_bits, uniform
 from mvar.ops.norms import adaln, gated_sum, gated_sum_adaln
 
 B, P, N, h = 2, 64, 64, 2
@@ -183,11 +184,26 @@ def test_kernels_are_checked_before_their_first_use(monkeypatch):
     )
 
 
+def test_kernels_may_be_checked_inside_activation_checkpointing(monkeypatch):
+    monkeypatch.setattr(check, "SHAPES", check.SHAPES[1:])
+    found = []
+
+    def block(x):
+        if not found:
+            found.append(check.first_difference(torch.device("cpu"), torch.float32, gradient=True))
+        return x.exp()
+
+    x = torch.ones(3, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert found == [None]
+    assert torch.equal(x.grad, x.detach().exp())
+
+
 def test_noise_has_the_same_bits():
     seed, index, V, l = 2**63 - 5, (3, 2**64 - 1), 100, 5
     at = torch.randint(0, V, (2, l, 7))
     everywhere = uniform(seed, index, 4, (l, V))
-    keys = noise.keys(seed, index)
+    keys = key_bits(seed, index)
     assert torch.equal(noise.gumbel_operator(keys, None, 4, l, V, True), everywhere)
     assert torch.equal(noise.gumbel_operator(keys, at, 4, l, V, True), everywhere.gather(-1, at))
     for places in (None, at):

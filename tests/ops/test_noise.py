@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mvar.ops.noise import gumbel, uniform
+from mvar.ops.noise import gumbel, key_bits, uniform, uniform_at
 
 
 @pytest.mark.parametrize("draw", [uniform, gumbel])
@@ -21,6 +21,15 @@ def test_noise_never_changes():
     # Written down once: seeds must keep their images in every later version.
     pinned = [0.8319997191429138, 0.029600292444229126, 0.6679503917694092, 0.5085508227348328]
     assert uniform(7, [3], 2, (4,))[0].tolist() == pinned
+
+
+@pytest.mark.parametrize("stream", [3, 2**64 - 1])
+def test_integers_of_other_devices_give_the_same_bits(stream):
+    seed, index, shape = 2**63 - 5, (3, 2**64 - 1), (5, 101)
+    everywhere, keys = uniform(seed, index, stream, shape), key_bits(seed, index)
+    assert torch.equal(uniform_at(keys, stream, shape), everywhere)
+    at = torch.randint(0, 101, (2, 5, 7))
+    assert torch.equal(uniform_at(keys, stream, shape, at), everywhere.gather(-1, at))
 
 
 def test_seed_image_stream_and_position_give_uncorrelated_uniform_numbers():

@@ -1,6 +1,9 @@
 """Recordings, with a stand-in for CUDA's that does the work again into the same memory: they never ran on a GPU."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from threading import Event
 from types import SimpleNamespace
 
@@ -25,13 +28,13 @@ class Again:
 
     made = 0
 
-    def __init__(self, work, pool):
+    def __init__(self, work, place):
         Again.made += 1
         self.work, self.result = work, work()
         self.places = self.tensors(self.result)
 
     @staticmethod
-    def warm_up(work):
+    def warm_up(work, place):
         work()
 
     @staticmethod
@@ -53,7 +56,7 @@ def recording(monkeypatch):
     Again.made = 0
     monkeypatch.setattr(graphs, "Recording", Again)
     monkeypatch.setattr(graphs, "can_record", lambda _: True)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(graphs, "Place", lambda device: nullcontext())
 
 
 def same(out, expected):
@@ -100,7 +103,7 @@ def test_continued_canvases_are_recorded_too_and_batches_share_a_few_sizes(build
         outs = [sampler.finish(stem.fork(range(n))) for n in (3, 4)]
     same(sampler.finish(stem.fork(range(3))), outs[0])
     assert Again.made == 2
-    assert [padded(n) for n in (1, 2, 3, 33, 64, 65, 100)] == [1, 2, 4, 64, 64, 65, 100]
+    assert [padded(n) for n in (1, 2, 3, 5, 9, 33, 64, 65, 100)] == [1, 2, 4, 8, 16, 40, 64, 65, 100]
 
 
 @pytest.mark.parametrize("change", ["settings", "weights", "inside"])
@@ -127,6 +130,52 @@ def test_what_a_recording_does_not_fit_is_drawn_without_it(build, change):
         generator.head.weight.data /= 2
 
 
+def test_flags_are_those_of_the_canvas_that_is_drawn(build):
+    networks, model = build(), Graphs()
+    sampler = Sampler(*networks, 3, USUAL, model)
+
+    def finish(fine):
+        canvas = sampler.draw(sampler.start(LABELS, INDEX))
+        return sampler.finish(replace(canvas, finite={0: torch.tensor(fine)}))
+
+    for fine in (True, False, True, False):  # the second is recorded
+        if fine:
+            finish(fine)
+        else:
+            with pytest.raises(FloatingPointError, match=r"^scale 0 "):
+                finish(fine)
+    assert len(model) == 1
+
+
+def test_an_error_of_on_scale_is_the_caller_s(build):
+    networks, model, calls = build(), Graphs(), []
+
+    def fails(k, scales, preview):
+        calls.append(k)
+        if len(calls) > 4:
+            raise RuntimeError("my own")
+
+    sampler = Sampler(*networks, 3, USUAL, model)
+    sampler.sample(LABELS, INDEX, fails)
+    with pytest.raises(RuntimeError, match=r"^my own$"):
+        sampler.sample(LABELS, INDEX, fails)
+    assert calls == [0, 1, 2, 3, 0]
+    assert not model.failed
+    calls.clear()
+    same(sampler.sample(LABELS, INDEX, fails), Sampler(*networks, 3, USUAL).sample(LABELS, INDEX))
+
+
+def test_threads_that_share_a_model_draw_their_own_images(build):
+    networks, model = build(), Graphs()
+    alone = [Sampler(*networks, seed, USUAL).sample(LABELS, INDEX) for seed in range(6)]
+    for _ in range(2):
+        Sampler(*networks, 0, USUAL, model).sample(LABELS, INDEX)
+    with ThreadPoolExecutor(3) as pool:
+        outs = list(pool.map(lambda seed: Sampler(*networks, seed, USUAL, model).sample(LABELS, INDEX), range(6)))
+    for out, expected in zip(outs, alone, strict=True):
+        same(out, expected)
+
+
 def test_without_room_or_support_images_are_drawn_as_before(build, monkeypatch):
     networks, model = build(), Graphs()
     sampler, expected = Sampler(*networks, 3, USUAL, model), Sampler(*networks, 3, USUAL).sample(LABELS, INDEX)
@@ -139,6 +188,9 @@ def test_without_room_or_support_images_are_drawn_as_before(build, monkeypatch):
 
     same(sampler.sample(LABELS, INDEX), expected)
     raising(torch.OutOfMemoryError("there is no room"))
+    same(sampler.sample(LABELS, INDEX), expected)
+    assert not model.failed
+    sampler = Sampler(*networks, 3, USUAL, Graphs())
     same(sampler.sample(LABELS, INDEX), expected)
     raising(RuntimeError("operation not permitted\nwhen stream is capturing"))
     with pytest.warns(
@@ -156,6 +208,9 @@ def test_a_variable_switches_recordings_off(monkeypatch):
     assert not graphs.can_record(torch.zeros(1))
     monkeypatch.setenv("MVAR_GRAPHS", "off")
     assert not graphs.can_record(on_gpu)
+    monkeypatch.setenv("MVAR_GRAPHS", "0")
+    with pytest.raises(ValueError, match=r"^MVAR_GRAPHS = '0': must be on or off$"):
+        graphs.can_record(torch.zeros(1))
 
 
 def test_the_next_batch_is_drawn_while_a_gpu_s_last_one_is_written():

@@ -255,8 +255,8 @@ def test_images_of_a_protocol_are_not_replaced_by_others(bundle, tmp_path, refus
     before = contents(out)
     for command in ("sample", "sample-best"):
         assert refused(command, "--model", bundle, "--seed", "1", "--out-dir", out, "--npz", npz) == [
-            f"mvar: out_dir = {out!r}: is a protocol's, by protocol.json; give a new name",
-            f"mvar: npz = {npz!r}: is a protocol's, by drawn.protocol.json; give a new name",
+            f"mvar: out_dir = {out!r}: protocol.json there belongs to mvar sample-set; give a new name",
+            f"mvar: npz = {npz!r}: drawn.protocol.json there belongs to mvar sample-set; give a new name",
         ]
     assert contents(out) == before
     assert not Path(npz).exists()

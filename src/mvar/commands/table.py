@@ -107,7 +107,10 @@ GROUPS = {
 MOVED = {  # options that became commands
     ("sample", "--protocol"): "mvar sample-set draws the images of an evaluation",
     ("sample", "--counts-of"): "mvar sample-set draws as many of each class",
-    ("sample", "--judge"): "mvar sample-best keeps the best of several candidates",
+    **{
+        ("sample", option): "mvar sample-best keeps the best of several candidates"
+        for option in ("--judge", "--of", "--keep", "--fork-at")
+    },
 }
 
 

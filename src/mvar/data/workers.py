@@ -54,10 +54,13 @@ def in_processes(
     Raises:
         ChildProcessError: a worker process died, such as for want of memory.
     """
+    if len(items) <= few:
+        yield from in_threads(work, items)
+        return
     from loky import BrokenProcessPool, ProcessPoolExecutor, cpu_count  # only here: most commands do without
 
     processes = processes or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    if len(items) <= few or processes == 1:
+    if processes == 1:
         yield from in_threads(work, items)
         return
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]

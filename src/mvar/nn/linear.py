@@ -21,8 +21,13 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-        """x W^T + b, with a bias that is made of parts in place of the layer's own, then GELU if asked."""
+    def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False, after_gelu: bool = False) -> Tensor:
+        """x W^T + b, with a bias that is made of parts in place of the layer's own, then GELU if asked.
+
+        With `after_gelu`, of GELU(x), which the backward pass computes again.
+        """
+        if after_gelu:
+            return gelu_linear(x, self.weight, self.bias)
         bias = self.bias if bias is None else bias
         bias = None if bias is None else bias.to(self.weight.dtype)
         return linear(x.to(self.weight.dtype), self.weight, bias, gelu)
@@ -58,5 +63,5 @@ class MLP(nn.Module):
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
         if recomputes(x_BLC):
-            return gelu_linear(self.fc1(x_BLC), self.fc2.weight, self.fc2.bias)
+            return self.fc2(self.fc1(x_BLC), after_gelu=True)
         return self.fc2(self.fc1(x_BLC, gelu=True))

@@ -47,12 +47,14 @@ class _GeluLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         with without_autocast(x):
             dx = torch.ops.aten.gelu_backward(dy @ weight, x, approximate="tanh")
-            dy_NC, h_NC = dy.flatten(0, -2), F.gelu(x, approximate="tanh").flatten(0, -2)
-            return dx, dy_NC.T @ h_NC, dy_NC.sum(0)
+            dy_NC, dweight = dy.flatten(0, -2), None
+            if ctx.needs_input_grad[1]:
+                dweight = dy_NC.T @ F.gelu(x, approximate="tanh").flatten(0, -2)
+            return dx, dweight, dy_NC.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def convolution_relu(x_BChw: Tensor, convolution: nn.Conv2d) -> Tensor:

@@ -33,8 +33,8 @@ def runner(
     typed = _typed(words) if defaults is not None and HELP & {*words} else {}
     start = defaults(typed) if defaults is not None and typed else {}
 
-    def run(*positional: str, **typed: Any) -> None:
-        _run(name, function, defaults, positional, typed)
+    def run(*placed: str, **typed: Any) -> None:
+        _run(name, function, defaults, placed if positional else None, typed)
 
     options = _parameters(function, start, positional)
     run.__signature__ = inspect.Signature([*options, *COMMON])  # type: ignore[attr-defined]
@@ -105,10 +105,13 @@ def _run(
     name: str,
     function: Callable[..., None],
     defaults: Defaults | None,
-    positional: Sequence[str],
+    placed: Sequence[str] | None,
     typed: dict[str, Any],
 ) -> None:
-    """Run a command with what was typed: text for each option, or whether a switch is set."""
+    """Run a command with what was typed: text for each option, or whether a switch is set.
+
+    `placed` are the values of what is required, where they are given without names; else None.
+    """
     began = time.monotonic()  # importing torch counts among a training's minutes
     options = options_of(function)
     required = [option.name for option in options.values() if option.default is REQUIRED]
@@ -117,7 +120,7 @@ def _run(
     for file in files:
         texts |= read_yaml(file, options)
     texts |= {option.replace(DOT, "."): value for option, value in typed.items()}
-    texts |= dict(zip(required, positional, strict=False))
+    texts |= dict(zip(required, placed or (), strict=False))
     usage = f"mvar {name}", f"; see mvar {name} --help"
     given = _read_all(texts, options, usage)
     values = (defaults(given) if defaults is not None else {}) | given
@@ -127,7 +130,7 @@ def _run(
         print(yaml.safe_dump(plain(printed), sort_keys=False), end="")
         return
     if missing := [option for option in required if option not in values]:
-        refuse(f"give {', '.join(map(_dashed, missing))}", *usage)
+        refuse(f"give {', '.join(map(_dashed if placed is None else str.upper, missing))}", *usage)
     call(checked(function), values, began=began)
 
 

@@ -69,7 +69,7 @@ class Canvas:
         state: of the same rows, after the first `scales` maps.
         f_hat_BZHW: the latent of these maps.
         tokens: these maps, (B, P_k) each; none for smooth samples.
-        finite: on a GPU whether each drawn scale's logits were finite, to be looked at in the end.
+        finite: on a GPU whether each drawn scale's logits were finite, checked at the end.
     """
 
     index: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""CUDA graphs: the work from a canvas to its pixels, recorded once and launched as one thing ever after.
+"""CUDA graphs: the work from a canvas to its pixels, recorded once, then launched as a whole.
 
 A GPU runs the kernels of a small batch faster than Python can launch them. A recording is used from the second time on
 that a batch of this size is drawn with these settings: recording takes longer than drawing once.
@@ -11,9 +11,10 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from mvar.machine import send
 from mvar.ops.dispatch import NOISE, mode, runs_kernels
+from mvar.ops.noise import key_bits
 
 if TYPE_CHECKING:
     from mvar.sampling.engine import Canvas, OnScale, Sampler
@@ -29,29 +31,44 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MOST = 8  # recordings of a model; they share their memory for what is between input and output
 MOST_SEEN = 64  # kinds of batches that are remembered until they come again
-LARGEST_PADDED = 64  # images; up to so many a batch is filled up to a power of two, so that few sizes are recorded
+LARGEST_PADDED = 64  # images; up to so many a batch is filled up to a size that others have too
+
+
+class Place:
+    """Where a model's recordings are made: one stream and one pool of memory, on its device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def __enter__(self) -> None:
+        # Torch leaves a failed recording on its stream; `stream` returns to the present one in any case.
+        self._entered = ExitStack()
+        self._entered.enter_context(torch.cuda.device(self.device))
+        self._entered.enter_context(torch.cuda.stream(torch.cuda.current_stream(self.device)))
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
 
 
 class Recording(Generic[T]):
-    """What a function does on the current CUDA device, to be done again; its results lie where they were."""
+    """What a function does on the GPU, to be done again; its results lie where they were."""
 
-    def __init__(self, work: Callable[[], T], pool: Any) -> None:
+    def __init__(self, work: Callable[[], T], place: Place) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, place.pool, place.stream, capture_error_mode="thread_local"):
             self.result = work()
 
     @staticmethod
-    def warm_up(work: Callable[[], object]) -> None:
+    def warm_up(work: Callable[[], object], place: Place) -> None:
         """Do the work once without recording it: kernels are compiled and libraries choose theirs, which a recording
         may not."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        place.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(place.stream):
             work()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(place.stream)
 
     def replay(self) -> T:
-        """The results, until the next replay of any recording of this pool."""
+        """The results, until the next replay of any recording of this place."""
         self.graph.replay()
         return self.result
 
@@ -62,8 +79,10 @@ class Graphs:
     def __init__(self) -> None:
         self._recorded: OrderedDict[tuple[Any, ...], Finishing] = OrderedDict()  # least recently used first
         self._seen: set[tuple[Any, ...]] = set()
-        self._pool: Any = None
-        self._busy = self._failed = False
+        self._refused: set[tuple[Any, ...]] = set()  # kinds that did not fit into memory
+        self._place: Place | None = None
+        self._lock = Lock()
+        self.failed = False  # after an error of a recording none is made again
 
     def __len__(self) -> int:
         return len(self._recorded)
@@ -74,43 +93,54 @@ class Graphs:
     def finish(
         self, sampler: "Sampler", canvas: "Canvas", on_scale: "OnScale | None"
     ) -> "tuple[Canvas, Tensor] | None":
-        """All missing maps, and the decoder's output, which both hold until the next call; None where nothing is
-        recorded. Arguments are those of `Sampler.finish`."""
-        if self._busy or self._failed or not can_record(canvas.f_hat_BZHW):  # busy: a call from inside `on_scale`
-            return None
-        size = padded(len(canvas.index))
-        key = (size, on_scale is not None, *_identity(sampler, canvas))
-        if key not in self._seen:
-            self._seen = {*self._seen, key} if len(self._seen) < MOST_SEEN else {key}
-            return None
-        self._busy, device = True, canvas.f_hat_BZHW.device
-        try:
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                if key not in self._recorded:
-                    self._record(key, sampler, canvas, size, on_scale is not None)
-                self._recorded.move_to_end(key)
-                return self._recorded[key].run(sampler, canvas, on_scale)
-        except torch.OutOfMemoryError:  # of the recording; without it there may be room
-            self._recorded.clear()
-        except RuntimeError as error:
-            self._failed = True
-            warnings.warn(f"CUDA graphs are not used: {' '.join(str(error).split())[:200]}", stacklevel=2)
-        finally:
-            self._busy = False
-        return None
+        """All missing maps, and the decoder's output; None where nothing is recorded, or while another call is running.
 
-    def _record(self, key: tuple[Any, ...], sampler: "Sampler", canvas: "Canvas", size: int, each: bool) -> None:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        Arguments are those of `Sampler.finish`.
+        """
+        if self.failed or not can_record(canvas.f_hat_BZHW):
+            return None
+        key = (padded(len(canvas.index)), on_scale is not None, *_identity(sampler, canvas))
+        if not self._lock.acquire(blocking=False):  # another thread, or a call from inside `on_scale`
+            return None
+        try:
+            if key not in self._seen:
+                self._seen = {*self._seen, key} if len(self._seen) < MOST_SEEN else {key}
+                return None
+            if key in self._refused or (key not in self._recorded and not self._record(key, sampler, canvas)):
+                return None
+            self._recorded.move_to_end(key)
+            return self._recorded[key].run(sampler, canvas, on_scale)
+        finally:
+            self._lock.release()
+
+    def _record(self, key: tuple[Any, ...], sampler: "Sampler", canvas: "Canvas") -> bool:
+        """Record this kind of batch; false, and a warning, where that is not possible."""
+        size, each, *_ = key
+        for other in [other for other in self._recorded if other[-1] != key[-1]]:  # of weights that are gone
+            del self._recorded[other]
         while len(self._recorded) >= MOST:
             self._recorded.popitem(last=False)
-        self._recorded[key] = Finishing(sampler, canvas, size, each, self._pool)
+        try:
+            if self._place is None:
+                self._place = Place(canvas.f_hat_BZHW.device)
+            with self._place:
+                self._recorded[key] = Finishing(sampler, canvas, size, each, self._place)
+            return True
+        except torch.OutOfMemoryError:  # without the recordings there may be room
+            self._refused.add(key)
+        except RuntimeError as error:
+            self.failed = True
+            warnings.warn(f"CUDA graphs are not used: {' '.join(str(error).split())[:200]}", stacklevel=2)
+        self._recorded.clear()
+        self._place = None
+        return False
 
 
 class Finishing:
     """`Sampler.finish` of a batch of one size, recorded: in one piece, or in one for each scale."""
 
-    def __init__(self, sampler: "Sampler", canvas: "Canvas", size: int, each: bool, pool: Any) -> None:
+    def __init__(self, sampler: "Sampler", canvas: "Canvas", size: int, each: bool, place: Place) -> None:
+        self.place = place
         self.given = canvas.select(_rows(len(canvas.index), size))  # copies, which each run fills
         self.keys = _keys(sampler, self.given)
         self.weights = _weights(sampler)  # kept, so that no other tensor gets their place in memory
@@ -118,32 +148,34 @@ class Finishing:
         sampler.noise = self._noise
         draw, decoded = partial(_drawn, sampler), sampler.tokenizer.decoded
         first, last = canvas.scales, sampler.scales
-        after = replace(self.given, tokens=())
+        after = self.given = replace(self.given, tokens=(), finite={})
         self.parts: list[Recording[Canvas]] = []
         with torch.no_grad():
-            Recording.warm_up(lambda: decoded(draw(self.given, range(first, last)).f_hat_BZHW))
+            Recording.warm_up(lambda: decoded(draw(self.given, range(first, last)).f_hat_BZHW), place)
             for scales in [range(k, k + 1) for k in range(first, last)] if each else [range(first, last)]:
-                self.parts.append(Recording(partial(draw, after, scales), pool))
+                self.parts.append(Recording(partial(draw, after, scales), place))
                 after = self.parts[-1].result
-            self.decoded = Recording(partial(decoded, after.f_hat_BZHW), pool)
+            self.decoded = Recording(partial(decoded, after.f_hat_BZHW), place)
         for part in self.parts:  # only the next part needs its state
             part.result = replace(part.result, state=self.given.state, modulation=self.given.modulation)
 
     def run(self, sampler: "Sampler", canvas: "Canvas", on_scale: "OnScale | None") -> "tuple[Canvas, Tensor]":
-        """As `Graphs.finish`."""
+        """As `Graphs.finish`; what it returns is copied from where the next run writes."""
         B = len(canvas.index)
         filled = canvas if len(self.given.index) == B else canvas.select(_rows(B, len(self.given.index)))
         torch._foreach_copy_(_tensors(self.given), _tensors(filled))
         self.keys.copy_(_keys(sampler, filled))
-        shown = canvas
+        after = canvas
         for k, part in enumerate(self.parts, start=canvas.scales):
-            after = part.replay()
-            f_hat_BZHW, tokens = after.f_hat_BZHW[:B], (*canvas.tokens, *(maps[:B] for maps in after.tokens))
-            shown = replace(canvas, f_hat_BZHW=f_hat_BZHW, tokens=tokens, finite=canvas.finite | after.finite)
+            with self.place:
+                drawn = part.replay()
+            tokens = (*canvas.tokens, *(maps[:B].clone() for maps in drawn.tokens))
+            finite = canvas.finite | {scale: flag.clone() for scale, flag in drawn.finite.items()}
+            after = replace(canvas, f_hat_BZHW=drawn.f_hat_BZHW[:B].clone(), tokens=tokens, finite=finite)
             if on_scale is not None:
-                so_far = replace(shown, f_hat_BZHW=f_hat_BZHW.clone())  # a preview may be asked for later
-                on_scale(k, sampler.scales, partial(sampler.pixels, so_far))
-        return shown, self.decoded.replay()[:B]
+                on_scale(k, sampler.scales, partial(sampler.pixels, after))
+        with self.place:
+            return after, self.decoded.replay()[:B].clone()
 
     def _noise(self, index: Sequence[int], k: int, shape: Sequence[int], at: Tensor | None, _: torch.device) -> Tensor:
         from mvar.ops.gpu.noise import gumbel_of
@@ -158,9 +190,7 @@ def _drawn(sampler: "Sampler", canvas: "Canvas", scales: range) -> "Canvas":
 
 
 def _keys(sampler: "Sampler", canvas: "Canvas") -> Tensor:
-    from mvar.ops.gpu.noise import keys
-
-    return send(keys(sampler.seed, canvas.index), canvas.f_hat_BZHW.device)
+    return send(key_bits(sampler.seed, canvas.index), canvas.f_hat_BZHW.device)
 
 
 def _tensors(canvas: "Canvas") -> list[Tensor]:
@@ -175,9 +205,17 @@ def _weights(sampler: "Sampler") -> list[Tensor]:
 
 
 def _identity(sampler: "Sampler", canvas: "Canvas") -> tuple[Any, ...]:
-    """What a recording depends on besides the numbers in the canvas and the seed."""
+    """What a recording depends on besides the numbers in the canvas and the seed; last, where the weights lie."""
+    ways = (
+        mode(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(canvas.f_hat_BZHW.device.type),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+    )
     places = tuple(weight.data_ptr() for weight in _weights(sampler))
-    return canvas.scales, canvas.guided, repr(sampler.settings), mode(), places
+    return canvas.scales, canvas.guided, repr(sampler.settings), ways, places
 
 
 def _rows(B: int, size: int) -> Tensor:
@@ -186,10 +224,18 @@ def _rows(B: int, size: int) -> Tensor:
 
 
 def padded(B: int) -> int:
-    """The size that a batch of B images is filled up to."""
-    return 1 << (B - 1).bit_length() if B <= LARGEST_PADDED else B
+    """The size that a batch of B images is filled up to: a power of two up to 8, a multiple of 8 up to 64."""
+    if B > LARGEST_PADDED:
+        return B
+    return 1 << (B - 1).bit_length() if B <= 8 else -(-B // 8) * 8
 
 
 def can_record(x: Tensor) -> bool:
-    """Whether work on this tensor's device can be recorded: on CUDA, with noise that a kernel makes."""
-    return x.is_cuda and os.environ.get("MVAR_GRAPHS") != "off" and runs_kernels(x, NOISE)
+    """Whether work on this tensor's device can be recorded: on CUDA, with noise that a kernel makes.
+
+    Raises ValueError for an unknown value of MVAR_GRAPHS.
+    """
+    wanted = os.environ.get("MVAR_GRAPHS") or "on"
+    if wanted not in ("on", "off"):
+        raise ValueError(f"MVAR_GRAPHS = {wanted!r}: must be on or off")
+    return x.is_cuda and wanted == "on" and runs_kernels(x, NOISE)

@@ -163,11 +163,15 @@ def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> It
 
     A sheet must not lie among single images, and a folder must not hold images that an earlier run did not write.
     """
+    for name, path in (("out", out), ("out_dir", out_dir), ("npz", npz)):
+        if path == "":
+            yield f"{name} = '': is empty; give a name, or leave it out"
+            return
     for name, path in (("out_dir", out_dir), ("npz", npz)):
         if path is None:
             continue
         if (settings := beside(path, PROTOCOL)).exists():
-            yield f"{name} = {path!r}: is a protocol's, by {settings.name}; give a new name"
+            yield f"{name} = {path!r}: {settings.name} there belongs to mvar sample-set; give a new name"
             continue
         try:
             before = _read_report(path)

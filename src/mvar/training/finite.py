@@ -26,8 +26,8 @@ class Numbers(NamedTuple):
 class FiniteCheck:
     """Raises FloatingPointError for a step whose loss or gradients are not finite; its update is not applied.
 
-    On CUDA nobody waits for the numbers: the optimizer itself leaves such an update out, and they are read while the
-    GPU computes the next step. All ranks raise together, since loss and norms are means over them.
+    On CUDA the host does not wait for the numbers: the optimizer itself leaves such an update out, and they are read
+    while the GPU computes the next step. All ranks raise together, since loss and norms are means over them.
 
     Attributes:
         late: whether numbers are read a step later.

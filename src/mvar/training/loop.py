@@ -40,7 +40,6 @@ class State:
     validated_at: int = 0  # steps done at that validation
 
 
-# Longer than a function should be: a run is meant to be read here from top to bottom.
 def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> Metrics:
     """Train to the end of the task's course, from the folder's checkpoint if it has one; returns the last validation.
 
@@ -102,15 +101,16 @@ def fit(task: Task, config: RunConfig, folder: RunFolder, ranks: Ranks, callback
             bar.total = course.steps
             bar.update()
 
-            # Metrics.
-            last = state.step == course.steps
+            last, logs = state.step == course.steps, state.step % config.log_every == 0
             stopping = exit_code >= 0 and not last  # at the last step nothing is left to resume
-            if state.step % config.log_every == 0 or last:
+            writes = course.is_due("validation", state.step) or course.is_due("checkpoint", state.step)
+            if last or logs or stopping or writes:
+                finite.settle()
+
+            # Metrics.
+            if logs or last:
                 log({"loss": loss, **metrics, **norms, "lr": lr, "images_per_second": rate()})
                 bar.set_postfix_str(f"loss {float(loss):.4f}")
-
-            if last or stopping or course.is_due("validation", state.step) or course.is_due("checkpoint", state.step):
-                finite.settle()
 
             # Files. When stopping, a grace period may end soon: what cannot be computed again is saved first.
             if stopping:

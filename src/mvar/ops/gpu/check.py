@@ -1,9 +1,11 @@
 """What happens before the kernels are first used on a device: each is compared with PyTorch's operations."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from mvar.ops import attention, norms
 from mvar.ops import noise as exact
@@ -12,12 +14,16 @@ from mvar.ops.gpu import noise
 from mvar.ops.gpu import norms as fast
 from mvar.ops.gpu.mamba import between_projections
 from mvar.ops.mamba import EPS, MambaState, MambaWeights, mamba
+from mvar.ops.numerics import without_autocast
 
 # Relative differences, of results and of gradients, which add up more: float32 products run as TF32 in three parts.
 WORST = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (3e-2, 1e-1)}
 SHAPES = ((40, 64, 128), (7, 16, 192))  # tokens, state size, width: whole chunks and parts, powers of two and others
 
 Function = Callable[..., Sequence[Tensor]]
+
+# Convolutions in TF32, CUDA's default, would be float32 in name only.
+_EXACT = partial(torch.backends.cudnn.flags, enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
 def first_difference(device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
@@ -30,8 +36,8 @@ def first_difference(device: torch.device, dtype: torch.dtype, gradient: bool) -
     """
     if dtype == NOISE:
         return _difference_of_noise(device)
-    rng, precision = torch.Generator(device).manual_seed(0), torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    rng, precision = torch.Generator(device).manual_seed(0), torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
         for shape in SHAPES if gradient else SHAPES[:1]:  # each takes seconds to compile
             for name, (kernel, operations, inputs) in _cases(*shape, dtype, rng).items():
@@ -40,13 +46,13 @@ def first_difference(device: torch.device, dtype: torch.dtype, gradient: bool) -
                         what = f"the gradient of {name}" if of else name
                         return f"{what} differs from PyTorch by {problem:.1e}"
     finally:
-        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.matmul.fp32_precision = precision
     return None
 
 
 def _difference_of_noise(device: torch.device) -> str | None:
     seed, index, shape = 3, (2**64 - 1, 5), (2, 100)
-    bits = noise.gumbel_operator(noise.keys(seed, index).to(device), None, 4, *shape, True).cpu()
+    bits = noise.gumbel_operator(exact.key_bits(seed, index).to(device), None, 4, *shape, True).cpu()
     found = noise.gumbel(seed, index, 4, shape, None, device).cpu()
     u = exact.uniform(seed, index, 4, shape)
     if not torch.equal(bits, u):
@@ -90,12 +96,17 @@ def _cases(
     }
 
 
+def _same(tensor: Tensor) -> Tensor:
+    """In place of what activation checkpointing, within which a kernel may be used first, does with saved tensors."""
+    return tensor
+
+
 def _differences(
     kernel: Function, operations: Function, inputs: list[Tensor], gradient: bool
 ) -> list[tuple[bool, float]]:
     """Relative differences of each result, and of each input's gradient, which are marked by true."""
     leaves = [t.detach().requires_grad_(gradient) for t in inputs]
-    with torch.set_grad_enabled(gradient):
+    with torch.set_grad_enabled(gradient), without_autocast(leaves[0]), _EXACT(), saved_tensors_hooks(_same, _same):
         found = kernel(*leaves)
         with torch_only():
             expected = operations(*leaves)

@@ -109,7 +109,7 @@ def gate_forward(
     tl.store(out_ptr + row * E + e, out_E.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gate_backward(
     dout_ptr, y_ptr, xbc_ptr, in_ptr, skip_ptr, norm_ptr, dy_ptr, din_ptr, dnorm_ptr, dskip_ptr,
     rows, E, D, stride, eps, ROWS: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr,

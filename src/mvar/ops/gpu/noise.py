@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mvar.machine import send
 from mvar.ops.gpu.launch import on_its_device, tiles
+from mvar.ops.noise import key_bits
 
 BLOCK = 256
 WORDS = tl.constexpr(4)  # of 64 bits, that one round of Philox gives
@@ -47,15 +48,10 @@ def gumbel_at(
     tl.store(out_ptr + i, u, mask=i < count)
 
 
-def keys(seed: int, index: Sequence[int]) -> Tensor:
-    """Seed and the images' numbers, as the kernel reads them: int64 (1 + B,) with the bits of uint64, on the CPU."""
-    return torch.tensor([seed, *index], dtype=torch.uint64).view(torch.int64)
-
-
 @functools.lru_cache(maxsize=64)
 def _sent(seed: int, index: tuple[int, ...], device: torch.device) -> Tensor:
     """The keys on a device, sent once for all scales."""
-    return send(keys(seed, index), device)
+    return send(key_bits(seed, index), device)
 
 
 @torch.library.custom_op("mvar::gumbel", mutates_args=())

@@ -76,7 +76,7 @@ def temperature(log_scale_ptr, h):
     return tl.exp(tl.minimum(number(log_scale_ptr, h), LARGEST_LOG_SCALE))
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["B", "L"])
 def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, length_ptr, B, L, H, TOKENS: tl.constexpr, d: tl.constexpr):
     """(B, L, 3, H, d) -> (3, B, H, L, d): queries of length exp(min(log_scale, log 100)), keys of length 1, and
     values; and the lengths that queries and keys had, (2, B, H, L)."""
@@ -94,7 +94,7 @@ def heads_forward(qkv_ptr, log_scale_ptr, out_ptr, length_ptr, B, L, H, TOKENS: 
     tl.store(out_ptr + (((role * B + b) * H + h) * L + t)[:, None] * d + c[None, :], x_Td, mask=mask)
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["B", "L"])
 def heads_backward(
     dout_ptr, out_ptr, length_ptr, log_scale_ptr, dqkv_ptr, dlog_scale_ptr, B, L, H,
     TOKENS: tl.constexpr, d: tl.constexpr,

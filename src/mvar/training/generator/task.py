@@ -21,6 +21,7 @@ from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.machine import send
 from mvar.model import Model, from_bundle
+from mvar.ops.dispatch import check_kernels
 from mvar.ops.noise import uniform
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.cost import fitting_batch
@@ -130,6 +131,7 @@ class GeneratorTask(Task):
         if len(self.model.schedule) == 1:
             self.model.word_embed.requires_grad_(False)  # unused, which DDP does not accept
         self.model.activation_checkpointing = config.activation_checkpointing
+        check_kernels(self.device)
         if config.compile:
             compile_blocks(self.model)
         losses = GeneratorLoss(self.model, config.label_smoothing)
