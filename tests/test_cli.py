@@ -38,7 +38,7 @@ def test_options_that_are_unknown_or_missing(refused):
     assert refused("sample", "--bogus") == [
         "mvar sample: Unknown option: --bogus. Did you mean --out?; see mvar sample --help"
     ]
-    assert refused("info") == ["mvar info: give --model; see mvar info --help"]
+    assert refused("info") == ["mvar info: give MODEL; see mvar info --help"]
 
 
 def test_sample_writes_what_was_asked(bundle, tmp_path, capsys):
