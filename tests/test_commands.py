@@ -181,8 +181,8 @@ def test_reschedule_writes_a_bundle_of_another_size(bundle, capsys):
 def test_info_tells_what_an_image_costs(bundle, capsys):
     main(["info", bundle])
     out = capsys.readouterr().out
-    told = ("MB in float32", "MB in bfloat16", "G generator with guidance", "G decoder", "MB a branch", "cat, dog")
-    assert all(part in out for part in told)
+    said = ("MB in float32", "MB in bfloat16", "G generator with guidance", "G decoder", "MB a branch", "cat, dog")
+    assert all(part in out for part in said)
 
 
 def test_edit_pastes_a_photo_of_nearly_the_models_aspect_where_it_was(bundle, workplace):
