@@ -62,7 +62,8 @@ def listing(root: Path) -> dict[str, int]:
     [
         ("info", "mvar info: give MODEL; see mvar info --help"),
         (f"{SAMPLE} --of 3 --out {NEW}/a.png", "--of: mvar sample-best keeps the best of several candidates"),
-        (f"{SAMPLE} --out=", "out = '': is empty; give a name, or leave it out"),
+        (f"{SAMPLE} --out=", "out = '': is empty; give a value, or leave it out"),
+        ("sample-set --model bundle --out-dir=", "out_dir = '': is empty; give a value, or leave it out"),
         (f"{TRAIN['tokenizer']} --data single", "leaves no validation images"),
         (f"{TRAIN['tokenizer']} --data images --init-from other --decoder_only --model nowhere.yaml", "model"),
         (f"{TRAIN['tokenizer']} --data images --init-from nowhere", "init_from = 'nowhere': no such model"),

@@ -183,7 +183,7 @@ class Targets:
         self.recorded = out_dir is not None or npz is not None  # what drew the images is written beside them
         self.out = out or ("samples.png" if sheet or not self.recorded else None)
         self.out_dir, self.npz = out_dir, npz
-        raise_problems(target_problems(self.out if out is None else out, out_dir, npz))
+        raise_problems(target_problems(self.out, out_dir, npz))
         if self.out is not None:
             target(self.out, IMAGE_SUFFIXES, "out")
         if npz is not None:

@@ -25,6 +25,8 @@ def read(option: Option, value: Any) -> Any:
         ValueError: one line with the option, the value and what it takes.
     """
     kinds, given = kinds_of(option.hint), value
+    if value == "" and kinds == [str]:
+        raise ValueError(f"{option.name} = '': is empty; give a value, or leave it out")
     try:
         if isinstance(value, bool) or (value == NULL and option.default in (None, REQUIRED)):
             return None if value == NULL else value

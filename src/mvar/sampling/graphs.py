@@ -120,6 +120,8 @@ class Graphs:
             del self._recorded[other]
         while len(self._recorded) >= MOST:
             self._recorded.popitem(last=False)
+        if not self._recorded:  # a pool ends with its last recording
+            self._place = None
         try:
             if self._place is None:
                 self._place = Place(canvas.f_hat_BZHW.device)

@@ -163,10 +163,6 @@ def target_problems(out: str | None, out_dir: str | None, npz: str | None) -> It
 
     A sheet must not lie among single images, and a folder must not hold images that an earlier run did not write.
     """
-    for name, path in (("out", out), ("out_dir", out_dir), ("npz", npz)):
-        if path == "":
-            yield f"{name} = '': is empty; give a name, or leave it out"
-            return
     for name, path in (("out_dir", out_dir), ("npz", npz)):
         if path is None:
             continue
