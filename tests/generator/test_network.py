@@ -26,6 +26,8 @@ TINY = GeneratorConfig(
 CONFIGS = {
     "m-var": TINY,
     "var": replace(TINY, attention="global", mamba=False),
+    "recent": replace(TINY, attention="recent", mamba=False),
+    "recent and mamba": replace(TINY, attention=["recent", "global"]),
     "mamba only": replace(TINY, attention="none"),
     "mlp only": replace(TINY, attention="none", mamba=False),
     "global and mamba, shared adaln, no qk-norm": replace(TINY, attention="global", shared_adaln=True, qk_norm=False),
@@ -110,9 +112,10 @@ def test_a_token_changes_only_later_scales(config):
             assert difference[schedule.offsets[k] :].min() > 1e-6
 
 
-@pytest.mark.parametrize("kind", ["intra", "global"])
-def test_attention_is_bidirectional_inside_a_scale_and_intra_ends_there(kind):
-    config = replace(TINY, attention=kind, mamba=False)
+@pytest.mark.parametrize(("kind", "reach"), [("intra", 0), ("recent", 1), ("global", 2)])
+def test_attention_is_bidirectional_inside_a_scale_and_ends_where_it_should(kind, reach):
+    """One block, in which a token of scale 2 reaches as many of the scales after it."""
+    config = replace(TINY, depth=1, attention=kind, mamba=False)
     network, (labels, inputs) = generator(config), batch(config)
     span = config.schedule.slice(2)
     changed = inputs.clone()
@@ -121,8 +124,9 @@ def test_attention_is_bidirectional_inside_a_scale_and_intra_ends_there(kind):
         difference = (network(labels, changed) - network(labels, inputs)).abs().amax((0, 2))
     assert difference[: span.start].max() == 0
     assert difference[span].min() > 1e-6
-    later = difference[span.stop :]
-    assert later.max() == 0 if kind == "intra" else later.min() > 1e-6
+    for k in (3, 4):
+        later = difference[config.schedule.slice(k)]
+        assert later.min() > 1e-6 if k <= 2 + reach else later.max() == 0
 
 
 @each_config
@@ -193,6 +197,15 @@ def test_state_selects_images(config):
             for piece in pieces:
                 logits, _ = run(network, labels[index], inputs[index], [piece], other)
                 torch.testing.assert_close(logits, whole[index], rtol=0, atol=1e-11)
+
+
+def test_recent_attention_carries_the_last_scale_alone():
+    config = replace(TINY, attention="recent", mamba=False)
+    network, (labels, inputs) = generator(config), batch(config)
+    _, state = run(network, labels, inputs, [range(2), range(2, 4)])
+    for t in tensors(state):
+        assert t.shape[2] == config.schedule.areas[3]
+        assert t.untyped_storage().nbytes() == t.nbytes, "no view of more"
 
 
 def test_head_rows_skip_the_head_but_fill_the_state():

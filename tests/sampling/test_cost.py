@@ -28,6 +28,11 @@ def test_arithmetic_is_that_of_the_matrices():
     phi = 3 * 16 * 9 * Z**2
     assert found.generator_flop == 2 * (2 * per_branch + head + phi)
     assert found.state_bytes == depth * 2 * L * C * 4
+    recent = cost(TOKENIZER, config(attention="recent", mamba=False))
+    assert (
+        found.generator_flop - recent.generator_flop == 2 * 2 * depth * 2 * 16 * C
+    )  # which do not see the first token
+    assert recent.state_bytes == depth * 2 * 16 * C * 4
 
 
 def test_mambas_state_does_not_grow_with_the_image():

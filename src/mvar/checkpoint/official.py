@@ -177,7 +177,10 @@ def generator_to_official(generator: Generator) -> dict[str, Tensor]:
     problems = []
     if any(h != w for h, w in config.schedule.shapes):
         problems.append(f"generator.sides = {config.sides}: the official format holds square maps only")
-    if {"intra", "global"} <= {mixer.attention for mixer in config.mixers}:
+    kinds = {mixer.attention for mixer in config.mixers}
+    if "recent" in kinds:
+        problems.append(f"generator.attention = {config.attention}: the official format has intra and global only")
+    elif {"intra", "global"} <= kinds:
         problems.append(f"generator.attention = {config.attention}: the official format has one mask for all blocks")
     raise_problems(problems)
     return {official: tensor for official, (_, tensor) in _named(generator).items()} | _buffers(config)

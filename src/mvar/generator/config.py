@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from mvar.scales import SIDES_256, SIDES_512, LatentChannels, ScaleSchedule, Sides, VocabSize, side_problems
 from mvar.settings import PartialShare, Real, Switch, TrueOrFalse, Whole, raise_problems, settings
 
-Attention = Literal["intra", "global", "none"]
+Attention = Literal["intra", "recent", "global", "none"]
 
 HEAD_DIM = 64  # of attention, and of Mamba-2
 MOST_BLOCKS = 200
@@ -33,8 +33,8 @@ class GeneratorConfig:
         depth: number of blocks; the fields below that are 0 or None follow from it.
         width: C; 0 means 64 * depth.
         heads: attention heads; 0 means width / 64.
-        attention: inside each scale ("intra"), over all scales so far ("global"), or "none";
-            one value for all blocks or a list with one per block.
+        attention: inside each scale ("intra"), also over the scale before it ("recent") or over all scales so far
+            ("global"), or "none"; one value for all blocks or a list with one per block.
         mamba: whether a block has a Mamba-2 across scales; one value or a list with one per block.
         shared_adaln: one AdaLN projection for all blocks plus an offset for each.
         qk_norm: unit-length queries and keys with a learned temperature for each head.

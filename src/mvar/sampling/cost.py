@@ -113,7 +113,8 @@ def peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
     R, C, l = 2, generator.width, max(generator.schedule.areas)
     hidden = R * l * _hidden(generator)
     logits = 8 * l * generator.vocab_size  # two branches, guided, filtered, sorted, noise
-    cached = sum(mixer.attention == "global" for mixer in generator.mixers) * R * 2 * generator.schedule.length * C
+    carried = {"global": generator.schedule.length, "recent": l}  # tokens whose keys and values a block carries
+    cached = sum(carried.get(mixer.attention, 0) for mixer in generator.mixers) * R * 2 * C
     return FLOAT * (max(decoder, hidden + logits) + 2 * cached)
 
 
