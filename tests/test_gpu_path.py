@@ -114,6 +114,8 @@ def drawing(depth, **mixers):
         ({}, 17),
         ({"attention": "global", "mamba": False}, 15),
         ({"attention": "recent", "mamba": False}, 17),
+        ({"order": "mamba-first"}, 17),
+        ({"order": "parallel"}, 19),
     ],
 )
 def test_sampling_waits_for_nothing_and_runs_few_kernels(mixers, most):
@@ -134,7 +136,7 @@ def train(generator):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
-@pytest.mark.parametrize("mixers", [{}, {"attention": "recent"}])
+@pytest.mark.parametrize("mixers", [{}, {"attention": "recent", "order": "mamba-first"}, {"order": "parallel"}])
 def test_a_block_compiles_without_a_break_and_once_for_all_blocks(mixers):
     counter = CompileCounterWithBackend("aot_eager")
     _, generator = networks(3, "float32", **mixers)

@@ -230,7 +230,13 @@ def test_what_the_official_format_cannot_hold():
     )
     with pytest.raises(ValueError, match=r"(?s)generator.sides = .*square.*\n.*generator.attention = "):
         official.generator_to_official(Generator(config))
-    config = dataclasses.replace(config, attention="recent", sides=[1, 2])
+    config = dataclasses.replace(config, attention="intra", sides=[1, 2], order="parallel")
+    with pytest.raises(
+        ValueError, match=r"^generator\.order = parallel: the official format has attention-first only$"
+    ):
+        official.generator_to_official(Generator(config))
+    official.generator_to_official(Generator(dataclasses.replace(config, mamba=False)))  # the same in any order
+    config = dataclasses.replace(config, attention="recent", mamba=False)
     with pytest.raises(
         ValueError, match=r"^generator\.attention = recent: the official format has intra and global only$"
     ):

@@ -1,12 +1,14 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mvar.checkpoint.placement import to_device
-from mvar.generator.config import GeneratorConfig
+from mvar.generator.config import GeneratorConfig, Order
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import attention
@@ -27,7 +29,8 @@ CONFIGS = {
     "m-var": TINY,
     "var": replace(TINY, attention="global", mamba=False),
     "recent": replace(TINY, attention="recent", mamba=False),
-    "recent and mamba": replace(TINY, attention=["recent", "global"]),
+    "mamba first": replace(TINY, attention=["recent", "global"], order="mamba-first"),
+    "parallel": replace(TINY, attention="recent", order="parallel", shared_adaln=True),
     "mamba only": replace(TINY, attention="none"),
     "mlp only": replace(TINY, attention="none", mamba=False),
     "global and mamba, shared adaln, no qk-norm": replace(TINY, attention="global", shared_adaln=True, qk_norm=False),
@@ -127,6 +130,28 @@ def test_attention_is_bidirectional_inside_a_scale_and_ends_where_it_should(kind
     for k in (3, 4):
         later = difference[config.schedule.slice(k)]
         assert later.min() > 1e-6 if k <= 2 + reach else later.max() == 0
+
+
+@pytest.mark.parametrize("order", get_args(Order))
+def test_a_block_mixes_in_its_order(order):
+    """The same weights by the formula; attention's AdaLN vectors are the first of each kind in every order."""
+    config = replace(TINY, depth=1, order=order)
+    network, (labels, _) = generator(config), batch(config)
+    (block,), x = network.each_block(), torch.randn(3, 5, 64, dtype=torch.float64)
+    modulation = network.modulation(labels).blocks[0]
+    vectors = modulation.unflatten(1, (3, 3))[:, :, :, None]  # gate, scale or shift, of attention, Mamba or MLP
+
+    def branch(i, x):
+        y = F.layer_norm(x, (64,), eps=1e-6) * (1 + vectors[:, 1, i]) + vectors[:, 2, i]
+        y = (lambda: block.attention(y, (1, 4))[0], lambda: block.mamba(y)[0], lambda: block.mlp(y))[i]()
+        return vectors[:, 0, i] * y
+
+    steps = {"attention-first": [[0], [1], [2]], "mamba-first": [[1], [0], [2]], "parallel": [[0, 1], [2]]}[order]
+    expected = x
+    for step in steps:
+        expected = expected + sum(branch(i, expected) for i in step)
+    found, _ = block(x, modulation, block.initial_state(3), (1, 4))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @each_config

@@ -16,7 +16,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    "mixers", [{}, {"attention": "global", "mamba": False}, {"qk_norm": False}, {"attention": "recent"}]
+    "mixers",
+    [{}, {"attention": "global", "mamba": False}, {"qk_norm": False}, {"attention": "recent", "order": "parallel"}],
 )
 def test_every_mode_gives_the_same_losses_gradients_and_logits(mixers, monkeypatch):
     torch.manual_seed(0)
