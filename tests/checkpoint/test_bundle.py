@@ -28,6 +28,7 @@ def build():
             attention=["recent", "none"],
             mamba=[False, True],
             order="mamba-first",
+            scan="snake",
             num_classes=3,
             **SHARED,
         )
@@ -63,10 +64,11 @@ def test_round_trip_is_exact(folder):
         assert all(p.requires_grad and p.is_leaf for p in new.parameters())  # fit for training on
 
 
-def test_configs_of_before_the_order_of_mixers_load(folder):
+def test_configs_of_before_order_and_scan_load(folder):
     """What older bundles do not say had one value."""
-    edit_config(folder, lambda config: config["generator"].pop("order"))
-    assert read_bundle(folder).generator.config == replace(build().generator.config, order="attention-first")
+    edit_config(folder, lambda config: [config["generator"].pop(name) for name in ("order", "scan")])
+    old = replace(build().generator.config, order="attention-first", scan="raster")
+    assert read_bundle(folder).generator.config == old
 
 
 def test_bfloat16_rounds_matrices_only(tmp_path):
@@ -97,7 +99,7 @@ def test_card_tells_the_facts(folder):
         "8 × 6 pixels",
         "1 2 [3, 4]",
         "depth 2, width 64",
-        "1 of 2 blocks, mamba-first",
+        "1 of 2 blocks, mamba-first, snake scan",
         "T-shirt/top",
         "made up",
     ):

@@ -230,9 +230,10 @@ def test_what_the_official_format_cannot_hold():
     )
     with pytest.raises(ValueError, match=r"(?s)generator.sides = .*square.*\n.*generator.attention = "):
         official.generator_to_official(Generator(config))
-    config = dataclasses.replace(config, attention="intra", sides=[1, 2], order="parallel")
+    config = dataclasses.replace(config, attention="intra", sides=[1, 2], order="parallel", scan="snake")
     with pytest.raises(
-        ValueError, match=r"^generator\.order = parallel: the official format has attention-first only$"
+        ValueError,
+        match=r"^generator\.order = parallel: .* has attention-first only\n.*\.scan = snake: .* raster only$",
     ):
         official.generator_to_official(Generator(config))
     official.generator_to_official(Generator(dataclasses.replace(config, mamba=False)))  # the same in any order

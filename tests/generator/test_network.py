@@ -5,10 +5,11 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mvar.checkpoint.placement import to_device
-from mvar.generator.config import GeneratorConfig, Order
+from mvar.generator.config import GeneratorConfig, Order, Scan
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import attention
@@ -29,8 +30,8 @@ CONFIGS = {
     "m-var": TINY,
     "var": replace(TINY, attention="global", mamba=False),
     "recent": replace(TINY, attention="recent", mamba=False),
-    "mamba first": replace(TINY, attention=["recent", "global"], order="mamba-first"),
-    "parallel": replace(TINY, attention="recent", order="parallel", shared_adaln=True),
+    "mamba first": replace(TINY, attention=["recent", "global"], order="mamba-first", scan="snake"),
+    "parallel": replace(TINY, attention="recent", order="parallel", scan="bidirectional", shared_adaln=True),
     "mamba only": replace(TINY, attention="none"),
     "mlp only": replace(TINY, attention="none", mamba=False),
     "global and mamba, shared adaln, no qk-norm": replace(TINY, attention="global", shared_adaln=True, qk_norm=False),
@@ -143,7 +144,7 @@ def test_a_block_mixes_in_its_order(order):
 
     def branch(i, x):
         y = F.layer_norm(x, (64,), eps=1e-6) * (1 + vectors[:, 1, i]) + vectors[:, 2, i]
-        y = (lambda: block.attention(y, (1, 4))[0], lambda: block.mamba(y)[0], lambda: block.mlp(y))[i]()
+        y = (lambda: block.attention(y, (1, 4))[0], lambda: block.mamba(y, (1, 4))[0], lambda: block.mlp(y))[i]()
         return vectors[:, 0, i] * y
 
     steps = {"attention-first": [[0], [1], [2]], "mamba-first": [[1], [0], [2]], "parallel": [[0, 1], [2]]}[order]
@@ -222,6 +223,53 @@ def test_state_selects_images(config):
             for piece in pieces:
                 logits, _ = run(network, labels[index], inputs[index], [piece], other)
                 torch.testing.assert_close(logits, whole[index], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("scan", get_args(Scan))
+def test_mamba_alone_sees_later_tokens_of_a_scale_only_in_both_directions(scan):
+    config = replace(TINY, depth=1, attention="none", scan=scan)
+    network, (labels, inputs) = generator(config), batch(config)
+    span = config.schedule.slice(2)
+    changed = inputs.clone()
+    changed[:, span.stop - 1 - config.schedule.areas[0]] += 1  # the last token of scale 2
+    with torch.no_grad():
+        difference = (network(labels, changed) - network(labels, inputs)).abs().amax((0, 2))
+    assert difference[: span.start].max() == 0
+    earlier = difference[span][:-1]
+    assert earlier.min() > 1e-6 if scan == "bidirectional" else earlier.max() == 0
+    assert difference[span.stop - 1 :].min() > 1e-6
+
+
+class Winding(nn.Module):
+    """A Mamba around which tokens are put in the order of the snake, and back."""
+
+    def __init__(self, mamba, shapes):
+        super().__init__()
+        self.mamba, self.order, start = mamba, [], 0
+        for h, w in shapes:
+            for row in range(h):
+                places = [start + row * w + column for column in range(w)]
+                self.order += places[::-1] if row % 2 else places
+            start += h * w
+
+    def forward(self, x, areas, state):
+        y, state = self.mamba(x[:, self.order], areas, state)
+        return y[:, [self.order.index(i) for i in range(len(self.order))]], state
+
+
+@pytest.mark.parametrize("attention", ["intra", "recent", "global"])
+def test_a_snake_is_another_order_around_each_mamba(attention):
+    config = replace(TINY, attention=attention, scan="snake")
+    network, naive, (labels, inputs) = generator(config), generator(replace(config, scan="raster")), batch(config)
+    straight = naive(labels, inputs)
+    weights = [list(each.parameters()) for each in (network, naive)]
+    for block in naive.each_block():
+        block.mamba = Winding(block.mamba, config.schedule.shapes)
+    found, expected = network(labels, inputs), naive(labels, inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    assert (found - straight).abs().max() > 1e-3
+    gradients = [torch.autograd.grad(y.sin().sum(), w) for y, w in zip((found, expected), weights, strict=True)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
 def test_recent_attention_carries_the_last_scale_alone():

@@ -17,7 +17,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.mark.parametrize(
     "mixers",
-    [{}, {"attention": "global", "mamba": False}, {"qk_norm": False}, {"attention": "recent", "order": "parallel"}],
+    [
+        {},
+        {"attention": "global", "mamba": False},
+        {"qk_norm": False},
+        {"attention": "recent", "order": "parallel", "scan": "bidirectional"},
+    ],
 )
 def test_every_mode_gives_the_same_losses_gradients_and_logits(mixers, monkeypatch):
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import psutil
+import pytest
 import torch
 
 from mvar.generator.config import GeneratorConfig
@@ -58,9 +59,10 @@ def test_batches_are_what_memory_allows(build, monkeypatch):
     assert fitting_batch(*pieces) == fitting_rows(generator.config, pieces[2]) == 1
 
 
-def test_the_estimate_of_an_images_memory_is_not_too_small(build):
+@pytest.mark.parametrize("mixers", [{}, {"attention": "recent"}, {"order": "parallel", "scan": "bidirectional"}])
+def test_the_estimate_of_an_images_memory_is_not_too_small(build, mixers):
     """Every tensor that drawing one more image makes, the largest moment of it, by torch's own count."""
-    tokenizer, generator = build(sides=(1, 2, 4, 8))
+    tokenizer, generator = build(sides=(1, 2, 4, 8), **mixers)
     sampler = Sampler(tokenizer, generator, 0, SamplingSettings(guidance=1.0))
 
     def peak(n):

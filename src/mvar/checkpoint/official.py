@@ -184,6 +184,8 @@ def generator_to_official(generator: Generator) -> dict[str, Tensor]:
         problems.append(f"generator.attention = {config.attention}: the official format has one mask for all blocks")
     if config.order != "attention-first" and any(mixer.branches == 3 for mixer in config.mixers):
         problems.append(f"generator.order = {config.order}: the official format has attention-first only")
+    if config.scan != "raster" and any(mixer.mamba for mixer in config.mixers):
+        problems.append(f"generator.scan = {config.scan}: the official format has raster only")
     raise_problems(problems)
     return {official: tensor for official, (_, tensor) in _named(generator).items()} | _buffers(config)
 

@@ -31,7 +31,10 @@ class Block(nn.Module):
         self.attention = None
         if mixer.attention != "none":
             self.attention = Attention(C, config.heads, reach=mixer.attention, qk_norm=config.qk_norm)
-        self.mamba = Mamba2(C, state_size=config.state_size, head_dim=HEAD_DIM) if mixer.mamba else None
+        self.mamba = None
+        if mixer.mamba:
+            both_ways = config.scan == "bidirectional"
+            self.mamba = Mamba2(C, state_size=config.state_size, head_dim=HEAD_DIM, bidirectional=both_ways)
         self.mlp = MLP(C, config.mlp_ratio * C)
         self.branches, self.order = mixer.branches, config.order
         mixers = range(self.branches - 1)
@@ -62,14 +65,14 @@ class Block(nn.Module):
         # Each sum and the norm after it are one pass.
         if self.order == "parallel" and self.attention is not None and self.mamba is not None:
             attended_BlC, cache = self.attention(adaln(x_BlC, scales[0], shifts[0], dtype), areas, cache)
-            y_BlC, memory = self.mamba(adaln(x_BlC, scales[1], shifts[1], dtype), memory)
+            y_BlC, memory = self.mamba(adaln(x_BlC, scales[1], shifts[1], dtype), areas, memory)
             x_BlC = gated_sum(x_BlC, gates[0], attended_BlC)
             x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[1], y_BlC, scales[2], shifts[2])
         else:
             y_BlC = adaln(x_BlC, scales[self.path[0]], shifts[self.path[0]], dtype)
             for i, following in pairwise(self.path):
                 if i == n - 2 and self.mamba is not None:
-                    y_BlC, memory = self.mamba(y_BlC, memory)
+                    y_BlC, memory = self.mamba(y_BlC, areas, memory)
                 elif self.attention is not None:
                     y_BlC, cache = self.attention(y_BlC, areas, cache)
                 x_BlC, y_BlC = gated_sum_adaln(x_BlC, gates[i], y_BlC, scales[following], shifts[following])

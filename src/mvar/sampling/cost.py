@@ -120,4 +120,5 @@ def peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
 
 def _hidden(generator: GeneratorConfig) -> int:
     """Numbers per token where a block is widest: tokens, MLP, Mamba's projections and their products."""
-    return generator.width * (6 + 2 * generator.mlp_ratio + 16)
+    directions = 2 if generator.scan == "bidirectional" else 1
+    return generator.width * (6 + 2 * generator.mlp_ratio + 16 * directions)
