@@ -86,6 +86,15 @@ def open_splits(
     return source, val_source
 
 
+def validation_images(data: str | Path, classes: list[str] | None = None) -> ImageFolder | ShardSet:
+    """The validation images of a set, or all images of one that is not split; unlike `open_splits`, reads no others.
+
+    `classes` and errors are those of `ImageFolder.scan`.
+    """
+    parts = _located(data, "data", "both")
+    return _scan(parts[max(parts)], "data", classes)
+
+
 def is_stream(data: str | Path) -> bool:
     """Whether this names streamed shards, not files."""
     return str(data).startswith(SCHEMES)

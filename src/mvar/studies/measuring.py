@@ -7,22 +7,31 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mvar.checkpoint.placement import Dtype
 from mvar.data.images.folders import ImageFolder
 from mvar.data.order import evenly_spaced
+from mvar.data.shards.local import ShardSet
 from mvar.data.source import PixelSource
+from mvar.data.splits import validation_images
+from mvar.data.tokens.cache import TokenCache, is_cache
+from mvar.data.tokens.encoded import EncodedImages
 from mvar.evaluation.images import Classifier, confusion, mean_distance
 from mvar.features.judge import Judge
 from mvar.model import Model, load
 from mvar.progress import track
 from mvar.sampling.config import SamplingSettings
+from mvar.sampling.labels import places
+from mvar.scales import ScaleSchedule
 from mvar.text import some
+
+Index = TypeVar("Index", bound=ImageFolder | ShardSet)
 
 BATCH = 100
 SHEET_COLUMNS = 8
@@ -67,9 +76,9 @@ class Drawn(NamedTuple):
     seconds: float  # per image
 
 
-def load_with_generator(model: str, device: str | None = None) -> Model:
+def load_with_generator(model: str, device: str | None = None, dtype: Dtype | None = None) -> Model:
     """A model that can sample; raises ValueError for a tokenizer alone."""
-    loaded = load(model, device)
+    loaded = load(model, device, dtype)
     if loaded.generator is None:
         raise ValueError(f"model = {model!r}: a tokenizer without a generator; give the generator's run")
     return loaded
@@ -83,10 +92,11 @@ def load_judge(judge: str, classes: Sequence[str]) -> Judge:
     return critic
 
 
-def subset(index: ImageFolder, most: int) -> ImageFolder:
-    """At most this many images of a folder, evenly spaced."""
+def subset(index: Index, most: int) -> Index:
+    """At most this many images of a set, evenly spaced."""
     rows = evenly_spaced(len(index.paths), most)
-    return replace(index, paths=[index.paths[i] for i in rows], labels=[index.labels[i] for i in rows])
+    chosen: dict[str, Any] = {"paths": [index.paths[i] for i in rows], "labels": [index.labels[i] for i in rows]}
+    return replace(index, **chosen)
 
 
 def batches(n: int, label: str, size: int = BATCH) -> Iterator[Tensor]:
@@ -121,6 +131,34 @@ def originals(
     source = PixelSource.read(index, (form.side, form.side), resize_factor=1.0)
     images_N3hw, labels_N = source.batch(range(len(source)))
     return Labelled(form.of(images_N3hw / 255), labels_N, source.classes)
+
+
+def validation_tokens(loaded: Model, data: str, most: int) -> tuple[Tensor, Tensor]:
+    """Token maps of at most `most` validation images of a data set or a token cache, evenly spaced.
+
+    Returns:
+        Tokens (N, L) of all scales, and the model's class indices (N,); the null class for a model without classes.
+
+    Raises:
+        ValueError: a set that cannot be used, of other classes than the model's, or a cache of another tokenizer.
+    """
+    if is_cache(data):
+        cache = TokenCache.open(data)
+        made, tokenizer = cache.settings, loaded.tokenizer
+        if made.tokenizer != tokenizer.fingerprint() or ScaleSchedule(made.sides) != tokenizer.config.schedule:
+            raise ValueError(f"data = {data!r}: another tokenizer than the model's made this cache; give its images")
+        source = cache.splits()[1].at_most(most)
+    else:
+        index = subset(validation_images(data, classes=loaded.classes or None), most)
+        pixels = PixelSource.read(index, loaded.tokenizer.config.image_shape, resize_factor=1.0)
+        source = EncodedImages(images=pixels, tokenizer=loaded.tokenizer).in_memory("encoding validation images")
+    tokens_NL, labels_N = source.batch(range(len(source)))
+    if not loaded.classes:
+        return tokens_NL, torch.zeros_like(labels_N)
+    held = places(source.classes, loaded.classes)
+    if not held or min(held) < 0:
+        raise ValueError(f"data = {data!r}: has classes {some(source.classes)}, the model {some(loaded.classes)}")
+    return tokens_NL, torch.tensor(held)[labels_N]
 
 
 def draw(loaded: Model, form: Form, per_class: int, seed: int, settings: SamplingSettings) -> Drawn:

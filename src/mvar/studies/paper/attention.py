@@ -1,0 +1,281 @@
+"""Where attention looks and what Mamba keeps: Table 1 of the M-VAR paper, for any model.
+
+    Attention in a trained VAR   score, 256 px   computation, 256 px   score, 512 px   computation, 512 px
+    intra-scale                         79.6 %                23.9 %          77.1 %                30.3 %
+    inter-scale                         20.4 %                76.1 %          22.9 %                69.7 %
+
+Command: mvar study run attention --model fashion-mnist --data data/fashion-mnist --images 512 --out out
+Hardware and time: two cores of an AMD EPYC that were busy with other work, 2.5 minutes; icons with 256 images, 1.6.
+Expect: these two models are M-VARs, whose attention sees its own scale only, so the scores do not apply: they need a
+model with attention "global". Of Mamba's state, 16 to 32 % (Fashion-MNIST, by block) or 13 to 26 % (icons) are left
+after one more scale, the mean over scales: about half after a map of 2x2, at most a ninth after the finest.
+
+Scores are the softmax weights of a teacher-forced pass over real tokens under their own class, averaged over images,
+heads and queries: each token counts once, so that fine scales decide the total. The paper's computation is the share of
+all L x L pairs of tokens (sum of a_k^2 over L^2, with a_k tokens in scale k), of which the mask hides those of a query
+and a finer key. Of the visible pairs, 38.6 and 46.5 % are inside a scale.
+
+Shapes: N images, L tokens, K scales, h heads of Mamba-2.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mvar.bench.results import columns, publish
+from mvar.charts import new_figure
+from mvar.checkpoint import hub
+from mvar.files import writable_folder
+from mvar.generator.block import Block
+from mvar.sampling.likelihood import token_log_probs
+from mvar.sampling.protocol import hashes
+from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule
+from mvar.settings import Many, check
+from mvar.studies.captures import capturing, first_seen, log_decays, score_sums
+from mvar.studies.measuring import batches, load_with_generator, validation_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Report = Mapping[str, Any]
+
+NAME = "attention"
+AT_ONCE = 16  # images
+PAPER = {"256 px": (SIDES_256, 0.796), "512 px": (SIDES_512, 0.771)}  # sides, intra-scale score
+WIDE = ("global", "recent")  # attention that sees other scales
+
+
+def run(model: str, data: str, images: int, out: Path, device: str | None) -> dict[str, Any]:
+    """Measure a model on validation images of a folder or token cache; writes attention.json and attention.png.
+
+    Returns:
+        What was written: "score" (None if attention sees its own scale only), "equal_weights" (the same scores if each
+        visible key got the same), "computation", and "blocks". See `looks` and `keeps`.
+
+    Raises:
+        ValueError: a model without a generator, or a set that it cannot be measured on.
+    """
+    check("images", images, Many)
+    folder = writable_folder(out, "out")
+    loaded = load_with_generator(model, device, "float32")
+    generator = loaded.generator
+    assert generator is not None
+    schedule = generator.schedule
+    meters = [Meter(block, schedule.areas) for block in generator.each_block()]
+    if not any(meter.takers("") for meter in meters):
+        raise ValueError(f"model = {model!r}: no block sees other scales, so there is nothing to measure; give another")
+    tokens_NL, labels_N = validation_tokens(loaded, data, images)
+    takers = {name: take for i, meter in enumerate(meters) for name, take in meter.takers(f"blocks.{i}").items()}
+    log_prob = 0.0
+    with capturing(generator, takers):
+        for rows_B in batches(len(tokens_NL), "measuring attention", AT_ONCE):
+            maps = tokens_NL[rows_B].split(schedule.areas, dim=1)
+            log_prob += float(token_log_probs(loaded.tokenizer, generator, maps, labels_N[rows_B]).sum())
+    wide = [meter for meter in meters if meter.reach in WIDE]
+    report = {
+        "model": model,
+        "sha256": hashes(hub.find(model)),
+        "data": data,
+        "images": len(tokens_NL),
+        "sides": schedule.sides,
+        "bits_per_token": -log_prob / tokens_NL.numel() / math.log(2),
+        "score": _mean([meter.scores for meter in wide], schedule.areas),
+        "equal_weights": _mean([equal_weights(schedule.areas, meter.reach) for meter in wide], schedule.areas),
+        "computation": {
+            "this model's schedule": computation(schedule),
+            **{name: computation(ScaleSchedule(sides)) for name, (sides, _) in PAPER.items()},
+        },
+        "blocks": [meter.report() for meter in meters],
+    }
+    publish(report, NAME, folder, table, plot)
+    return report
+
+
+@dataclass
+class Meter:
+    """Sums over the images of one block."""
+
+    block: Block
+    areas: tuple[int, ...]
+    images: int = 0
+    sums_KK: Tensor = field(init=False)  # attention scores
+    left_KK: Tensor = field(init=False)  # of Mamba's state
+    half_KK: Tensor = field(init=False)  # heads with more than half of their state
+
+    def __post_init__(self) -> None:
+        K = len(self.areas)
+        self.sums_KK, self.left_KK, self.half_KK = torch.zeros(3, K, K, dtype=torch.float64).unbind()
+
+    @property
+    def reach(self) -> str:
+        """What the block's attention sees."""
+        return "none" if self.block.attention is None else self.block.attention.reach
+
+    @property
+    def scores(self) -> Tensor:
+        """(K, K): the mean over queries of scale k (a row) of their scores for each scale; rows sum to 1."""
+        return self.sums_KK / self.sums_KK.sum(1, keepdim=True)
+
+    def takers(self, name: str) -> dict[str, Callable[[Tensor], None]]:
+        """What takes which outputs of the block of this name."""
+        found: dict[str, Callable[[Tensor], None]] = {}
+        if self.reach in WIDE:
+            found[f"{name}.attention.qkv"] = self._attention
+        if self.block.mamba is not None:
+            found[f"{name}.mamba.in_proj"] = self._mamba
+        return found
+
+    def _attention(self, qkv_BLX: Tensor) -> None:
+        assert self.block.attention is not None
+        self.sums_KK += score_sums(self.block.attention, qkv_BLX, self.areas)
+
+    def _mamba(self, projected_BLX: Tensor) -> None:
+        assert self.block.mamba is not None
+        total_BKh = log_decays(self.block.mamba, projected_BLX, self.areas).cumsum(1)
+        left_BKKh = (total_BKh[:, None] - total_BKh[:, :, None]).clamp(max=0).exp()  # after the second K, of the first
+        self.images += len(total_BKh)
+        self.left_KK += left_BKKh.mean(3).sum(0)
+        self.half_KK += (left_BKKh > 0.5).double().mean(3).sum(0)
+
+    def report(self) -> dict[str, Any]:
+        """The block's mixers, and what was measured of each; None for what it lacks."""
+        return {
+            "attention": self.reach,
+            "mamba": self.block.mamba is not None,
+            "score": looks(self.scores, self.areas) if self.reach in WIDE else None,
+            "state": keeps(self.left_KK / self.images, self.half_KK / self.images) if self.block.mamba else None,
+        }
+
+
+def looks(scores_KK: Tensor, areas: Sequence[int]) -> dict[str, Any]:
+    """What follows from the mean scores of queries of each scale (rows) for keys of each scale.
+
+    Returns:
+        "intra", "inter": the shares inside the own scale and across scales, of all queries; "intra_by_scale";
+        "back": the shares of the inter-scale score that go to the scale just before, two before, ...; "distance": its
+        mean number of scales back, by scale of the query, None where there is none; "scores" by scale of the query.
+    """
+    K, weight_K = len(areas), torch.tensor(areas).double() / sum(areas)
+    own_K = scores_KK.diagonal()
+    back = [float((weight_K[n:] * scores_KK.diagonal(-n)).sum()) for n in range(1, K)]
+    n_KK = torch.arange(K)[:, None] - torch.arange(K)
+    distance_K = (n_KK * scores_KK).sum(1) / (1 - own_K)
+    inter = sum(back)
+    return {
+        "intra": float((weight_K * own_K).sum()),
+        "inter": inter,
+        "intra_by_scale": own_K.tolist(),
+        "back": [share / inter for share in back] if inter else [],
+        "distance": [None if own >= 1 else float(d) for own, d in zip(own_K, distance_K, strict=True)],
+        "scores": [row[: k + 1] for k, row in enumerate(scores_KK.tolist())],
+    }
+
+
+def keeps(left_KK: Tensor, half_KK: Tensor) -> dict[str, Any]:
+    """How much of the state that Mamba has after scale k is left after scale k + 1, k + 2, ... (a row for each k).
+
+    Returns:
+        "left": exp(sum of dt A over the tokens in between), the mean over images and heads; "heads": the share of heads
+        with more than half.
+    """
+    tables = {"left": left_KK, "heads": half_KK}
+    return {name: [row[k + 1 :] for k, row in enumerate(values.tolist()[:-1])] for name, values in tables.items()}
+
+
+def equal_weights(areas: Sequence[int], reach: str) -> Tensor:
+    """The scores (K, K) if a query gave all keys that it sees the same."""
+    scores_KK = torch.tensor(areas).double().repeat(len(areas), 1)
+    for k, row_K in enumerate(scores_KK):
+        row_K[: first_seen(reach, k)] = row_K[k + 1 :] = 0
+    return scores_KK / scores_KK.sum(1, keepdim=True)
+
+
+def computation(schedule: ScaleSchedule) -> dict[str, Any]:
+    """The share of pairs (query, key) that lie inside a scale: of all L x L, as in the paper, and of the visible ones,
+    whose key is not of a finer scale than the query.
+    """
+    inside = sum(area**2 for area in schedule.areas)
+    visible = sum(area * end for area, end in zip(schedule.areas, schedule.offsets[1:], strict=True))
+    return {"tokens": schedule.length, "of_all": inside / schedule.length**2, "of_visible": inside / visible}
+
+
+def table(report: Report) -> str:
+    """The report as lines of text."""
+    found = f"{report['model']}: {report['images']:,} images, {report['bits_per_token']:.3f} bits per token"
+    shares = [["", "intra-scale", "inter-scale"]]
+    if score := report["score"]:
+        shares += [
+            _shares("score", score["intra"]),
+            _shares("score if all visible keys got the same", report["equal_weights"]["intra"]),
+        ]
+    shares += [_shares(f"score of the paper's VAR, {name}", share) for name, (_, share) in PAPER.items()]
+    for name, counted in report["computation"].items():
+        shares.append(_shares(f"computation, {name}: of all pairs", counted["of_all"]))
+        shares.append(_shares(f"computation, {name}: of visible pairs", counted["of_visible"]))
+    rows = [["block", "attention", "intra", "1 back", "2 back", "left after 1", "2", "3 scales"]]
+    for i, block in enumerate(report["blocks"]):
+        score, state = block["score"], block["state"]
+        look = [score["intra"], *score["back"][:2]] if score else []
+        keep = [_mean_left(state, n) for n in range(1, min(4, len(report["sides"])))] if state else []
+        rows.append([str(i), block["attention"], *_percent(look, 3), *_percent(keep, 3)])
+    notes = [] if report["score"] else ["score: does not apply, as attention sees its own scale only"]
+    notes += [] if any(block["mamba"] for block in report["blocks"]) else ["left: does not apply without Mamba"]
+    return "\n\n".join([found, columns(*shares), columns(*rows), *notes])
+
+
+def plot(report: Report) -> "Figure":
+    """Heat maps over blocks and scales of what applies: the share inside the own scale, how far back, what is left."""
+    blocks, K = report["blocks"], len(report["sides"])
+    nothing = [math.nan] * K
+    panels: dict[str, list[list[float]]] = {}
+    if report["score"]:
+        looks = [block["score"] for block in blocks]
+        panels["score inside the own scale, %"] = [
+            [100 * share for share in score["intra_by_scale"]] if score else nothing for score in looks
+        ]
+        panels["scales back of the other score"] = [
+            [math.nan if d is None else d for d in score["distance"]] if score else nothing for score in looks
+        ]
+    if any(block["state"] for block in blocks):
+        panels["Mamba's state left after this scale, %"] = [
+            [math.nan, *(100 * row[0] for row in block["state"]["left"])] if block["state"] else nothing
+            for block in blocks
+        ]
+    figure = new_figure(1 + 4.5 * len(panels), 1.8 + 0.25 * len(blocks))
+    for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _heat(axes, title, rows, report["sides"])
+    return figure
+
+
+def _heat(axes: "Axes", title: str, rows: Sequence[Sequence[float]], sides: Sequence[Any]) -> None:
+    image = axes.imshow(rows, aspect="auto", cmap="viridis")
+    axes.figure.colorbar(image, ax=axes)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set(xlabel="side of the scale", ylabel="block")
+    axes.set_xticks(range(len(sides)), ["x".join(map(str, s)) if isinstance(s, list) else str(s) for s in sides])
+    axes.set_yticks(range(0, len(rows), 1 + len(rows) // 16))
+
+
+def _mean(scores: Sequence[Tensor], areas: Sequence[int]) -> dict[str, Any] | None:
+    """What follows from the mean scores of several blocks."""
+    return looks(torch.stack(list(scores)).mean(0), areas) if scores else None
+
+
+def _mean_left(state: Report, scales: int) -> float:
+    """What is left after so many scales, the mean over where they begin."""
+    left = [row[scales - 1] for row in state["left"] if len(row) >= scales]
+    return sum(left) / len(left)
+
+
+def _shares(name: str, intra: float) -> list[str]:
+    return [name, *_percent([intra, 1 - intra], 2)]
+
+
+def _percent(shares: Sequence[float], columns: int) -> list[str]:
+    return [f"{100 * share:.1f} %" for share in shares] + [""] * (columns - len(shares))
