@@ -59,6 +59,12 @@ def test_batches_are_what_memory_allows(build, monkeypatch):
     assert fitting_batch(*pieces) == fitting_rows(generator.config, pieces[2]) == 1
 
 
+def test_memory_has_room_for_the_keys_and_values_that_are_carried():
+    peaks = [cost_module.peak_bytes(TOKENIZER, config(attention=kind)) for kind in ("intra", "recent", "global")]
+    twice, rows, of_each = 2, 2 * 2, 2 * 64 * 4  # before and after a scale; blocks and branches; bytes of a token
+    assert [peak - peaks[0] for peak in peaks] == [twice * rows * of_each * tokens for tokens in (0, 16, 21)]
+
+
 @pytest.mark.parametrize("mixers", [{}, {"attention": "recent"}, {"order": "parallel", "scan": "bidirectional"}])
 def test_the_estimate_of_an_images_memory_is_not_too_small(build, mixers):
     """Every tensor that drawing one more image makes, the largest moment of it, by torch's own count."""
