@@ -25,12 +25,12 @@ from mvar.model import Model, load
 from mvar.studies.distance import IMAGES, NAME, Distance
 from mvar.studies.measuring import batches
 from mvar.studies.page import read_json
+from mvar.studies.page import table as markdown
 from mvar.training.config import TokenizerTraining
 from mvar.training.run import checkpoints
 from mvar.training.run.folder import METRICS, SETTINGS
 from mvar.training.tokenizer.task import train
 from recipes.shared import publish, run_cli
-from recipes.shared import table as markdown
 
 # Settings that do not affect the results of a run.
 INDIFFERENT = {

@@ -1,5 +1,6 @@
 """How well a model of many classes draws: whether a classifier recognises its samples, and how new they are.
 
+
 Novelty uses the measure by which near-duplicates were removed from the data set: the difference of two pictures' ink,
 independent of position and size (`mvar.data.sets.icon_drawing`). Samples and held-out images are compared with the
 nearest training image of any class.
@@ -26,9 +27,9 @@ from mvar.progress import track
 from mvar.sampling.engine import to_images
 from mvar.sampling.sheet import class_sheet
 from mvar.studies.measuring import Labelled
+from mvar.studies.page import table
 from mvar.text import counted
 from recipes.figures import settings
-from recipes.shared import table
 
 PAIRS = 12  # of the sheet
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

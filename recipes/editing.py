@@ -29,8 +29,8 @@ from mvar.sampling.export import save_image
 from mvar.sampling.masks import distance, read_hole
 from mvar.sampling.sheet import class_sheet, with_hole
 from mvar.studies.measuring import subset
+from mvar.studies.page import table as markdown
 from recipes.shared import measured_on, publish, run_cli
-from recipes.shared import table as markdown
 
 SHOWN = 4  # results per row of the sheet
 RINGS = ((1, 1), (2, 2), (3, 4), (5, 8))  # distances from the hole, in pixels of the model

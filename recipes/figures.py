@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from mvar.charts import BLUE, GREY, ORANGE, new_figure, save, style_axes
 from mvar.studies.distance import NAME
 from mvar.studies.grid import TRIED
-from mvar.studies.page import numbers
-from recipes.shared import measured_on, table
+from mvar.studies.page import numbers, table
+from recipes.shared import measured_on
 
 
 def results(report: Mapping[str, Any]) -> str:

@@ -22,10 +22,11 @@ from mvar.settings import Several, check
 from mvar.studies import measuring
 from mvar.studies.grid import Grid
 from mvar.studies.measuring import Form
+from mvar.studies.page import fill, table
 from recipes import concepts
 from recipes.measures import facts
 from recipes.packaged import Recipe
-from recipes.shared import fill, publish, run_cli, table
+from recipes.shared import publish, run_cli
 
 TIERS = {"25 or more": 25, "15 to 24": 15, "fewer": 0}  # number of sets that draw a concept, and its lower bound
 SHOWN = 12  # concepts on the sheet, and images of each

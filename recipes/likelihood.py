@@ -20,9 +20,9 @@ from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.sampling.likelihood import class_log_probs
 from mvar.studies.measuring import batches, load_with_generator, subset
+from mvar.studies.page import table as markdown
 from recipes.measures import scale_names
 from recipes.shared import measured_on, publish, run_cli
-from recipes.shared import table as markdown
 
 BATCH = 50
 

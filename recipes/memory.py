@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from mvar.generator.config import PRESETS, GeneratorConfig
 from mvar.generator.network import Generator
+from mvar.studies.page import fill, table
 from mvar.training.config import GENERATOR_PRESETS
 from mvar.training.generator.loss import GeneratorLoss
-from recipes.shared import fill, run_cli, table
+from recipes.shared import run_cli
 
 NAMES = ("d16", "d20", "d24", "d30", "d32")
 RANKS, IMAGES = 8, 32

@@ -29,12 +29,12 @@ from mvar.studies import measuring
 from mvar.studies.distance import IMAGES, Distance
 from mvar.studies.grid import TRIED, Grid
 from mvar.studies.measuring import Form, Labelled
-from mvar.studies.page import read_json
+from mvar.studies.page import fill, read_json
 from mvar.studies.sweep import sweep
 from mvar.training.run.curves import plot_curves
 from mvar.training.run.folder import METRICS, SETTINGS
 from recipes import figures, measures
-from recipes.shared import fill, publish
+from recipes.shared import publish
 
 LOCAL_NAMES = ("tokenizer", "fine_tuned_from")  # provenance entries that are folders of whoever trained
 

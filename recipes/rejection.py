@@ -40,11 +40,11 @@ from mvar.studies import measuring
 from mvar.studies.distance import NAME, Distance
 from mvar.studies.measuring import Form, Labelled
 from mvar.studies.page import rounded
+from mvar.studies.page import table as markdown
 from recipes.fashion_mnist import FashionMnist
 from recipes.measures import scale_names
 from recipes.packaged import write_classifier
 from recipes.shared import measured_on, publish, run_cli
-from recipes.shared import table as markdown
 
 FORM = FashionMnist.form
 FILES = Form(FORM.side)  # the form of the files, which is what the model draws

@@ -6,8 +6,8 @@ from pathlib import Path
 from mvar.charts import BLUE, GREY, ORANGE, new_figure, save, style_axes
 from mvar.checkpoint.bundle import TOKENIZER
 from mvar.evaluation.report import Report, Value, check_comparable, number, read
-from mvar.studies.page import numbers
-from recipes.shared import fill, run_cli, table
+from mvar.studies.page import fill, numbers, table
+from recipes.shared import run_cli
 
 MODELS = ("fashion-mnist", "icons")
 SAMPLES, RECONSTRUCTIONS = "samples", "reconstructions"

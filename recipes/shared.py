@@ -6,9 +6,8 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from mvar.files import write_text
 from mvar.output import refuse, safe_output
-from mvar.studies.page import write_json
+from mvar.studies.page import fill, markers, write_json
 from mvar.text import counted
 
 
@@ -46,39 +45,10 @@ def publish(report: Mapping[str, Any], folder: Path, text: str, page_file: str |
         fill(page_file, text, name)
 
 
-def markers(name: str = "results") -> tuple[str, str]:
-    """The two lines of a page between which results are put."""
-    return f"<!-- {name}: begin (generated, do not edit) -->", f"<!-- {name}: end -->"
-
-
 def between(path: Path, name: str = "results") -> str:
     """What a page has between its two markers."""
     begin, end = markers(name)
     return path.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
-
-
-def fill(path: str | Path, text: str, name: str = "results") -> None:
-    """Replace the lines between the two markers of a Markdown file.
-
-    Raises:
-        ValueError: the file cannot be read, or does not have each marker once, in order.
-    """
-    begin, end = markers(name)
-    path = Path(path)
-    try:
-        page = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"out = {str(path)!r}: cannot be read ({error.strerror}); give the page") from error
-    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-        raise ValueError(f"out = {str(path)!r}: needs the lines {begin!r} and {end!r}, once each, in this order")
-    before, after = page.split(begin)[0], page.split(end)[1]
-    write_text(path, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and the others are numbers."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def measured_on(machine: Mapping[str, Any]) -> str:

@@ -23,12 +23,12 @@ from mvar.data.tokens.writer import write_cache
 from mvar.files import writable_folder
 from mvar.machine import machine
 from mvar.studies.measuring import subset
+from mvar.studies.page import table as markdown
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.task import GeneratorTask
 from mvar.training.generator.token_data import TokenData, load_tokenizer
 from mvar.training.parallel import Ranks
 from recipes.shared import measured_on, publish, run_cli
-from recipes.shared import table as markdown
 
 FACTOR = 1.125
 SOURCES = ("images", "cache")

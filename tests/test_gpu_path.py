@@ -108,11 +108,21 @@ def drawing(depth, **mixers):
     return counts
 
 
-@pytest.mark.parametrize(("mixers", "most"), [({}, 17), ({"attention": "global", "mamba": False}, 15)])
-def test_sampling_waits_for_nothing_and_runs_few_kernels(mixers, most):
+@pytest.mark.parametrize(
+    ("mixers", "most", "besides"),
+    [
+        ({}, 17, 47),
+        ({"attention": "global", "mamba": False}, 15, 47),
+        ({"attention": "recent", "mamba": False}, 17, 47),
+        ({"order": "mamba-first", "scan": "snake"}, 17, 53),
+        ({"order": "parallel"}, 19, 47),
+        ({"scan": "bidirectional"}, 27, 47),
+    ],
+)
+def test_sampling_waits_for_nothing_and_runs_few_kernels(mixers, most, besides):
     for one, two in zip(drawing(1, **mixers), drawing(2, **mixers), strict=True):
         assert two.total - one.total <= most, (two.found - one.found).most_common()
-        assert two.total - 2 * (two.total - one.total) <= 47, "of a scale, besides its blocks"
+        assert two.total - 2 * (two.total - one.total) <= besides, "of a scale, besides its blocks"
         assert not +two.on_cpu
 
 
@@ -127,9 +137,10 @@ def train(generator):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
-def test_a_block_compiles_without_a_break_and_once_for_all_blocks():
+@pytest.mark.parametrize("mixers", [{}, {"attention": "recent", "order": "mamba-first"}, {"order": "parallel"}])
+def test_a_block_compiles_without_a_break_and_once_for_all_blocks(mixers):
     counter = CompileCounterWithBackend("aot_eager")
-    _, generator = networks(3, "float32")
+    _, generator = networks(3, "float32", **mixers)
     compile_blocks(generator, counter)
     train(generator)
     assert counter.frame_count == 1

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,7 +59,9 @@ def test_the_floor_counts_every_product_with_weights():
     assert sum(i.weight_bytes for i in bfloat16) < 0.6 * sum(i.weight_bytes for i in work)
 
 
-def test_running_over_the_prefix_again_draws_the_same_tokens():
+@pytest.mark.parametrize("scan", ["raster", "bidirectional"])
+def test_running_over_the_prefix_again_draws_the_same_tokens(scan, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], scan=scan))
     sampler = Subject("tiny", "float32").model().sampler(SEED, guidance=1.5)
     carried = sampler.sample(torch.tensor([0, 1]), [0, 1]).tokens
     seen = []

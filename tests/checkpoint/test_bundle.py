@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,15 @@ def build():
     tokenizer = Tokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), res_blocks=1, **SHARED))
     generator = Generator(
         GeneratorConfig(
-            depth=2, width=64, heads=2, attention=["intra", "none"], mamba=[False, True], num_classes=3, **SHARED
+            depth=2,
+            width=64,
+            heads=2,
+            attention=["recent", "none"],
+            mamba=[False, True],
+            order="mamba-first",
+            scan="snake",
+            num_classes=3,
+            **SHARED,
         )
     )
     with torch.no_grad():
@@ -55,6 +64,13 @@ def test_round_trip_is_exact(folder):
         assert all(p.requires_grad and p.is_leaf for p in new.parameters())  # fit for training on
 
 
+def test_configs_of_before_order_and_scan_load(folder):
+    """What older bundles do not say had one value."""
+    edit_config(folder, lambda config: [config["generator"].pop(name) for name in ("order", "scan")])
+    old = replace(build().generator.config, order="attention-first", scan="raster")
+    assert read_bundle(folder).generator.config == old
+
+
 def test_bfloat16_rounds_matrices_only(tmp_path):
     before = build()
     after = read_bundle(write_bundle(tmp_path, before, dtype="bfloat16"))
@@ -78,7 +94,15 @@ def test_tokenizer_alone_and_over_an_older_bundle(folder):
 
 def test_card_tells_the_facts(folder):
     card = (folder / "README.md").read_text(encoding="utf-8")
-    for fact in ("# bundle", "8 × 6 pixels", "1 2 [3, 4]", "depth 2, width 64", "T-shirt/top", "made up"):
+    for fact in (
+        "# bundle",
+        "8 × 6 pixels",
+        "1 2 [3, 4]",
+        "depth 2, width 64",
+        "1 of 2 blocks, mamba-first, snake scan",
+        "T-shirt/top",
+        "made up",
+    ):
         assert fact in card
 
 

@@ -230,6 +230,18 @@ def test_what_the_official_format_cannot_hold():
     )
     with pytest.raises(ValueError, match=r"(?s)generator.sides = .*square.*\n.*generator.attention = "):
         official.generator_to_official(Generator(config))
+    config = dataclasses.replace(config, attention="intra", sides=[1, 2], order="parallel", scan="snake")
+    with pytest.raises(
+        ValueError,
+        match=r"^generator\.order = parallel: .* has attention-first only\n.*\.scan = snake: .* raster only$",
+    ):
+        official.generator_to_official(Generator(config))
+    official.generator_to_official(Generator(dataclasses.replace(config, mamba=False)))  # the same in any order
+    config = dataclasses.replace(config, attention="recent", mamba=False)
+    with pytest.raises(
+        ValueError, match=r"^generator\.attention = recent: the official format has intra and global only$"
+    ):
+        official.generator_to_official(Generator(config))
     tokenizer = Tokenizer(TokenizerConfig(channels=16, multipliers=(1, 3), norm_groups=8, sides=[1, 2]))
     with pytest.raises(ValueError, match=r"^tokenizer\.norm_groups = 8: the official code has 32 groups only; train "):
         official.tokenizer_to_official(tokenizer)

@@ -28,7 +28,7 @@ def test_all_problems_are_named_at_once():
         GeneratorConfig(depth=2, width="64", vocab_size=0, mamba="yes", attention="all", qk_norm=1, rope=True)
     assert str(error.value).splitlines() == [
         "width = '64': must be an integer",
-        "attention = 'all': choose from intra, global or none",
+        "attention = 'all': choose from intra, recent, global or none",
         "mamba = 'yes': must be true or false",
         "qk_norm = 1: must be true or false",
         "vocab_size = 0: must lie in 1 to 1,048,576",

@@ -1,12 +1,15 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from mvar.checkpoint.placement import to_device
-from mvar.generator.config import GeneratorConfig
+from mvar.generator.config import GeneratorConfig, Order, Scan
 from mvar.generator.init import initialise
 from mvar.generator.network import Generator
 from mvar.ops import attention
@@ -26,6 +29,9 @@ TINY = GeneratorConfig(
 CONFIGS = {
     "m-var": TINY,
     "var": replace(TINY, attention="global", mamba=False),
+    "recent": replace(TINY, attention="recent", mamba=False),
+    "mamba first": replace(TINY, attention=["recent", "global"], order="mamba-first", scan="snake"),
+    "parallel": replace(TINY, attention="recent", order="parallel", scan="bidirectional", shared_adaln=True),
     "mamba only": replace(TINY, attention="none"),
     "mlp only": replace(TINY, attention="none", mamba=False),
     "global and mamba, shared adaln, no qk-norm": replace(TINY, attention="global", shared_adaln=True, qk_norm=False),
@@ -110,9 +116,10 @@ def test_a_token_changes_only_later_scales(config):
             assert difference[schedule.offsets[k] :].min() > 1e-6
 
 
-@pytest.mark.parametrize("kind", ["intra", "global"])
-def test_attention_is_bidirectional_inside_a_scale_and_intra_ends_there(kind):
-    config = replace(TINY, attention=kind, mamba=False)
+@pytest.mark.parametrize(("kind", "reach"), [("intra", 0), ("recent", 1), ("global", 2)])
+def test_attention_is_bidirectional_inside_a_scale_and_ends_where_it_should(kind, reach):
+    """One block, in which a token of scale 2 reaches as many of the scales after it."""
+    config = replace(TINY, depth=1, attention=kind, mamba=False)
     network, (labels, inputs) = generator(config), batch(config)
     span = config.schedule.slice(2)
     changed = inputs.clone()
@@ -121,8 +128,31 @@ def test_attention_is_bidirectional_inside_a_scale_and_intra_ends_there(kind):
         difference = (network(labels, changed) - network(labels, inputs)).abs().amax((0, 2))
     assert difference[: span.start].max() == 0
     assert difference[span].min() > 1e-6
-    later = difference[span.stop :]
-    assert later.max() == 0 if kind == "intra" else later.min() > 1e-6
+    for k in (3, 4):
+        later = difference[config.schedule.slice(k)]
+        assert later.min() > 1e-6 if k <= 2 + reach else later.max() == 0
+
+
+@pytest.mark.parametrize("order", get_args(Order))
+def test_a_block_mixes_in_its_order(order):
+    """The same weights by the formula; attention's AdaLN vectors are the first of each kind in every order."""
+    config = replace(TINY, depth=1, order=order)
+    network, (labels, _) = generator(config), batch(config)
+    (block,), x = network.each_block(), torch.randn(3, 5, 64, dtype=torch.float64)
+    modulation = network.modulation(labels).blocks[0]
+    vectors = modulation.unflatten(1, (3, 3))[:, :, :, None]  # gate, scale or shift, of attention, Mamba or MLP
+
+    def branch(i, x):
+        y = F.layer_norm(x, (64,), eps=1e-6) * (1 + vectors[:, 1, i]) + vectors[:, 2, i]
+        y = (lambda: block.attention(y, (1, 4))[0], lambda: block.mamba(y, (1, 4))[0], lambda: block.mlp(y))[i]()
+        return vectors[:, 0, i] * y
+
+    steps = {"attention-first": [[0], [1], [2]], "mamba-first": [[1], [0], [2]], "parallel": [[0, 1], [2]]}[order]
+    expected = x
+    for step in steps:
+        expected = expected + sum(branch(i, expected) for i in step)
+    found, _ = block(x, modulation, block.initial_state(3), (1, 4))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @each_config
@@ -193,6 +223,62 @@ def test_state_selects_images(config):
             for piece in pieces:
                 logits, _ = run(network, labels[index], inputs[index], [piece], other)
                 torch.testing.assert_close(logits, whole[index], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("scan", get_args(Scan))
+def test_mamba_alone_sees_later_tokens_of_a_scale_only_in_both_directions(scan):
+    config = replace(TINY, depth=1, attention="none", scan=scan)
+    network, (labels, inputs) = generator(config), batch(config)
+    span = config.schedule.slice(2)
+    changed = inputs.clone()
+    changed[:, span.stop - 1 - config.schedule.areas[0]] += 1  # the last token of scale 2
+    with torch.no_grad():
+        difference = (network(labels, changed) - network(labels, inputs)).abs().amax((0, 2))
+    assert difference[: span.start].max() == 0
+    earlier = difference[span][:-1]
+    assert earlier.min() > 1e-6 if scan == "bidirectional" else earlier.max() == 0
+    assert difference[span.stop - 1 :].min() > 1e-6
+
+
+class Winding(nn.Module):
+    """A Mamba around which tokens are put in the order of the snake, and back."""
+
+    def __init__(self, mamba, shapes):
+        super().__init__()
+        self.mamba, self.order, start = mamba, [], 0
+        for h, w in shapes:
+            for row in range(h):
+                places = [start + row * w + column for column in range(w)]
+                self.order += places[::-1] if row % 2 else places
+            start += h * w
+
+    def forward(self, x, areas, state):
+        y, state = self.mamba(x[:, self.order], areas, state)
+        return y[:, [self.order.index(i) for i in range(len(self.order))]], state
+
+
+@pytest.mark.parametrize("attention", ["intra", "recent", "global"])
+def test_a_snake_is_another_order_around_each_mamba(attention):
+    config = replace(TINY, attention=attention, scan="snake")
+    network, naive, (labels, inputs) = generator(config), generator(replace(config, scan="raster")), batch(config)
+    straight = naive(labels, inputs)
+    weights = [list(each.parameters()) for each in (network, naive)]
+    for block in naive.each_block():
+        block.mamba = Winding(block.mamba, config.schedule.shapes)
+    found, expected = network(labels, inputs), naive(labels, inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    assert (found - straight).abs().max() > 1e-3
+    gradients = [torch.autograd.grad(y.sin().sum(), w) for y, w in zip((found, expected), weights, strict=True)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_recent_attention_carries_the_last_scale_alone():
+    config = replace(TINY, attention="recent", mamba=False)
+    network, (labels, inputs) = generator(config), batch(config)
+    _, state = run(network, labels, inputs, [range(2), range(2, 4)])
+    for t in tensors(state):
+        assert t.shape[2] == config.schedule.areas[3]
+        assert t.untyped_storage().nbytes() == t.nbytes, "no view of more"
 
 
 def test_head_rows_skip_the_head_but_fill_the_state():

@@ -15,7 +15,15 @@ from mvar.ops.dispatch import describe, find_kernels, runs_kernels, runs_native
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("mixers", [{}, {"attention": "global", "mamba": False}, {"qk_norm": False}])
+@pytest.mark.parametrize(
+    "mixers",
+    [
+        {},
+        {"attention": "global", "mamba": False},
+        {"qk_norm": False},
+        {"attention": "recent", "order": "parallel", "scan": "bidirectional"},
+    ],
+)
 def test_every_mode_gives_the_same_losses_gradients_and_logits(mixers, monkeypatch):
     torch.manual_seed(0)
     network = Generator(

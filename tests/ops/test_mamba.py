@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mvar.nn.mamba2 import Mamba2
 from mvar.ops import native
-from mvar.ops.mamba import MambaState, causal_conv, causal_conv_reference, mamba
+from mvar.ops.mamba import MambaState, causal_conv, causal_conv_reference, mamba, ssd_reference
 
 
 def random_layer(width=96, state_size=32, dtype=torch.float32):
@@ -117,9 +117,39 @@ def test_a_layer_takes_the_compiled_passes_without_a_gradient(wide, monkeypatch)
     calls, run, x = [], native.mamba, torch.randn(1, 3, 96)
     monkeypatch.setattr(native, "mamba", lambda *args, **kwargs: calls.append(1) or run(*args, **kwargs))
     with torch.no_grad():
-        fast = wide(x)[0]
-    torch.testing.assert_close(fast, wide(x)[0], rtol=1e-4, atol=1e-5)
+        fast = wide(x, (3,))[0]
+    torch.testing.assert_close(fast, wide(x, (3,))[0], rtol=1e-4, atol=1e-5)
     assert calls == [1]
+
+
+# --- both directions ---
+
+
+def read_twice(layer, x, areas, state):
+    """The definition: each scale token by token, forwards and backwards, one after the other."""
+    outs = []
+    for piece in x.split(areas, dim=1):
+        there, after = mamba(layer.in_proj(piece), layer.weights, state, ssd_reference)
+        back, _ = mamba(layer.in_proj(piece.flip(1)), layer.weights, state, ssd_reference)
+        outs.append(layer.out_proj(there / 2 + back.flip(1) / 2))
+        state = after
+    return torch.cat(outs, dim=1), state
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_both_directions_equal_two_scans_of_each_scale(begun):
+    areas = (1, 2, 6, 80)
+    layer = random_layer(32, 16, torch.float64)
+    layer.bidirectional = True
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(2, sum(areas), 32, generator=g, dtype=torch.float64, requires_grad=True)
+    state = MambaState(*(t.requires_grad_() for t in state_of(layer, 2))) if begun else None
+    inputs = [x, *layer.parameters(), *(state or ())]
+    outs = [layer(x, areas, state), read_twice(layer, x, areas, state)]
+    torch.testing.assert_close(*outs, rtol=1e-10, atol=1e-10)
+    slopes = [torch.autograd.grad(y.sin().sum() + sum(t.sin().sum() for t in after), inputs) for y, after in outs]
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-9)
+    assert all(t.untyped_storage().nbytes() == t.nbytes for t in outs[0][1]), "no view of both directions"
 
 
 # --- the short convolution ---

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from mvar.studies.page import markers
 from recipes import collapse
-from recipes.shared import markers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are smaller than")
 CHOSEN = ("all measures", "none of them")

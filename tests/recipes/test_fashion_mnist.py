@@ -13,10 +13,11 @@ from mvar.features.judge import Judge
 from mvar.model import Model, load
 from mvar.studies import measuring, sweep_figure
 from mvar.studies.grid import TRIED
+from mvar.studies.page import fill, markers
 from mvar.studies.sweep import best
 from recipes.fashion_mnist import FashionMnist
 from recipes.icons import Icons
-from recipes.shared import fill, markers, run_cli
+from recipes.shared import run_cli
 
 RECIPE = FashionMnist()
 DOCS = Path(__file__).parents[2] / "docs"

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from mvar.features.judge import Judge
+from mvar.studies.page import markers
 from recipes import concepts
 from recipes.icons import Icons
-from recipes.shared import markers
 
 
 def test_page_credits_and_sheet(tmp_path):

@@ -8,8 +8,9 @@ from mvar.evaluation.report import Value
 from mvar.features.judge import Judge, train_judge
 from mvar.model import load
 from mvar.studies import measuring
+from mvar.studies.page import markers
 from recipes import rejection
-from recipes.shared import markers, run_cli
+from recipes.shared import run_cli
 
 
 @pytest.fixture

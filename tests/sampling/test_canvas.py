@@ -8,7 +8,7 @@ from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 
 USUAL = SamplingSettings(guidance=2.0, top_k=20, top_p=0.9, temperature=0.8)
-MIXERS = [{}, {"attention": "global", "mamba": False}]
+MIXERS = [{}, {"attention": "global", "mamba": False}, {"attention": "recent", "scan": "bidirectional"}]
 LABELS = torch.tensor([0, 2, 1])
 
 

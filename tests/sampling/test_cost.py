@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import psutil
+import pytest
 import torch
 
 from mvar.generator.config import GeneratorConfig
@@ -28,6 +29,11 @@ def test_arithmetic_is_that_of_the_matrices():
     phi = 3 * 16 * 9 * Z**2
     assert found.generator_flop == 2 * (2 * per_branch + head + phi)
     assert found.state_bytes == depth * 2 * L * C * 4
+    recent = cost(TOKENIZER, config(attention="recent", mamba=False))
+    assert (
+        found.generator_flop - recent.generator_flop == 2 * 2 * depth * 2 * 16 * C
+    )  # which do not see the first token
+    assert recent.state_bytes == depth * 2 * 16 * C * 4
 
 
 def test_mambas_state_does_not_grow_with_the_image():
@@ -53,9 +59,10 @@ def test_batches_are_what_memory_allows(build, monkeypatch):
     assert fitting_batch(*pieces) == fitting_rows(generator.config, pieces[2]) == 1
 
 
-def test_the_estimate_of_an_images_memory_is_not_too_small(build):
+@pytest.mark.parametrize("mixers", [{}, {"attention": "recent"}, {"order": "parallel", "scan": "bidirectional"}])
+def test_the_estimate_of_an_images_memory_is_not_too_small(build, mixers):
     """Every tensor that drawing one more image makes, the largest moment of it, by torch's own count."""
-    tokenizer, generator = build(sides=(1, 2, 4, 8))
+    tokenizer, generator = build(sides=(1, 2, 4, 8), **mixers)
     sampler = Sampler(tokenizer, generator, 0, SamplingSettings(guidance=1.0))
 
     def peak(n):

@@ -64,7 +64,9 @@ def same(out, expected):
     torch.testing.assert_close(out.pixels, expected.pixels, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("mixers", [{}, {"attention": "global", "mamba": False}])
+@pytest.mark.parametrize(
+    "mixers", [{}, {"attention": "global", "mamba": False}, {"attention": "recent", "scan": "bidirectional"}]
+)
 @pytest.mark.parametrize("looked_at", [False, True])
 def test_a_recording_draws_other_images_as_they_are_drawn_without_it(build, mixers, looked_at):
     networks, model = build(**mixers), Graphs()

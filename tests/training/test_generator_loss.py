@@ -24,6 +24,7 @@ CONFIGS = {
     "global and mamba, shared adaln": GeneratorConfig(
         **{**M_VAR.__dict__, "attention": "global", "shared_adaln": True}
     ),
+    "recent, both directions": replace(M_VAR, attention="recent", order="parallel", scan="bidirectional"),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -104,11 +105,12 @@ def test_labels_are_smoothed_in_training_only():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile itself reads
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile itself does
-def test_compiled_blocks_give_the_same_losses_and_gradients():
+@pytest.mark.parametrize("mixers", [{}, {"attention": "recent", "scan": "bidirectional"}])
+def test_compiled_blocks_give_the_same_losses_and_gradients(mixers):
     """Traced and differentiated as torch.compile does it, but run without its C++, which takes a minute to build."""
     results = []
     for compiled in (False, True):
-        generator = network(replace(M_VAR, depth=1))
+        generator = network(replace(M_VAR, depth=1, **mixers))
         generator.activation_checkpointing = True
         if compiled:
             compile_blocks(generator, backend="aot_eager")

@@ -131,9 +131,10 @@ class Case:
 
 
 class Prefix(NamedTuple):
-    """The state of a Mamba that re-runs: all of its inputs so far."""
+    """The state of a Mamba that re-runs: all of its inputs so far, and how many are of each scale."""
 
     seen_BTC: Tensor
+    areas: tuple[int, ...] = ()
 
 
 class RerunningMamba(nn.Module):
@@ -148,10 +149,10 @@ class RerunningMamba(nn.Module):
         projection = self.mamba.in_proj
         return Prefix(torch.zeros(batch, 0, projection.in_features, dtype=projection.weight.dtype))
 
-    def forward(self, x_BLC: Tensor, prefix: Prefix) -> tuple[Tensor, Prefix]:
+    def forward(self, x_BLC: Tensor, areas: tuple[int, ...], prefix: Prefix) -> tuple[Tensor, Prefix]:
         """(B, L, C) and all before -> (B, L, C) and all with it."""
-        seen_BTC = torch.cat((prefix.seen_BTC, x_BLC), dim=1)
-        return self.mamba(seen_BTC)[0][:, -x_BLC.shape[1] :], Prefix(seen_BTC)
+        prefix = Prefix(torch.cat((prefix.seen_BTC, x_BLC), dim=1), (*prefix.areas, *areas))
+        return self.mamba(*prefix)[0][:, -x_BLC.shape[1] :], prefix
 
 
 @contextmanager

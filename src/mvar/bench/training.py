@@ -85,7 +85,7 @@ def bench(preset: str, batch_size: int, dtype: str, steps: int) -> dict[str, Any
     if preset not in PRESETS:
         raise ValueError(f"preset = {preset!r}: choose from {', '.join(PRESETS)}")
     groups = _groups(preset, batch_size, dtype)
-    counted = {name: _count(case.config, batch_size) for name, case in groups[0].items()}
+    counted = {name: count(case.config, batch_size) for name, case in groups[0].items()}
     networks = {name: counted[name.partition(",")[0]] for group in groups for name in group}
     needed = (sum(_needed(case, networks[name].parameters) for name, case in group.items()) for group in groups)
     what = "preset, batch_size: weights, gradients, Adam and activations"
@@ -145,7 +145,7 @@ def _needed(case: Case, parameters: int) -> int:
     return PROCESS_BYTES + STATE_BYTES * parameters + ACTIVATION_BYTES * tokens * config.depth * config.width
 
 
-def _count(config: GeneratorConfig, B: int) -> Network:
+def count(config: GeneratorConfig, B: int) -> Network:
     """Parameters, and the model arithmetic of one step: three times the forward pass, no recomputation.
 
     2 per multiply-add, in all products: with weights, of tokens with tokens in attention and in the scan's chunks, and

@@ -86,6 +86,10 @@ class Bundle:
             mamba = sum(mixer.mamba for mixer in generator.mixers)
             facts["Generator"] = f"depth {generator.depth}, width {generator.width}, {generator.heads} heads"
             facts["Mixers"] = f"attention {generator.attention}, Mamba-2 in {mamba} of {generator.depth} blocks"
+            if generator.order != GeneratorConfig.order:
+                facts["Mixers"] += f", {generator.order}"
+            if generator.scan != GeneratorConfig.scan:
+                facts["Mixers"] += f", {generator.scan} scan"
             more = ", ..." if len(self.classes) > MOST_CLASSES else ""
             names = f"{len(self.classes)}: {', '.join(self.classes[:MOST_CLASSES])}{more}"
             facts["Classes"] = names if self.classes else "none (unconditional)"

@@ -177,8 +177,15 @@ def generator_to_official(generator: Generator) -> dict[str, Tensor]:
     problems = []
     if any(h != w for h, w in config.schedule.shapes):
         problems.append(f"generator.sides = {config.sides}: the official format holds square maps only")
-    if {"intra", "global"} <= {mixer.attention for mixer in config.mixers}:
+    kinds = {mixer.attention for mixer in config.mixers}
+    if "recent" in kinds:
+        problems.append(f"generator.attention = {config.attention}: the official format has intra and global only")
+    elif {"intra", "global"} <= kinds:
         problems.append(f"generator.attention = {config.attention}: the official format has one mask for all blocks")
+    if config.order != "attention-first" and any(mixer.branches == 3 for mixer in config.mixers):
+        problems.append(f"generator.order = {config.order}: the official format has attention-first only")
+    if config.scan != "raster" and any(mixer.mamba for mixer in config.mixers):
+        problems.append(f"generator.scan = {config.scan}: the official format has raster only")
     raise_problems(problems)
     return {official: tensor for official, (_, tensor) in _named(generator).items()} | _buffers(config)
 

@@ -92,6 +92,35 @@ COMMANDS = {
         "and VAR's.",
     ),
     "study list": Command("study.study_list", "List the studies: what each measures."),
+    "study report": Command("study.study_report", "Rebuild the page of all studies from the results of their runs."),
+    "study run attention": Command(
+        "study.study_run_attention",
+        "Table 1: where the attention of a trained model looks, and what Mamba keeps.",
+    ),
+    "study run cost": Command(
+        "study.study_run_cost", "Tables 2 to 4: parameters, arithmetic and time of the published sizes."
+    ),
+    "study run width-depth": Command(
+        "study.study_run_width_depth",
+        "Table 5: train VAR, M-VAR, and M-VAR with less width or depth, and compare them.",
+    ),
+    "study run mixers": Command(
+        "study.study_run_mixers", "Table 6: train VAR, attention alone, Mamba alone and both, and compare them."
+    ),
+    "study run replace": Command(
+        "study.study_run_replace",
+        "Figure 5: replace a quarter, a half, ... of VAR's blocks, from either end, and compare.",
+    ),
+    "study run order": Command(
+        "study.study_run_order", "Compare orders of a block's mixers, and Mamba in every second block."
+    ),
+    "study run scan": Command(
+        "study.study_run_scan",
+        "Compare how Mamba reads a map, sizes of its state, and attention to the last scale in its place.",
+    ),
+    "study run scaling": Command(
+        "study.study_run_scaling", "Fit how the loss falls with parameters and compute, for M-VAR and VAR."
+    ),
     "study run sweep": Command(
         "study.study_run_sweep",
         "Sweep guidance, temperature and filters: distance, accuracy, precision and recall; choose a setting.",
@@ -101,7 +130,7 @@ GROUPS = {
     "data": "Get real images.",
     "train": "Train on a folder of images.",
     "bench": "Measure speed and memory.",
-    "study": "Study what settings do.",
+    "study": "Run the paper's studies, or study sampling settings.",
     "study run": "Run a study.",
 }
 MOVED = {  # options that became commands

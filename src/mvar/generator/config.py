@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from mvar.scales import SIDES_256, SIDES_512, LatentChannels, ScaleSchedule, Sides, VocabSize, side_problems
 from mvar.settings import PartialShare, Real, Switch, TrueOrFalse, Whole, raise_problems, settings
 
-Attention = Literal["intra", "global", "none"]
+Attention = Literal["intra", "recent", "global", "none"]
+Order = Literal["attention-first", "mamba-first", "parallel"]
+Scan = Literal["raster", "snake", "bidirectional"]
 
 HEAD_DIM = 64  # of attention, and of Mamba-2
 MOST_BLOCKS = 200
@@ -33,9 +35,12 @@ class GeneratorConfig:
         depth: number of blocks; the fields below that are 0 or None follow from it.
         width: C; 0 means 64 * depth.
         heads: attention heads; 0 means width / 64.
-        attention: inside each scale ("intra"), over all scales so far ("global"), or "none";
-            one value for all blocks or a list with one per block.
+        attention: inside each scale ("intra"), also over the scale before it ("recent") or over all scales so far
+            ("global"), or "none"; one value for all blocks or a list with one per block.
         mamba: whether a block has a Mamba-2 across scales; one value or a list with one per block.
+        order: which mixer of a block that has both comes first; "parallel" feeds both the same tokens.
+        scan: how Mamba-2 reads the tokens of a scale: row by row ("raster"), every other row backwards ("snake"), or as
+            the mean of row by row forwards and backwards ("bidirectional").
         shared_adaln: one AdaLN projection for all blocks plus an offset for each.
         qk_norm: unit-length queries and keys with a learned temperature for each head.
         mlp_ratio: hidden width of the MLP over C.
@@ -53,6 +58,8 @@ class GeneratorConfig:
     heads: Annotated[int, Whole(0, 65_536)] = 0
     attention: Attention | list[Attention] = "intra"
     mamba: Annotated[bool | list[bool], TrueOrFalse()] = True
+    order: Order = "attention-first"
+    scan: Scan = "raster"
     shared_adaln: Switch = False
     qk_norm: Switch = True
     mlp_ratio: Annotated[int, Whole(1, 64)] = 4

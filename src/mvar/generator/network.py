@@ -5,7 +5,7 @@ R AdaLN vectors of a block, U random numbers of an image in training.
 Source: M-VAR (Ren et al. 2024), section 3; VAR (Tian et al. 2024), section 3.2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -154,6 +154,11 @@ class Generator(nn.Module):
         if scales.step != 1 or not state.scales == scales.start < scales.stop <= len(self.schedule):
             raise ValueError(f"scales = {scales}: must be consecutive and start at {state.scales}, after the state's")
         areas = self.schedule.areas[scales.start : scales.stop]
+        snake_l = None
+        if self.config.scan == "snake":
+            # All else in a block treats tokens of a scale alike, so that they are put in Mamba's order once for all.
+            snake_l = _snake(self.schedule.shapes[scales.start : scales.stop], x_BlC.device)
+            x_BlC = x_BlC.index_select(1, snake_l)
         run = self.differentiated if torch.is_grad_enabled() else called
         if self.activation_checkpointing and torch.is_grad_enabled():
             run = partial(_checkpointed, run)
@@ -161,6 +166,8 @@ class Generator(nn.Module):
         for block, modulation_BRC, before in zip(self.each_block(), modulation.blocks, state.blocks, strict=True):
             x_BlC, block_state = run(block, x_BlC, modulation_BRC, before, areas)
             after.append(block_state)
+        if snake_l is not None:
+            x_BlC = x_BlC.index_select(1, snake_l)
         return x_BlC, GeneratorState(tuple(after), scales.stop)
 
     def each_block(self) -> list[Block]:
@@ -187,6 +194,17 @@ def called(block: Block, *arguments: Any) -> tuple[Tensor, BlockState]:
 def _checkpointed(run: Callable[..., tuple[Tensor, BlockState]], *arguments: Any) -> tuple[Tensor, BlockState]:
     # A block draws no random numbers (`modulation` does), so none need to be repeated.
     return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _snake(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """The places of token maps' tokens with every odd row reversed, which is its own inverse."""
+    places, start = [], 0
+    for h, w in shapes:
+        place_hw = torch.arange(start, start + h * w, device=device).view(h, w)
+        place_hw[1::2] = place_hw[1::2].flip(1)
+        places.append(place_hw.flatten())
+        start += h * w
+    return torch.cat(places)
 
 
 def _drop_branches(modulation_BRC: Tensor, noise_Bn: Tensor, rate: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer: causal over all tokens, linear in their number, its state passed in and out.
+"""The Mamba-2 mixer: linear in the number of tokens, its state passed in and out.
 
 Shapes: B batch, L tokens of this call, C width, E inner width 2C, N state size, D = E + 2N channels of the short
 convolution.
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar.nn.linear import Linear
-from mvar.ops.mamba import CONV_WIDTH, MambaState, MambaWeights, mamba, scan
+from mvar.ops.mamba import CONV_WIDTH, MambaState, MambaWeights, mamba, mamba_both_ways, scan
 
 EXPANSION = 2
 
@@ -17,13 +17,15 @@ EXPANSION = 2
 class Mamba2(nn.Module):
     """in_proj -> z, xBC, dt; short convolution and SiLU on xBC; SSD; gated RMSNorm; out_proj.
 
+    Causal over all tokens; if `bidirectional`, causal over scales, and inside each the mean of both directions.
+
     Attributes:
         scan: `mvar.ops.mamba.scan`, or a stand-in with the same results, such as one that torch.compile leaves alone.
     """
 
-    def __init__(self, width: int, *, state_size: int, head_dim: int) -> None:
+    def __init__(self, width: int, *, state_size: int, head_dim: int, bidirectional: bool = False) -> None:
         super().__init__()
-        self.scan = scan
+        self.scan, self.bidirectional = scan, bidirectional
         E, h = EXPANSION * width, EXPANSION * width // head_dim
         D = E + 2 * state_size
         self.in_proj = Linear(width, E + D + h, bias=False)
@@ -44,7 +46,15 @@ class Mamba2(nn.Module):
         """The state before the first token: zeros, as float32 (float64 in a float64 network)."""
         return MambaState.start(batch, self.weights)
 
-    def forward(self, x_BLC: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
-        """(B, L, C) and the state before them (None: the start) -> (B, L, C) and the state after them."""
-        y_BLE, state = mamba(self.in_proj(x_BLC), self.weights, state, self.scan)
+    def forward(
+        self, x_BLC: Tensor, areas: tuple[int, ...], state: MambaState | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """Tokens of consecutive scales, of `areas` tokens each, and the state before them (None: the start)
+        -> (B, L, C) and the state after them.
+        """
+        projected_BLx = self.in_proj(x_BLC)
+        if self.bidirectional:
+            y_BLE, state = mamba_both_ways(projected_BLx, areas, self.weights, state, self.scan)
+        else:
+            y_BLE, state = mamba(projected_BLx, self.weights, state, self.scan)
         return self.out_proj(y_BLE), state

@@ -1,12 +1,13 @@
 """Attention over token maps without a mask as large as the sequence.
 
 Shapes: B batch, H heads, l tokens of this call, T tokens so far, d head width, q queries, t keys, J: query, key, value.
-Source: section 3.2 of M-VAR (Ren et al. 2024), inside each scale, and of VAR (Tian et al. 2024), block-causal.
+Source: section 3.2 of M-VAR (Ren et al. 2024), inside each scale, and of VAR (Tian et al. 2024), block-causal; HMAR
+(Kumbong et al. 2025) for the scale before.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from mvar.ops import native
 from mvar.ops.dispatch import runs_kernels, runs_native, runs_reference
 from mvar.ops.numerics import at_least_float32
 
-Reach = Literal["intra", "global"]
+Reach = Literal["intra", "recent", "global"]
 
 LARGEST_LOG_SCALE = math.log(100)
 # On a CPU, consecutive scales of at most this many tokens share a call: fewer calls win over fewer products. On a GPU
@@ -52,11 +53,13 @@ def split_heads(qkv_BlJHd: Tensor, log_scale: Tensor | None) -> Sequence[Tensor]
 def scale_attention(
     q_BHld: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, areas: tuple[int, ...], softmax_scale: float, reach: Reach
 ) -> Tensor:
-    """Attention of every token to all tokens of its own scale ("intra"), or of its own and earlier scales ("global").
+    """Attention of every token to all tokens of its own scale ("intra"), and of the one before it ("recent") or of all
+    before it ("global").
 
     Args:
         q_BHld: l = sum(areas) tokens of consecutive scales, the last of the T so far.
-        k_BHTd, v_BHTd: "intra": the same l tokens; "global": all T tokens so far, those of earlier calls first.
+        k_BHTd, v_BHTd: the same l tokens, after those of the scale before this call, if any ("recent"), or after those
+            of all earlier calls ("global").
     """
     if runs_reference():
         return scale_attention_reference(q_BHld, k_BHTd, v_BHTd, areas, softmax_scale, reach)
@@ -65,8 +68,12 @@ def scale_attention(
     if reach == "intra":
         seen = list(zip(k_BHTd.split(sizes, dim=2), v_BHTd.split(sizes, dim=2), strict=True))
     else:
-        ends = accumulate(sizes, initial=k_BHTd.shape[2] - q_BHld.shape[2])
-        seen = [(k_BHTd[:, :, :end], v_BHTd[:, :, :end]) for end in list(ends)[1:]]
+        carried = k_BHTd.shape[2] - q_BHld.shape[2]
+        before = (carried, *(group[-1] for group in groups[:-1]))  # tokens of the scale before each group
+        seen = []
+        for (start, end), area in zip(pairwise(accumulate(sizes, initial=carried)), before, strict=True):
+            first = start - area if reach == "recent" else 0
+            seen.append((k_BHTd[:, :, first:end], v_BHTd[:, :, first:end]))
     outs = []
     for q, (k, v), group in zip(q_BHld.split(sizes, dim=2), seen, groups, strict=True):
         mask = _mask(group, k.shape[2], reach, q.device) if len(group) > 1 else None
@@ -99,7 +106,8 @@ def _mask(areas: tuple[int, ...], keys: int, reach: Reach, device: torch.device)
     level_l = torch.tensor([k for k, area in enumerate(areas) for _ in range(area)], device=device)
     if reach == "intra":
         return level_l[:, None] == level_l
-    return F.pad(level_l[:, None] >= level_l, (keys - len(level_l), 0), value=True)
+    behind_lt = level_l[:, None] - F.pad(level_l, (keys - len(level_l), 0), value=-1)
+    return behind_lt >= 0 if reach == "global" else (behind_lt >= 0) & (behind_lt <= 1)
 
 
 def _attend(q_BHqd: Tensor, k_BHtd: Tensor, v_BHtd: Tensor, mask_qt: Tensor | None, softmax_scale: float) -> Tensor:

@@ -114,6 +114,29 @@ def mamba(
         return y_BLE, MambaState(at_least_float32(tail_BVD), ssm_BhPN)
 
 
+@torch.compiler.disable  # which would compile its loop anew for each scale
+def mamba_both_ways(
+    projected_BLx: Tensor,
+    areas: tuple[int, ...],
+    weights: MambaWeights,
+    state: MambaState | None = None,
+    scan: Scan = scan,
+) -> tuple[Tensor, MambaState]:
+    """The mean of `mamba` over the tokens of each scale, forwards and backwards, both from the state before the scale.
+
+    Arguments and results are those of `mamba`, with the number of tokens of each scale. Only the forward reading's
+    state is carried on, so that no scale depends on a later one.
+    """
+    B, outs = len(projected_BLx), []
+    state = state or MambaState.start(B, weights)
+    for projected_Blx in projected_BLx.split(areas, dim=1):
+        both = torch.cat((projected_Blx, projected_Blx.flip(1)))  # 2B rows
+        y_RlE, after = mamba(both, weights, MambaState(*(torch.cat((t, t)) for t in state)), scan)
+        outs.append(y_RlE[:B].lerp(y_RlE[B:].flip(1), 0.5))
+        state = MambaState(*(t[:B] for t in after))
+    return torch.cat(outs, dim=1), MambaState(*(t.clone() for t in state))  # not views, which would keep all rows alive
+
+
 # --- the short convolution ---
 
 

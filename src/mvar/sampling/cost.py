@@ -113,10 +113,12 @@ def peak_bytes(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> int:
     R, C, l = 2, generator.width, max(generator.schedule.areas)
     hidden = R * l * _hidden(generator)
     logits = 8 * l * generator.vocab_size  # two branches, guided, filtered, sorted, noise
-    cached = sum(mixer.attention == "global" for mixer in generator.mixers) * R * 2 * generator.schedule.length * C
+    carried = {"global": generator.schedule.length, "recent": l}  # tokens whose keys and values a block carries
+    cached = sum(carried.get(mixer.attention, 0) for mixer in generator.mixers) * R * 2 * C
     return FLOAT * (max(decoder, hidden + logits) + 2 * cached)
 
 
 def _hidden(generator: GeneratorConfig) -> int:
     """Numbers per token where a block is widest: tokens, MLP, Mamba's projections and their products."""
-    return generator.width * (6 + 2 * generator.mlp_ratio + 16)
+    directions = 2 if generator.scan == "bidirectional" else 1
+    return generator.width * (6 + 2 * generator.mlp_ratio + 16 * directions)

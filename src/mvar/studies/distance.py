@@ -6,6 +6,7 @@ distance of the same number of real images, since both determine how low it can 
 Shapes: N images, h w pixels.
 """
 
+import hashlib
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mvar.evaluation.frechet import bootstrap, fit, frechet_distance
 from mvar.evaluation.report import Value
-from mvar.features.extractors import find_extractor
+from mvar.features.extractors import Extractor, find_extractor
 from mvar.progress import track
 
 NAME = "FD-EffNetLite0"
@@ -22,10 +23,11 @@ SIDE = 64
 
 
 class Distance:
-    """Distances to one set of real images, uint8, grey or RGB, at most 64 pixels per side."""
+    """Distances to one set of real images, uint8, grey or RGB."""
 
-    def __init__(self, reference_Nchw: Tensor) -> None:
-        self._extractor = find_extractor("effnet-lite0", side=SIDE)
+    def __init__(self, reference_Nchw: Tensor, extractor: Extractor | None = None) -> None:
+        """`extractor` gives the features, by default EfficientNet-Lite0 of images at most 64 pixels per side."""
+        self._extractor = extractor or find_extractor("effnet-lite0", side=SIDE)
         self.reference_NF = self.features(reference_Nchw)
         self._reference = fit(self.reference_NF)
 
@@ -51,3 +53,11 @@ class Distance:
         parts = images_Nchw.split(250)
         found = [self._extractor(part.expand(-1, 3, -1, -1)) for part in track(parts, len(parts), "features")]
         return torch.cat([extracted.pooled_BF for extracted in found])
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A hash that identifies weights or images."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Reports of studies as JSON, and their numbers as text."""
+"""Reports as JSON, their numbers as text, and the documentation pages that show them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,3 +36,35 @@ def rounded(value: Any) -> Any:
 def numbers(value: float | Sequence[float]) -> str:
     """One number, or one per scale."""
     return " ".join(f"{number:g}" for number in (value if isinstance(value, Sequence) else [value]))
+
+
+# --- pages ---
+
+
+def markers(name: str = "results") -> tuple[str, str]:
+    """The two lines of a page between which results are put."""
+    return f"<!-- {name}: begin (generated, do not edit) -->", f"<!-- {name}: end -->"
+
+
+def fill(path: str | Path, text: str, name: str = "results") -> None:
+    """Replace the lines between the two markers of a Markdown file.
+
+    Raises:
+        ValueError: the file cannot be read, or does not have each marker once, in order.
+    """
+    begin, end = markers(name)
+    path = Path(path)
+    try:
+        page = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"out = {str(path)!r}: cannot be read ({error.strerror}); give the page") from error
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"out = {str(path)!r}: needs the lines {begin!r} and {end!r}, once each, in this order")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    write_text(path, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and the others are numbers."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

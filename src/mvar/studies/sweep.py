@@ -7,13 +7,11 @@ set aside to measure what real images would get.
 Shapes: N images, C classes, F features.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mvar.charts import can_plot
@@ -26,7 +24,7 @@ from mvar.job import Job, check_same
 from mvar.sampling.config import SamplingSettings
 from mvar.settings import Several, check
 from mvar.studies import measuring, page, sweep_figure
-from mvar.studies.distance import NAME, SIDE, Distance
+from mvar.studies.distance import NAME, SIDE, Distance, fingerprint
 from mvar.studies.grid import TRIED, Grid
 from mvar.studies.measuring import Form, Labelled
 
@@ -67,9 +65,9 @@ def sweep(
     real = measuring.originals(data, "train", form, loaded.classes, REAL_PER_CLASS + samples_per_class)
     reference, aside = set_aside(real, samples_per_class)
     settings = {
-        "model": _fingerprint(*_weights(loaded.tokenizer), *_weights(loaded.generator)),
-        "judge": _fingerprint(*_weights(critic)),
-        "data": _fingerprint(reference.images_Nchw, aside.images_Nchw),
+        "model": fingerprint(*_weights(loaded.tokenizer), *_weights(loaded.generator)),
+        "judge": fingerprint(*_weights(critic)),
+        "data": fingerprint(reference.images_Nchw, aside.images_Nchw),
         "form": asdict(form),
         **asdict(grid),
         "samples_per_class": samples_per_class,
@@ -195,11 +193,3 @@ def _form_of(image_shape: tuple[int, int], model: str) -> Form:
 
 def _weights(network: nn.Module | None) -> list[Tensor]:
     return [] if network is None else list(network.state_dict().values())
-
-
-def _fingerprint(*tensors: Tensor) -> str:
-    """A hash that identifies weights or images."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Studies that re-run the tables of the M-VAR paper at small scale."""
+"""The studies of M-VAR's paper, and what it leaves open: one short file each."""

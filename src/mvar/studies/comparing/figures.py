@@ -1,0 +1,34 @@
+"""The figures of studies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mvar.charts import BLUE, ORANGE, new_figure, save, style_axes
+from mvar.studies.comparing.records import MINUTES, STEPS, Row
+from mvar.studies.distance import NAME
+
+PANELS = {"bits_per_token": "Validation loss, bits per token", "distance": NAME}
+MARKS = {STEPS: (BLUE, "o"), MINUTES: (ORANGE, "s")}  # colour and marker
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Loss and distance of every variant, with the deviation between seeds: a column for each data set."""
+    data_sets, variants = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("data", "variant"))
+    figure = new_figure(5.5 * len(data_sets), 1.2 + 0.7 * len(variants))
+    grid = figure.subplots(len(PANELS), len(data_sets), squeeze=False, sharey=True)
+    for line, (measure, title) in zip(grid, PANELS.items(), strict=True):
+        for axes, data in zip(line, data_sets, strict=True):
+            for (at, (colour, marker)), shift in zip(MARKS.items(), (-0.12, 0.12), strict=True):
+                own = [row for row in rows if (row.data, row.at) == (data, at)]
+                spreads = [row.measures[measure] for row in own]
+                places = [variants.index(row.variant) + shift for row in own]
+                axes.errorbar(
+                    [s.mean for s in spreads], places, xerr=[s.deviation for s in spreads], fmt=marker, color=colour,
+                    label=at, capsize=3,
+                )  # fmt: skip
+            axes.set_yticks(range(len(variants)), variants)
+            style_axes(axes, f"{title}, {data}", "")
+            axes.grid(axis="x", alpha=0.25)
+    grid[0][0].invert_yaxis()
+    grid[0][0].legend(fontsize=8, frameon=False)
+    save(figure, path)

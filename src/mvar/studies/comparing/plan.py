@@ -1,0 +1,235 @@
+"""What a study trains, and at which size; without torch, so that `--help` stays quick."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from mvar.generator.config import GeneratorConfig
+from mvar.scales import SIDES_256, Side
+
+Variants = Mapping[str, GeneratorConfig]
+VAR, M_VAR = "VAR", "M-VAR"
+GLOBAL_ATTENTION: dict[str, Any] = {"attention": "global", "mamba": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Images with classes, and the packaged tokenizer whose maps of them are trained on.
+
+    Attributes:
+        name: in files and tables.
+        command: of `mvar data`, which writes the images; None for the user's own images.
+        size: side of the images, in pixels.
+        most: images of a split, where only some are used.
+        concepts: of the icons, every n-th is used.
+        tokenizer: packaged name, bundle or run folder.
+        sides: its token maps, from coarse to fine.
+        grey: whether images are compared without colour.
+        framed: pixels of a frame that the data set has and that comparisons leave out.
+        views: of each training image; above 1 they are cropped at random.
+        per_class: samples of each class in a comparison.
+        seeds: number of runs of each variant.
+    """
+
+    name: str
+    command: str | None
+    size: int
+    most: Mapping[str, int] = field(default_factory=dict)
+    concepts: int = 1
+    tokenizer: str
+    sides: tuple[Side, ...]
+    grey: bool = False
+    framed: int = 0
+    views: int = 1
+    per_class: int
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The size of a study: its model, training and data.
+
+    Attributes:
+        name: as --scale takes it.
+        model: M-VAR at this scale; data sets set classes, codes and token maps.
+        training: values of `GeneratorTraining`; the learning rate is a run's own.
+        steps: optimizer steps of M-VAR, and of all others at equal steps.
+        rates: learning rates to choose from, for 256 images; a single one is taken as it is.
+        trial_steps: optimizer steps of the runs that choose it, on the first data set.
+        data: what is trained on.
+        spread: whether the processes of torchrun share each run, in place of having runs of their own.
+        equal_minutes: whether every variant is also measured after the minutes that M-VAR takes.
+        sizes: depth and width of the models of the `scaling` study.
+    """
+
+    name: str
+    model: GeneratorConfig
+    training: Mapping[str, Any]
+    steps: int
+    rates: tuple[float, ...]
+    trial_steps: int = 0
+    data: tuple[DataSet, ...]
+    spread: bool = False
+    equal_minutes: bool = True
+    sizes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison of generators that differ in their configuration.
+
+    Attributes:
+        name: of the command.
+        title: heading of its section.
+        expected: what the paper or the mathematics lets one expect.
+        variants: the generators by name, from the scale's M-VAR.
+        baseline: the variant that others are compared with.
+        seeds: most seeds of each variant; None for all of the data set's.
+        data_sets: how many of the scale's data sets, from the first; None for all.
+    """
+
+    name: str
+    title: str
+    expected: str
+    variants: Callable[[GeneratorConfig, Scale], Variants]
+    baseline: str = M_VAR
+    seeds: int | None = None
+    data_sets: int | None = None
+
+    def data_of(self, scale: Scale) -> tuple[DataSet, ...]:
+        """The data sets that it uses."""
+        return scale.data[: self.data_sets]
+
+    def seeds_of(self, data: DataSet, asked: int | None = None) -> int:
+        """The number of seeds on a data set, or as many as are asked for."""
+        return asked or min(data.seeds, self.seeds or data.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training and its measurements; equal runs of different studies are one run.
+
+    Attributes:
+        scale: whose training values it has.
+        data: what it is trained on.
+        model: the generator.
+        seed: of its initialisation, order of images, and samples.
+        rate: learning rate for 256 images.
+        marks: optimizer steps after which it is measured.
+        sampled: whether samples are measured too, beside the loss.
+    """
+
+    scale: Scale
+    data: DataSet
+    model: GeneratorConfig
+    seed: int
+    rate: float
+    marks: tuple[int, ...]
+    sampled: bool = True
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """All that decides the result, as JSON has it; values that a field has by default are left out."""
+        data = differing(self.data)
+        for name in ("seeds", *(() if self.sampled else ("per_class",))):
+            data.pop(name, None)
+        values = {
+            "scale": self.scale.name,
+            "data": data,
+            "model": differing(self.model),
+            "training": dict(self.scale.training),
+            "seed": self.seed,
+            "rate": self.rate,
+            "marks": self.marks,
+            "sampled": self.sampled,
+        }
+        return json.loads(json.dumps(values))
+
+    @property
+    def name(self) -> str:
+        """Of its record and its folder."""
+        return f"{self.data.name}-{digest(self.config)}"
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that identify a configuration."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def differing(config: DataSet | GeneratorConfig) -> dict[str, Any]:
+    """The fields that differ from their defaults, so that fields added later change no hash."""
+    values = config.written() if isinstance(config, GeneratorConfig) else asdict(config)
+    usual = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(config)}
+    return {name: value for name, value in values.items() if value != usual[name]}
+
+
+# --- sizes ---
+
+_SMALL_TRAINING = {
+    "batch_size": 16, "ema": 0.99, "lr_end": 1.0, "weight_decay": 0.05, "weight_decay_end": 0.05,
+    "resize_factor": 1.0, "val_images": 500,
+}  # fmt: skip
+_EIGHT: tuple[Side, ...] = (1, 2, 3, 5, 8)
+
+FASHION = DataSet(
+    name="fashion-mnist",
+    command="fashion-mnist",
+    size=32,
+    most={"train": 20_000, "val": 2000},
+    tokenizer="fashion-mnist",
+    sides=_EIGHT,
+    grey=True,
+    framed=2,
+    per_class=50,
+    seeds=3,
+)
+ICONS = DataSet(
+    name="icons",
+    command="icons",
+    size=32,
+    concepts=3,
+    tokenizer="icons32",
+    sides=_EIGHT,
+    grey=True,
+    per_class=4,
+    seeds=2,
+)
+FULL_ICONS = DataSet(
+    name="icons-64",
+    command="icons",
+    size=64,
+    tokenizer="icons",
+    sides=(1, 2, 3, 5, 8, 12, 16),
+    grey=True,
+    per_class=4,
+    seeds=2,
+)
+IMAGENET = DataSet(
+    name="imagenet", command=None, size=256, tokenizer="", sides=tuple(SIDES_256), views=4, per_class=50, seeds=1
+)
+
+SCALES = {
+    "small": Scale(
+        name="small",
+        model=GeneratorConfig(depth=4, width=128, heads=4),
+        training=_SMALL_TRAINING,
+        steps=400,
+        rates=(2e-2, 5e-2, 1.25e-1),
+        trial_steps=100,
+        data=(FASHION, ICONS),
+        sizes=((2, 64), (3, 96), (4, 128), (5, 160)),
+    ),
+    "medium": Scale(
+        name="medium",
+        model=GeneratorConfig(depth=8, width=256, heads=4),
+        training={**_SMALL_TRAINING, "batch_size": 128, "ema": 0.999, "val_images": 1000},
+        steps=4000,
+        rates=(1e-3, 2e-3, 4e-3),
+        trial_steps=500,
+        data=(FULL_ICONS,),
+        sizes=((4, 128), (6, 192), (8, 256), (12, 384)),
+    ),
+}

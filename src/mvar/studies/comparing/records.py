@@ -1,0 +1,161 @@
+"""The records of runs on disk, and which runs a study needs: learning rates and marks follow from records.
+
+`mvar study run` and `mvar study report` derive the same runs from the same files, so that a report is made of exactly
+the runs that its study asks for, and of no others.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from mvar.generator.config import GeneratorConfig
+from mvar.settings import raise_problems
+from mvar.studies import page
+from mvar.studies.comparing import timing
+from mvar.studies.comparing.plan import DataSet, Run, Scale, Study, digest
+
+STEPS, MINUTES = "equal steps", "equal minutes"
+MEASURES = ("bits_per_token", "distance", "accuracy", "precision", "recall")
+
+
+class Missing(ValueError):
+    """A record that a study needs is not there."""
+
+
+def path_of(run: Run, reports: Path) -> Path:
+    """The file of a run's record."""
+    return reports / f"{run.name}.json"
+
+
+def read(run: Run, reports: Path) -> dict[str, Any]:
+    """A run's record.
+
+    Raises:
+        Missing: there is none.
+        ValueError: it cannot be read, or is that of another configuration.
+    """
+    path = path_of(run, reports)
+    if not path.exists():
+        raise Missing(f"reports = {str(reports)!r}: lacks {path.name}; run the study, which resumes")
+    record = page.read_json(path, "reports")
+    if "config" not in record or digest(record["config"]) != digest(run.config):
+        raise ValueError(f"reports = {str(path)!r}: is not of the configuration in its name; delete it and run again")
+    return record
+
+
+def trials(model: GeneratorConfig, scale: Scale) -> list[Run]:
+    """The short runs that choose a variant's learning rate, on the first data set; none where there is no choice."""
+    if len(scale.rates) == 1:
+        return []
+    data, marks = scale.data[0], (scale.trial_steps,)
+    return [
+        Run(scale=scale, data=data, model=model, seed=0, rate=rate, marks=marks, sampled=False) for rate in scale.rates
+    ]
+
+
+def chosen_rate(model: GeneratorConfig, scale: Scale, reports: Path) -> float:
+    """The learning rate with the smallest validation loss."""
+    losses = {run.rate: read(run, reports)["marks"][0]["bits_per_token"] for run in trials(model, scale)}
+    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    return min(finite, key=finite.__getitem__) if finite else scale.rates[0]
+
+
+def marks(model: GeneratorConfig, scale: Scale, reports: Path) -> dict[str, int]:
+    """Optimizer steps after which a variant is measured: as many as M-VAR's, and as fit into its minutes."""
+    found = {STEPS: scale.steps}
+    if scale.equal_minutes:
+        found[MINUTES] = max(round(scale.steps / timing.read(model, scale, reports).step / 10) * 10, 10)
+    if model == scale.model:
+        found = dict.fromkeys(found, scale.steps)
+    return found
+
+
+def runs(model: GeneratorConfig, scale: Scale, data: DataSet, reports: Path, seeds: int) -> list[Run]:
+    """The runs of a variant on a data set, one for each seed."""
+    rate, at = chosen_rate(model, scale, reports), tuple(sorted({*marks(model, scale, reports).values()}))
+    return [Run(scale=scale, data=data, model=model, seed=seed, rate=rate, marks=at) for seed in range(seeds)]
+
+
+class Spread(NamedTuple):
+    """A measure over the seeds."""
+
+    mean: float
+    deviation: float  # between seeds; 0 for a single one
+
+
+class Row(NamedTuple):
+    """What a variant reached on a data set, at equal steps or at equal minutes."""
+
+    variant: str
+    data: str
+    at: str
+    steps: int
+    seeds: int
+    measures: Mapping[str, Spread]
+    intervals: tuple[float, float]  # mean 90 % interval of the distance
+
+
+def table(study: Study, scale: Scale, reports: Path, seeds: int | None = None) -> list[Row]:
+    """Every row of a study, from the records of its runs.
+
+    Raises:
+        Missing: a run has no record yet.
+        ValueError: records of a data set were measured by different protocols.
+    """
+    rows = []
+    for data in study.data_of(scale):
+        protocols: dict[str, list[str]] = {}
+        for name, model in study.variants(scale.model, scale).items():
+            own = runs(model, scale, data, reports, study.seeds_of(data, seeds))
+            found = [read(run, reports) for run in own]
+            for run, record in zip(own, found, strict=True):
+                protocols.setdefault(digest(record["protocol"]), []).append(path_of(run, reports).name)
+            for at, steps in marks(model, scale, reports).items():
+                taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
+                measures = {key: spread([mark[key] for mark in taken]) for key in MEASURES}
+                low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
+                rows.append(Row(name, data.name, at, steps, len(own), measures, (low, high)))
+        first, *others = protocols.values()
+        raise_problems(
+            f"reports = {str(reports / names[0])!r}: was measured by another protocol than {first[0]}; "
+            "delete the records of one of the two and run the study again"
+            for names in others
+        )
+    return rows
+
+
+def spread(values: list[float]) -> Spread:
+    """Mean and standard deviation of some numbers."""
+    return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0)
+
+
+def verdict(rows: list[Row], baseline: str) -> list[str]:
+    """Which variants have a smaller loss than the baseline, and which a larger one, on every data set.
+
+    A difference counts if it is larger than the deviations between seeds of both together.
+    """
+    sentences = []
+    for at in dict.fromkeys(row.at for row in rows):
+        signs: dict[str, list[int]] = {}
+        for data in dict.fromkeys(row.data for row in rows):
+            loss = {row.variant: row.measures["bits_per_token"] for row in rows if (row.at, row.data) == (at, data)}
+            for variant in loss.keys() - {baseline}:
+                signs.setdefault(variant, []).append(_sign(loss[variant], loss[baseline]))
+        order = [row.variant for row in rows if row.variant in signs]
+        named = {
+            "smaller": [name for name in dict.fromkeys(order) if {*signs[name]} == {-1}],
+            "larger": [name for name in dict.fromkeys(order) if {*signs[name]} == {1}],
+        }
+        named["not clearly different, or not alike on all data"] = [
+            name for name in dict.fromkeys(order) if all(name not in found for found in named.values())
+        ]
+        parts = "; ".join(f"{what}: {', '.join(names) if names else 'none'}" for what, names in named.items())
+        sentences.append(f"At {at}, loss compared with {baseline}'s: {parts}.")
+    return sentences
+
+
+def _sign(ours: Spread, baseline: Spread) -> int:
+    apart = ours.mean - baseline.mean
+    return 0 if abs(apart) <= ours.deviation + baseline.deviation else 1 if apart > 0 else -1

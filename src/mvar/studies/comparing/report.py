@@ -1,0 +1,95 @@
+"""The page of studies: what the paper found, what was measured here, a figure and a verdict for each."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from mvar.charts import can_plot
+from mvar.files import write_text
+from mvar.studies.comparing import figures, records, timing
+from mvar.studies.comparing.plan import Scale, Study
+from mvar.studies.comparing.records import MINUTES, Row, Spread
+from mvar.studies.distance import NAME as DISTANCE
+from mvar.studies.page import fill, markers, table
+from mvar.text import counted
+
+NAME = "studies"  # of the page's markers
+
+
+def write_page(
+    page: Path, reports: Path, modules: Sequence[ModuleType], scale: Scale, seeds: int | None = None
+) -> None:
+    """Fill in the page of studies, from the results of those that were run; draws their figures.
+
+    Args:
+        page: Markdown file; made where it does not exist.
+        reports: folder with the results of attention and cost, and in a folder of the scale's name those of runs.
+        modules: of the studies.
+
+    Raises:
+        ValueError: a record is damaged, or runs were measured by different protocols.
+    """
+    begin, end = markers(NAME)
+    if not page.exists():
+        write_text(page, f"# Studies\n\n{begin}\n{end}\n")
+    sections = []
+    for module in modules:
+        if hasattr(module, "STUDY"):
+            found = results(module.STUDY, scale, reports / scale.name, seeds, page.parent)
+        else:
+            found = module.results(reports, page.parent)
+        sections.append(
+            f"## {module.__name__.rsplit('.', 1)[-1].replace('_', '-')}\n\n{inspect.getdoc(module)}\n\n{found}"
+        )
+    fill(page, "\n\n".join(sections), NAME)
+
+
+def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None, page: Path | None = None) -> str:
+    """What a study found, as Markdown: tables, verdict, and with a page's folder the figure, which is drawn.
+
+    Raises as `write_page`.
+    """
+    try:
+        rows = records.table(study, scale, reports, seeds)
+    except records.Missing as missing:
+        return f"Not complete at scale {scale.name}: {missing}."
+    parts = []
+    for data in dict.fromkeys(row.data for row in rows):
+        own = [row for row in rows if row.data == data]
+        parts += [f"**{data}**, {counted(own[0].seeds, 'seed')}:", _table(own, study, scale, reports)]
+    figure = reports / f"{study.name}.png"
+    if page is not None and can_plot(str(figure)):
+        figures.plot(rows, figure)
+        parts.append(f"![Loss and distance of each variant]({os.path.relpath(figure, page)})")
+    parts += [f"**Verdict.** {sentence}" for sentence in records.verdict(rows, study.baseline)]
+    return "\n\n".join(parts)
+
+
+def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> str:
+    costs, quality = ["parameters", "training time", "image time", "steps"], ["class accuracy", "precision", "recall"]
+    head = ["", *costs, "bits per token", DISTANCE, *quality]
+    models = study.variants(scale.model, scale)
+    lines = []
+    for row in rows:
+        if row.at == MINUTES and row.steps == scale.steps:
+            continue  # the same row again
+        times = timing.read(models[row.variant], scale, reports)
+        lines.append(
+            [
+                row.variant if row.at != MINUTES else f"{row.variant}, {MINUTES}",
+                f"{times.parameters / 1e6:.2f} M",
+                f"{times.step:.2f}",
+                f"{times.image:.2f}",
+                f"{row.steps:,}",
+                _spread(row.measures["bits_per_token"], 3),
+                _spread(row.measures["distance"], 1),
+                *(_spread(row.measures[name], 3) for name in ("accuracy", "precision", "recall")),
+            ]
+        )
+    return table(head, lines)
+
+
+def _spread(value: Spread, digits: int) -> str:
+    return f"{value.mean:.{digits}f} ± {value.deviation:.{digits}f}" if value.deviation else f"{value.mean:.{digits}f}"

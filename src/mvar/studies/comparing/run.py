@@ -1,0 +1,98 @@
+"""One run of a study: its training, and what is measured at its marks."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mvar.machine import machine
+from mvar.model import load
+from mvar.studies import measuring
+from mvar.studies.comparing.data import Place, Prepared, Real, by_itself
+from mvar.studies.comparing.plan import Run
+from mvar.training.config import GeneratorTraining
+from mvar.training.generator.task import train
+from mvar.training.run import checkpoints
+from mvar.training.run.folder import METRICS
+
+WARM_UP = 20  # optimizer steps
+CURVE = 2  # validations up to the first mark
+
+
+def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, place: Place) -> dict[str, Any]:
+    """Train, measure at each mark, and return the record.
+
+    The learning rate is constant after the warm-up and averaged weights are measured, so that a run of several marks
+    is at each of them what a run of that length would be.
+
+    Args:
+        real: what samples are compared with; None for a run that is not sampled.
+        folder: of the training run, a bundle in the end.
+    """
+    marks = []
+    for mark in run.marks:
+        config = _training(run, prepared, folder, mark, place)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "steps = ")  # that the run is longer now
+            if run.scale.spread:
+                train(config)
+            else:
+                with by_itself():
+                    train(config)
+        if run.scale.spread and place.rank > 0:
+            continue
+        found = {"steps": mark, **_validated(folder, mark)}
+        if real is not None:
+            model = load(str(folder), place.device)
+            drawn = measuring.draw(model, real.form, run.data.per_class, run.seed, model.defaults)
+            found |= real.measure(drawn.images)
+        marks.append(found)
+    record: dict[str, Any] = {
+        "config": run.config,
+        "marks": marks,
+        "curve": [[m["step"], m["val_bits_per_token"]] for m in _metrics(folder) if "val_bits_per_token" in m],
+        "machine": machine(),
+    }
+    if real is not None:
+        settings = asdict(load(str(folder), "cpu").defaults)
+        record |= {"protocol": {**real.protocol, "settings": settings}, "floor": real.floor}
+    return record
+
+
+def _training(run: Run, prepared: Prepared, folder: Path, steps: int, place: Place) -> GeneratorTraining:
+    first = run.marks[0]
+    values: dict[str, Any] = {
+        "warmup": min(WARM_UP / first, 1.0) if run.scale.training.get("lr_end") == 1.0 else 0.02,
+        "validate_every": max(first // CURVE, 1),
+        "checkpoint_every": first,
+        "preview_per_class": 1,
+        **run.scale.training,
+    }
+    return GeneratorTraining(
+        data=str(prepared.tokens),
+        tokenizer=prepared.tokenizer,
+        out=str(folder),
+        model=replace(run.model, sides=list(run.data.sides)),
+        steps=steps,
+        base_lr=run.rate,
+        seed=run.seed,
+        device=place.device,
+        resume=checkpoints.exist(folder),
+        **values,
+    )
+
+
+def _validated(folder: Path, step: int) -> dict[str, Any]:
+    """The validation after this step."""
+    found = [m for m in _metrics(folder) if m["step"] == step and "val_bits_per_token" in m][-1]
+    return {
+        "bits_per_token": found["val_bits_per_token"],
+        "loss_scales": found["val_loss_scales"],
+        "token_accuracy": found["val_accuracy"],
+    }
+
+
+def _metrics(folder: Path) -> list[Mapping[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,123 @@
+"""A study's work, divided among processes: data, times, learning rates, then the runs themselves.
+
+Each step is a resumable job whose pieces are files, so a study that was stopped goes on, and studies share runs.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mvar.checkpoint.bundle import is_bundle
+from mvar.features.extractors import Extractor
+from mvar.generator.config import GeneratorConfig
+from mvar.job import Job
+from mvar.studies import page
+from mvar.studies.comparing import records, timing
+from mvar.studies.comparing.data import Place, Prepared, Real, prepare
+from mvar.studies.comparing.plan import Run, Scale, Study
+from mvar.studies.comparing.run import carry_out
+from mvar.training.generator.token_data import load_tokenizer
+
+
+@dataclass
+class Work:
+    """Where a study is done and with what.
+
+    Attributes:
+        folder: for data, token caches and training runs.
+        reports: for records, which are small and are kept.
+        place: this process among the others.
+        images: the user's own, for scales whose data is not packaged.
+        extractor: of the features in which samples are compared; by default EfficientNet-Lite0's.
+    """
+
+    folder: Path
+    reports: Path
+    place: Place = field(default_factory=Place)
+    images: str | None = None
+    extractor: Extractor | None = None
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+    _real: dict[str, Real] = field(default_factory=dict)
+
+    def carry_out(self, study: Study, scale: Scale, seeds: int | None = None) -> None:
+        """Do all that is missing of a study; every process of several returns when its part is done."""
+        models = list(study.variants(scale.model, scale).values())
+        self.reports.mkdir(parents=True, exist_ok=True)
+        for data in study.data_of(scale):
+            self._prepared[data.name] = prepare(data, self.folder / "data" / data.name, self.place, self.images)
+        self._times(models, scale)
+        self._runs([run for model in models for run in records.trials(model, scale)], "short runs", wait=True)
+        runs = [
+            run
+            for data in study.data_of(scale)
+            for seed in range(study.seeds_of(data, seeds))
+            for model in models
+            for run in records.runs(model, scale, data, self.reports, seed + 1)[seed:]
+        ]
+        self._runs(runs, "runs", wait=self.place.rank == 0)
+
+    def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
+        """Some variants of a study with the first seed, trained here where their weights are not there yet."""
+        for data in study.data_of(scale):
+            self._prepared[data.name] = prepare(data, self.folder / "data" / data.name, self.place, self.images)
+        models = study.variants(scale.model, scale)
+        self._times([models[name] for name in names], scale)
+        for name in names:
+            for data in study.data_of(scale):
+                (run,) = records.runs(models[name], scale, data, self.reports, 1)
+                if not is_bundle(self.folder_of(run)):
+                    self._make(run)
+                yield name, run, self.folder_of(run), self._prepared[data.name]
+
+    def folder_of(self, run: Run) -> Path:
+        """Where a run is trained: a bundle in the end."""
+        return self.folder / "runs" / run.name
+
+    def _times(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
+        """Measure times, by the first process while the others are quiet."""
+        if not scale.equal_minutes:
+            return
+        first = self._prepared[scale.data[0].name]
+        job = Job(
+            folder=self.reports,
+            pieces=models,
+            noun="times",
+            name=lambda model: timing.path_of(model, scale, self.reports).name,
+            is_complete=lambda model: timing.path_of(model, scale, self.reports).exists(),
+        )
+        if self.place.rank == 0:
+            timing.measure(models, scale, load_tokenizer(first.tokenizer, "cpu"), self.reports)
+        job.wait()
+
+    def _runs(self, runs: Sequence[Run], noun: str, wait: bool) -> None:
+        distinct = list({run.name: run for run in runs}.values())
+        job = Job(
+            folder=self.reports,
+            pieces=distinct,
+            noun=noun,
+            name=lambda run: run.name,
+            is_complete=lambda run: records.path_of(run, self.reports).exists(),
+        )
+        missing = [run for run in distinct if not job.is_complete(run)]
+        if self.place.rank == 0:
+            steps = sum(run.marks[-1] for run in missing)
+            print(
+                f"{noun}: {len(missing)} of {len(distinct)} are missing, {steps:,} steps", file=sys.stderr, flush=True
+            )
+        if missing and missing[0].scale.spread:  # all processes share each run
+            for run in missing:
+                self._make(run)
+            return
+        job.make_missing(self._make, self.place.rank, self.place.ranks, progress=True)
+        if wait:
+            job.wait()
+
+    def _make(self, run: Run) -> None:
+        data, folder = run.data, self.folder_of(run)
+        prepared = self._prepared[data.name]
+        if run.sampled and data.name not in self._real:
+            self._real[data.name] = Real(data, prepared.images, self.extractor)
+        record = carry_out(run, prepared, self._real[data.name] if run.sampled else None, folder, self.place)
+        if not run.scale.spread or self.place.rank == 0:
+            page.write_json(records.path_of(run, self.reports), record)

@@ -1,0 +1,31 @@
+"""Left open by the paper: in which order Mamba reads a map, how large its state is, and whether it needs to look far.
+
+    torchrun --nproc-per-node 2 -m mvar study run scan
+
+The paper reads every map row by row (raster) with a state of 64, and does not compare other ways. Here rows also take
+turns in direction (snake); or each map is read in both directions, which needs a second pass but no parameters; or
+attention over this and the last scale (as HMAR, Kumbong et al. 2025) stands in Mamba's place.
+"""
+
+from dataclasses import replace
+
+from mvar.generator.config import GeneratorConfig
+from mvar.studies.comparing.plan import M_VAR, Scale, Study, Variants
+
+
+def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
+    return {
+        M_VAR: base,
+        "snake": replace(base, scan="snake"),
+        "both directions": replace(base, scan="bidirectional"),
+        "no Mamba, attention to the last scale too": replace(base, attention="recent", mamba=False),
+        **{f"state of {size}": replace(base, state_size=size) for size in (16, 32, 128)},
+    }
+
+
+STUDY = Study(
+    name="scan",
+    title="How Mamba reads a map",
+    expected="Both directions help where attention inside a scale is weak; here that attention already sees the map.",
+    variants=_variants,
+)
