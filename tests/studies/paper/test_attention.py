@@ -21,7 +21,7 @@ from mvar.ops.mamba import MambaState
 from mvar.scales import SIDES_512, ScaleSchedule
 from mvar.studies import captures
 from mvar.studies.captures import capturing, log_decays, score_sums
-from mvar.studies.paper.attention import PAPER, computation, equal_weights, run
+from mvar.studies.paper.attention import PAPER, computation, equal_weights, results, run
 
 MIXED = GeneratorConfig(
     depth=4,
@@ -198,7 +198,8 @@ def plain(generator):
 
 
 def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data, tmp_path, capsys):
-    report = run(saved(plain, attention=["global", "intra", "none", "global"]), data, 6, tmp_path / "out", "cpu")
+    model = saved(plain, attention=["global", "intra", "none", "global"])
+    report = run(model, data, 6, tmp_path / "out", "cpu", "A mix of blocks")
     assert report["images"] == 6
     one, first, second, last = report["blocks"]
     assert (first["score"], second["score"], one["state"]) == (None, None, None)
@@ -218,10 +219,14 @@ def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data,
     text = capsys.readouterr().out
     assert "does not apply" not in text
     assert f"{100 * (1 - inter):.1f} %" in text
-    written = json.loads((tmp_path / "out" / "attention.json").read_text())
+    written = json.loads((tmp_path / "out" / "attention-A_mix_of_blocks.json").read_text())
     assert {name: written[name] for name in report} == json.loads(json.dumps(report))
-    with Image.open(tmp_path / "out" / "attention.png") as figure:
+    with Image.open(tmp_path / "out" / "attention-A_mix_of_blocks.png") as figure:
         assert min(figure.size) > 200
+    section = results(tmp_path / "out", tmp_path / "docs")
+    assert section.startswith("```text\nA mix of blocks: 6 images, ")
+    assert section.endswith("](../out/attention-A_mix_of_blocks.png)")
+    assert results(tmp_path, tmp_path) == "Not measured yet."
 
 
 def test_a_token_cache_gives_the_same_as_its_images_and_any_batch_size(saved, data, tmp_path, monkeypatch):

@@ -60,6 +60,9 @@ def test_every_case_takes_turns_and_is_counted(tmp_path, capsys):
     assert written["results"] == json.loads(json.dumps(results))
     with Image.open(tmp_path / "out" / "cost.png") as figure:
         assert min(figure.size) > 200
+    section = cost.results(tmp_path / "out", tmp_path)
+    assert "\n".join(lines) in section
+    assert section.endswith("](out/cost.png)")
 
 
 def test_blocks_are_scaled_to_the_depth_and_the_rest_is_not(monkeypatch, tmp_path):

@@ -1,26 +1,23 @@
 """What a model costs: parameters, arithmetic and time of VAR and M-VAR, beside Tables 2 and 4 of the M-VAR paper.
 
-    256 px     parameters, time       512 px     parameters, time
-    VAR-d12         132 M   0.2       VAR-d36               2
-    M-VAR-d12       198 M   0.2       M-VAR-d24             1
-    VAR-d16         310 M   0.2
-    M-VAR-d16       464 M   0.2
-    VAR-d20         600 M   0.3
-    M-VAR-d20       900 M   0.4
-    VAR-d24         1.0 B   0.5
-    M-VAR-d24       1.5 B   0.6
-    VAR-d30         2.0 B   0.7
-    M-VAR-d32       3.0 B   1
+    mvar study run cost --rounds 3
 
-Command: mvar study run cost --rounds 3 --out out
-Hardware and time: measured in part only so far, see below; a round draws 13 models of two blocks and two whole ones.
-Expect: parameters as in the paper but for rounding, except for M-VAR-d32: depth 32 has 3.66 B, and 3.0 B fit depth 30
-(3.02 B). M-VAR takes 1.44 to 1.48 times the FLOP of VAR of its depth. At 512 px, VAR-d36-s takes 2.3 times those of
-M-VAR-d24. On one core of an AMD EPYC, by its own seconds in one round, the estimate was 12.9 s for M-VAR-d12 and 12.8 s
-for the whole model, 22.8 and 21.3 s for d16.
+| | parameters | time | | parameters | time |
+|---|---|---|---|---|---|
+| VAR-d12 | 132 M | 0.2 | M-VAR-d12 | 198 M | 0.2 |
+| VAR-d16 | 310 M | 0.2 | M-VAR-d16 | 464 M | 0.2 |
+| VAR-d20 | 600 M | 0.3 | M-VAR-d20 | 900 M | 0.4 |
+| VAR-d24 | 1.0 B | 0.5 | M-VAR-d24 | 1.5 B | 0.6 |
+| VAR-d30 | 2.0 B | 0.7 | M-VAR-d32 | 3.0 B | 1 |
+| VAR-d36, 512 px | | 2 | M-VAR-d24, 512 px | | 1 |
+
+To expect: parameters as in the paper but for rounding, except for M-VAR-d32: depth 32 has 3.66 B, and 3.0 B fit depth
+30 (3.02 B). M-VAR takes 1.44 to 1.48 times the FLOP of VAR of its depth. At 512 px, VAR-d36-s takes 2.3 times those of
+M-VAR-d24. By the seconds of one core of an AMD EPYC, in one round, the estimate below was 12.9 s for M-VAR-d12 and
+22.8 s for d16; drawn whole, they took 12.8 and 21.3 s. All cases together have not been timed yet.
 
 Weights are random, which take as long as trained ones. Large models neither fit side by side nor draw within a minute,
-so each is drawn with two of its blocks, and the blocks' part of the time is scaled to its depth; M-VAR-d12 and d16 are
+so each is drawn with two of its blocks, and the blocks' part of its time is scaled to its depth; M-VAR-d12 and d16 are
 also drawn whole, to check this. The decoder is timed once a round for each image size. One image, with guidance, on the
 CPU; the paper's times are of a GPU and a batch that it does not name.
 """
@@ -46,6 +43,7 @@ from mvar.generator.network import Generator
 from mvar.machine import check_memory
 from mvar.sampling.cost import cost
 from mvar.settings import Count, check
+from mvar.studies.page import shown
 from mvar.tokenizer.network import Tokenizer
 
 if TYPE_CHECKING:
@@ -210,6 +208,11 @@ def table(report: Report) -> str:
         f"the paper's 3.0 B parameters of M-VAR-d32 do not fit depth 32, which has {counts.get('d32', 0) / 1e9:.2f} B"
     )
     return "\n\n".join([columns(*rows), how, *([note] if "d32" in counts else [])])
+
+
+def results(reports: Path, page: Path) -> str:
+    """What was measured, as Markdown of a page in this folder."""
+    return shown(reports, f"{NAME}.json", table, page)
 
 
 def plot(report: Report) -> "Figure":
