@@ -243,6 +243,7 @@ def plot(report: Report) -> "Figure":
     )
     for axes, title in zip(panels, titles, strict=True):
         style_axes(axes, title, "depth")
+        axes.set_xticks(sorted({r["depth"] for r in report["results"]}))
         axes.set_ylim(0, None)
     panels[0].legend(frameon=False, fontsize=9)
     return figure
