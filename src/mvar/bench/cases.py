@@ -6,7 +6,7 @@ Shapes: B images, L tokens of a call, T tokens so far, C width.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class Subject:
 
     name: str  # of a generator preset, which gets random weights, or of a model as `mvar.load` takes it
     dtype: Dtype  # of its weights
+    depth: int | None = None  # of a preset: so many of its blocks, in place of all
 
     def model(self) -> Model:
         """The model on the CPU."""
@@ -52,9 +53,10 @@ class Subject:
             case.draw(batch, ledger)
         return counter.work
 
-    def weight_bytes(self) -> int:
-        """Memory that the weights take."""
-        return sum(p.numel() * p.element_size() for network in self._on_meta() for p in network.parameters())
+    def weight_bytes(self, tokenizer: bool = True) -> int:
+        """Memory that the weights take, those of the tokenizer included or not."""
+        networks = self._on_meta()[0 if tokenizer else 1 :]
+        return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
 
     def image_bytes(self) -> int:
         """About the memory per image beside the weights."""
@@ -68,6 +70,8 @@ class Subject:
                 raise ValueError(f"model = {self.name!r}: is a tokenizer without a generator")
             return bundle.tokenizer.config, bundle.generator.config
         generator = PRESETS[self.name]
+        if self.depth is not None:
+            generator = replace(generator, depth=self.depth)
         fits = {name: config for name, config in TOKENIZERS.items() if _form(config) == _form(generator)}
         return fits.get(self.name, next(iter(fits.values()))), generator
 
@@ -98,13 +102,14 @@ def _form(config: TokenizerConfig | GeneratorConfig) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Case:
-    """A model that draws, and a context to draw in."""
+    """A model that draws, a context to draw in, and whether to its pixels or only to its last token map."""
 
     sampler: Sampler
     way: Callable[[], AbstractContextManager[None]] = nullcontext
+    decodes: bool = True
 
     def draw(self, batch: int, ledger: Ledger) -> float:
-        """Seconds to draw this many images of classes 0, 1, ... to their pixels; notifies the ledger."""
+        """Seconds to draw this many images of classes 0, 1, ...; notifies the ledger."""
         classes = max(self.sampler.generator.config.num_classes, 1)
         start = time.perf_counter()
         with self.way():
@@ -115,9 +120,10 @@ class Case:
                 ledger.at(k)
                 canvas = self.sampler.draw(canvas)
             ledger.at(None)
-            ledger.enter("decoder")
-            self.sampler.tokenizer.decode_latent(canvas.f_hat_BZHW)
-            ledger.leave()
+            if self.decodes:
+                ledger.enter("decoder")
+                self.sampler.tokenizer.decode_latent(canvas.f_hat_BZHW)
+                ledger.leave()
         return time.perf_counter() - start
 
 

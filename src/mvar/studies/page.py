@@ -1,7 +1,8 @@
 """Reports as JSON, their numbers as text, and the documentation pages that show them."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first column is text and the others are numbers."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(reports: Path, pattern: str, text: Callable[[Mapping[str, Any]], str], page: Path) -> str:
+    """Reports of a folder as Markdown: the text of each, and the figure beside it, linked from the page's folder."""
+    parts = []
+    for path in sorted(reports.glob(pattern)):
+        parts.append(f"```text\n{text(read_json(path, 'reports'))}\n```")
+        if (figure := path.with_suffix(".png")).exists():
+            parts.append(f"![{path.stem.replace('_', ' ')}]({Path(os.path.relpath(figure, page)).as_posix()})")
+    return "\n\n".join(parts) or "Not measured yet."

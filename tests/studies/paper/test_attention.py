@@ -21,12 +21,12 @@ from mvar.ops.mamba import MambaState
 from mvar.scales import SIDES_512, ScaleSchedule
 from mvar.studies import captures
 from mvar.studies.captures import capturing, log_decays, score_sums
-from mvar.studies.paper.attention import PAPER, computation, run
+from mvar.studies.paper.attention import PAPER, computation, equal_weights, results, run
 
 MIXED = GeneratorConfig(
     depth=4,
     width=64,
-    attention=["global", "intra", "none", "global"],
+    attention=["global", "intra", "none", "recent"],
     mamba=[False, True, True, True],
     num_classes=2,
     vocab_size=32,
@@ -67,11 +67,8 @@ def test_scores_are_the_weights_that_attention_uses_in_chunks_of_any_size(reach,
     weights, v = dense_weights(attention, x)
     taken = []
     with capturing(attention, {"qkv": taken.append}):
-        if reach == "recent":
-            attention.qkv(x, torch.cat((attention.q_bias, torch.zeros(16), attention.v_bias)).double())
-        else:
-            expected = attention.proj((weights @ v + attention.v_bias.view(2, 1, 8)).transpose(1, 2).flatten(2))
-            torch.testing.assert_close(attention(x, AREAS)[0], expected, rtol=0, atol=1e-12)
+        expected = attention.proj((weights @ v + attention.v_bias.view(2, 1, 8)).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(attention(x, AREAS)[0], expected, rtol=0, atol=1e-12)
     by_query = torch.stack([rows.sum((0, 1, 2)) for rows in weights.split(AREAS, dim=2)])
     expected = torch.stack([part.sum(1) for part in by_query.split(AREAS, dim=1)], dim=1)
     for chunk_bytes in (1, 8 * 3 * 2 * 21 * 5, 2**26):
@@ -79,9 +76,10 @@ def test_scores_are_the_weights_that_attention_uses_in_chunks_of_any_size(reach,
         torch.testing.assert_close(score_sums(attention, taken[0], AREAS), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
 @torch.no_grad()
-def test_decays_are_what_is_left_of_a_state():
-    mamba = randomised(Mamba2(32, state_size=16, head_dim=16).double())
+def test_decays_are_what_is_left_of_a_state(bidirectional):
+    mamba = randomised(Mamba2(32, state_size=16, head_dim=16, bidirectional=bidirectional).double())
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(3, 21, 32, dtype=torch.float64, generator=rng)
     tail, ssm = mamba.initial_state(3)
@@ -89,7 +87,8 @@ def test_decays_are_what_is_left_of_a_state():
     log_BKh = log_decays(mamba, mamba.in_proj(x), AREAS)
     for k, end in enumerate(accumulate(AREAS)):
         # The state is linear in the one before: what remains of that is the difference that it makes.
-        after, without = (mamba(x[:, :end], MambaState(tail, s))[1].ssm_BhPN for s in (ssm, torch.zeros_like(ssm)))
+        states = (MambaState(tail, before) for before in (ssm, torch.zeros_like(ssm)))
+        after, without = (mamba(x[:, :end], AREAS[: k + 1], state)[1].ssm_BhPN for state in states)
         left_BhPN = log_BKh[:, : k + 1].sum(1).exp()[..., None, None].expand_as(ssm)
         torch.testing.assert_close((after - without) / ssm, left_BhPN, rtol=1e-9, atol=1e-12)
 
@@ -149,6 +148,14 @@ def test_computation_is_table_1_and_counts_visible_pairs():
     assert counted["of_visible"] == pytest.approx(int(same.sum()) / int(visible.sum()))
 
 
+def test_equal_weights_are_those_of_the_keys_that_are_seen():
+    rows = {"global": [1 / 21, 4 / 21, 16 / 21], "recent": [0, 4 / 20, 16 / 20], "intra": [0, 0, 1]}
+    for reach, last in rows.items():
+        scores_KK = equal_weights(AREAS, reach)
+        assert scores_KK[2].tolist() == pytest.approx(last)
+        torch.testing.assert_close(scores_KK.sum(1), torch.ones(3, dtype=torch.float64))
+
+
 # --- the study ---
 
 
@@ -191,9 +198,10 @@ def plain(generator):
 
 
 def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data, tmp_path, capsys):
-    report = run(saved(plain), data, 6, tmp_path / "out", "cpu")
+    model = saved(plain, attention=["global", "intra", "none", "global"])
+    report = run(model, data, 6, tmp_path / "out", "cpu", "A mix of blocks")
     assert report["images"] == 6
-    one, first, second, last = (block for block in report["blocks"])
+    one, first, second, last = report["blocks"]
     assert (first["score"], second["score"], one["state"]) == (None, None, None)
     # Queries of 1, 4 and 16 tokens see 1, 5 and 21 keys.
     scores = [[1], [1 / 5, 4 / 5], [1 / 21, 4 / 21, 16 / 21]]
@@ -211,10 +219,14 @@ def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data,
     text = capsys.readouterr().out
     assert "does not apply" not in text
     assert f"{100 * (1 - inter):.1f} %" in text
-    written = json.loads((tmp_path / "out" / "attention.json").read_text())
+    written = json.loads((tmp_path / "out" / "attention-A_mix_of_blocks.json").read_text())
     assert {name: written[name] for name in report} == json.loads(json.dumps(report))
-    with Image.open(tmp_path / "out" / "attention.png") as figure:
+    with Image.open(tmp_path / "out" / "attention-A_mix_of_blocks.png") as figure:
         assert min(figure.size) > 200
+    section = results(tmp_path / "out", tmp_path / "docs")
+    assert section.startswith("```text\nA mix of blocks: 6 images, ")
+    assert section.endswith("](../out/attention-A_mix_of_blocks.png)")
+    assert results(tmp_path, tmp_path) == "Not measured yet."
 
 
 def test_a_token_cache_gives_the_same_as_its_images_and_any_batch_size(saved, data, tmp_path, monkeypatch):

@@ -1,14 +1,16 @@
 """Where attention looks and what Mamba keeps: Table 1 of the M-VAR paper, for any model.
 
-    Attention in a trained VAR   score, 256 px   computation, 256 px   score, 512 px   computation, 512 px
-    intra-scale                         79.6 %                23.9 %          77.1 %                30.3 %
-    inter-scale                         20.4 %                76.1 %          22.9 %                69.7 %
+    mvar study run attention --model fashion-mnist --data data/fashion-mnist --images 512
 
-Command: mvar study run attention --model fashion-mnist --data data/fashion-mnist --images 512 --out out
-Hardware and time: two cores of an AMD EPYC that were busy with other work, 2.5 minutes; icons with 256 images, 1.6.
-Expect: these two models are M-VARs, whose attention sees its own scale only, so the scores do not apply: they need a
-model with attention "global". Of Mamba's state, 16 to 32 % (Fashion-MNIST, by block) or 13 to 26 % (icons) are left
-after one more scale, the mean over scales: about half after a map of 2x2, at most a ninth after the finest.
+| attention of a trained VAR | score, 256 px | computation, 256 px | score, 512 px | computation, 512 px |
+|---|---|---|---|---|
+| intra-scale | 79.6 % | 23.9 % | 77.1 % | 30.3 % |
+| inter-scale | 20.4 % | 76.1 % | 22.9 % | 69.7 % |
+
+That command took 2.5 minutes on two cores of an AMD EPYC that were busy with other work, and with 256 images for the
+icon model 1.6. To expect: both are M-VARs, whose attention sees its own scale only, so the scores do not apply; they
+need a model with attention "global". Of Mamba's state, 16 to 32 % (Fashion-MNIST, by block) or 13 to 26 % (icons) are
+left after one more scale, the mean over scales: about half after a map of 2x2, at most a ninth after the finest.
 
 Scores are the softmax weights of a teacher-forced pass over real tokens under their own class, averaged over images,
 heads and queries: each token counts once, so that fine scales decide the total. The paper's computation is the share of
@@ -32,12 +34,14 @@ from mvar.charts import new_figure
 from mvar.checkpoint import hub
 from mvar.files import writable_folder
 from mvar.generator.block import Block
+from mvar.sampling.labels import file_name
 from mvar.sampling.likelihood import token_log_probs
 from mvar.sampling.protocol import hashes
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule
 from mvar.settings import Many, check
 from mvar.studies.captures import capturing, first_seen, log_decays, score_sums
 from mvar.studies.measuring import batches, load_with_generator, validation_tokens
+from mvar.studies.page import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,8 +55,10 @@ PAPER = {"256 px": (SIDES_256, 0.796), "512 px": (SIDES_512, 0.771)}  # sides, i
 WIDE = ("global", "recent")  # attention that sees other scales
 
 
-def run(model: str, data: str, images: int, out: Path, device: str | None) -> dict[str, Any]:
-    """Measure a model on validation images of a folder or token cache; writes attention.json and attention.png.
+def run(model: str, data: str, images: int, out: Path, device: str | None, name: str | None = None) -> dict[str, Any]:
+    """Measure a model on validation images of a folder or token cache; writes attention-NAME.json and .png.
+
+    `name` is what to call the model; by default the last part of where it is.
 
     Returns:
         What was written: "score" (None if attention sees its own scale only), "equal_weights" (the same scores if each
@@ -78,7 +84,9 @@ def run(model: str, data: str, images: int, out: Path, device: str | None) -> di
             maps = tokens_NL[rows_B].split(schedule.areas, dim=1)
             log_prob += float(token_log_probs(loaded.tokenizer, generator, maps, labels_N[rows_B]).sum())
     wide = [meter for meter in meters if meter.reach in WIDE]
+    name = name or Path(model).resolve().name
     report = {
+        "name": name,
         "model": model,
         "sha256": hashes(hub.find(model)),
         "data": data,
@@ -93,7 +101,7 @@ def run(model: str, data: str, images: int, out: Path, device: str | None) -> di
         },
         "blocks": [meter.report() for meter in meters],
     }
-    publish(report, NAME, folder, table, plot)
+    publish(report, f"{NAME}-{file_name(name)}", folder, table, plot)
     return report
 
 
@@ -207,7 +215,7 @@ def computation(schedule: ScaleSchedule) -> dict[str, Any]:
 
 def table(report: Report) -> str:
     """The report as lines of text."""
-    found = f"{report['model']}: {report['images']:,} images, {report['bits_per_token']:.3f} bits per token"
+    found = f"{report['name']}: {report['images']:,} images, {report['bits_per_token']:.3f} bits per token"
     shares = [["", "intra-scale", "inter-scale"]]
     if score := report["score"]:
         shares += [
@@ -227,6 +235,11 @@ def table(report: Report) -> str:
     notes = [] if report["score"] else ["score: does not apply, as attention sees its own scale only"]
     notes += [] if any(block["mamba"] for block in report["blocks"]) else ["left: does not apply without Mamba"]
     return "\n\n".join([found, columns(*shares), columns(*rows), *notes])
+
+
+def results(reports: Path, page: Path) -> str:
+    """What was measured of each model, as Markdown of a page in this folder."""
+    return shown(reports, f"{NAME}-*.json", table, page)
 
 
 def plot(report: Report) -> "Figure":
