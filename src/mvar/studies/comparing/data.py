@@ -103,8 +103,9 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
     job.wait()
     with torch.inference_mode():
         loaded = load_tokenizer(str(tokenizer), place.device)
-    options = {"views": data.views, "resize_factor": CROPPED if data.views > 1 else 1.0}
-    write_cache(str(own), str(tokens), loaded, rank=place.rank, ranks=place.ranks, **options)
+    factor = CROPPED if data.views > 1 else 1.0
+    rank, ranks = place.rank, place.ranks
+    write_cache(str(own), str(tokens), loaded, rank=rank, ranks=ranks, views=data.views, resize_factor=factor)
     cached = Job(
         folder=tokens,
         pieces=["token cache"],
@@ -153,9 +154,8 @@ class Real:
 
     def __init__(self, data: DataSet, images: Path, extractor: Extractor | None = None) -> None:
         self.form = Form(min(data.size, LARGEST_SIDE), data.framed, grey=data.grey)
-        train = measuring.originals(str(images), "train", self.form)
-        K = len(train.classes)
-        train = measuring.originals(str(images), "train", self.form, per_class=max(REFERENCE // K, 2))
+        K = len(ImageFolder.scan(images / "train").classes)
+        train = measuring.originals(str(images), "train", self.form, per_class=max(REFERENCE // max(K, 1), 2))
         held_out = measuring.originals(str(images), "val", self.form, train.classes, data.per_class, lacking=True)
         self.distance = Distance(train.images_Nchw, extractor)
         self.classes, self.per_class = train.classes, data.per_class

@@ -1,7 +1,8 @@
 """The figures of studies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mvar.charts import BLUE, ORANGE, new_figure, save, style_axes
 from mvar.studies.comparing.records import MINUTES, STEPS, Row
@@ -11,7 +12,7 @@ PANELS = {"bits_per_token": "Validation loss, bits per token", "distance": NAME}
 MARKS = {STEPS: (BLUE, "o"), MINUTES: (ORANGE, "s")}  # colour and marker
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], times: Mapping[str, Any], path: Path) -> None:
     """Loss and distance of every variant, with the deviation between seeds: a column for each data set."""
     data_sets, variants = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("data", "variant"))
     figure = new_figure(5.5 * len(data_sets), 1.2 + 0.7 * len(variants))

@@ -89,6 +89,8 @@ class Study:
         baseline: the variant that others are compared with.
         seeds: most seeds of each variant; None for all of the data set's.
         data_sets: how many of the scale's data sets, from the first; None for all.
+        conclude: sentences that its rows and the generators' times allow; None compares with the baseline.
+        plot: draws the same into a file; None for loss and distance of each variant.
     """
 
     name: str
@@ -98,6 +100,8 @@ class Study:
     baseline: str = M_VAR
     seeds: int | None = None
     data_sets: int | None = None
+    conclude: Callable[..., list[str]] | None = None
+    plot: Callable[..., None] | None = None
 
     def data_of(self, scale: Scale) -> tuple[DataSet, ...]:
         """The data sets that it uses."""

@@ -94,35 +94,35 @@ class Row(NamedTuple):
     steps: int
     seeds: int
     measures: Mapping[str, Spread]
-    intervals: tuple[float, float]  # mean 90 % interval of the distance
+    interval: tuple[float, float]  # 90 % of the distance, for its samples: the mean over seeds
+    floor: Mapping[str, Any]  # the same measures of held-out images
 
 
-def table(study: Study, scale: Scale, reports: Path, seeds: int | None = None) -> list[Row]:
-    """Every row of a study, from the records of its runs.
+def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int | None = None) -> list[Row]:
+    """Every row of a study on a data set, from the records of its runs.
 
     Raises:
         Missing: a run has no record yet.
-        ValueError: records of a data set were measured by different protocols.
+        ValueError: records were measured by different protocols.
     """
     rows = []
-    for data in study.data_of(scale):
-        protocols: dict[str, list[str]] = {}
-        for name, model in study.variants(scale.model, scale).items():
-            own = runs(model, scale, data, reports, study.seeds_of(data, seeds))
-            found = [read(run, reports) for run in own]
-            for run, record in zip(own, found, strict=True):
-                protocols.setdefault(digest(record["protocol"]), []).append(path_of(run, reports).name)
-            for at, steps in marks(model, scale, reports).items():
-                taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
-                measures = {key: spread([mark[key] for mark in taken]) for key in MEASURES}
-                low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
-                rows.append(Row(name, data.name, at, steps, len(own), measures, (low, high)))
-        first, *others = protocols.values()
-        raise_problems(
-            f"reports = {str(reports / names[0])!r}: was measured by another protocol than {first[0]}; "
-            "delete the records of one of the two and run the study again"
-            for names in others
-        )
+    protocols: dict[str, list[str]] = {}
+    for name, model in study.variants(scale.model, scale).items():
+        own = runs(model, scale, data, reports, study.seeds_of(data, seeds))
+        found = [read(run, reports) for run in own]
+        for run, record in zip(own, found, strict=True):
+            protocols.setdefault(digest(record["protocol"]), []).append(path_of(run, reports).name)
+        for at, steps in marks(model, scale, reports).items():
+            taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
+            measures = {key: spread([mark[key] for mark in taken]) for key in MEASURES}
+            low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
+            rows.append(Row(name, data.name, at, steps, len(own), measures, (low, high), found[0]["floor"]))
+    first, *others = protocols.values()
+    raise_problems(
+        f"reports = {str(reports / names[0])!r}: was measured by another protocol than {first[0]}; "
+        "delete the records of one of the two and run the study again"
+        for names in others
+    )
     return rows
 
 

@@ -11,6 +11,7 @@ from mvar.files import write_text
 from mvar.studies.comparing import figures, records, timing
 from mvar.studies.comparing.plan import Scale, Study
 from mvar.studies.comparing.records import MINUTES, Row, Spread
+from mvar.studies.comparing.timing import Times
 from mvar.studies.distance import NAME as DISTANCE
 from mvar.studies.page import fill, markers, table
 from mvar.text import counted
@@ -51,20 +52,31 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
 
     Raises as `write_page`.
     """
-    try:
-        rows = records.table(study, scale, reports, seeds)
-    except records.Missing as missing:
-        return f"Not complete at scale {scale.name}: {missing}."
-    parts = []
-    for data in dict.fromkeys(row.data for row in rows):
-        own = [row for row in rows if row.data == data]
-        parts += [f"**{data}**, {counted(own[0].seeds, 'seed')}:", _table(own, study, scale, reports)]
+    parts, rows = [], []
+    for data in study.data_of(scale):
+        try:
+            own = records.table(study, scale, data, reports, seeds)
+        except records.Missing as missing:
+            parts.append(f"**{data.name}**: not complete at scale {scale.name} ({missing}).")
+            continue
+        rows += own
+        floor = own[0].floor
+        real = f"{DISTANCE} {floor['distance']:.1f}, class accuracy {floor['accuracy']:.3f}"
+        parts += [
+            f"**{data.name}**, {counted(own[0].seeds, 'seed')}, {data.per_class} samples of each class; "
+            f"{counted(floor['images'], 'held-out image')}: {real}",
+            _table(own, study, scale, reports),
+        ]
+    if not rows:
+        return "\n\n".join(parts)
+    models = study.variants(scale.model, scale)
+    times = {name: timing.read(model, scale, reports) for name, model in models.items()} if scale.equal_minutes else {}
     figure = reports / f"{study.name}.png"
     if page is not None and can_plot(str(figure)):
-        figures.plot(rows, figure)
-        parts.append(f"![Loss and distance of each variant]({os.path.relpath(figure, page)})")
-    parts += [f"**Verdict.** {sentence}" for sentence in records.verdict(rows, study.baseline)]
-    return "\n\n".join(parts)
+        (study.plot or figures.plot)(rows, times, figure)
+        parts.append(f"![{study.title}: loss and distance of each variant]({os.path.relpath(figure, page)})")
+    found = study.conclude(rows, times) if study.conclude else records.verdict(rows, study.baseline)
+    return "\n\n".join([*parts, *(f"**Verdict.** {sentence}" for sentence in found)])
 
 
 def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> str:
@@ -75,13 +87,15 @@ def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> st
     for row in rows:
         if row.at == MINUTES and row.steps == scale.steps:
             continue  # the same row again
-        times = timing.read(models[row.variant], scale, reports)
+        times = timing.read(models[row.variant], scale, reports) if scale.equal_minutes else None
         lines.append(
             [
                 row.variant if row.at != MINUTES else f"{row.variant}, {MINUTES}",
-                f"{times.parameters / 1e6:.2f} M",
-                f"{times.step:.2f}",
-                f"{times.image:.2f}",
+                *(
+                    [f"{times.parameters / 1e6:.2f} M", f"{times.step:.2f}", f"{times.image:.2f}"]
+                    if times
+                    else [""] * 3
+                ),
                 f"{row.steps:,}",
                 _spread(row.measures["bits_per_token"], 3),
                 _spread(row.measures["distance"], 1),
@@ -89,6 +103,12 @@ def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> st
             ]
         )
     return table(head, lines)
+
+
+def _costs(times: Times | None) -> list[str]:
+    if times is None:
+        return [""] * 3
+    return [f"{times.parameters / 1e6:.2f} M", f"{times.step:.2f}", f"{times.image:.2f}"]
 
 
 def _spread(value: Spread, digits: int) -> str:

@@ -3,13 +3,14 @@
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mvar.machine import machine
 from mvar.model import load
-from mvar.studies import measuring
+from mvar.studies import measuring, page
 from mvar.studies.comparing.data import Place, Prepared, Real, by_itself
 from mvar.studies.comparing.plan import Run
 from mvar.training.config import GeneratorTraining
@@ -18,6 +19,7 @@ from mvar.training.run import checkpoints
 from mvar.training.run.folder import METRICS
 
 WARM_UP = 20  # optimizer steps
+MARKS = "marks.json"
 CURVE = 2  # validations up to the first mark
 
 
@@ -31,24 +33,22 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
         real: what samples are compared with; None for a run that is not sampled.
         folder: of the training run, a bundle in the end.
     """
-    marks = []
-    for mark in run.marks:
+    measured = folder / MARKS  # so that a run that is stopped between marks goes on after the last
+    marks = page.read_json(measured, "out")["marks"] if measured.exists() else []
+    for mark in run.marks[len(marks) :]:
         config = _training(run, prepared, folder, mark, place)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext() if run.scale.spread else by_itself():
             warnings.filterwarnings("ignore", "steps = ")  # that the run is longer now
-            if run.scale.spread:
-                train(config)
-            else:
-                with by_itself():
-                    train(config)
+            train(config)
         if run.scale.spread and place.rank > 0:
             continue
         found = {"steps": mark, **_validated(folder, mark)}
         if real is not None:
             model = load(str(folder), place.device)
             drawn = measuring.draw(model, real.form, run.data.per_class, run.seed, model.defaults)
-            found |= real.measure(drawn.images)
+            found |= {**real.measure(drawn.images), "settings": asdict(model.defaults)}
         marks.append(found)
+        page.write_json(measured, {"marks": marks})
     record: dict[str, Any] = {
         "config": run.config,
         "marks": marks,
@@ -56,8 +56,8 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
         "machine": machine(),
     }
     if real is not None:
-        settings = asdict(load(str(folder), "cpu").defaults)
-        record |= {"protocol": {**real.protocol, "settings": settings}, "floor": real.floor}
+        (settings,) = {json.dumps(mark.pop("settings")) for mark in marks}
+        record |= {"protocol": {**real.protocol, "settings": json.loads(settings)}, "floor": real.floor}
     return record
 
 

@@ -53,7 +53,8 @@ def measure(models: Iterable[GeneratorConfig], scale: Scale, tokenizer: Tokenize
     if not missing:
         return
     cases: dict[Hashable, Callable[[], float]] = {}
-    for name, model in {"M-VAR": scale.model, **missing}.items():
+    in_turn: dict[Hashable, GeneratorConfig] = {"M-VAR": scale.model, **missing}
+    for name, model in in_turn.items():
         worker = Worker(_case(model, scale, tokenizer))
         settings = SamplingSettings()
         drawing = Drawing(Sampler(tokenizer, worker.generator, seed=0, settings=settings))

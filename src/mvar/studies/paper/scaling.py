@@ -10,10 +10,62 @@ Table 2 (256 px, FID): at equal depth M-VAR is ahead of VAR everywhere, and the 
 | M-VAR | 4.19 | 3.07 | 2.41 | 1.93 |
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar.generator.config import GeneratorConfig
 from mvar.studies.comparing.plan import GLOBAL_ATTENTION, M_VAR, VAR, Scale, Study, Variants
+
+if TYPE_CHECKING:
+    from mvar.studies.comparing.records import Row
+
+AXES = {"parameters": "parameters", "step_flop": "training FLOP of an image"}
+KINDS = (VAR, M_VAR)
+DRAWS = 2000  # of coefficients, for intervals
+
+
+class Law(NamedTuple):
+    """loss = exp(intercept) * x ^ slope, fitted on logarithms; draws of its coefficients, (DRAWS, 2)."""
+
+    slope: float
+    intercept: float
+    draws: Any
+
+    def interval(self) -> tuple[float, float]:
+        """90 % of the slope."""
+        import numpy as np
+
+        low, high = np.quantile(self.draws[:, 0], (0.05, 0.95))
+        return float(low), float(high)
+
+
+def fit(x: Sequence[float], loss: Sequence[float]) -> Law:
+    """The power law of a series, by least squares; needs three points or more."""
+    import numpy as np
+    from scipy import stats
+
+    logs, n = np.log(x), len(x)
+    design = np.stack((logs, np.ones(n)), axis=1)
+    found, *_ = np.linalg.lstsq(design, np.log(loss), rcond=None)
+    variance = np.square(np.log(loss) - design @ found).sum() / (n - 2)
+    covariance = variance * np.linalg.inv(design.T @ design)
+    noise = stats.multivariate_t(shape=covariance, df=n - 2, allow_singular=True, seed=0).rvs(DRAWS)
+    return Law(float(found[0]), float(found[1]), found + noise)
+
+
+def meeting(first: Law, second: Law) -> tuple[float, float, float] | None:
+    """Where two laws give the same loss, with its 90 % interval; None where the interval has no end."""
+    import numpy as np
+
+    places = (second.draws[:, 1] - first.draws[:, 1]) / (first.draws[:, 0] - second.draws[:, 0])
+    low, high = np.quantile(places, (0.05, 0.95))
+    place = (second.intercept - first.intercept) / (first.slope - second.slope)
+    if max(abs(low), abs(high), abs(place)) > math.log(1e30):
+        return None
+    return math.exp(place), math.exp(low), math.exp(high)
 
 
 def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
@@ -29,6 +81,47 @@ def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
     }
 
 
+def _series(rows: "Sequence[Row]", times: Mapping[str, Any], kind: str, axis: str) -> tuple[list[float], list[float]]:
+    """The sizes of a kind and their losses at equal steps."""
+    own = [row for row in rows if row.variant.startswith(f"{kind} ") and row.at == "equal steps"]
+    return [getattr(times[row.variant], axis) for row in own], [row.measures["bits_per_token"].mean for row in own]
+
+
+def _conclude(rows: "Sequence[Row]", times: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    for axis, label in AXES.items():
+        laws = {kind: fit(*_series(rows, times, kind, axis)) for kind in KINDS}
+        slopes = [
+            f"{kind}'s loss falls as the power {law.slope:.4f} of the {label} (90 % interval {low:.4f} to {high:.4f})"
+            for kind, law in laws.items()
+            for low, high in [law.interval()]
+        ]
+        found = meeting(laws[VAR], laws[M_VAR])
+        where = "where the two meet cannot be said from these sizes"
+        if found is not None:
+            place, low, high = found
+            where = f"the two meet at {place:.2g} (90 % interval {low:.2g} to {high:.2g})"
+        sentences.append(f"At equal steps {slopes[0]}, {slopes[1]}; {where}.")
+    return sentences
+
+
+def _plot(rows: "Sequence[Row]", times: Mapping[str, Any], path: Path) -> None:
+    from mvar.charts import BLUE, ORANGE, new_figure, save, style_axes
+
+    figure = new_figure(10, 4)
+    for panel, (axis, label) in zip(figure.subplots(1, 2, sharey=True), AXES.items(), strict=True):
+        for kind, colour in zip(KINDS, (BLUE, ORANGE), strict=True):
+            x, loss = _series(rows, times, kind, axis)
+            law = fit(x, loss)
+            ends = [min(x), max(x)]
+            panel.plot(x, loss, "o", color=colour, label=kind)
+            panel.plot(ends, [math.exp(law.intercept) * end**law.slope for end in ends], color=colour)
+        panel.set(xscale="log", yscale="log")
+        panel.legend(frameon=False)
+        style_axes(panel, "Validation loss at equal steps, bits per token", label)
+    save(figure, path)
+
+
 STUDY = Study(
     name="scaling",
     title="Scaling",
@@ -36,4 +129,6 @@ STUDY = Study(
     variants=_variants,
     seeds=1,
     data_sets=1,
+    conclude=_conclude,
+    plot=_plot,
 )

@@ -1,0 +1,189 @@
+"""Studies at toy size, from their data to the page: every study, each run once, resumed and refused."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+
+from mvar.generator.config import GeneratorConfig
+from mvar.studies.comparing import data, records, report, timing, work
+from mvar.studies.comparing.data import Place
+from mvar.studies.comparing.plan import FASHION, M_VAR, SCALES, VAR, Run, Scale
+from mvar.studies.comparing.work import Work
+from mvar.studies.paper import scaling
+
+NAMES = ("width_depth", "mixers", "replace", "order", "scan", "scaling")
+STUDIES = {name: import_module(f"mvar.studies.paper.{name}") for name in NAMES}
+MIXERS = STUDIES["mixers"].STUDY
+
+
+@pytest.fixture(scope="module")
+def toy(bundle) -> Scale:
+    """Generators that train for two steps."""
+    fashion = replace(
+        FASHION, command=None, most={}, tokenizer=bundle, sides=(1, 2, 4), per_class=2, seeds=2, name="excerpt"
+    )
+    return Scale(
+        name="toy",
+        model=GeneratorConfig(depth=4, width=128, heads=4),
+        training={**SCALES["small"].training, "batch_size": 4, "val_images": 8, "validate_every": 1000},
+        steps=2,
+        rates=(1e-3, 1e-2),
+        trial_steps=1,
+        data=(fashion,),
+        sizes=((1, 32), (2, 32), (3, 64)),
+    )
+
+
+@pytest.fixture(scope="module")
+def scales(toy) -> dict[str, Scale]:
+    """The scale of each study: all but two do without a choice of rates and without equal minutes, to be quick."""
+    quick = replace(toy, rates=(1e-2,))
+    short = replace(quick, name="short", equal_minutes=False)
+    return {**dict.fromkeys(NAMES, short), "mixers": toy, "scaling": quick}
+
+
+@pytest.fixture(scope="module")
+def made(scales, fashion_excerpt, tmp_path_factory):
+    """All studies, carried out with one seed by one process; and how often each run was trained."""
+    trained: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ROUNDS", 1)
+        patch.setattr(timing, "IMAGES", 1)
+        patch.setattr(data, "REFERENCE", 60)
+
+        def counted(run: Run, *rest: object) -> dict[str, object]:
+            trained[run.name] += 1
+            return carried_out(run, *rest)
+
+        carried_out = work.carry_out
+        patch.setattr(work, "carry_out", counted)
+        folder = tmp_path_factory.mktemp("studies")
+        works = {
+            name: Work(folder / "work", folder / "reports" / name, images=str(fashion_excerpt))
+            for name in {scale.name for scale in scales.values()}
+        }
+        for name, module in STUDIES.items():
+            works[scales[name].name].carry_out(module.STUDY, scales[name], seeds=1)
+        yield works["toy"], trained
+
+
+def test_every_study_is_made_once_and_shown_on_its_page(scales, made, tmp_path):
+    done, trained = made
+    assert set(trained.values()) == {1}  # VAR and M-VAR belong to most studies
+    for name, module in STUDIES.items():
+        scale, path = scales[name], tmp_path / "page.md"
+        report.write_page(path, done.reports.parent, [module], scale, seeds=1)
+        page = path.read_text()
+        assert "not complete" not in page
+        for variant in module.STUDY.variants(scale.model, scale):
+            assert f"| {variant} |" in page
+        assert f"torchrun --nproc-per-node 2 -m mvar study run {module.STUDY.name}" in page
+        assert (done.reports.parent / scale.name / f"{module.STUDY.name}.png").is_file()
+    report.write_page(tmp_path / "page.md", tmp_path, [STUDIES["mixers"]], scales["mixers"])
+    assert "not complete at scale toy" in (tmp_path / "page.md").read_text()
+
+
+def test_a_run_is_the_same_as_one_of_its_length(toy, made, tmp_path):
+    """Marks are snapshots: a later one changes nothing about the earlier ones."""
+    done, _ = made
+    (longer,) = records.runs(MIXERS.variants(toy.model, toy)[VAR], toy, toy.data[0], done.reports, 1)
+    marks = records.read(longer, done.reports)["marks"]
+    assert [mark["steps"] for mark in marks] == list(longer.marks)
+    assert len(marks) == 2
+    alone = replace(longer, marks=longer.marks[:1])
+    again = replace(done, reports=tmp_path)
+    again._runs([alone], "runs", wait=True)
+    assert records.read(alone, tmp_path)["marks"] == marks[:1]
+
+
+def test_processes_divide_the_runs(toy, made, tmp_path, fashion_excerpt):
+    done, trained = made
+    others = [Work(done.folder, tmp_path / "reports", Place(rank, 2), str(fashion_excerpt)) for rank in (1, 0)]
+    for path in done.reports.glob("*.json"):
+        if "bits_per_token" in path.read_text() and json.loads(path.read_text())["config"]["sampled"]:
+            continue  # all is known but the long runs
+        (tmp_path / "reports").mkdir(exist_ok=True)
+        (tmp_path / "reports" / path.name).write_bytes(path.read_bytes())
+    before = Counter(trained)
+    others[0].carry_out(MIXERS, toy, seeds=1)
+    half = sum((trained - before).values())
+    others[1].carry_out(MIXERS, toy, seeds=1)
+    assert (half, sum((trained - before).values())) == (2, 4)
+    assert records.table(MIXERS, toy, toy.data[0], tmp_path / "reports", 1)
+
+
+def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
+    done, _ = made
+    models = MIXERS.variants(toy.model, toy)
+    copies = {path.name: path.read_text() for path in done.reports.glob("*.json")}
+    (run,) = records.runs(models[VAR], toy, toy.data[0], done.reports, 1)
+    name = records.path_of(run, done.reports).name
+
+    def refuse(change, match: str) -> None:
+        folder = tmp_path / match[:5]
+        folder.mkdir()
+        for file, text in copies.items():
+            (folder / file).write_text(text)
+        record = json.loads(copies[name])
+        change(record)
+        (folder / name).write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=match):
+            records.table(MIXERS, toy, toy.data[0], folder, 1)
+
+    refuse(lambda record: record["config"].update(seed=7), "is not of the configuration in its name")
+    refuse(lambda record: record["protocol"].update(samples=1), "another protocol")
+
+
+def test_hash_ignores_defaults_and_knows_what_matters(toy):
+    run = Run(scale=toy, data=toy.data[0], model=toy.model, seed=0, rate=0.1, marks=(2,))
+    assert run.config["model"] == {"depth": 4, "width": 128, "heads": 4}
+    assert "seeds" not in run.config["data"]
+    changed = {
+        "seed": replace(run, seed=1),
+        "rate": replace(run, rate=0.2),
+        "marks": replace(run, marks=(2, 3)),
+        "model": replace(run, model=replace(toy.model, state_size=16)),
+        "tokenizer": replace(run, data=replace(run.data, tokenizer="another")),
+        "training": replace(run, scale=replace(toy, training={**toy.training, "ema": 0.5})),
+    }
+    assert len({run.name, *(other.name for other in changed.values())}) == 1 + len(changed)
+
+
+def test_verdict_counts_only_what_exceeds_the_spread():
+    def row(variant: str, mean: float, deviation: float, data: str = "a") -> records.Row:
+        measures = {"bits_per_token": records.Spread(mean, deviation)}
+        return records.Row(variant, data, records.STEPS, 2, 3, measures, (0, 0), {})
+
+    rows = [row(M_VAR, 5.0, 0.1), row("better", 4.7, 0.1), row("alike", 4.85, 0.1), row("worse", 5.3, 0.1)]
+    (sentence,) = records.verdict(rows, M_VAR)
+    assert "smaller: better;" in sentence
+    assert "larger: worse;" in sentence
+    assert "alike" in sentence.split("not clearly")[1]
+    mixed = [*rows, row(M_VAR, 5.0, 0.1, "b"), row("better", 5.3, 0.1, "b")]
+    assert "smaller: none" in records.verdict(mixed, M_VAR)[0]
+
+
+def test_discriminant_finds_classes_that_a_line_separates():
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+    labels_N = torch.arange(300) % 3
+    features_NF = torch.randn(300, 8, generator=rng) * torch.tensor([5.0] * 4 + [0.3] * 4)
+    features_NF[:, 4:7] += 2 * torch.eye(3)[labels_N]
+    classifier = data.Discriminant(features_NF[:200], labels_N[:200])
+    assert (classifier(features_NF[200:]) == labels_N[200:]).float().mean() > 0.97
+
+
+def test_power_laws_are_found_with_their_intervals():
+    x = [1e6, 2e6, 4e6, 8e6, 16e6]
+    exact, other = (scaling.fit(x, [a * n**b for n in x]) for a, b in ((10, -0.1), (12.5, -0.11)))
+    assert exact.slope == pytest.approx(-0.1)
+    assert exact.interval() == pytest.approx((-0.1, -0.1))
+    assert scaling.meeting(exact, other) == pytest.approx([1.25**100] * 3, rel=1e-6)
+    noisy = scaling.fit(x, [10 * n**-0.1 * (1 + e) for n, e in zip(x, (0.01, -0.01, 0.01, -0.01, 0.01), strict=True)])
+    low, high = noisy.interval()
+    assert low < -0.1 < high
+    assert high - low > 0.005
