@@ -9,6 +9,7 @@ from typing import Any
 
 from mvar.generator.config import GeneratorConfig
 from mvar.scales import SIDES_256, Side
+from mvar.training.config import GENERATOR_PRESETS
 
 Variants = Mapping[str, GeneratorConfig]
 VAR, M_VAR = "VAR", "M-VAR"
@@ -176,6 +177,7 @@ _SMALL_TRAINING = {
     "batch_size": 16, "ema": 0.99, "lr_end": 1.0, "weight_decay": 0.05, "weight_decay_end": 0.05,
     "resize_factor": 1.0, "val_images": 500,
 }  # fmt: skip
+_OF_A_RUN = ("steps", "base_lr")  # in place of a scale's training
 _EIGHT: tuple[Side, ...] = (1, 2, 3, 5, 8)
 
 FASHION = DataSet(
@@ -212,7 +214,7 @@ FULL_ICONS = DataSet(
     seeds=2,
 )
 IMAGENET = DataSet(
-    name="imagenet", command=None, size=256, tokenizer="", sides=tuple(SIDES_256), views=4, per_class=50, seeds=1
+    name="imagenet", command=None, size=256, tokenizer="", sides=tuple(SIDES_256), views=4, per_class=10, seeds=1
 )
 
 SCALES = {
@@ -235,5 +237,20 @@ SCALES = {
         trial_steps=500,
         data=(FULL_ICONS,),
         sizes=((4, 128), (6, 192), (8, 256), (12, 384)),
+    ),
+    "paper": Scale(
+        name="paper",
+        model=GENERATOR_PRESETS["d16"]["model"],
+        training={
+            **{name: value for name, value in GENERATOR_PRESETS["d16"].items() if name not in ("model", *_OF_A_RUN)},
+            "checkpoint_every": 5000,
+            "validate_every": 5000,
+        },
+        steps=GENERATOR_PRESETS["d16"]["steps"],
+        rates=(GENERATOR_PRESETS["d16"]["base_lr"],),
+        data=(IMAGENET,),
+        spread=True,
+        equal_minutes=False,
+        sizes=((12, 768), (16, 1024), (20, 1280), (24, 1536)),
     ),
 }

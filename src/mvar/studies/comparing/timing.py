@@ -53,8 +53,8 @@ def measure(models: Iterable[GeneratorConfig], scale: Scale, tokenizer: Tokenize
     if not missing:
         return
     cases: dict[Hashable, Callable[[], float]] = {}
-    in_turn: dict[Hashable, GeneratorConfig] = {"M-VAR": scale.model, **missing}
-    for name, model in in_turn.items():
+    in_turn: list[tuple[Hashable, GeneratorConfig]] = [("M-VAR", scale.model), *missing.items()]
+    for name, model in in_turn:
         worker = Worker(_case(model, scale, tokenizer))
         settings = SamplingSettings()
         drawing = Drawing(Sampler(tokenizer, worker.generator, seed=0, settings=settings))
