@@ -2,14 +2,18 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
+from mvar import charts
+from mvar.commands.study import study_report
 from mvar.evaluation.report import number, read
 from mvar.model import load
 from mvar.sampling.config import SamplingSettings
+from mvar.studies.comparing import figures as figures_of_studies
 from mvar.studies.page import read_json, rounded
 from recipes import collapse, concepts, editing, figures, likelihood, rejection, results, token_cache
 from recipes.shared import between
@@ -28,8 +32,9 @@ BLOCKS = {
 }
 HALVED = "results/fashion-mnist/samples-bfloat16"
 TIMED = ("performance/evaluate-10000", "performance/evaluate-50000")
-# Without a report of their own: counts of a data set, what test_memory.py has, and the results of all models.
-OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results")}
+# Without a report of their own: counts of a data set, what test_memory.py has, the results of all
+# models, and those of studies.
+OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results"), ("studies.md", "studies")}
 # Reports of samples that were drawn with the settings of a packaged model, and of which.
 DRAWN = {
     folder.format(model): model for model in results.MODELS for folder in ("{}", "results/{}/samples")
@@ -58,6 +63,15 @@ def test_no_generated_block_and_no_report_is_forgotten():
 
 def test_the_results_page_shows_its_reports():
     assert between(DOCS / "results.md") == results.text(results.read_reports(DOCS / "images" / "results"))
+
+
+def test_the_studies_page_shows_its_records(tmp_path, monkeypatch):
+    for module in (charts, figures_of_studies):
+        monkeypatch.setattr(module, "save", lambda figure, path: None)  # drawing takes seconds
+    shutil.copytree(DOCS / "studies", tmp_path / "studies")
+    page = Path(shutil.copy(DOCS / "studies.md", tmp_path))
+    study_report(str(tmp_path / "studies"), str(page))
+    assert between(page, "studies") == between(DOCS / "studies.md", "studies")
 
 
 def settings_in(value):

@@ -47,20 +47,20 @@ def markers(name: str = "results") -> tuple[str, str]:
     return f"<!-- {name}: begin (generated, do not edit) -->", f"<!-- {name}: end -->"
 
 
-def fill(path: str | Path, text: str, name: str = "results") -> None:
+def fill(path: str | Path, text: str, name: str = "results", field: str = "out") -> None:
     """Replace the lines between the two markers of a Markdown file.
 
     Raises:
-        ValueError: the file cannot be read, or does not have each marker once, in order.
+        ValueError: the file that `field` names cannot be read, or does not have each marker once, in order.
     """
     begin, end = markers(name)
     path = Path(path)
     try:
         page = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"out = {str(path)!r}: cannot be read ({error.strerror}); give the page") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{field} = {str(path)!r}: cannot be read ({error}); give the page") from error
     if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-        raise ValueError(f"out = {str(path)!r}: needs the lines {begin!r} and {end!r}, once each, in this order")
+        raise ValueError(f"{field} = {str(path)!r}: needs the lines {begin!r} and {end!r}, once each, in this order")
     before, after = page.split(begin)[0], page.split(end)[1]
     write_text(path, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mvar.generator.config import GeneratorConfig
@@ -157,6 +158,14 @@ class Run:
     def name(self) -> str:
         """Of its record and its folder."""
         return f"{self.data.name}-{digest(self.config)}"
+
+
+class Missing(ValueError):
+    """A record that a study needs is not there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"reports = {str(path.parent)!r}: lacks {path.name}; run the study, which resumes")
+        self.file = path.name
 
 
 def digest(values: Mapping[str, Any]) -> str:

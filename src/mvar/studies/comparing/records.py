@@ -14,14 +14,10 @@ from mvar.generator.config import GeneratorConfig
 from mvar.settings import raise_problems
 from mvar.studies import page
 from mvar.studies.comparing import timing
-from mvar.studies.comparing.plan import DataSet, Run, Scale, Study, digest
+from mvar.studies.comparing.plan import DataSet, Missing, Run, Scale, Study, digest
 
 STEPS, MINUTES = "equal steps", "equal minutes"
 MEASURES = ("bits_per_token", "distance", "accuracy", "precision", "recall")
-
-
-class Missing(ValueError):
-    """A record that a study needs is not there."""
 
 
 def path_of(run: Run, reports: Path) -> Path:
@@ -38,7 +34,7 @@ def read(run: Run, reports: Path) -> dict[str, Any]:
     """
     path = path_of(run, reports)
     if not path.exists():
-        raise Missing(f"reports = {str(reports)!r}: lacks {path.name}; run the study, which resumes")
+        raise Missing(path)
     record = page.read_json(path, "reports")
     if "config" not in record or digest(record["config"]) != digest(run.config):
         raise ValueError(f"reports = {str(path)!r}: is not of the configuration in its name; delete it and run again")

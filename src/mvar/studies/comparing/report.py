@@ -9,7 +9,7 @@ from types import ModuleType
 from mvar.charts import can_plot
 from mvar.files import write_text
 from mvar.studies.comparing import figures, records, timing
-from mvar.studies.comparing.plan import Scale, Study
+from mvar.studies.comparing.plan import Missing, Scale, Study
 from mvar.studies.comparing.records import MINUTES, Row, Spread
 from mvar.studies.comparing.timing import Times
 from mvar.studies.distance import NAME as DISTANCE
@@ -32,9 +32,8 @@ def write_page(
     Raises:
         ValueError: a record is damaged, or runs were measured by different protocols.
     """
-    begin, end = markers(NAME)
-    if not page.exists():
-        write_text(page, f"# Studies\n\n{begin}\n{end}\n")
+    if not reports.is_dir():
+        raise ValueError(f"reports = {str(reports)!r}: is no folder; give the one that mvar study run wrote into")
     sections = []
     for module in modules:
         if hasattr(module, "STUDY"):
@@ -44,7 +43,10 @@ def write_page(
         sections.append(
             f"## {module.__name__.rsplit('.', 1)[-1].replace('_', '-')}\n\n{inspect.getdoc(module)}\n\n{found}"
         )
-    fill(page, "\n\n".join(sections), NAME)
+    if not page.exists():
+        begin, end = markers(NAME)
+        write_text(page, f"# Studies\n\n{begin}\n{end}\n")
+    fill(page, "\n\n".join(sections), NAME, "page")
 
 
 def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None, page: Path | None = None) -> str:
@@ -56,8 +58,10 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
     for data in study.data_of(scale):
         try:
             own = records.table(study, scale, data, reports, seeds)
-        except records.Missing as missing:
-            parts.append(f"**{data.name}**: not complete at scale {scale.name} ({missing}).")
+        except Missing as missing:
+            parts.append(
+                f"**{data.name}**: not complete at scale {scale.name}; the first missing result is {missing.file}."
+            )
             continue
         rows += own
         floor = own[0].floor

@@ -19,7 +19,7 @@ from mvar.machine import machine
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.studies import page
-from mvar.studies.comparing.plan import Scale, differing, digest
+from mvar.studies.comparing.plan import Missing, Scale, differing, digest
 from mvar.tokenizer.network import Tokenizer
 from mvar.training.generator.task import decided_by
 
@@ -43,7 +43,9 @@ def path_of(model: GeneratorConfig, scale: Scale, reports: Path) -> Path:
 
 def read(model: GeneratorConfig, scale: Scale, reports: Path) -> Times:
     """The times of a generator that `measure` has measured."""
-    record = page.read_json(path_of(model, scale, reports), "reports")
+    if not (path := path_of(model, scale, reports)).exists():
+        raise Missing(path)
+    record = page.read_json(path, "reports")
     return Times(**{name: record[name] for name in Times._fields})
 
 
