@@ -63,7 +63,7 @@ class Scale:
         trial_steps: optimizer steps of the runs that choose it, on the first data set.
         data: what is trained on.
         spread: whether the processes of torchrun share each run, in place of having runs of their own.
-        equal_minutes: whether every variant is also measured after the minutes that M-VAR takes.
+        equal_minutes: whether every variant is also measured after the minutes that M-VAR takes; not with `spread`.
         sizes: depth and width of the models of the `scaling` study.
     """
 
@@ -232,7 +232,7 @@ SCALES = {
         model=GeneratorConfig(depth=4, width=128, heads=4),
         training=_SMALL_TRAINING,
         steps=400,
-        rates=(2e-2, 5e-2, 1.25e-1),
+        rates=(6.25e-2, 1.25e-1, 2.5e-1),
         trial_steps=100,
         data=(FASHION, ICONS),
         sizes=((2, 64), (3, 96), (4, 128), (5, 160)),

@@ -74,7 +74,7 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
     if not rows:
         return "\n\n".join(parts)
     models = study.variants(scale.model, scale)
-    times = {name: timing.read(model, scale, reports) for name, model in models.items()} if scale.equal_minutes else {}
+    times = {name: timing.read(model, scale, reports) for name, model in models.items()} if not scale.spread else {}
     figure = reports / f"{study.name}.png"
     if page is not None and can_plot(str(figure)):
         (study.plot or figures.plot)(rows, times, figure)
@@ -91,7 +91,7 @@ def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> st
     for row in rows:
         if row.at == MINUTES and row.steps == scale.steps:
             continue  # the same row again
-        times = timing.read(models[row.variant], scale, reports) if scale.equal_minutes else None
+        times = timing.read(models[row.variant], scale, reports) if not scale.spread else None
         lines.append(
             [
                 row.variant if row.at != MINUTES else f"{row.variant}, {MINUTES}",

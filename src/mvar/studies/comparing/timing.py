@@ -34,6 +34,7 @@ class Times(NamedTuple):
     image: float
     parameters: int
     step_flop: int  # forward and backward, of one image
+    step_seconds: float
 
 
 def path_of(model: GeneratorConfig, scale: Scale, reports: Path) -> Path:

@@ -51,11 +51,10 @@ class Work:
         runs = [
             run
             for data in study.data_of(scale)
-            for seed in range(study.seeds_of(data, seeds))
             for model in models
-            for run in records.runs(model, scale, data, self.reports, seed + 1)[seed:]
+            for run in records.runs(model, scale, data, self.reports, study.seeds_of(data, seeds))
         ]
-        self._runs(runs, "runs", wait=self.place.rank == 0)
+        self._runs(sorted(runs, key=lambda run: run.seed), "runs", wait=self.place.rank == 0)
 
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""
@@ -76,7 +75,7 @@ class Work:
 
     def _times(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
         """Measure times, by the first process while the others are quiet."""
-        if not scale.equal_minutes:
+        if scale.spread:  # times of a cluster are not a single process's
             return
         first = self._prepared[scale.data[0].name]
         job = Job(
@@ -101,10 +100,7 @@ class Work:
         )
         missing = [run for run in distinct if not job.is_complete(run)]
         if self.place.rank == 0:
-            steps = sum(run.marks[-1] for run in missing)
-            print(
-                f"{noun}: {len(missing)} of {len(distinct)} are missing, {steps:,} steps", file=sys.stderr, flush=True
-            )
+            print(f"{noun}: {self._described(missing, len(distinct))}", file=sys.stderr, flush=True)
         if missing and missing[0].scale.spread:  # all processes share each run
             for run in missing:
                 self._make(run)
@@ -112,6 +108,18 @@ class Work:
         job.make_missing(self._make, self.place.rank, self.place.ranks, progress=True)
         if wait:
             job.wait()
+
+    def _described(self, missing: Sequence[Run], count: int) -> str:
+        """How much work missing runs are, by the measured times where there are any."""
+        text = f"{len(missing)} of {count} are missing"
+        if not missing:
+            return text
+        text += f", {sum(run.marks[-1] for run in missing):,} steps"
+        if missing[0].scale.spread:
+            return text
+        seconds = [run.marks[-1] * timing.read(run.model, run.scale, self.reports).step_seconds for run in missing]
+        minutes = sum(seconds) / 60
+        return f"{text}, about {minutes:.0f} minutes of steps by one process ({minutes / len(missing):.1f} a run)"
 
     def _make(self, run: Run) -> None:
         data, folder = run.data, self.folder_of(run)
