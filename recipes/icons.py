@@ -16,7 +16,6 @@ from mvar.data.images.folders import ImageFolder
 from mvar.data.order import evenly_spaced
 from mvar.files import writable_folder, write_text
 from mvar.machine import machine
-from mvar.model import Model, load
 from mvar.sampling.export import save_image
 from mvar.sampling.sheet import class_sheet
 from mvar.settings import Several, check
@@ -26,7 +25,7 @@ from mvar.studies.measuring import Form
 from mvar.studies.page import fill, table
 from recipes import concepts
 from recipes.measures import facts
-from recipes.packaged import LOCAL_NAMES, Recipe
+from recipes.packaged import Recipe
 from recipes.shared import publish, run_cli
 
 TIERS = {"25 or more": 25, "15 to 24": 15, "fewer": 0}  # number of sets that draw a concept, and its lower bound
@@ -51,20 +50,7 @@ class Icons(Recipe):
     results = staticmethod(concepts.results)
 
     def commands(self) -> list[Callable[..., Any]]:
-        return [*super().commands(), self.describe, self.small_tokenizer]
-
-    def small_tokenizer(self, model: str, out: str) -> None:
-        """Write the bundle that ships for studies at 32 pixels: a tokenizer alone, bfloat16 weights.
-
-        Args:
-            model: run folder of the tokenizer, trained on what `mvar data icons --size 32` writes.
-            out: folder of the bundle; its files are replaced.
-        """
-        loaded = load(model, "cpu")
-        kept = {name: value for name, value in loaded.provenance.items() if name not in LOCAL_NAMES}
-        made = {"data": self.data, "recipe": "recipes.icons", "licence": "Apache-2.0"}
-        folder = Model(tokenizer=loaded.tokenizer, provenance={**kept, **made}).save(out, "bfloat16")
-        print(f"wrote {folder}")
+        return [*super().commands(), self.describe]
 
     def describe(self, data: str, page_file: str, credits: str, sheet: str) -> None:
         """Count concepts and images, draw the first images of some concepts, and copy the credits.

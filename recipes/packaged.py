@@ -20,7 +20,7 @@ from mvar.data.order import evenly_spaced
 from mvar.features.judge import accuracy, train_judge
 from mvar.files import writable_folder
 from mvar.machine import machine
-from mvar.model import Model
+from mvar.model import Model, load
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.export import IMAGE_SUFFIXES, save_image, target
 from mvar.sampling.sheet import class_sheet
@@ -77,7 +77,7 @@ class Recipe:
 
     def commands(self) -> list[Callable[..., Any]]:
         """What a user can run."""
-        return [self.judge, self.sweep, self.package, self.measure, self.page]
+        return [self.judge, self.sweep, self.package, self.package_tokenizer, self.measure, self.page]
 
     def judge(self, data: str, out: str, epochs: int | None = None, seed: int = 0) -> float:
         """Train the judge on the real training images; print and return its accuracy on the test images.
@@ -139,6 +139,18 @@ class Recipe:
         folder = loaded.save(out, "bfloat16")
         print(f"wrote {folder}: {size / 1e6:.2f} MB")
         return folder
+
+    def package_tokenizer(self, model: str, out: str) -> None:
+        """Write a tokenizer alone as a bundle that ships: bfloat16 weights and the provenance.
+
+        Args:
+            model: run folder of the tokenizer.
+            out: folder of the bundle; its files are replaced.
+        """
+        loaded = load(model, "cpu")
+        made = {"data": self.data, "recipe": f"recipes.{self.name.replace('-', '_')}", "licence": "Apache-2.0"}
+        bundle = Model(tokenizer=loaded.tokenizer, provenance={**loaded.provenance, **made})
+        print(f"wrote {bundle.save(out, 'bfloat16')}")
 
     def measure(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from mvar.files import writable_folder
 from mvar.settings import Count, Many, Seed, Several
 from mvar.studies.comparing.plan import M_VAR, SCALES, VAR, Scale
 from mvar.studies.grid import Grid
@@ -54,7 +55,8 @@ def _comparison(name: str, line: str) -> Callable[..., None]:
         extractor = None
         if chosen.data[0].size > SIDE or features != "effnet-lite0":
             extractor = find_extractor(features, weights, place.device)
-        work = Work(Path(out), Path(reports or f"{out}/reports", scale), place, data, extractor)
+        folder = writable_folder(Path(reports or f"{out}/reports", scale), "reports" if reports else "out")
+        work = Work(writable_folder(out, "out"), folder, place, data, extractor)
         module = _module(name)
         work.carry_out(module.STUDY, chosen, seeds)
         if place.rank == 0:
@@ -131,7 +133,7 @@ def study_run_attention(
     from mvar.studies.comparing.work import Work
     from mvar.studies.paper import attention, mixers
 
-    folder = Path(reports or f"{out}/reports")
+    folder = writable_folder(reports or f"{out}/reports", "reports" if reports else "out")
     if (model is None) != (data is None):
         raise ValueError(f"model = {model!r}, data = {data!r}: give both, or neither")
     if model is not None and data is not None:

@@ -8,6 +8,7 @@ from importlib import import_module
 
 import pytest
 
+from mvar.bench.training import Network
 from mvar.generator.config import GeneratorConfig
 from mvar.studies import distance
 from mvar.studies.comparing import data, records, report, timing, work
@@ -54,6 +55,7 @@ def made(scales, fashion_excerpt, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "ROUNDS", 1)
         patch.setattr(timing, "IMAGES", 1)
+        patch.setattr(timing, "count", lambda config, images: Network(config.depth * config.width**2, config.depth))
         patch.setattr(data, "REFERENCE", 60)
         patch.setattr(distance, "bootstrap", partial(distance.bootstrap, rounds=2))
         patch.setattr(GeneratorTask, "preview", lambda self, path: None)  # a quarter of so short a run
@@ -159,7 +161,7 @@ def test_hash_ignores_defaults_and_knows_what_matters(toy):
 def test_verdict_counts_only_what_exceeds_the_spread():
     def row(variant: str, mean: float, deviation: float, data: str = "a") -> records.Row:
         measures = {"bits_per_token": records.Spread(mean, deviation)}
-        return records.Row(variant, data, records.STEPS, 2, 3, measures, (0, 0), {})
+        return records.Row(variant, data, records.STEPS, 2, 0.1, 3, measures, (0, 0), {})
 
     rows = [row(M_VAR, 5.0, 0.1), row("better", 4.7, 0.1), row("alike", 4.85, 0.1), row("worse", 5.3, 0.1)]
     (sentence,) = records.verdict(rows, M_VAR)

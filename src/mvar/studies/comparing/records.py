@@ -88,6 +88,7 @@ class Row(NamedTuple):
     data: str
     at: str
     steps: int
+    rate: float  # peak learning rate
     seeds: int
     measures: Mapping[str, Spread]
     interval: tuple[float, float]  # 90 % of the distance, for its samples: the mean over seeds
@@ -112,7 +113,8 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
             taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
             measures = {key: spread([mark[key] for mark in taken]) for key in MEASURES}
             low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
-            rows.append(Row(name, data.name, at, steps, len(own), measures, (low, high), found[0]["floor"]))
+            rate = own[0].rate * scale.training["batch_size"] / 256
+            rows.append(Row(name, data.name, at, steps, rate, len(own), measures, (low, high), found[0]["floor"]))
     first, *others = protocols.values()
     raise_problems(
         f"reports = {str(reports / names[0])!r}: was measured by another protocol than {first[0]}; "

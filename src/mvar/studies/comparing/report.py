@@ -84,7 +84,10 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
 
 
 def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> str:
-    costs, quality = ["parameters", "training time", "image time", "steps"], ["class accuracy", "precision", "recall"]
+    costs, quality = (
+        ["parameters", "training time", "image time", "steps", "rate"],
+        ["class accuracy", "precision", "recall"],
+    )
     head = ["", *costs, "bits per token", DISTANCE, *quality]
     models = study.variants(scale.model, scale)
     lines = []
@@ -101,6 +104,7 @@ def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> st
                     else [""] * 3
                 ),
                 f"{row.steps:,}",
+                f"{row.rate:.2g}",
                 _spread(row.measures["bits_per_token"], 3),
                 _spread(row.measures["distance"], 1),
                 *(_spread(row.measures[name], 3) for name in ("accuracy", "precision", "recall")),
