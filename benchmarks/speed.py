@@ -22,7 +22,6 @@ from mvar.training.generator.loss import GeneratorLoss, compile_blocks
 from mvar.training.generator.task import decays
 from mvar.training.optim import autocast, build_optimizer
 
-DTYPE: Dtype = "bfloat16"
 # What is compared: an M-VAR and the VAR that the paper sets beside it.
 PAIRS = (("d16", "var-d16"), ("d24", "var-d24"), ("d24", "var-d30"), ("d30", "var-d30"), ("d24-512", "var-d36-s"))
 TRAINED = (("var-d16", 64), ("d16", 64), ("d16", 96))
@@ -35,6 +34,7 @@ class Speed:
     def __init__(self, device: torch.device, quick: bool, left: Callable[[], float]) -> None:
         """`left` gives the seconds that remain."""
         self.device, self.quick, self.left = device, quick, left
+        self.dtype: Dtype = "float32" if device.type == "cpu" else "bfloat16"  # which many processors emulate
         self.peaks: dict[str, float] = {}
 
     def _wait(self) -> None:
@@ -62,7 +62,7 @@ class Speed:
     @cache  # noqa: B019  # one for each preset, as long as the benchmark runs
     def model(self, preset: str) -> Model:
         """A preset with random weights on the device."""
-        tokenizer_config, generator_config = Subject(preset, DTYPE).configs()
+        tokenizer_config, generator_config = Subject(preset, self.dtype).configs()
         with torch.device("meta"):
             networks = Tokenizer(tokenizer_config), Generator(generator_config)
         for network in networks:
@@ -72,13 +72,13 @@ class Speed:
             for parameter in networks[0].parameters():
                 parameter.normal_(0, 0.02)
         initialise(networks[1], 0)
-        to_device(*networks, self.device, DTYPE)
+        to_device(*networks, self.device, self.dtype)
         return Model(*networks, classes=[str(i) for i in range(generator_config.num_classes)])
 
     def floor(self, preset: str, batch: int, guidance: float) -> float:
         """Seconds that the products of a batch take at best."""
-        work = _work(preset, guidance)
-        rate, bandwidth = self.peaks[f"torch.{DTYPE}"], self.peaks["bytes"]
+        work = _work(preset, self.dtype, guidance)
+        rate, bandwidth = self.peaks[f"torch.{self.dtype}"], self.peaks["bytes"]
         return sum(max(batch * flop / rate, weights / bandwidth) for flop, weights in work)
 
     def sampling(self, pair: tuple[str, str]) -> Found:
@@ -138,7 +138,7 @@ class Speed:
         if compiled:
             compile_blocks(generator)
         run = GeneratorTraining(data="none", out="no-run", tokenizer="none", batch_size=batch)
-        optimizer, cast = build_optimizer(generator, run, decays), autocast(DTYPE, self.device)
+        optimizer, cast = build_optimizer(generator, run, decays), autocast(self.dtype, self.device)
         L = config.schedule.length
         labels = torch.randint(0, config.num_classes, (batch,), device=self.device)
         inputs = torch.randn(batch, L - config.schedule.areas[0], config.latent_channels, device=self.device)
@@ -159,13 +159,13 @@ class Speed:
         flop = 6 * (products + generator.head.weight.numel()) * batch * L
         return {
             "images/s": batch / taken,
-            "share of peak": flop / taken / self.peaks[f"torch.{DTYPE}"],
+            "share of peak": flop / taken / self.peaks[f"torch.{self.dtype}"],
             "GB": memory,
             "first step, s": first,
         }
 
 
 @cache
-def _work(preset: str, guidance: float) -> list[tuple[float, float]]:
+def _work(preset: str, dtype: Dtype, guidance: float) -> list[tuple[float, float]]:
     """FLOP of one image and bytes of weights, of each product with weights."""
-    return [(item.flop, item.weight_bytes) for item in Subject(preset, DTYPE).work(1, guidance)]
+    return [(item.flop, item.weight_bytes) for item in Subject(preset, dtype).work(1, guidance)]

@@ -55,11 +55,11 @@ def test_arithmetic_of_a_step_is_that_of_all_products():
     common = L * C * (4 * C + 8 * C) + (L - 1) * Z * C + L * C * V + 2 * C * C  # products with weights for all
     pairs = 1 * 1 + 4 * 5 + 9 * 14  # of a token and one that it sees
     var = common + 6 * C * C + 2 * pairs * C  # with AdaLN
-    assert training._count(cases["VAR"].config, B).flop == 6 * B * var
+    assert training.count(cases["VAR"].config, B).flop == 6 * B * var
     E, N, h = 2 * C, 64, 2
     mamba = L * C * (2 * E + 2 * N + h) + L * E * C + 4 * L * (E + 2 * N)
     scan = L * L * (N + E) + L * N * E  # one chunk, which writes its state and has none to read
-    assert training._count(TINY, B).flop == 6 * B * (common + 9 * C * C + 2 * (1 + 4**2 + 9**2) * C + mamba + scan)
+    assert training.count(TINY, B).flop == 6 * B * (common + 9 * C * C + 2 * (1 + 4**2 + 9**2) * C + mamba + scan)
 
 
 def test_a_case_that_ends_is_named():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mvar.cli import main
+from mvar.commands.table import COMMANDS
 from mvar.features.judge import Judge
 from mvar.model import load
 from mvar.studies import measuring
@@ -206,4 +207,5 @@ def test_the_command(arguments, swept, tmp_path, capsys, refused):
 
 def test_studies_are_listed(capsys):
     main(["study", "list"])
-    assert capsys.readouterr().out.split()[0] == "sweep"
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [name.removeprefix("study run ") for name in COMMANDS if name.startswith("study run ")]

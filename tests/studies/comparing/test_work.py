@@ -57,6 +57,7 @@ def made(scales, fashion_excerpt, tmp_path_factory):
         patch.setattr(timing, "IMAGES", 1)
         patch.setattr(timing, "count", lambda config, images: Network(config.depth * config.width**2, config.depth))
         patch.setattr(data, "REFERENCE", 60)
+        patch.setattr(STUDIES["replace"], "QUARTERS", (2,))
         patch.setattr(distance, "bootstrap", partial(distance.bootstrap, rounds=2))
         patch.setattr(GeneratorTask, "preview", lambda self, path: None)  # a quarter of so short a run
 

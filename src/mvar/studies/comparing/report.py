@@ -40,9 +40,9 @@ def write_page(
             found = results(module.STUDY, scale, reports / scale.name, seeds, page.parent)
         else:
             found = module.results(reports, page.parent)
-        sections.append(
-            f"## {module.__name__.rsplit('.', 1)[-1].replace('_', '-')}\n\n{inspect.getdoc(module)}\n\n{found}"
-        )
+        name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
+        paper = (inspect.getdoc(module) or "").split("\n\nShapes: ")[0]  # of the code
+        sections.append(f"## {name}\n\n{paper}\n\n{found}")
     if not page.exists():
         begin, end = markers(NAME)
         write_text(page, f"# Studies\n\n{begin}\n{end}\n")
