@@ -12,6 +12,8 @@ from dataclasses import replace
 from mvar.generator.config import GeneratorConfig
 from mvar.studies.comparing.plan import M_VAR, Scale, Study, Variants
 
+SIZES = (16, 32, 128)  # of the state
+
 
 def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
     return {
@@ -19,7 +21,7 @@ def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
         "snake": replace(base, scan="snake"),
         "both directions": replace(base, scan="bidirectional"),
         "no Mamba, attention to the last scale too": replace(base, attention="recent", mamba=False),
-        **{f"state of {size}": replace(base, state_size=size) for size in (16, 32, 128)},
+        **{f"state of {size}": replace(base, state_size=size) for size in SIZES},
     }
 
 
