@@ -46,8 +46,7 @@ class Work:
         self.reports.mkdir(parents=True, exist_ok=True)
         for data in study.data_of(scale):
             self._prepared[data.name] = prepare(data, self.folder / "data" / data.name, self.place, self.images)
-        self._times(models, scale)
-        self._runs([run for model in models for run in records.trials(model, scale)], "short runs", wait=True)
+        self._settle(models, scale)
         runs = [
             run
             for data in study.data_of(scale)
@@ -61,13 +60,18 @@ class Work:
         for data in study.data_of(scale):
             self._prepared[data.name] = prepare(data, self.folder / "data" / data.name, self.place, self.images)
         models = study.variants(scale.model, scale)
-        self._times([models[name] for name in names], scale)
+        self._settle([models[name] for name in names], scale)
         for name in names:
             for data in study.data_of(scale):
                 (run,) = records.runs(models[name], scale, data, self.reports, 1)
                 if not is_bundle(self.folder_of(run)):
                     self._make(run)
                 yield name, run, self.folder_of(run), self._prepared[data.name]
+
+    def _settle(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
+        """Measure what runs are derived from: times, and the losses that choose learning rates."""
+        self._times(models, scale)
+        self._runs([run for model in models for run in records.trials(model, scale)], "short runs", wait=True)
 
     def folder_of(self, run: Run) -> Path:
         """Where a run is trained: a bundle in the end."""
