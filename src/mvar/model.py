@@ -23,6 +23,7 @@ from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
 from mvar.ops import dispatch
 from mvar.sampling import editing, likelihood, rejection
+from mvar.sampling.company import turn
 from mvar.sampling.config import EDIT_MODE, EditMode, SamplingSettings
 from mvar.sampling.cost import check_batch, check_images, cost_facts, fitting_batch
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
@@ -226,7 +227,8 @@ class Model(hub.HubModel):
         check_images(n, self.tokenizer.config.image_shape, "n")
         if isinstance(image, (str, Path, Image.Image)):
             pixels_3HW = scaled(as_image(image), self.tokenizer.config.image_shape)
-            image = self.tokenizer.encode(pixels_3HW[None].to(self.device))
+            with turn():
+                image = self.tokenizer.encode(pixels_3HW[None].to(self.device))
         size = self.fitting_batch_size(batch_size, n)
         return editing.vary(sampler, image, self._one_label(label), index, from_scale, size, on_scale)
 
@@ -245,12 +247,15 @@ class Model(hub.HubModel):
             raise ValueError(f"labels has {len(labels_B)} for {B} images: give one for each, or one for all")
         return likelihood.score(self.tokenizer, generator, maps, labels_B.expand(B))
 
-    def classify(self, images: Images, prior: Sequence[float] | None = None) -> likelihood.Classification:
+    def classify(
+        self, images: Images, prior: Sequence[float] | None = None, scales: int | None = None
+    ) -> likelihood.Classification:
         """The class of images, as for `score`, by Bayes' rule: p(class | tokens) ~ p(tokens | class) p(class).
 
-        `prior` is p(class) of each class, in order; None for a uniform one.
+        `prior` is p(class) of each class, in order; None for a uniform one. `scales` is how many token maps are looked
+        at, from the coarsest; None for all. Few are quick, but say less.
         """
-        maps = likelihood.token_maps(self.tokenizer, images)
+        maps = likelihood.first_maps(likelihood.token_maps(self.tokenizer, images), scales)
         return likelihood.classify(self.tokenizer, self._generator(), maps, self.classes, prior)
 
     # --- labels and facts ---

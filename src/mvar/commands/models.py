@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mvar.sampling.labels import parse_label
 from mvar.scales import Sides
-from mvar.settings import Many
+from mvar.settings import Count, Many
 from mvar.text import Names, counted
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def classify(
     model: str,
     images: str,
     limit: Many | None = None,
+    scales: Count | None = None,
     out: str | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
@@ -198,6 +199,7 @@ def classify(
         model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub.
         images: an image, or a folder; with class folders named as the model's classes, says how many are right.
         limit: at most so many images, evenly spread.
+        scales: token maps that are looked at, from the coarsest; few are quick, but say less. All by default.
         out: .csv with a line for each image.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
@@ -215,7 +217,7 @@ def classify(
     # Each image is scored under every class: of many classes a step is one image, so that progress is seen.
     batches = torch.arange(len(source)).split(max(1, AT_ONCE * FEW_CLASSES // max(len(loaded.classes), FEW_CLASSES)))
     for rows_B in track(batches, len(batches), "batches"):
-        found = loaded.classify(source.batch(rows_B)[0] / 255)
+        found = loaded.classify(source.batch(rows_B)[0] / 255, scales=scales)
         ids += found.ids
         sure += found.log_posterior_BC.exp().amax(1).tolist()
     lines = list(zip(source.paths, map(loaded.class_name, ids), sure, strict=True))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mvar.sampling.company import turn
 from mvar.sampling.config import EditMode
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
 from mvar.sampling.masks import Drift, drift, kept_cells, resized
@@ -64,7 +65,7 @@ def edit(
     device = quantizer.codebook.device
     hole_HW = resized(hole_HW, tokenizer.config.image_shape)
     kept = kept_cells(hole_HW, quantizer.schedule)
-    with torch.no_grad():
+    with torch.no_grad(), turn():
         f_1ZHW = tokenizer.latent(pixels_13HW.to(device))
         own = quantizer.encode(f_1ZHW)
     stays_11HW = kept[-1][None, None].float().to(device)
@@ -80,7 +81,8 @@ def edit(
     out = sampler.in_batches(
         len(index), batch_size, lambda part: sampler.start(labels_B[part], index[part]), on_scale, keep
     )
-    restored_3HW = tokenizer.decode(own)[0].cpu()
+    with turn():
+        restored_3HW = tokenizer.decode(own)[0].cpu()
     rings = drift(out.pixels, pixels_13HW[0].cpu(), restored_3HW, hole_HW)
     return EditOutput(out.pixels, out.tokens, kept, rings)
 

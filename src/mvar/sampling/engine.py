@@ -6,8 +6,9 @@ Source: VAR (Tian et al. 2024), sections 3 and 4; M-VAR carries its Mamba state 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +17,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvar.generator.network import Generator
-from mvar.generator.state import GeneratorState, Modulation
+from mvar.generator.state import GeneratorState
 from mvar.machine import send
 from mvar.ops.filtering import candidates, guide, spread_out
 from mvar.ops.noise import gumbel
 from mvar.ops.numerics import CAUSE, REMEDY, all_finite
+from mvar.sampling.canvas import Canvas, Rows
+from mvar.sampling.company import present, turn
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.sampling.graphs import Graphs
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.network import Tokenizer
+from mvar.tokenizer.quantizer import MultiScaleQuantizer
 
 # Called after each scale with k, K and a function that decodes the images so far to pixels (B, 3, H, W).
 OnScale = Callable[[int, int, Callable[[], Tensor]], None]
@@ -55,75 +59,6 @@ class SampleOutput:
     def select(self, rows: Tensor) -> "SampleOutput":
         """The images at these positions, in that order."""
         return SampleOutput(self.pixels[rows], None if self.tokens is None else [maps[rows] for maps in self.tokens])
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """Unfinished images: all that their next maps depend on besides seed and settings.
-
-    Immutable: to take a snapshot, keep the canvas; to go back to it, use it again.
-
-    Attributes:
-        index: each image's own number.
-        modulation: of B conditional rows, then as many unconditional ones where guidance still needs them.
-        state: of the same rows, after the first `scales` maps.
-        f_hat_BZHW: the latent of these maps.
-        tokens: these maps, (B, P_k) each; none for smooth samples.
-        finite: on a GPU whether each drawn scale's logits were finite, checked at the end.
-    """
-
-    index: tuple[int, ...]
-    modulation: Modulation
-    state: GeneratorState
-    f_hat_BZHW: Tensor
-    tokens: tuple[Tensor, ...] = ()
-    finite: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def scales(self) -> int:
-        """How many maps are drawn."""
-        return self.state.scales
-
-    @property
-    def guided(self) -> bool:
-        """Whether there are unconditional rows."""
-        return len(self.modulation.class_embedding_BC) > len(self.index)
-
-    def fork(self, index: Sequence[int]) -> "Canvas":
-        """Each image several times in a row, as continuations of the same maps.
-
-        Args:
-            index: the numbers of all continuations, equally many per image; distinct numbers continue differently.
-
-        Raises:
-            ValueError: not equally many numbers per image.
-        """
-        B = len(self.index)
-        if not index or len(index) % B:
-            raise ValueError(f"index has {len(index)} numbers for {B} images: give the same number for each")
-        rows = torch.arange(B).repeat_interleave(len(index) // B)
-        return replace(self.select(rows), index=tuple(index))
-
-    def select(self, rows: Tensor) -> "Canvas":
-        """The images at these positions, in that order."""
-        device = self.f_hat_BZHW.device
-        rows = torch.arange(len(self.index))[rows.cpu()]  # masks too
-        index = tuple(self.index[i] for i in rows.tolist())
-        rows = send(rows, device)
-        both = torch.cat((rows, rows + len(self.index))) if self.guided else rows
-        return Canvas(
-            index,
-            self.modulation.select(both),
-            self.state.select(both),
-            self.f_hat_BZHW[rows],
-            tuple(tokens_BP[rows] for tokens_BP in self.tokens),
-            self.finite,
-        )
-
-    def unguided(self) -> "Canvas":
-        """Without the unconditional rows."""
-        rows = torch.arange(len(self.index), device=self.f_hat_BZHW.device)
-        return replace(self, modulation=self.modulation.select(rows), state=self.state.select(rows))
 
 
 class Sampler:
@@ -188,33 +123,58 @@ class Sampler:
             raise ValueError(f"maps: {len(maps)} given, {self.scales - canvas.scales} of {self.scales} are missing")
         if wrong := [len(tokens_BP) for tokens_BP in maps if len(tokens_BP) != B]:
             raise ValueError(f"maps: are of {wrong[0]} images, the canvas has {B}")
-        if canvas.guided and not any(self.guidance[scales.stop :]):
+        if canvas.guided and not self.guides(scales.stop):
             canvas = canvas.unguided()
         f_hat_BZHW, inputs, tokens = canvas.f_hat_BZHW, [], list(canvas.tokens)
         for k, tokens_BP in zip(scales, maps, strict=True):
-            inputs.append(self._input(f_hat_BZHW, k))
+            inputs.append(_input(quantizer, f_hat_BZHW, k))
             tokens.append(tokens_BP.to(f_hat_BZHW.device))
             f_hat_BZHW = quantizer.add(f_hat_BZHW, quantizer.lookup(tokens[-1], k), k)
-        _, state = self._step(canvas, torch.cat(inputs, dim=1), scales, head_rows=0)
+        inputs_RlZ = torch.cat([torch.cat(inputs, dim=1)] * (1 + canvas.guided))
+        with turn():
+            x_RlC = self.generator.embed(inputs_RlZ, canvas.modulation, scales)
+            _, state = self.generator.step(x_RlC, canvas.modulation, canvas.state, scales, 0)
         return replace(canvas, state=state, f_hat_BZHW=f_hat_BZHW, tokens=tuple(tokens))
 
-    @torch.no_grad()
     def draw(self, canvas: Canvas, keep: Keep | None = None) -> Canvas:
         """The canvas with one more map; `keep` says which of its cells are kept instead of drawn.
 
         Raises:
             FloatingPointError: logits that are not finite; see `check_logits`.
         """
-        quantizer, settings = self.tokenizer.quantizer, self.settings
-        k, B = canvas.scales, len(canvas.index)
-        if canvas.guided and not any(self.guidance[k:]):
-            canvas = canvas.unguided()
-        t = self.guidance[k] if canvas.guided else 0.0
-        # Without guidance at this scale the unconditional branch only fills its state.
-        logits_RlV, state = self._step(
-            canvas, self._input(canvas.f_hat_BZHW, k), range(k, k + 1), head_rows=None if t else B
-        )
-        logits_BlV = guide(logits_RlV[:B], logits_RlV[B:], t) if t else logits_RlV
+        drawing, company = Drawing(self, canvas, keep), present()
+        if company is not None:
+            return company.draw(drawing)
+        (drawn,) = draw_together([drawing])
+        if isinstance(drawn, FloatingPointError):
+            raise drawn
+        return drawn
+
+    def guides(self, k: int) -> bool:
+        """Whether any scale from k on is guided; without, the unconditional branch is not needed any more."""
+        return any(self.guidance[k:])
+
+    def choose(
+        self,
+        canvas: Canvas,
+        logits_BlV: Tensor,
+        unconditional_BlV: Tensor | None,
+        state: GeneratorState,
+        keep: Keep | None,
+    ) -> Canvas:
+        """The canvas with its next map.
+
+        Args:
+            logits_BlV, unconditional_BlV: of the two branches; the second is None where this scale is not guided.
+            state: after this scale.
+            keep: which cells are kept, and what they hold.
+
+        Raises:
+            FloatingPointError: logits that are not finite.
+        """
+        quantizer, k = self.tokenizer.quantizer, canvas.scales
+        if unconditional_BlV is not None:
+            logits_BlV = guide(logits_BlV, unconditional_BlV, self.guidance[k])
         temperature, most, mass = self.filters[k]
         logits_BlV = logits_BlV / temperature
         if logits_BlV.device.type == "cpu":
@@ -227,24 +187,24 @@ class Sampler:
 
         best_Bl1 = (values_Blc + noise_Blc).argmax(-1, keepdim=True)
         tokens_BP = (best_Bl1 if codes_Blc is None else codes_Blc.gather(-1, best_Bl1))[..., 0]
-        if settings.smooth:
+        if self.settings.smooth:
             codes_BZhw = self._mix(values_Blc, noise_Blc, codes_Blc, k)
         kept = None if keep is None else keep(k, canvas.f_hat_BZHW)
         if kept is not None:
             tokens_BP = torch.where(*kept, tokens_BP)
-        if not settings.smooth:
+        if not self.settings.smooth:
             codes_BZhw = quantizer.lookup(tokens_BP, k)
         elif kept is not None:
             kept_B1hw = kept[0].unflatten(1, (1, *codes_BZhw.shape[2:]))
             codes_BZhw = torch.where(kept_B1hw, quantizer.lookup(tokens_BP, k), codes_BZhw)
         f_hat_BZHW = quantizer.add(canvas.f_hat_BZHW, codes_BZhw, k)
-        tokens = () if settings.smooth else (*canvas.tokens, tokens_BP)
+        tokens = () if self.settings.smooth else (*canvas.tokens, tokens_BP)
         return replace(canvas, state=state, f_hat_BZHW=f_hat_BZHW, tokens=tokens, finite=finite)
 
     def finish(self, canvas: Canvas, on_scale: OnScale | None = None, keep: Keep | None = None) -> SampleOutput:
         """Draw all missing maps, and decode; see `OnScale` and `Keep`."""
         recorded = None
-        if self.graphs is not None and keep is None:
+        if self.graphs is not None and keep is None and present() is None:
             recorded = self.graphs.finish(self, canvas, on_scale)
         if recorded is not None:
             canvas, decoded_B3HW = recorded
@@ -253,7 +213,7 @@ class Sampler:
                 canvas = self.draw(canvas, keep)
                 if on_scale is not None:
                     on_scale(k, self.scales, partial(self.pixels, canvas))
-            with torch.no_grad():
+            with torch.no_grad(), turn():
                 decoded_B3HW = self.tokenizer.decoded(canvas.f_hat_BZHW)
         for k, finite in canvas.finite.items():
             if not finite:
@@ -279,19 +239,8 @@ class Sampler:
 
     def pixels(self, canvas: Canvas) -> Tensor:
         """The images as they are so far, (B, 3, H, W) in [0, 1] on the CPU."""
-        return self.tokenizer.decode_latent(canvas.f_hat_BZHW).cpu()
-
-    def _input(self, f_hat_BZHW: Tensor, k: int) -> Tensor:
-        """What scale k is predicted from, (B, P_k, Z); nothing at the first scale, which starts from the class."""
-        words_BlZ = self.tokenizer.quantizer.input_of(f_hat_BZHW, k).flatten(2).transpose(1, 2)
-        return words_BlZ if k > 0 else words_BlZ[:, :0]
-
-    def _step(
-        self, canvas: Canvas, inputs_BlZ: Tensor, scales: range, head_rows: int | None
-    ) -> tuple[Tensor, GeneratorState]:
-        inputs_RlZ = torch.cat((inputs_BlZ, inputs_BlZ)) if canvas.guided else inputs_BlZ
-        x_RlC = self.generator.embed(inputs_RlZ, canvas.modulation, scales)
-        return self.generator.step(x_RlC, canvas.modulation, canvas.state, scales, head_rows)
+        with turn():
+            return self.tokenizer.decode_latent(canvas.f_hat_BZHW).cpu()
 
     def _mix(self, values_Blc: Tensor, noise_Blc: Tensor, codes_Blc: Tensor | None, k: int) -> Tensor:
         """Gumbel-softmax over the filtered codes, sharper at each scale: a map (B, Z, h, w) of mixed code vectors."""
@@ -301,6 +250,65 @@ class Sampler:
         codebook_VZ = quantizer.codebook.float()
         mixed_BlZ = spread_out(weights_Blc, codes_Blc, len(codebook_VZ), elsewhere=0.0) @ codebook_VZ
         return mixed_BlZ.transpose(1, 2).unflatten(2, quantizer.schedule.shapes[k])
+
+
+class Drawing(NamedTuple):
+    """Whose next map is drawn: a canvas, what draws it, and which cells it keeps."""
+
+    sampler: Sampler
+    canvas: Canvas
+    keep: Keep | None = None
+
+
+@torch.no_grad()
+def draw_together(drawings: Sequence[Drawing]) -> list[Canvas | FloatingPointError]:
+    """Each canvas with one more map, all by one step of the generator.
+
+    Args:
+        drawings: after the same number of scales, by samplers of the same networks; seeds and settings may differ.
+
+    Returns:
+        For each, the canvas, or why it has none: logits that are not finite, which leave the others as they are.
+    """
+    tokenizer, generator = networks = _networks(drawings[0].sampler)
+    k = drawings[0].canvas.scales
+    if any(canvas.scales != k or _networks(sampler) != networks for sampler, canvas, _ in drawings):
+        raise ValueError("drawings: are of several scales or models; draw these apart")
+    canvases = [canvas if sampler.guides(k) else canvas.unguided() for sampler, canvas, _ in drawings]
+    rows = Rows.of(canvases)
+    words_BlZ = _input(tokenizer.quantizer, _joined([canvas.f_hat_BZHW for canvas in canvases]), k)
+    others = [words_BlZ[rows.conditional[i]] for i, canvas in enumerate(canvases) if canvas.guided]
+    x_RlC = generator.embed(_joined([words_BlZ, *others]), rows.modulation, range(k, k + 1))
+    guided = [
+        canvas.guided and sampler.guidance[k] != 0 for canvas, (sampler, *_) in zip(canvases, drawings, strict=True)
+    ]
+    # Where no canvas is guided at this scale, the unconditional branches only fill their state.
+    head_rows = None if any(guided) else len(words_BlZ)
+    logits_RlV, state = generator.step(x_RlC, rows.modulation, rows.state, range(k, k + 1), head_rows)
+
+    drawn: list[Canvas | FloatingPointError] = []
+    for i, ((sampler, _, keep), canvas, after) in enumerate(zip(drawings, canvases, rows.split(state), strict=True)):
+        unconditional_BlV = logits_RlV[rows.unconditional[i]] if guided[i] else None
+        try:
+            drawn.append(sampler.choose(canvas, logits_RlV[rows.conditional[i]], unconditional_BlV, after, keep))
+        except FloatingPointError as error:
+            drawn.append(error)
+    return drawn
+
+
+def _networks(sampler: Sampler) -> tuple[Tokenizer, Generator]:
+    return sampler.tokenizer, sampler.generator
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after another along the first dimension, without a copy if there is only one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _input(quantizer: MultiScaleQuantizer, f_hat_BZHW: Tensor, k: int) -> Tensor:
+    """What scale k is predicted from, (B, P_k, Z); nothing at the first scale, which starts from the class."""
+    words_BlZ = quantizer.input_of(f_hat_BZHW, k).flatten(2).transpose(1, 2)
+    return words_BlZ if k > 0 else words_BlZ[:, :0]
 
 
 def check_logits(logits_BlV: Tensor, schedule: ScaleSchedule, scales: range, or_else: str = "") -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mvar.data.images.decoding import as_image
 from mvar.data.views import fitted
 from mvar.generator.network import Generator
+from mvar.sampling.company import present, turn
 from mvar.sampling.cost import fitting_rows
 from mvar.sampling.engine import batches, check_logits
 from mvar.tokenizer.network import Tokenizer
@@ -96,8 +97,20 @@ def token_maps(tokenizer: Tokenizer, images: Images) -> list[Tensor]:
         some = images[part]
         if not isinstance(some, Tensor):
             some = torch.stack([fitted(as_image(image), tokenizer.config.image_shape) for image in some])
-        parts.append(tokenizer.encode(some.to(device)))
+        with turn():
+            parts.append(tokenizer.encode(some.to(device)))
     return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+
+def first_maps(maps: list[Tensor], scales: int | None) -> list[Tensor]:
+    """The maps of the first few scales; None for all.
+
+    Raises:
+        ValueError: more than there are, or less than one.
+    """
+    if scales is not None and not 1 <= scales <= len(maps):
+        raise ValueError(f"scales = {scales}: give 1 to {len(maps)}")
+    return maps[:scales]
 
 
 @torch.no_grad()
@@ -105,27 +118,39 @@ def token_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[T
     """log p(token | tokens of coarser scales, class) of every token, float64 (B, L) on the CPU.
 
     Args:
-        maps: token maps, one (B, P_k) per scale.
+        maps: token maps, (B, P_k) each, of all scales or the first few.
         labels_B: class indices; num_classes for no class.
 
     Raises:
         FloatingPointError: logits that are not finite; see `check_logits`.
     """
-    device, parts = generator.head.weight.device, []
-    for part in batches(len(labels_B), fitting_rows(generator.config, device)):
+    device, scales, parts = generator.head.weight.device, range(len(maps)), []
+    for part in batches(len(labels_B), _rows(generator)):
         some = [tokens_BP[part].to(device) for tokens_BP in maps]
         tokens_bL = torch.cat(some, dim=1)
-        logits_bLV = generator(labels_B[part].to(device), tokenizer.generator_inputs(some))
-        check_logits(logits_bLV, generator.schedule, range(len(generator.schedule)))
-        nll_bL = F.cross_entropy(logits_bLV.flatten(0, 1), tokens_bL.flatten(), reduction="none").view(tokens_bL.shape)
+        with turn():
+            modulation = generator.modulation(labels_B[part].to(device))
+            inputs_blZ = tokenizer.generator_inputs(some) if len(scales) > 1 else None
+            x_bLC = generator.embed(inputs_blZ, modulation, scales)
+            logits_bLV, _ = generator.step(x_bLC, modulation, None, scales)
+            check_logits(logits_bLV, generator.schedule, scales)
+            nll_N = F.cross_entropy(logits_bLV.flatten(0, 1), tokens_bL.flatten(), reduction="none")
+        nll_bL = nll_N.view(tokens_bL.shape)
         parts.append(-nll_bL.cpu().double())  # in this order: Apple's GPUs have no float64
     return torch.cat(parts)
 
 
 def score(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], labels_B: Tensor) -> Score:
-    """Likelihood of token maps, one (B, P_k) per scale, given each image's class."""
-    by_scale = token_log_probs(tokenizer, generator, maps, labels_B).split(generator.schedule.areas, dim=1)
-    return Score(torch.stack([part_BP.sum(1) for part_BP in by_scale], dim=1), generator.schedule.areas)
+    """Likelihood of token maps, (B, P_k) each, of all scales or the first few, given each image's class."""
+    areas = generator.schedule.areas[: len(maps)]
+    by_scale = token_log_probs(tokenizer, generator, maps, labels_B).split(areas, dim=1)
+    return Score(torch.stack([part_BP.sum(1) for part_BP in by_scale], dim=1), areas)
+
+
+def _rows(generator: Generator) -> int:
+    """How many sequences to score at once."""
+    most, company = fitting_rows(generator.config, generator.head.weight.device), present()
+    return most if company is None else min(most, company.rows)
 
 
 def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor]) -> Tensor:

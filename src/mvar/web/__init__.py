@@ -1,0 +1,1 @@
+"""`mvar serve`: an HTTP service and a page."""

@@ -1,0 +1,245 @@
+"""The models behind the service: a process for each, requests to them, and what happens when one ends.
+
+The service has no state besides requests under way, so any number of replicas can stand behind a load balancer.
+"""
+
+import asyncio
+import multiprocessing
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+from mvar.web.messages import Answer, Broken, Busy, Card, Late, Partial, Refused, Request
+
+RESTARTS = 3  # of a process that ends before it has answered anything; then it stays down
+LATEST = 32  # answers by whose times the wait of the next is estimated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model to serve.
+
+    Attributes:
+        name: that requests give.
+        path: packaged name, bundle or run folder, or owner/name of the hub.
+        device, dtype: as `mvar.load` takes them.
+    """
+
+    name: str
+    path: str
+    device: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the service takes on.
+
+    Attributes:
+        waiting: images of a model that are drawn or wait to be.
+        seconds: that a request may take.
+    """
+
+    waiting: int = 128
+    seconds: float = 120.0
+
+
+@dataclass
+class Service:
+    """Models by name; the first is the one that requests get which name none."""
+
+    sources: list[Source]
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.hosts = {source.name: Host(source, self.limits) for source in self.sources}
+
+    async def __aenter__(self) -> "Service":
+        for host in self.hosts.values():
+            host.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.gather(*(host.stop() for host in self.hosts.values()))
+
+    @property
+    def cards(self) -> Mapping[str, Card]:
+        """Of the models that are loaded."""
+        return {name: host.card for name, host in self.hosts.items() if host.card is not None}
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models are loaded."""
+        return len(self.cards) == len(self.hosts)
+
+    async def loaded(self) -> None:
+        """Wait until all models are.
+
+        Raises:
+            ValueError: one that cannot be loaded, and why.
+        """
+        await asyncio.gather(*(host.loaded() for host in self.hosts.values()))
+
+    def ask(self, model: str, request: Request) -> AsyncIterator[Partial | Answer]:
+        """What the model has to say, the answer last; leaving the iteration cancels the request.
+
+        Raises:
+            Refused, Busy, Late, Broken: see `mvar.web.messages`.
+        """
+        return self.hosts[model].ask(request)
+
+    async def answer(self, model: str, request: Request) -> Any:
+        """The answer alone."""
+        return [found async for found in self.ask(model, request)][-1]
+
+
+class Host:
+    """The process of one model, seen from the service; it is started again when it ends."""
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self.source, self.limits = source, limits
+        self.card: Card | None = None
+        self.failure: Exception | None = None  # why it stays down
+        self.restarts = 0
+        self.stopping = False
+        self._requests: dict[int, asyncio.Queue[Any]] = {}
+        self._numbers = count()
+        self._answered: deque[float] = deque(maxlen=LATEST)  # when the latest answers came
+        self._changed = asyncio.Event()
+        self._fruitless = 0  # processes in a row that ended without an answer
+        self._process: BaseProcess | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests under way."""
+        return len(self._requests)
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process; its answers arrive in this event loop."""
+        loop = asyncio.get_running_loop()
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        source = self.source
+        arguments = (theirs, source.name, source.path, source.device, source.dtype)
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        Thread(target=self._read, args=(self._pipe, loop), daemon=True).start()
+
+    async def stop(self, seconds: float = 10.0) -> None:
+        """End the process after its requests, at most these seconds from now."""
+        self.stopping = True
+        until = monotonic() + seconds
+        while self._requests and monotonic() < until:
+            await asyncio.sleep(0.02)
+        if self._process is not None:
+            self._pipe.close()
+            await asyncio.to_thread(self._process.join, 1.0)
+            self._process.kill()
+
+    async def loaded(self) -> None:
+        """See `Service.loaded`."""
+        while self.card is None and self.failure is None:
+            await self._changed.wait()
+            self._changed.clear()
+        if self.failure is not None:
+            raise self.failure
+
+    async def ask(self, request: Request) -> AsyncIterator[Partial | Answer]:
+        """See `Service.ask`."""
+        if self.card is None or self.stopping:
+            raise Broken("the model is not loaded; try again in a few seconds")
+        if len(self._requests) >= self.limits.waiting:
+            raise Busy(self._wait_for(len(self._requests)))
+        number, answers = next(self._numbers), asyncio.Queue[Any]()
+        self._requests[number] = answers
+        finished = False
+        try:
+            self._send((number, request))
+            async with asyncio.timeout(self.limits.seconds):
+                while not finished:
+                    found = await answers.get()
+                    finished = not isinstance(found, Partial)
+                    if isinstance(found, Exception):
+                        raise found
+                    yield found
+        except TimeoutError as error:
+            raise Late(f"the request took longer than {self.limits.seconds:g} s") from error
+        finally:
+            del self._requests[number]
+            if not finished:
+                self._send((number, None))
+
+    def _send(self, message: Any) -> None:
+        with suppress(OSError):  # the process has ended, which `_read` sees too
+            self._pipe.send(message)
+
+    def _wait_for(self, others: int) -> int:
+        """Seconds, rounded up, until so many answers have come, by the times of the latest."""
+        if len(self._answered) < 2:
+            return 1
+        each = (self._answered[-1] - self._answered[0]) / (len(self._answered) - 1)
+        return max(1, min(60, round(others * each + 0.5)))
+
+    def _read(self, pipe: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: hand on what the process says until it ends."""
+        with suppress(RuntimeError):  # the event loop has ended
+            while True:
+                try:
+                    said = pipe.recv()
+                except (EOFError, OSError):
+                    break
+                loop.call_soon_threadsafe(self._hear, said)
+            loop.call_soon_threadsafe(self._ended)
+
+    def _hear(self, said: Any) -> None:
+        if isinstance(said, Card):
+            self.card = said
+            self._changed.set()
+        elif isinstance(said, Exception):
+            self.failure = said
+            self._changed.set()
+        else:
+            number, found = said
+            if not isinstance(found, Partial):
+                self._answered.append(monotonic())
+                self._fruitless = 0
+            if number in self._requests:
+                self._requests[number].put_nowait(found)
+
+    def _ended(self) -> None:
+        """The process ended: requests under way fail, and another process starts."""
+        self.card = None
+        for answers in self._requests.values():
+            answers.put_nowait(Broken("the model's process ended; send the request again"))
+        if self.stopping or isinstance(self.failure, Refused):
+            return
+        self._fruitless += 1
+        if self._fruitless > RESTARTS:
+            self.failure = self.failure or Broken(f"the process of {self.source.name} ended {RESTARTS} times in a row")
+            self._changed.set()
+            return
+        self.failure = None
+        self.restarts += 1
+        print(f"mvar: the process of {self.source.name} ended; starting it again", file=sys.stderr)
+        self.start()
+
+
+def _work(*arguments: Any) -> None:
+    """What the process runs; only there is torch imported."""
+    from mvar.web.worker import main
+
+    main(*arguments)

@@ -1,0 +1,161 @@
+"""The process that holds a model: it answers messages, many at once, and ends when the pipe to its service does."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Lock
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.checkpoint import hub
+from mvar.checkpoint.placement import Dtype
+from mvar.model import Model, load
+from mvar.sampling.engine import SampleOutput, to_uint8
+from mvar.sampling.likelihood import token_log_probs, token_maps
+from mvar.web import messages
+from mvar.web.batching import CPU_TOKENS, GPU_TOKENS, Batcher
+from mvar.web.messages import Answer, Broken, Card, Classified, Drawn, Partial, Refused, Request, Scored
+
+AT_ONCE = 32  # requests; others wait in order
+LOG_2 = float(np.log(2))
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def main(pipe: Connection, name: str, source: str, device: str | None, dtype: Dtype | None) -> None:
+    """Load a model, say so with its card, and answer (number, request); (number, None) cancels one.
+
+    Answers are (number, Partial), then (number, Answer) or (number, exception).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when to stop
+    try:
+        model = load(source, device, dtype)
+        pipe.send(card(model, name, source))
+    except Exception as error:
+        pipe.send(Refused(str(error)) if isinstance(error, ValueError) else Broken(f"{type(error).__name__}: {error}"))
+        return
+    Worker(model, pipe).run()
+
+
+class Worker:
+    """Answers the messages that come through a pipe."""
+
+    def __init__(self, model: Model, pipe: Connection) -> None:
+        self.model, self.pipe, self._sending = model, pipe, Lock()
+        self._wanted: set[int] = set()
+        on_gpu = model.device.type == "cuda"
+        self.batcher = Batcher(1 if on_gpu else torch.get_num_threads(), GPU_TOKENS if on_gpu else CPU_TOKENS)
+
+    def run(self) -> None:
+        """Until the pipe ends."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while True:
+                try:
+                    number, request = self.pipe.recv()
+                except (EOFError, OSError):
+                    self._wanted.clear()
+                    pool.shutdown(cancel_futures=True)
+                    return
+                if request is None:
+                    self._wanted.discard(number)
+                else:
+                    self._wanted.add(number)
+                    pool.submit(self._answer, number, request)
+
+    def _answer(self, number: int, request: Request) -> None:
+        answer: Answer | Exception
+        try:
+            with self.batcher.joined(lambda: self._check(number)):
+                answer = respond(self.model, request, lambda partial: self._send(number, partial))
+        except Cancelled:
+            return
+        except ValueError as error:
+            answer = Refused(str(error))
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            answer = Broken(f"{type(error).__name__}: {error}" if isinstance(error, FloatingPointError) else "failed")
+        self._send(number, answer)
+        self._wanted.discard(number)
+
+    def _check(self, number: int) -> None:
+        if number not in self._wanted:
+            raise Cancelled
+
+    def _send(self, number: int, answer: Any) -> None:
+        with self._sending:
+            try:
+                self.pipe.send((number, answer))
+            except OSError:  # the service has ended
+                self._wanted.clear()
+
+
+def card(model: Model, name: str, source: str) -> Card:
+    """What is to be known of a model."""
+    model.sampler()  # refuses one without a generator
+    folder = hub.find(source)
+    written = max((path.stat().st_mtime for path in Path(folder).iterdir()), default=time())
+    networks = (model.tokenizer, model.generator)
+    return Card(
+        name=name,
+        classes=model.classes,
+        size=model.tokenizer.config.image_shape,
+        shapes=list(model.tokenizer.quantizer.schedule.shapes),
+        defaults=asdict(model.defaults),
+        parameters=sum(p.numel() for network in networks if network is not None for p in network.parameters()),
+        created=int(written),
+        facts=model.facts(),
+    )
+
+
+def respond(model: Model, request: Request, tell: Callable[[Partial], None]) -> Answer:
+    """The answer to a request.
+
+    Args:
+        tell: called with the unfinished image after the scales where it is wanted.
+
+    Raises:
+        ValueError: a request that the model cannot fulfil.
+    """
+    if isinstance(request, messages.Scoring):
+        maps = token_maps(model.tokenizer, [request.image])
+        label = torch.tensor(model.label_ids(request.label))
+        log_probs_L = token_log_probs(model.tokenizer, model.sampler().generator, maps, label)[0]
+        return Scored(float(log_probs_L.sum()), (-log_probs_L / LOG_2).numpy())
+    if isinstance(request, messages.Classifying):
+        return Classified(model.classify([request.image], scales=request.scales).log_posterior_BC[0].numpy())
+
+    def on_scale(k: int, scales: int, preview: Callable[[], Tensor]) -> None:
+        if k in request.partials and k < scales - 1:
+            tell(Partial(k, to_uint8(preview())[0]))
+
+    common: dict[str, Any] = {"seed": request.seed, "index": [request.index], "on_scale": on_scale, "batch_size": 1}
+    common |= request.settings
+    areas = model.tokenizer.quantizer.schedule.areas
+    out: SampleOutput
+    kept = 0
+    if isinstance(request, messages.Editing):
+        edited = model.edit(
+            request.image, request.hole, label=request.label, mode=request.mode, paste=request.paste, **common
+        )
+        out, kept = edited, sum(int(kept_hw.sum()) for kept_hw in edited.kept)
+    elif isinstance(request, messages.Varying):
+        source: Any = request.source
+        if isinstance(source, list):
+            source = [torch.from_numpy(tokens_P)[None] for tokens_P in source]
+        out = model.vary(source, request.label, from_scale=request.from_scale, n=1, **common)
+        kept = sum(areas[: request.from_scale])
+    else:
+        out = model.sample([request.label], **common)
+    drawn = None if out.tokens is None else [tokens_BP[0].numpy() for tokens_BP in out.tokens]
+    return Drawn(out.images[0], drawn, sum(areas) - kept)
