@@ -134,7 +134,7 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
     name = records.path_of(run, done.reports).name
 
     def refuse(change, match: str) -> None:
-        folder = tmp_path / match[:5]
+        folder = tmp_path / match.replace(" ", "-")
         folder.mkdir()
         for file, text in copies.items():
             (folder / file).write_text(text)
@@ -146,6 +146,22 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
 
     refuse(lambda record: record["config"].update(seed=7), "is not of the configuration in its name")
     refuse(lambda record: record["protocol"].update(samples=1), "another protocol")
+    refuse(lambda record: record.update(tokenizer="of other weights"), "another tokenizer")
+
+
+def test_prepared_data_of_another_tokenizer_or_set_is_refused(toy, made, tmp_path, fashion_excerpt):
+    done, _ = made
+    folder = done.folder / "data" / toy.data[0].name
+    with pytest.raises(ValueError, match=r"sides = .* was started with \[1, 2, 4\]"):
+        data.prepare(replace(toy.data[0], sides=(1, 2, 3, 4)), folder, Place(), str(fashion_excerpt))
+    facts = (folder / "data.json").read_text()
+    (tmp_path / "tokens").mkdir()
+    with pytest.raises(ValueError, match=r"no data\.json says how it was made"):
+        data.prepare(toy.data[0], tmp_path, Place(), str(fashion_excerpt))
+    other = json.dumps(json.loads(facts) | {"tokenizer_weights": "others"})
+    (tmp_path / "data.json").write_text(other)
+    with pytest.raises(ValueError, match="tokenizer_weights"):
+        data.prepare(toy.data[0], tmp_path, Place(), str(fashion_excerpt))
 
 
 def test_hash_ignores_defaults_and_knows_what_matters(toy):

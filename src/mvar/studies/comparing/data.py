@@ -25,14 +25,15 @@ from mvar.evaluation.intervals import Value, share
 from mvar.evaluation.manifold import overlap
 from mvar.features.extractors import Extractor
 from mvar.files import atomic_folder
-from mvar.job import Job
+from mvar.job import Job, check_same
 from mvar.model import Model
-from mvar.studies import measuring
+from mvar.studies import measuring, page
 from mvar.studies.comparing.plan import DataSet
 from mvar.studies.distance import Distance, fingerprint
 from mvar.studies.measuring import Form, Labelled
 from mvar.training.generator.token_data import load_tokenizer
 
+DECIDING = ("command", "size", "most", "concepts", "sides", "views")  # fields that decide images and token maps
 REFERENCE = 5000  # training images that samples are compared with, about
 LARGEST_SIDE = 256
 CROPPED = 1.125  # a shorter side's size, relative to the model's, of which crops are taken
@@ -74,6 +75,7 @@ class Prepared:
     images: Path  # train/<class> and val/<class>
     tokenizer: str
     tokens: Path  # a token cache
+    fingerprint: str  # of the tokenizer's weights
 
 
 def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None) -> Prepared:
@@ -82,8 +84,13 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
     Args:
         folder: to write into; shared by all processes.
         images: the user's own, in place of the data set's command.
+
+    Raises:
+        ValueError: the folder has the images or token maps of another data set, or of an earlier version of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    model = _tokenizer(data)
+    _check_folder(data, model, folder, place)
     own = Path(images) if images is not None else folder / "images"
     tokenizer, tokens = folder / "tokenizer", folder / "tokens"
 
@@ -91,7 +98,7 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
         if part == "images":
             _write_images(data, own)
         else:
-            _tokenizer(data).save(tokenizer)
+            model.save(tokenizer)
 
     def is_complete(part: str) -> bool:
         return {"images": own, "tokenizer": tokenizer}[part].is_dir()
@@ -114,7 +121,26 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
         is_complete=lambda _: is_cache(tokens) and not (tokens / UNFINISHED).exists(),
     )
     cached.wait()
-    return Prepared(own, str(tokenizer), tokens)
+    return Prepared(own, str(tokenizer), tokens, loaded.fingerprint())
+
+
+def _check_folder(data: DataSet, model: Model, folder: Path, place: Place) -> None:
+    """Write what decides the folder's content, or compare it with what was written before anything else was."""
+    facts = {
+        **{name: value for name, value in asdict(data).items() if name in DECIDING},
+        "tokenizer": data.tokenizer,
+        "tokenizer_weights": model.tokenizer.fingerprint(),
+    }
+    path = folder / "data.json"
+    begun = any(
+        (folder / name).exists() for name in ("images", "tokenizer", "tokens")
+    )  # by any process, after the file
+    if path.exists():
+        check_same(page.read_json(path, "out"), facts, "out", folder, free=["tokenizer"])
+    elif begun:
+        raise ValueError(f"out = {str(folder)!r}: no {path.name} says how it was made; delete it, or give another out")
+    elif place.rank == 0:
+        page.write_json(path, facts)
 
 
 def _write_images(data: DataSet, out: Path) -> None:

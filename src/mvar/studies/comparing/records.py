@@ -100,13 +100,17 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
 
     Raises:
         Missing: a run has no record yet.
-        ValueError: records were measured by different protocols.
+        ValueError: records are of different tokenizers, or were measured by different protocols.
     """
     rows = []
     protocols: dict[str, list[str]] = {}
+    tokenizers: dict[str, list[str]] = {}
     for name, model in study.variants(scale.model, scale).items():
         own = runs(model, scale, data, reports, study.seeds_of(data, seeds))
         found = [read(run, reports) for run in own]
+        shorter = trials(model, scale) if data == scale.data[0] else []
+        for run, record in zip([*own, *shorter], [*found, *(read(run, reports) for run in shorter)], strict=True):
+            tokenizers.setdefault(record["tokenizer"], []).append(path_of(run, reports).name)
         for run, record in zip(own, found, strict=True):
             protocols.setdefault(digest(record["protocol"]), []).append(path_of(run, reports).name)
         for at, steps in marks(model, scale, reports).items():
@@ -115,12 +119,13 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
             low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
             rate = own[0].rate * scale.training["batch_size"] / 256
             rows.append(Row(name, data.name, at, steps, rate, len(own), measures, (low, high), found[0]["floor"]))
-    first, *others = protocols.values()
-    raise_problems(
-        f"reports = {str(reports / names[0])!r}: was measured by another protocol than {first[0]}; "
-        "delete the records of one of the two and run the study again"
-        for names in others
-    )
+    for what, names in {"tokenizer": tokenizers, "protocol": protocols}.items():
+        first, *others = names.values()
+        raise_problems(
+            f"reports = {str(reports / name)!r}: is of another {what} than {first[0]}; "
+            "delete the records of one of the two and run the study again"
+            for name, *_ in others
+        )
     return rows
 
 

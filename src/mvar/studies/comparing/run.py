@@ -51,6 +51,7 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
         page.write_json(measured, {"marks": marks})
     record: dict[str, Any] = {
         "config": run.config,
+        "tokenizer": prepared.fingerprint,
         "marks": marks,
         "curve": [[m["step"], m["val_bits_per_token"]] for m in _metrics(folder) if "val_bits_per_token" in m],
         "machine": machine(),
