@@ -5,7 +5,7 @@ import torch
 
 from mvar.ops.filtering import guide
 from mvar.sampling.config import SamplingSettings
-from mvar.sampling.engine import Sampler
+from mvar.sampling.engine import Drawing, Sampler, draw_together
 
 USUAL = SamplingSettings(guidance=2.0, top_k=20, top_p=0.9, temperature=0.8)
 MIXERS = [{}, {"attention": "global", "mamba": False}, {"attention": "recent", "scan": "bidirectional"}]
@@ -129,3 +129,58 @@ def test_filters_by_scale(build):
         assert likelier.any()
         mass = (rows.softmax(-1) * likelier).sum(-1)
         assert (likelier.sum(-1) < 5).all() if k == 1 else (mass < 0.5).all()
+
+
+# --- several calls in one step ---
+
+OTHERS = [
+    SamplingSettings(guidance=0.0, top_k=5),
+    USUAL,
+    SamplingSettings(guidance=[1.0, 2.0, 0.0, 0.0], top_p=0.8),  # no unconditional branch after the second scale
+    SamplingSettings(guidance=1.0, guidance_schedule="constant", smooth=True),
+]
+
+
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_drawn_together_each_is_as_if_drawn_alone(build, mixers):
+    networks = build(**mixers)
+    samplers = [Sampler(*networks, seed, settings) for seed, settings in enumerate(OTHERS)]
+    labels = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([1, 1, 3]), torch.tensor([3])]  # 3 is no class
+    starts = [s.start(label, range(7, 7 + len(label))) for s, label in zip(samplers, labels, strict=True)]
+    kept = torch.zeros(1, 16, dtype=torch.bool)
+    kept[:, ::3] = True
+
+    def keep(k, f_hat_BZHW):
+        area = networks[0].quantizer.schedule.areas[k]
+        return kept[:, :area], torch.full((len(f_hat_BZHW), area), 11)
+
+    alone = [sampler.draw(start, keep) for sampler, start in zip(samplers, starts, strict=True)]
+    together = draw_together([Drawing(*pair, keep) for pair in zip(samplers, starts, strict=True)])
+    for _ in range(3):
+        alone = [sampler.draw(canvas) for sampler, canvas in zip(samplers, alone, strict=True)]
+        together = draw_together([Drawing(*pair) for pair in zip(samplers, together, strict=True)])
+    for one, other in zip(alone, together, strict=True):
+        assert one.index == other.index
+        assert one.guided == other.guided
+        assert same_maps(one.tokens, other.tokens)
+        for a, b in zip(bits(one), bits(other), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_that_are_not_finite_fail_one_of_several(build):
+    networks = build()
+    samplers = [Sampler(*networks, 0, settings) for settings in (USUAL, USUAL.changed(guidance=3e38), USUAL)]
+    drawings = [Drawing(s, s.draw(s.start(torch.tensor([1]), [i]))) for i, s in enumerate(samplers)]
+    first, failed, last = draw_together(drawings)
+    assert isinstance(failed, FloatingPointError)
+    assert "guidance" in str(failed)
+    for i, canvas in ((0, first), (2, last)):
+        assert same_maps(canvas.tokens, samplers[i].draw(drawings[i].canvas).tokens)
+
+
+def test_only_drawings_of_one_scale_and_model_are_drawn_together(build):
+    sampler, other = Sampler(*build(), 0, USUAL), Sampler(*build(), 0, USUAL)
+    start = sampler.start(LABELS, [0, 1, 2])
+    for sampler_2, canvas in ((sampler, sampler.draw(start)), (other, other.start(LABELS, [0, 1, 2]))):
+        with pytest.raises(ValueError, match="several scales or models"):
+            draw_together([Drawing(sampler, start), Drawing(sampler_2, canvas)])

@@ -73,8 +73,9 @@ class Batcher:
     def draw(self, drawing: Drawing, age: int) -> Canvas:
         """The drawing's canvas with one more map."""
         mine = _Waiting(age, drawing)
-        with self._settling():
+        with self._changed:
             self._waiting.append(mine)
+            self._settle(1)
             while mine.result is None:
                 if mine.taken or self._busy >= self.processors or self._turns:
                     self._changed.wait()
@@ -89,13 +90,17 @@ class Batcher:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """A processor for other work than drawing; those who wait for one get it in order, before the next step."""
-        with self._settling():
+        with self._changed:
             ticket = next(self._ages)
             self._turns.append(ticket)
+            self._settle(1)
             self._changed.wait_for(lambda: self._busy < self.processors and self._turns[0] == ticket)
             self._turns.popleft()
-            with self._processor():
-                yield
+            try:
+                with self._processor():
+                    yield
+            finally:
+                self._settle(-1)
 
     def _await_others(self) -> None:
         """Give those who have just got a map, and will ask for the next, a moment to do so."""
@@ -139,18 +144,12 @@ class Batcher:
         self.maps += sum(len(each.drawing.canvas.index) for each in some)
         for i, each in enumerate(some):
             each.result = found if isinstance(found, BaseException) else found[i]
-        self._changed.notify_all()
+        self._settle(-len(some))
 
-    @contextmanager
-    def _settling(self) -> Iterator[None]:
-        """With the lock: nobody needs to wait for the calling thread."""
-        with self._changed:
-            self._settled += 1
-            self._changed.notify_all()
-            try:
-                yield
-            finally:
-                self._settled -= 1
+    def _settle(self, threads: int) -> None:
+        """Nobody needs to wait for so many threads more, or fewer."""
+        self._settled += threads
+        self._changed.notify_all()
 
     @contextmanager
     def _processor(self) -> Iterator[None]:
