@@ -100,7 +100,7 @@ def test_every_study_is_made_once_and_shown_on_its_page(scales, made, tmp_path):
 def test_a_run_is_the_same_as_one_of_its_length(toy, made, tmp_path):
     """Marks are snapshots: a later one changes nothing about the earlier ones."""
     done, _ = made
-    (longer,) = records.runs(MIXERS.variants(toy.model, toy)[VAR], toy, toy.data[0], done.reports, 1)
+    (longer,) = records.runs(MIXERS, MIXERS.variants(toy.model, toy)[VAR], toy, toy.data[0], done.reports, 1)
     marks = records.read(longer, done.reports)["marks"]
     assert [mark["steps"] for mark in marks] == list(longer.marks)
     assert len(marks) == 2
@@ -130,7 +130,7 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
     done, _ = made
     models = MIXERS.variants(toy.model, toy)
     copies = {path.name: path.read_text() for path in done.reports.glob("*.json")}
-    (run,) = records.runs(models[VAR], toy, toy.data[0], done.reports, 1)
+    (run,) = records.runs(MIXERS, models[VAR], toy, toy.data[0], done.reports, 1)
     name = records.path_of(run, done.reports).name
 
     def refuse(change, match: str) -> None:
@@ -182,7 +182,7 @@ def test_hash_ignores_defaults_and_knows_what_matters(toy):
 def test_verdict_counts_only_what_exceeds_the_spread():
     def row(variant: str, mean: float, deviation: float, data: str = "a") -> records.Row:
         measures = {"bits_per_token": records.Spread(mean, deviation)}
-        return records.Row(variant, data, records.STEPS, 2, 0.1, 3, measures, (0, 0), {})
+        return records.Row(variant, data, records.STEPS, 2, 0.1, 3, measures, (0, 0), {}, {})
 
     rows = [row(M_VAR, 5.0, 0.1), row("better", 4.7, 0.1), row("alike", 4.85, 0.1), row("worse", 5.3, 0.1)]
     (sentence,) = records.verdict(rows, M_VAR)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mvar.checkpoint import hub
 from mvar.checkpoint.bundle import read_bundle
@@ -174,11 +175,13 @@ class Real:
     """Real images of a data set, with what samples are measured by.
 
     Samples are compared with training images; as many held-out images as there are samples give the floor: what real
-    images get. Classes are told apart by linear discriminant analysis of the same features, fitted on the training
-    images: a closed form, which needs no training of its own.
+    images get. What the tokenizer makes of the same is the best that samples can be expected to reach. Classes are told
+    apart by linear discriminant analysis of the same features, fitted on the training images: a closed form, which
+    needs no training of its own.
     """
 
-    def __init__(self, data: DataSet, images: Path, extractor: Extractor | None = None) -> None:
+    def __init__(self, data: DataSet, prepared: Prepared, extractor: Extractor | None = None) -> None:
+        images = prepared.images
         self.form = Form(min(data.size, LARGEST_SIDE), data.framed, grey=data.grey)
         K = len(ImageFolder.scan(images / "train").classes)
         train = measuring.originals(str(images), "train", self.form, per_class=max(REFERENCE // max(K, 1), 2))
@@ -194,6 +197,18 @@ class Real:
             "samples": K * data.per_class,
         }
         self.floor = {"images": len(held_out.labels_N), **self.measure(held_out)}
+        self.restored = self.measure(self._restored(held_out, prepared.tokenizer))
+
+    def _restored(self, images: Labelled, tokenizer: str) -> Labelled:
+        """Reconstructions of images whose frame is empty."""
+        network = load_tokenizer(tokenizer, "cpu")
+        parts = []
+        for images_Bchw in images.images_Nchw.split(64):
+            pixels_B3HW = F.pad((images_Bchw / 255).expand(-1, 3, -1, -1), [self.form.frame] * 4)
+            if pixels_B3HW.shape[2:] != network.config.image_shape:
+                pixels_B3HW = F.interpolate(pixels_B3HW, network.config.image_shape, mode="bicubic", antialias=True)
+            parts.append(self.form.of(network.reconstruct(pixels_B3HW.clamp(0, 1))))
+        return images._replace(images_Nchw=torch.cat(parts))
 
     def measure(self, images: Labelled) -> dict[str, Any]:
         """Frechet distance with its 90 % interval, class accuracy, precision and recall of a set of images."""

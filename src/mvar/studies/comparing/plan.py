@@ -12,6 +12,7 @@ from mvar.generator.config import GeneratorConfig
 from mvar.scales import SIDES_256, Side
 from mvar.training.config import GENERATOR_PRESETS
 
+VERSION = 2  # of all that decides a run's result and is no setting; raise it when that changes
 Variants = Mapping[str, GeneratorConfig]
 VAR, M_VAR = "VAR", "M-VAR"
 GLOBAL_ATTENTION: dict[str, Any] = {"attention": "global", "mamba": False}
@@ -59,6 +60,7 @@ class Scale:
         model: M-VAR at this scale; data sets set classes, codes and token maps.
         training: values of `GeneratorTraining`; the learning rate is a run's own.
         steps: optimizer steps of M-VAR, and of all others at equal steps.
+        longer: the same for studies, by name, that need more to show what they are about.
         rates: learning rates to choose from, for 256 images; a single one is taken as it is.
         trial_steps: optimizer steps of the runs that choose it, on the first data set.
         data: what is trained on.
@@ -71,6 +73,7 @@ class Scale:
     model: GeneratorConfig
     training: Mapping[str, Any]
     steps: int
+    longer: Mapping[str, int] = field(default_factory=dict)
     rates: tuple[float, ...]
     trial_steps: int = 0
     data: tuple[DataSet, ...]
@@ -143,6 +146,7 @@ class Run:
         for name in ("seeds", *(() if self.sampled else ("per_class",))):
             data.pop(name, None)
         values = {
+            "version": VERSION,
             "scale": self.scale.name,
             "data": data,
             "model": differing(self.model),
@@ -183,7 +187,7 @@ def differing(config: DataSet | GeneratorConfig) -> dict[str, Any]:
 # --- sizes ---
 
 _SMALL_TRAINING = {
-    "batch_size": 16, "ema": 0.99, "lr_end": 1.0, "weight_decay": 0.05, "weight_decay_end": 0.05,
+    "dtype": "float32", "batch_size": 16, "ema": 0.99, "lr_end": 1.0, "weight_decay": 0.05, "weight_decay_end": 0.05,
     "resize_factor": 1.0, "val_images": 500,
 }  # fmt: skip
 _OF_A_RUN = ("steps", "base_lr")  # in place of a scale's training
@@ -232,6 +236,7 @@ SCALES = {
         model=GeneratorConfig(depth=4, width=128, heads=4),
         training=_SMALL_TRAINING,
         steps=400,
+        longer={"mixers": 1200, "width-depth": 1200},
         rates=(6.25e-2, 1.25e-1, 2.5e-1),
         trial_steps=100,
         data=(FASHION, ICONS),

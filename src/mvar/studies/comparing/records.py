@@ -17,6 +17,7 @@ from mvar.studies.comparing import timing
 from mvar.studies.comparing.plan import DataSet, Missing, Run, Scale, Study, digest
 
 STEPS, MINUTES = "equal steps", "equal minutes"
+UNITS = 40  # into which M-VAR's steps are divided to count minutes: finer than times can be measured
 MEASURES = ("bits_per_token", "distance", "accuracy", "precision", "recall")
 
 
@@ -58,19 +59,22 @@ def chosen_rate(model: GeneratorConfig, scale: Scale, reports: Path) -> float:
     return min(finite, key=finite.__getitem__) if finite else scale.rates[0]
 
 
-def marks(model: GeneratorConfig, scale: Scale, reports: Path) -> dict[str, int]:
+def marks(study: Study, model: GeneratorConfig, scale: Scale, reports: Path) -> dict[str, int]:
     """Optimizer steps after which a variant is measured: as many as M-VAR's, and as fit into its minutes."""
-    found = {STEPS: scale.steps}
+    steps = scale.longer.get(study.name, scale.steps)
+    found = {STEPS: steps}
     if scale.equal_minutes:
-        found[MINUTES] = max(round(scale.steps / timing.read(model, scale, reports).step / 10) * 10, 10)
-    if model == scale.model:
-        found = dict.fromkeys(found, scale.steps)
+        unit = max(steps // UNITS, 1)
+        found[MINUTES] = max(round(steps / timing.read(model, scale, reports).step / unit), 1) * unit
     return found
 
 
-def runs(model: GeneratorConfig, scale: Scale, data: DataSet, reports: Path, seeds: int) -> list[Run]:
-    """The runs of a variant on a data set, one for each seed."""
-    rate, at = chosen_rate(model, scale, reports), tuple(sorted({*marks(model, scale, reports).values()}))
+def runs(
+    study: Study, model: GeneratorConfig, scale: Scale, data: DataSet, reports: Path, seeds: int | None = None
+) -> list[Run]:
+    """The runs of a study's variant on a data set, one for each seed."""
+    rate, at = chosen_rate(model, scale, reports), tuple(sorted({*marks(study, model, scale, reports).values()}))
+    seeds = study.seeds_of(data, seeds)
     return [Run(scale=scale, data=data, model=model, seed=seed, rate=rate, marks=at) for seed in range(seeds)]
 
 
@@ -93,6 +97,7 @@ class Row(NamedTuple):
     measures: Mapping[str, Spread]
     interval: tuple[float, float]  # 90 % of the distance, for its samples: the mean over seeds
     floor: Mapping[str, Any]  # the same measures of held-out images
+    restored: Mapping[str, Any]  # and of what the tokenizer makes of these
 
 
 def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int | None = None) -> list[Row]:
@@ -106,19 +111,20 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
     protocols: dict[str, list[str]] = {}
     tokenizers: dict[str, list[str]] = {}
     for name, model in study.variants(scale.model, scale).items():
-        own = runs(model, scale, data, reports, study.seeds_of(data, seeds))
+        own = runs(study, model, scale, data, reports, seeds)
         found = [read(run, reports) for run in own]
         shorter = trials(model, scale) if data == scale.data[0] else []
         for run, record in zip([*own, *shorter], [*found, *(read(run, reports) for run in shorter)], strict=True):
             tokenizers.setdefault(record["tokenizer"], []).append(path_of(run, reports).name)
         for run, record in zip(own, found, strict=True):
             protocols.setdefault(digest(record["protocol"]), []).append(path_of(run, reports).name)
-        for at, steps in marks(model, scale, reports).items():
+        for at, steps in marks(study, model, scale, reports).items():
             taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
             measures = {key: spread([mark[key] for mark in taken]) for key in MEASURES}
             low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
             rate = own[0].rate * scale.training["batch_size"] / 256
-            rows.append(Row(name, data.name, at, steps, rate, len(own), measures, (low, high), found[0]["floor"]))
+            real, restored = found[0]["floor"], found[0]["restored"]
+            rows.append(Row(name, data.name, at, steps, rate, len(own), measures, (low, high), real, restored))
     for what, names in {"tokenizer": tokenizers, "protocol": protocols}.items():
         first, *others = names.values()
         raise_problems(

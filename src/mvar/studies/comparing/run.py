@@ -58,7 +58,11 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
     }
     if real is not None:
         (settings,) = {json.dumps(mark.pop("settings")) for mark in marks}
-        record |= {"protocol": {**real.protocol, "settings": json.loads(settings)}, "floor": real.floor}
+        record |= {
+            "protocol": {**real.protocol, "settings": json.loads(settings)},
+            "floor": real.floor,
+            "restored": real.restored,
+        }
     return record
 
 

@@ -1,9 +1,10 @@
-"""What a training step and an image take relative to M-VAR: measured once for each generator, in turns with M-VAR.
+"""What a training step and an image take relative to M-VAR: measured once for each generator, between M-VAR's own.
 
 Minutes must mean the same in all runs, whatever else a machine does meanwhile. So a run's minutes are counted in
 optimizer steps, by ratios of times that were measured when the machine was quiet.
 """
 
+import sys
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from mvar.studies.comparing.plan import Missing, Scale, differing, digest
 from mvar.tokenizer.network import Tokenizer
 from mvar.training.generator.task import decided_by
 
-ROUNDS = 7
+KINDS = ("step", "image")
+ROUNDS = 9
 IMAGES = 16  # drawn at once
 
 
@@ -51,35 +53,47 @@ def read(model: GeneratorConfig, scale: Scale, reports: Path) -> Times:
 
 
 def measure(models: Iterable[GeneratorConfig], scale: Scale, tokenizer: Tokenizer, reports: Path) -> None:
-    """Measure what has no file yet, each in turns with M-VAR: a training step, and a batch of images with guidance."""
+    """Measure what has no file yet, a training step and a batch of images with guidance."""
     missing = {path: model for model in models if not (path := path_of(model, scale, reports)).exists()}
     if not missing:
         return
     cases: dict[Hashable, Callable[[], float]] = {}
-    in_turn: list[tuple[Hashable, GeneratorConfig]] = [("M-VAR", scale.model), *missing.items()]
-    for name, model in in_turn:
-        worker = Worker(_case(model, scale, tokenizer))
-        settings = SamplingSettings()
-        drawing = Drawing(Sampler(tokenizer, worker.generator, seed=0, settings=settings))
-        cases[name, "step"] = lambda worker=worker: _trained(worker)  # type: ignore[misc]
-        cases[name, "image"] = lambda drawing=drawing: drawing.draw(IMAGES, Ledger())  # type: ignore[misc]
+    reference = _cases(scale.model, scale, tokenizer)
+    for path, model in missing.items():
+        own = _cases(model, scale, tokenizer)
+        for kind in KINDS:  # M-VAR before and after it, so that what changes slowly changes no ratio
+            cases |= {(path, kind, 0): reference[kind], (path, kind, 1): own[kind]}
+            cases |= {(path, kind, 2): own[kind], (path, kind, 3): reference[kind]}
     seconds = take_turns(cases, ROUNDS)
     for path, model in missing.items():
-        ratios = {
-            kind: median(its / ours for its, ours in zip(seconds[path, kind], seconds["M-VAR", kind], strict=True))
-            for kind in ("step", "image")
-        }
+        own_seconds = {kind: [*seconds[path, kind, 1], *seconds[path, kind, 2]] for kind in KINDS}
+        ratios = {kind: _ratio([seconds[path, kind, i] for i in range(4)]) for kind in KINDS}
+        if model == scale.model:
+            print(f"M-VAR measured as all others: {ratios}; 1 would be without error", file=sys.stderr)
+            ratios = dict.fromkeys(KINDS, 1.0)
         network = count(_case(model, scale, tokenizer).config, 1)
         record: dict[str, Any] = {
             "config": _config(model, scale),
             **ratios,
-            "step_seconds": median(seconds[path, "step"]),
-            "image_seconds": median(seconds[path, "image"]) / IMAGES,
+            "step_seconds": median(own_seconds["step"]),
+            "image_seconds": median(own_seconds["image"]) / IMAGES,
             "parameters": network.parameters,
             "step_flop": network.flop,
             "machine": machine(),
         }
         page.write_json(path, record)
+
+
+def _ratio(four: list[list[float]]) -> float:
+    """Of the middle two to the outer two: the median over rounds."""
+    return median((its + again) / (ours + after) for ours, its, again, after in zip(*four, strict=True))
+
+
+def _cases(model: GeneratorConfig, scale: Scale, tokenizer: Tokenizer) -> dict[str, Callable[[], float]]:
+    """A training step, and a batch of images with guidance; each returns its seconds."""
+    worker = Worker(_case(model, scale, tokenizer))
+    drawing = Drawing(Sampler(tokenizer, worker.generator, seed=0, settings=SamplingSettings()))
+    return {"step": lambda: _trained(worker), "image": lambda: drawing.draw(IMAGES, Ledger())}
 
 
 def _trained(worker: Worker) -> float:

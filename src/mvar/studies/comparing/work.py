@@ -51,7 +51,7 @@ class Work:
             run
             for data in study.data_of(scale)
             for model in models
-            for run in records.runs(model, scale, data, self.reports, study.seeds_of(data, seeds))
+            for run in records.runs(study, model, scale, data, self.reports, seeds)
         ]
         self._runs(sorted(runs, key=lambda run: run.seed), "runs", wait=self.place.rank == 0)
 
@@ -63,7 +63,7 @@ class Work:
         self._settle([models[name] for name in names], scale)
         for name in names:
             for data in study.data_of(scale):
-                (run,) = records.runs(models[name], scale, data, self.reports, 1)
+                (run,) = records.runs(study, models[name], scale, data, self.reports, 1)
                 if not is_bundle(self.folder_of(run)):
                     self._make(run)
                 yield name, run, self.folder_of(run), self._prepared[data.name]
@@ -129,7 +129,7 @@ class Work:
         data, folder = run.data, self.folder_of(run)
         prepared = self._prepared[data.name]
         if run.sampled and data.name not in self._real:
-            self._real[data.name] = Real(data, prepared.images, self.extractor)
+            self._real[data.name] = Real(data, prepared, self.extractor)
         record = carry_out(run, prepared, self._real[data.name] if run.sampled else None, folder, self.place)
         if not run.scale.spread or self.place.rank == 0:
             page.write_json(records.path_of(run, self.reports), record)
