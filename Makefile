@@ -27,7 +27,8 @@ test: $(READY)
 browser:
 	@if ! { command -v chromium && command -v caddy; } > /dev/null && command -v apt-get > /dev/null \
 		&& [ "$$(id -u)" = 0 ]; then \
-		apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium caddy; \
+		apt-get update --quiet && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium caddy; \
 	fi
 
 lint: $(READY)
