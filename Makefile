@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Marks the environment as installed; a change to either file reinstalls it.
 READY := .venv/.ready
+# Packages are installed without bytecode, as compiling all of it takes a minute: Python writes that of what is imported.
+export PYTHONDONTWRITEBYTECODE =
 # Concepts of the first picture.
 CONCEPTS := anchor,bell,camera,cloud,heart,house,key,lock,star,umbrella
 
-.PHONY: demo test lint gpu format docs results clean
+.PHONY: demo test browser lint gpu format docs results clean
 
 demo: $(READY)
 	@mkdir -p out
@@ -20,6 +22,14 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# What the tests of the web service start, where Debian's packages can be installed.
+browser:
+	@if ! { command -v chromium && command -v caddy; } > /dev/null && command -v apt-get > /dev/null \
+		&& [ "$$(id -u)" = 0 ]; then \
+		apt-get update --quiet && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium caddy; \
+	fi
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -36,7 +46,9 @@ format: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
+		--editable ".[dev]"
+	$(BIN)/python -c "import mvar.model"
 	@touch $(READY)
 
 # The pictures and the tables of the documentation, from the packaged model, Fashion-MNIST and icons.

@@ -123,6 +123,17 @@ for call, names, heavy in (
     assert run(script) == ""
 
 
+def test_loading_a_model_imports_nothing_that_only_some_methods_need():
+    script = """
+import sys
+import mvar
+
+mvar.load("fashion-mnist")
+print(*{"torch._dynamo", "triton", "scipy", "matplotlib"} & set(sys.modules))
+"""
+    assert run(script) == "\n"
+
+
 def required(distribution: str, seen: set[str]) -> set[str]:
     """Normalised names of the installed distributions that one requires, without extras, and so on."""
     name = re.sub(r"[-_.]+", "-", distribution).lower()

@@ -20,12 +20,13 @@ class Mamba2(nn.Module):
     Causal over all tokens; if `bidirectional`, causal over scales, and inside each the mean of both directions.
 
     Attributes:
-        scan: `mvar.ops.mamba.scan`, or a stand-in with the same results, such as one that torch.compile leaves alone.
+        scan, both_ways: `scan` and `mamba_both_ways` of `mvar.ops.mamba`, or stand-ins with the same results, such as
+            those that torch.compile leaves alone.
     """
 
     def __init__(self, width: int, *, state_size: int, head_dim: int, bidirectional: bool = False) -> None:
         super().__init__()
-        self.scan, self.bidirectional = scan, bidirectional
+        self.scan, self.both_ways, self.bidirectional = scan, mamba_both_ways, bidirectional
         E, h = EXPANSION * width, EXPANSION * width // head_dim
         D = E + 2 * state_size
         self.in_proj = Linear(width, E + D + h, bias=False)
@@ -54,7 +55,7 @@ class Mamba2(nn.Module):
         """
         projected_BLx = self.in_proj(x_BLC)
         if self.bidirectional:
-            y_BLE, state = mamba_both_ways(projected_BLx, areas, self.weights, state, self.scan)
+            y_BLE, state = self.both_ways(projected_BLx, areas, self.weights, state, self.scan)
         else:
             y_BLE, state = mamba(projected_BLx, self.weights, state, self.scan)
         return self.out_proj(y_BLE), state

@@ -27,7 +27,6 @@ NOISE = torch.uint64  # of which noise is made
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)  # by `torch_only`
 
 
-@torch.compiler.assume_constant_result
 def mode() -> str:
     """The value of MVAR_OPS."""
     value = _forced.get() or os.environ.get("MVAR_OPS") or "auto"
@@ -90,7 +89,6 @@ def runs_kernels(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     return x.is_cuda and _available(*find_kernels(x.device, dtype, dtype != NOISE and torch.is_grad_enabled()))
 
 
-@torch.compiler.assume_constant_result
 def find_kernels(device: torch.device, dtype: torch.dtype, gradient: bool) -> tuple[bool, str]:
     """Whether the Triton kernels compile on this device and agree with PyTorch there, and why not.
 

@@ -114,7 +114,6 @@ def mamba(
         return y_BLE, MambaState(at_least_float32(tail_BVD), ssm_BhPN)
 
 
-@torch.compiler.disable  # which would compile its loop again for each scale
 def mamba_both_ways(
     projected_BLx: Tensor,
     areas: tuple[int, ...],

@@ -5,10 +5,9 @@ Shapes: R rows of the generator's batch, l tokens of the largest scale.
 
 from collections import Counter
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mvar.generator.config import GeneratorConfig, Mixer
 from mvar.generator.network import Generator
@@ -17,6 +16,9 @@ from mvar.sampling.config import UNFILTERED, SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import TokenizerConfig
 from mvar.tokenizer.network import Tokenizer
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 MOST_IMAGES = 64  # at once, so that the first results do not wait for the last
 FLOAT = 4  # bytes
@@ -38,7 +40,7 @@ def cost(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> Cost:
     """
     with torch.device("meta"):
         decoder = Tokenizer(tokenizer).eval()
-    with FlopCounterMode(display=False) as decoding:
+    with _counter() as decoding:
         decoder.decode_latent(decoder.quantizer.zeros(1))
     repeats = Counter(generator.mixers)
     flop, state_bytes = once = _count(decoder, generator, list(repeats))
@@ -61,13 +63,19 @@ def cost_facts(tokenizer: TokenizerConfig, generator: GeneratorConfig) -> dict[s
     }
 
 
+def _counter() -> "FlopCounterMode":
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
+
+    return FlopCounterMode(display=False)
+
+
 def _count(decoder: Tokenizer, config: GeneratorConfig, mixers: list[Mixer]) -> tuple[int, int]:
     """FLOP of an image's token maps and bytes of one branch's state, with these blocks in place of the config's."""
     attention, mamba = [mixer.attention for mixer in mixers], [mixer.mamba for mixer in mixers]
     with torch.device("meta"):
         generator = Generator(replace(config, depth=len(mixers), attention=attention, mamba=mamba)).eval()
     sampler = Sampler(decoder, generator, seed=0, settings=SamplingSettings(guidance=1.0, **UNFILTERED))
-    with FlopCounterMode(display=False) as drawing:
+    with _counter() as drawing:
         canvas = sampler.start(torch.tensor([0]), [0])  # of class 0, the null class of a model without classes
         for _ in range(sampler.scales):
             canvas = sampler.draw(canvas)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -108,6 +107,8 @@ def kept_cells(hole_HW: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
 
 def distance(hole_HW: Tensor) -> Tensor:
     """Steps (to any of eight neighbours) from each pixel to the nearest one of the hole, int (H, W); 0 inside it."""
+    from scipy.ndimage import distance_transform_cdt
+
     return torch.from_numpy(distance_transform_cdt(~hole_HW.numpy(), metric="chessboard"))
 
 

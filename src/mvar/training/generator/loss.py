@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mvar.generator.network import Generator, called
-from mvar.ops.dispatch import check_kernels
-from mvar.ops.mamba import scan
+from mvar.ops.dispatch import check_kernels, find_kernels, mode
+from mvar.ops.mamba import mamba_both_ways, scan
 from mvar.scales import ScaleSchedule
 
 NEWEST_WEIGHT = 0.01  # of the tokens of a scale that progressive training has just added
@@ -85,11 +85,14 @@ def compile_blocks(generator: Generator, backend: str | Callable[..., Any] = "in
     """Run the blocks through torch.compile where there is a gradient; blocks of one kind share the result.
 
     The Triton kernels of a GPU are operators that the compiler knows. Where they do not run, Mamba's scan, which has a
-    backward pass of its own, is left out. Without a gradient `mvar.ops.native` has compiled passes.
+    backward pass of its own, is left out, and so is the loop over scales of the bidirectional one, which would be
+    compiled again for each. Without a gradient `mvar.ops.native` has compiled passes.
     """
     check_kernels(generator.head.weight.device)
-    eager = torch.compiler.disable(scan)
+    for answer in (mode, find_kernels):  # marked here, as decorators of torch.compiler import the whole compiler
+        torch.compiler.assume_constant_result(answer)
+    eager_scan, eager_both_ways = torch.compiler.disable(scan), torch.compiler.disable(mamba_both_ways)
     for block in generator.each_block():
         if block.mamba is not None:
-            block.mamba.scan = eager
+            block.mamba.scan, block.mamba.both_ways = eager_scan, eager_both_ways
     generator.differentiated = torch.compile(called, backend=backend)
