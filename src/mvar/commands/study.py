@@ -16,6 +16,7 @@ from mvar.studies.comparing.plan import M_VAR, SCALES, VAR, Scale
 from mvar.studies.grid import Grid
 
 ScaleName: Any = Literal[tuple(SCALES)]  # Any keeps type checkers from reading names that are known at run time only
+PackagedName: Any = Literal[tuple(name for name, scale in SCALES.items() if all(data.command for data in scale.data))]
 Features = Literal["effnet-lite0", "inception"]
 COMPARISONS = {  # studies that train generators: their files in `mvar.studies.paper`
     "width-depth": "Table 5: train VAR, M-VAR, and M-VAR with less width or depth, and compare them.",
@@ -110,7 +111,7 @@ def study_run_attention(
     model: str | None = None,
     data: str | None = None,
     images: Many = 256,
-    scale: ScaleName = "small",
+    scale: PackagedName = "small",
     out: str = "studies",
     reports: str | None = None,
     device: str | None = None,
@@ -139,9 +140,12 @@ def study_run_attention(
     if model is not None and data is not None:
         attention.run(model, data, images, folder, device)
         return
-    work = Work(Path(out), folder / scale, Place.of_torchrun(device))
+    if Place.of_torchrun(device).rank > 0:  # one process does it all
+        return
+    work = Work(Path(out), folder / scale, Place(device=device))
     for name, run, bundle, prepared in work.trained(mixers.STUDY, SCALES[scale], (VAR, M_VAR)):
-        attention.run(str(bundle), str(prepared.tokens), images, folder, device, f"{name} on {run.data.name}")
+        shown, steps = f"{name} on {run.data.name}", run.marks[-1]
+        attention.run(str(bundle), str(prepared.tokens), images, folder, device, shown, steps)
 
 
 def study_run_cost(

@@ -9,9 +9,10 @@ from typing import Any
 from mvar.files import write_text
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a report, its floats `rounded`."""
-    write_text(path, json.dumps(rounded(value), indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Mapping[str, Any], exact: Sequence[str] = ()) -> None:
+    """Write a report, its floats `rounded`, but for the values of the names in `exact`."""
+    kept = {name: value[name] for name in exact}
+    write_text(path, json.dumps({**rounded(value), **kept}, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path, field: str) -> dict[str, Any]:

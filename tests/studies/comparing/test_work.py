@@ -7,6 +7,7 @@ from functools import partial
 from importlib import import_module
 
 import pytest
+import torch
 
 from mvar.bench.measuring import take_turns
 from mvar.bench.training import Network
@@ -16,7 +17,6 @@ from mvar.studies.comparing import data, records, report, timing, work
 from mvar.studies.comparing.data import Place
 from mvar.studies.comparing.plan import FASHION, M_VAR, SCALES, VAR, Run, Scale
 from mvar.studies.comparing.work import Work
-from mvar.studies.paper import scaling
 from mvar.training.generator.task import GeneratorTask
 
 NAMES = ("width_depth", "mixers", "replace", "order", "scan", "scaling")
@@ -50,13 +50,19 @@ def scales(toy) -> dict[str, Scale]:
     return {**dict.fromkeys(NAMES, short), "mixers": toy}
 
 
+def some_turns(cases, rounds):
+    """Seconds of a few cases, and one second for all others."""
+    return {name: [1.0] for name in cases} | take_turns(dict([*cases.items()][:4]), 1, warm_up=0)
+
+
 @pytest.fixture(scope="module")
 def made(scales, fashion_excerpt, tmp_path_factory):
     """All studies, carried out with one seed by one process; and how often each run was trained."""
     trained: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "take_turns", lambda cases, rounds: take_turns(cases, 1, warm_up=0))
+        patch.setattr(timing, "take_turns", some_turns)
         patch.setattr(timing, "IMAGES", 1)
+        patch.setattr(timing, "_ratio", lambda four: 0.5)
         patch.setattr(timing, "count", lambda config, images: Network(config.depth * config.width**2, config.depth))
         patch.setattr(data, "REFERENCE", 60)
         patch.setattr(STUDIES["replace"], "QUARTERS", (2,))
@@ -95,6 +101,18 @@ def test_every_study_is_made_once_and_shown_on_its_page(scales, made, tmp_path):
     assert {path.name for path in done.reports.parent.rglob("*.png")} == {*DRAWN}
     report.write_page(tmp_path / "page.md", tmp_path, [STUDIES["mixers"]], scales["mixers"])
     assert "not complete at scale toy" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("device", "spread", "timed"), [("cpu", False, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_only_what_trains_on_one_cpu_is_timed(toy, made, monkeypatch, device, spread, timed):
+    done, _ = made
+    asked = []
+    monkeypatch.setattr(work, "find_device", lambda name: torch.device(device))
+    monkeypatch.setattr(timing, "measure", lambda *rest: asked.append(rest[-1]))
+    done._times([toy.model], replace(toy, spread=spread))
+    assert asked == [timed]
 
 
 def test_a_run_is_the_same_as_one_of_its_length(toy, made, tmp_path):
@@ -147,6 +165,42 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
     refuse(lambda record: record["config"].update(seed=7), "is not of the configuration in its name")
     refuse(lambda record: record["protocol"].update(samples=1), "another protocol")
     refuse(lambda record: record.update(tokenizer="of other weights"), "another tokenizer")
+    refuse(lambda record: record.update(images="others"), "another images")
+    refuse(lambda record: record.pop("tokenizer"), "does not say of which tokenizer")
+    other = timing.path_of(models[M_VAR], toy, done.reports)
+    (tmp_path / other.name).write_text(json.dumps(json.loads(other.read_text()) | {"config": {}}))
+    with pytest.raises(ValueError, match="is not of the configuration in its name"):
+        timing.read(models[M_VAR], toy, tmp_path)
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "images"])
+def test_records_of_other_data_are_refused_before_any_training(toy, made, tmp_path, fashion_excerpt, what):
+    done, trained = made
+    before = sum(trained.values())
+    (short, *_) = records.trials(toy.model, toy)
+    record = json.loads(records.path_of(short, done.reports).read_text())
+    for name, text in (("kept", record), ("other", record | {what: "other"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{short.name}.json").write_text(json.dumps(text))
+    Work(done.folder, tmp_path / "kept", images=str(fashion_excerpt))._prepare(MIXERS, toy)
+    with pytest.raises(ValueError, match=rf"{short.name}\.json: not of the {what} with which"):
+        Work(done.folder, tmp_path / "other", images=str(fashion_excerpt)).carry_out(MIXERS, toy)
+    assert sum(trained.values()) == before
+
+
+def test_a_run_that_was_stopped_between_marks_goes_on_and_keeps_its_record(toy, made):
+    done, trained = made
+    (run,) = records.runs(MIXERS, MIXERS.variants(toy.model, toy)[VAR], toy, toy.data[0], done.reports, 1)
+    marks, path, before = done.folder_of(run) / "marks.json", records.path_of(run, done.reports), trained[run.name]
+    kept, both = path.read_text(), marks.read_text()
+    for text, times in ((both, before), (json.dumps({"marks": json.loads(both)["marks"][:1]}), before + 1)):
+        marks.write_text(text)
+        path.write_text(kept + " ")  # by another machine, say
+        ((_, found, bundle, _),) = done.trained(MIXERS, toy, [VAR])
+        assert (found, bundle, trained[run.name]) == (run, marks.parent, times)
+        assert (path.read_text(), json.loads(marks.read_text())) == (kept + " ", json.loads(both))
+    path.write_text(kept)
+    trained[run.name] = before
 
 
 def test_prepared_data_of_another_tokenizer_or_set_is_refused(toy, made, tmp_path, fashion_excerpt):
@@ -162,55 +216,3 @@ def test_prepared_data_of_another_tokenizer_or_set_is_refused(toy, made, tmp_pat
     (tmp_path / "data.json").write_text(other)
     with pytest.raises(ValueError, match="tokenizer_weights"):
         data.prepare(toy.data[0], tmp_path, Place(), str(fashion_excerpt))
-
-
-def test_hash_ignores_defaults_and_knows_what_matters(toy):
-    run = Run(scale=toy, data=toy.data[0], model=toy.model, seed=0, rate=0.1, marks=(2,))
-    assert run.config["model"] == {"depth": 4, "width": 128, "heads": 4}
-    assert "seeds" not in run.config["data"]
-    changed = {
-        "seed": replace(run, seed=1),
-        "rate": replace(run, rate=0.2),
-        "marks": replace(run, marks=(2, 3)),
-        "model": replace(run, model=replace(toy.model, state_size=16)),
-        "tokenizer": replace(run, data=replace(run.data, tokenizer="another")),
-        "training": replace(run, scale=replace(toy, training={**toy.training, "ema": 0.5})),
-    }
-    assert len({run.name, *(other.name for other in changed.values())}) == 1 + len(changed)
-
-
-def test_verdict_counts_only_what_exceeds_the_spread():
-    def row(variant: str, mean: float, deviation: float, data: str = "a") -> records.Row:
-        measures = {"bits_per_token": records.Spread(mean, deviation)}
-        return records.Row(variant, data, records.STEPS, 2, 0.1, 3, measures, (0, 0), {}, {})
-
-    rows = [row(M_VAR, 5.0, 0.1), row("better", 4.7, 0.1), row("alike", 4.85, 0.1), row("worse", 5.3, 0.1)]
-    (sentence,) = records.verdict(rows, M_VAR)
-    assert "smaller: better;" in sentence
-    assert "larger: worse;" in sentence
-    assert "alike" in sentence.split("not clearly")[1]
-    mixed = [*rows, row(M_VAR, 5.0, 0.1, "b"), row("better", 5.3, 0.1, "b")]
-    assert "smaller: none" in records.verdict(mixed, M_VAR)[0]
-
-
-def test_discriminant_finds_classes_that_a_line_separates():
-    import torch
-
-    rng = torch.Generator().manual_seed(0)
-    labels_N = torch.arange(300) % 3
-    features_NF = torch.randn(300, 8, generator=rng) * torch.tensor([5.0] * 4 + [0.3] * 4)
-    features_NF[:, 4:7] += 2 * torch.eye(3)[labels_N]
-    classifier = data.Discriminant(features_NF[:200], labels_N[:200])
-    assert (classifier(features_NF[200:]) == labels_N[200:]).float().mean() > 0.97
-
-
-def test_power_laws_are_found_with_their_intervals():
-    x = [1e6, 2e6, 4e6, 8e6, 16e6]
-    exact, other = (scaling.fit(x, [a * n**b for n in x]) for a, b in ((10, -0.1), (12.5, -0.11)))
-    assert exact.slope == pytest.approx(-0.1)
-    assert exact.interval() == pytest.approx((-0.1, -0.1))
-    assert scaling.meeting(exact, other) == pytest.approx([1.25**100] * 3, rel=1e-6)
-    noisy = scaling.fit(x, [10 * n**-0.1 * (1 + e) for n, e in zip(x, (0.01, -0.01, 0.01, -0.01, 0.01), strict=True)])
-    low, high = noisy.interval()
-    assert low < -0.1 < high
-    assert high - low > 0.005

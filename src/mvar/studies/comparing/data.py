@@ -4,7 +4,7 @@ Shapes: N images, F features, K classes.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from mvar.data.images.folders import ImageFolder
 from mvar.data.order import evenly_spaced
 from mvar.data.sets.fashion_mnist import fashion_mnist
 from mvar.data.sets.icons import icons
-from mvar.data.tokens.cache import UNFINISHED, is_cache
+from mvar.data.tokens.cache import UNFINISHED, TokenCache, is_cache
 from mvar.data.tokens.writer import write_cache
 from mvar.evaluation.intervals import Value, share
 from mvar.evaluation.manifold import overlap
@@ -76,7 +76,7 @@ class Prepared:
     images: Path  # train/<class> and val/<class>
     tokenizer: str
     tokens: Path  # a token cache
-    fingerprint: str  # of the tokenizer's weights
+    contents: Mapping[str, str]  # hashes of the tokenizer's weights, and of the images where they are the user's own
 
 
 def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None) -> Prepared:
@@ -122,7 +122,10 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
         is_complete=lambda _: is_cache(tokens) and not (tokens / UNFINISHED).exists(),
     )
     cached.wait()
-    return Prepared(own, str(tokenizer), tokens, loaded.fingerprint())
+    contents = {"tokenizer": loaded.fingerprint()}
+    if data.command is None:
+        contents["images"] = TokenCache.read(tokens, f"out = {str(folder)!r}").settings.listing
+    return Prepared(own, str(tokenizer), tokens, contents)
 
 
 def _check_folder(data: DataSet, model: Model, folder: Path, place: Place) -> None:

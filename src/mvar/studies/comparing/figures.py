@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mvar.charts import BLUE, ORANGE, new_figure, save, style_axes
-from mvar.studies.comparing.records import MINUTES, STEPS, Row
+from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
 from mvar.studies.distance import NAME
 
-PANELS = {"bits_per_token": "Validation loss, bits per token", "distance": NAME}
+PANELS = {LOSS: "Validation loss, bits per token", "distance": NAME}
 MARKS = {STEPS: (BLUE, "o"), MINUTES: (ORANGE, "s")}  # colour and marker
 
 

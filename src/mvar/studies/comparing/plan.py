@@ -10,6 +10,7 @@ from typing import Any
 
 from mvar.generator.config import GeneratorConfig
 from mvar.scales import SIDES_256, Side
+from mvar.studies.page import read_json
 from mvar.training.config import GENERATOR_PRESETS
 
 VERSION = 2  # of all that decides a run's result and is no setting; raise it when that changes
@@ -28,7 +29,7 @@ class DataSet:
         size: side of the images, in pixels.
         most: images of a split, where only some are used.
         concepts: of the icons, every n-th is used.
-        tokenizer: packaged name, bundle or run folder.
+        tokenizer: packaged name; a bundle or run folder for the user's own images.
         sides: its token maps, from coarse to fine.
         grey: whether images are compared without colour.
         framed: pixels of a frame that the data set has and that comparisons leave out.
@@ -65,7 +66,7 @@ class Scale:
         trial_steps: optimizer steps of the runs that choose it, on the first data set.
         data: what is trained on.
         spread: whether the processes of torchrun share each run, in place of having runs of their own.
-        equal_minutes: whether every variant is also measured after the minutes that M-VAR takes; not with `spread`.
+        equal_minutes: whether every variant is also measured after the minutes that M-VAR takes, where these are known.
         sizes: depth and width of the models of the `scaling` study.
     """
 
@@ -94,6 +95,7 @@ class Study:
         baseline: the variant that others are compared with.
         seeds: most seeds of each variant; None for all of the data set's.
         data_sets: how many of the scale's data sets, from the first; None for all.
+        losses_only: whether it does without samples and without equal minutes.
         conclude: sentences that its rows and the generators' times allow; None compares with the baseline.
         plot: draws the same into a file; None for loss and distance of each variant.
     """
@@ -105,6 +107,7 @@ class Study:
     baseline: str = M_VAR
     seeds: int | None = None
     data_sets: int | None = None
+    losses_only: bool = False
     conclude: Callable[..., list[str]] | None = None
     plot: Callable[..., None] | None = None
 
@@ -141,9 +144,13 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """All that decides the result, as JSON has it; values that a field has by default are left out."""
+        """All that decides the result, as JSON has it; values that a field has by default are left out.
+
+        The user's own tokenizer and images are told apart by their contents, which records have, not by where they are.
+        """
         data = differing(self.data)
-        for name in ("seeds", *(() if self.sampled else ("per_class",))):
+        unused = {"seeds": True, "per_class": not self.sampled, "tokenizer": self.data.command is None}
+        for name in [name for name, left_out in unused.items() if left_out]:
             data.pop(name, None)
         values = {
             "version": VERSION,
@@ -170,6 +177,21 @@ class Missing(ValueError):
     def __init__(self, path: Path) -> None:
         super().__init__(f"reports = {str(path.parent)!r}: lacks {path.name}; run the study, which resumes")
         self.file = path.name
+
+
+def read_named(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose file is named by the `digest` of this configuration, which it holds.
+
+    Raises:
+        Missing: there is none.
+        ValueError: it cannot be read, or is that of another configuration.
+    """
+    if not path.exists():
+        raise Missing(path)
+    record = read_json(path, "reports")
+    if digest(record.get("config", {})) != digest(config):
+        raise ValueError(f"reports = {str(path)!r}: is not of the configuration in its name; delete it and run again")
+    return record
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -257,6 +279,7 @@ SCALES = {
         model=GENERATOR_PRESETS["d16"]["model"],
         training={
             **{name: value for name, value in GENERATOR_PRESETS["d16"].items() if name not in ("model", *_OF_A_RUN)},
+            "rank_timeout": 120.0,  # the first process draws and measures samples while the others wait
             "checkpoint_every": 5000,
             "validate_every": 5000,
         },

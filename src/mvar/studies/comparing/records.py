@@ -5,20 +5,23 @@ the runs that its study asks for, and of no others.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from mvar.generator.config import GeneratorConfig
-from mvar.settings import raise_problems
 from mvar.studies import page
 from mvar.studies.comparing import timing
-from mvar.studies.comparing.plan import DataSet, Missing, Run, Scale, Study, digest
+from mvar.studies.comparing.plan import DataSet, Run, Scale, Study, read_named
+from mvar.text import some
 
 STEPS, MINUTES = "equal steps", "equal minutes"
 UNITS = 40  # into which M-VAR's steps are divided to count minutes: finer than times can be measured
-MEASURES = ("bits_per_token", "distance", "accuracy", "precision", "recall")
+LOSS = "bits_per_token"
+OF_SAMPLES = ("distance", "accuracy", "precision", "recall")
+DIGEST = 10 * "[0-9a-f]"  # in the names of files
 
 
 def path_of(run: Run, reports: Path) -> Path:
@@ -29,17 +32,25 @@ def path_of(run: Run, reports: Path) -> Path:
 def read(run: Run, reports: Path) -> dict[str, Any]:
     """A run's record.
 
-    Raises:
-        Missing: there is none.
-        ValueError: it cannot be read, or is that of another configuration.
+    Raises as `read_named`, and ValueError for one of an earlier version.
     """
     path = path_of(run, reports)
-    if not path.exists():
-        raise Missing(path)
-    record = page.read_json(path, "reports")
-    if "config" not in record or digest(record["config"]) != digest(run.config):
-        raise ValueError(f"reports = {str(path)!r}: is not of the configuration in its name; delete it and run again")
+    record = read_named(path, run.config)
+    if "tokenizer" not in record:
+        raise ValueError(f"reports = {str(path)!r}: does not say of which tokenizer; delete it and run the study again")
     return record
+
+
+def check(data: DataSet, contents: Mapping[str, str], reports: Path) -> None:
+    """Refuse records of a data set that were made with another tokenizer, or of other images.
+
+    Args:
+        contents: hashes of both, as in `Prepared`.
+    """
+    found = {path.name: page.read_json(path, "reports") for path in sorted(reports.glob(f"{data.name}-{DIGEST}.json"))}
+    for what, content in contents.items():
+        others = [name for name, record in found.items() if record.get(what) != content]
+        _refuse(others, f"not of the {what} with which the study goes on", reports)
 
 
 def trials(model: GeneratorConfig, scale: Scale) -> list[Run]:
@@ -60,12 +71,12 @@ def chosen_rate(model: GeneratorConfig, scale: Scale, reports: Path) -> float:
 
 
 def marks(study: Study, model: GeneratorConfig, scale: Scale, reports: Path) -> dict[str, int]:
-    """Optimizer steps after which a variant is measured: as many as M-VAR's, and as fit into its minutes."""
+    """Optimizer steps after which a variant is measured: as many as M-VAR's, and as fit into its minutes if known."""
     steps = scale.longer.get(study.name, scale.steps)
     found = {STEPS: steps}
-    if scale.equal_minutes:
+    if scale.equal_minutes and not study.losses_only and (ratio := timing.read(model, scale, reports).step) is not None:
         unit = max(steps // UNITS, 1)
-        found[MINUTES] = max(round(steps / timing.read(model, scale, reports).step / unit), 1) * unit
+        found[MINUTES] = max(round(steps / ratio / unit), 1) * unit
     return found
 
 
@@ -74,19 +85,19 @@ def runs(
 ) -> list[Run]:
     """The runs of a study's variant on a data set, one for each seed."""
     rate, at = chosen_rate(model, scale, reports), tuple(sorted({*marks(study, model, scale, reports).values()}))
-    seeds = study.seeds_of(data, seeds)
-    return [Run(scale=scale, data=data, model=model, seed=seed, rate=rate, marks=at) for seed in range(seeds)]
+    plain = Run(scale=scale, data=data, model=model, seed=0, rate=rate, marks=at, sampled=not study.losses_only)
+    return [replace(plain, seed=seed) for seed in range(study.seeds_of(data, seeds))]
 
 
 class Spread(NamedTuple):
     """A measure over the seeds."""
 
     mean: float
-    deviation: float  # between seeds; 0 for a single one
+    deviation: float  # standard, between seeds; 0 for a single one
 
 
 class Row(NamedTuple):
-    """What a variant reached on a data set, at equal steps or at equal minutes."""
+    """What a variant reached on a data set, at equal steps or at equal minutes; the last three are of samples."""
 
     variant: str
     data: str
@@ -95,9 +106,9 @@ class Row(NamedTuple):
     rate: float  # peak learning rate
     seeds: int
     measures: Mapping[str, Spread]
-    interval: tuple[float, float]  # 90 % of the distance, for its samples: the mean over seeds
-    floor: Mapping[str, Any]  # the same measures of held-out images
-    restored: Mapping[str, Any]  # and of what the tokenizer makes of these
+    interval: tuple[float, float] | None = None  # 90 % of the distance: the mean over seeds
+    floor: Mapping[str, Any] | None = None  # the same measures of held-out images
+    restored: Mapping[str, Any] | None = None  # and of what the tokenizer makes of these
 
 
 def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int | None = None) -> list[Row]:
@@ -105,66 +116,50 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
 
     Raises:
         Missing: a run has no record yet.
-        ValueError: records are of different tokenizers, or were measured by different protocols.
+        ValueError: records are of different tokenizers or images, or were measured by different protocols.
     """
     rows = []
-    protocols: dict[str, list[str]] = {}
-    tokenizers: dict[str, list[str]] = {}
+    used: dict[str, Mapping[str, Any]] = {}
     for name, model in study.variants(scale.model, scale).items():
         own = runs(study, model, scale, data, reports, seeds)
         found = [read(run, reports) for run in own]
-        shorter = trials(model, scale) if data == scale.data[0] else []
-        for run, record in zip([*own, *shorter], [*found, *(read(run, reports) for run in shorter)], strict=True):
-            tokenizers.setdefault(record["tokenizer"], []).append(path_of(run, reports).name)
-        for run, record in zip(own, found, strict=True):
-            protocols.setdefault(digest(record["protocol"]), []).append(path_of(run, reports).name)
+        used |= {path_of(run, reports).name: record for run, record in zip(own, found, strict=True)}
+        if data == scale.data[0]:  # whose short runs choose the rates for all data sets
+            used |= {path_of(run, reports).name: read(run, reports) for run in trials(model, scale)}
+        rate = own[0].rate * scale.training["batch_size"] / 256
         for at, steps in marks(study, model, scale, reports).items():
             taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
-            measures = {key: spread([mark[key] for mark in taken]) for key in MEASURES}
-            low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
-            rate = own[0].rate * scale.training["batch_size"] / 256
-            real, restored = found[0]["floor"], found[0]["restored"]
-            rows.append(Row(name, data.name, at, steps, rate, len(own), measures, (low, high), real, restored))
-    for what, names in {"tokenizer": tokenizers, "protocol": protocols}.items():
-        first, *others = names.values()
-        raise_problems(
-            f"reports = {str(reports / name)!r}: is of another {what} than {first[0]}; "
-            "delete the records of one of the two and run the study again"
-            for name, *_ in others
-        )
+            row = Row(name, data.name, at, steps, rate, len(own), {LOSS: spread([mark[LOSS] for mark in taken])})
+            rows.append(row if study.losses_only else _with_samples(row, taken, found[0]))
+    _check_alike(used, reports)
     return rows
+
+
+def _with_samples(row: Row, taken: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Row:
+    measures = {key: spread([mark[key] for mark in taken]) for key in OF_SAMPLES}
+    low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
+    return row._replace(
+        measures={**row.measures, **measures},
+        interval=(low, high),
+        floor=record["floor"],
+        restored=record["restored"],
+    )
+
+
+def _check_alike(used: Mapping[str, Mapping[str, Any]], reports: Path) -> None:
+    """Refuse records, by file, that differ in what they were made of or how they were measured."""
+    for what in ("tokenizer", "images", "protocol"):
+        values = {name: record[what] for name, record in used.items() if what in record}
+        others = [name for name, value in values.items() if value != next(iter(values.values()))]
+        _refuse(others, f"of another {what} than {next(iter(values), None)}", reports)
+
+
+def _refuse(names: Sequence[str], said: str, reports: Path) -> None:
+    if names:
+        fix = "delete these and run the study again, or give other reports"
+        raise ValueError(f"reports = {str(reports)!r}: {some(names)}: {said}; {fix}")
 
 
 def spread(values: list[float]) -> Spread:
     """Mean and standard deviation of some numbers."""
     return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0)
-
-
-def verdict(rows: list[Row], baseline: str) -> list[str]:
-    """Which variants have a smaller loss than the baseline, and which a larger one, on every data set.
-
-    A difference counts if it is larger than the deviations between seeds of both together.
-    """
-    sentences = []
-    for at in dict.fromkeys(row.at for row in rows):
-        signs: dict[str, list[int]] = {}
-        for data in dict.fromkeys(row.data for row in rows):
-            loss = {row.variant: row.measures["bits_per_token"] for row in rows if (row.at, row.data) == (at, data)}
-            for variant in loss.keys() - {baseline}:
-                signs.setdefault(variant, []).append(_sign(loss[variant], loss[baseline]))
-        order = [row.variant for row in rows if row.variant in signs]
-        named = {
-            "smaller": [name for name in dict.fromkeys(order) if {*signs[name]} == {-1}],
-            "larger": [name for name in dict.fromkeys(order) if {*signs[name]} == {1}],
-        }
-        named["not clearly different, or not alike on all data"] = [
-            name for name in dict.fromkeys(order) if all(name not in found for found in named.values())
-        ]
-        parts = "; ".join(f"{what}: {', '.join(names) if names else 'none'}" for what, names in named.items())
-        sentences.append(f"At {at}, loss compared with {baseline}'s: {parts}.")
-    return sentences
-
-
-def _sign(ours: Spread, baseline: Spread) -> int:
-    apart = ours.mean - baseline.mean
-    return 0 if abs(apart) <= ours.deviation + baseline.deviation else 1 if apart > 0 else -1

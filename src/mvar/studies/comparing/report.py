@@ -2,21 +2,29 @@
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from mvar.charts import can_plot
 from mvar.files import write_text
 from mvar.studies.comparing import figures, records, timing
-from mvar.studies.comparing.plan import Missing, Scale, Study
-from mvar.studies.comparing.records import MINUTES, Row, Spread
+from mvar.studies.comparing.plan import DataSet, Missing, Scale, Study
+from mvar.studies.comparing.records import LOSS, MINUTES, Row, Spread
 from mvar.studies.comparing.timing import Times
+from mvar.studies.comparing.verdict import verdict
 from mvar.studies.distance import NAME as DISTANCE
 from mvar.studies.page import fill, markers, table
 from mvar.text import counted
 
 NAME = "studies"  # of the page's markers
+MEASURES = {  # headings of columns, and decimals
+    LOSS: ("bits per token", 3),
+    "distance": (DISTANCE, 1),
+    "accuracy": ("class accuracy", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+}
 
 
 def write_page(
@@ -37,7 +45,8 @@ def write_page(
     sections = []
     for module in modules:
         if hasattr(module, "STUDY"):
-            found = results(module.STUDY, scale, reports / scale.name, seeds, page.parent)
+            shown = results(module.STUDY, scale, reports / scale.name, seeds, page.parent)
+            found = f"To expect: {module.STUDY.expected}\n\n{shown}"
         else:
             found = module.results(reports, page.parent)
         name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
@@ -54,74 +63,69 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
 
     Raises as `write_page`.
     """
-    parts, rows = [], []
+    parts, rows = list[str](), list[Row]()
+    models = study.variants(scale.model, scale)
     for data in study.data_of(scale):
         try:
             own = records.table(study, scale, data, reports, seeds)
+            times = {name: timing.read(model, scale, reports) for name, model in models.items()}
         except Missing as missing:
             parts.append(
                 f"**{data.name}**: not complete at scale {scale.name}; the first missing result is {missing.file}."
             )
             continue
         rows += own
-        real, restored = (
-            f"{DISTANCE} {found['distance']:.1f}, class accuracy {found['accuracy']:.3f}"
-            for found in (own[0].floor, own[0].restored)
-        )
-        parts += [
-            f"**{data.name}**, {counted(own[0].seeds, 'seed')}, {data.per_class} samples of each class; "
-            f"{counted(own[0].floor['images'], 'held-out image')}: {real}; these reconstructed by the tokenizer, which "
-            f"bounds what samples can reach: {restored}",
-            _table(own, study, scale, reports),
-        ]
+        parts += [_heading(own[0], data), _table(own, times)]
     if not rows:
         return "\n\n".join(parts)
-    models = study.variants(scale.model, scale)
-    times = {name: timing.read(model, scale, reports) for name, model in models.items()} if not scale.spread else {}
     figure = reports / f"{study.name}.png"
     if page is not None and can_plot(str(figure)):
         (study.plot or figures.plot)(rows, times, figure)
         parts.append(f"![{study.title}: loss and distance of each variant]({os.path.relpath(figure, page)})")
-    found = study.conclude(rows, times) if study.conclude else records.verdict(rows, study.baseline)
+    found = study.conclude(rows, times) if study.conclude else verdict(rows, study.baseline)
     return "\n\n".join([*parts, *(f"**Verdict.** {sentence}" for sentence in found)])
 
 
-def _table(rows: Sequence[Row], study: Study, scale: Scale, reports: Path) -> str:
-    costs, quality = (
-        ["parameters", "training time", "image time", "steps", "rate"],
-        ["class accuracy", "precision", "recall"],
-    )
-    head = ["", *costs, "bits per token", DISTANCE, *quality]
-    models = study.variants(scale.model, scale)
-    lines = []
+def _heading(row: Row, data: DataSet) -> str:
+    """What the table of a data set rests on."""
+    parts = [f"**{data.name}**, {counted(row.seeds, 'seed')}"]
+    if row.floor and row.restored:
+        real, restored = (
+            f"{DISTANCE} {found['distance']:.1f}, class accuracy {found['accuracy']:.3f}"
+            for found in (row.floor, row.restored)
+        )
+        parts += [
+            f", {data.per_class} samples of each class; {counted(row.floor['images'], 'held-out image')}: {real}; ",
+            f"these reconstructed by the tokenizer, which bounds what samples can reach: {restored}",
+        ]
+    return "".join(parts)
+
+
+def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
+    measures = [name for name in MEASURES if name in rows[0].measures]
+    lines = [
+        ["", "parameters", "training time", "image time", "steps", "rate", *(MEASURES[name][0] for name in measures)]
+    ]
     for row in rows:
         if row.at == MINUTES and any(
             row[:2] == other[:2] and row.steps == other.steps for other in rows if other.at != MINUTES
         ):
             continue  # the same row again
-        times = timing.read(models[row.variant], scale, reports) if not scale.spread else None
         lines.append(
             [
                 row.variant if row.at != MINUTES else f"{row.variant}, {MINUTES}",
-                *(
-                    [f"{times.parameters / 1e6:.2f} M", f"{times.step:.2f}", f"{times.image:.2f}"]
-                    if times
-                    else [""] * 3
-                ),
+                *_costs(times[row.variant]),
                 f"{row.steps:,}",
                 f"{row.rate:.2g}",
-                _spread(row.measures["bits_per_token"], 3),
-                _spread(row.measures["distance"], 1),
-                *(_spread(row.measures[name], 3) for name in ("accuracy", "precision", "recall")),
+                *(_spread(row.measures[name], MEASURES[name][1]) for name in measures),
             ]
         )
-    return table(head, lines)
+    return table(lines[0], lines[1:])
 
 
-def _costs(times: Times | None) -> list[str]:
-    if times is None:
-        return [""] * 3
-    return [f"{times.parameters / 1e6:.2f} M", f"{times.step:.2f}", f"{times.image:.2f}"]
+def _costs(times: Times) -> list[str]:
+    relative = ["" if ratio is None else f"{ratio:.2f}" for ratio in (times.step, times.image)]
+    return [f"{times.parameters / 1e6:.2f} M", *relative]
 
 
 def _spread(value: Spread, digits: int) -> str:

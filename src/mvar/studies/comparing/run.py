@@ -23,6 +23,11 @@ MARKS = "marks.json"
 CURVE = 2  # validations up to the first mark
 
 
+def is_complete(run: Run, folder: Path) -> bool:
+    """Whether a run was trained here up to its last mark, and measured there."""
+    return (folder / MARKS).exists() and len(page.read_json(folder / MARKS, "out")["marks"]) == len(run.marks)
+
+
 def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, place: Place) -> dict[str, Any]:
     """Train, measure at each mark, and return the record.
 
@@ -30,7 +35,7 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
     is at each of them what a run of that length would be.
 
     Args:
-        real: what samples are compared with; None for a run that is not sampled.
+        real: what samples are compared with; None for a run that is not sampled, and where another process measures.
         folder: of the training run, a bundle in the end.
     """
     measured = folder / MARKS  # so that a run that is stopped between marks goes on after the last
@@ -51,7 +56,7 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
         page.write_json(measured, {"marks": marks})
     record: dict[str, Any] = {
         "config": run.config,
-        "tokenizer": prepared.fingerprint,
+        **prepared.contents,
         "marks": marks,
         "curve": [[m["step"], m["val_bits_per_token"]] for m in _metrics(folder) if "val_bits_per_token" in m],
         "machine": machine(),

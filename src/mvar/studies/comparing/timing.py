@@ -1,11 +1,12 @@
 """What a training step and an image take relative to M-VAR: measured once for each generator, between M-VAR's own.
 
 Minutes must mean the same in all runs, whatever else a machine does meanwhile. So a run's minutes are counted in
-optimizer steps, by ratios of times that were measured when the machine was quiet.
+optimizer steps, by ratios of times that take turns with M-VAR's. They are those of one process on a CPU; where training
+runs on a GPU or on several processes, nothing is timed.
 """
 
 import sys
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -20,23 +21,24 @@ from mvar.machine import machine
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.studies import page
-from mvar.studies.comparing.plan import Missing, Scale, differing, digest
+from mvar.studies.comparing.plan import Scale, differing, digest, read_named
 from mvar.tokenizer.network import Tokenizer
 from mvar.training.generator.task import decided_by
 
 KINDS = ("step", "image")
+TIMED = (*KINDS, "step_seconds", "image_seconds")
 ROUNDS = 9
 IMAGES = 16  # drawn at once
 
 
 class Times(NamedTuple):
-    """What a generator takes, relative to M-VAR of the same scale, and its size."""
+    """A generator's size, and what it takes relative to M-VAR of the same scale; None where that was not timed."""
 
-    step: float  # of training
-    image: float
+    step: float | None  # of training
+    image: float | None
+    step_seconds: float | None
     parameters: int
     step_flop: int  # forward and backward, of one image
-    step_seconds: float
 
 
 def path_of(model: GeneratorConfig, scale: Scale, reports: Path) -> Path:
@@ -45,18 +47,37 @@ def path_of(model: GeneratorConfig, scale: Scale, reports: Path) -> Path:
 
 
 def read(model: GeneratorConfig, scale: Scale, reports: Path) -> Times:
-    """The times of a generator that `measure` has measured."""
-    if not (path := path_of(model, scale, reports)).exists():
-        raise Missing(path)
-    record = page.read_json(path, "reports")
+    """The times of a generator that `measure` has measured.
+
+    Raises:
+        Missing: there are none.
+        ValueError: their file cannot be read, or is that of another configuration.
+    """
+    path = path_of(model, scale, reports)
+    record = read_named(path, _config(model, scale))
     return Times(**{name: record[name] for name in Times._fields})
 
 
-def measure(models: Iterable[GeneratorConfig], scale: Scale, tokenizer: Tokenizer, reports: Path) -> None:
-    """Measure what has no file yet, a training step and a batch of images with guidance."""
+def measure(
+    models: Iterable[GeneratorConfig], scale: Scale, tokenizer: Tokenizer, reports: Path, timed: bool = True
+) -> None:
+    """Count what has no file yet; if `timed`, time a training step and a batch of images with guidance on the CPU."""
     missing = {path: model for model in models if not (path := path_of(model, scale, reports)).exists()}
-    if not missing:
-        return
+    times = _timed(missing, scale, tokenizer) if timed and missing else {}
+    for path, model in missing.items():
+        network = count(_case(model, scale, tokenizer).config, 1)
+        record: dict[str, Any] = {
+            "config": _config(model, scale),
+            **times.get(path, dict.fromkeys(TIMED)),
+            "parameters": network.parameters,
+            "step_flop": network.flop,
+            "machine": machine(),
+        }
+        page.write_json(path, record)
+
+
+def _timed(missing: Mapping[Path, GeneratorConfig], scale: Scale, tokenizer: Tokenizer) -> dict[Path, dict[str, float]]:
+    """The `TIMED` values of each file."""
     cases: dict[Hashable, Callable[[], float]] = {}
     reference = _cases(scale.model, scale, tokenizer)
     for path, model in missing.items():
@@ -65,23 +86,19 @@ def measure(models: Iterable[GeneratorConfig], scale: Scale, tokenizer: Tokenize
             cases |= {(path, kind, 0): reference[kind], (path, kind, 1): own[kind]}
             cases |= {(path, kind, 2): own[kind], (path, kind, 3): reference[kind]}
     seconds = take_turns(cases, ROUNDS)
+    times = {}
     for path, model in missing.items():
         own_seconds = {kind: [*seconds[path, kind, 1], *seconds[path, kind, 2]] for kind in KINDS}
         ratios = {kind: _ratio([seconds[path, kind, i] for i in range(4)]) for kind in KINDS}
         if model == scale.model:
             print(f"M-VAR measured as all others: {ratios}; 1 would be without error", file=sys.stderr)
             ratios = dict.fromkeys(KINDS, 1.0)
-        network = count(_case(model, scale, tokenizer).config, 1)
-        record: dict[str, Any] = {
-            "config": _config(model, scale),
+        times[path] = {
             **ratios,
             "step_seconds": median(own_seconds["step"]),
             "image_seconds": median(own_seconds["image"]) / IMAGES,
-            "parameters": network.parameters,
-            "step_flop": network.flop,
-            "machine": machine(),
         }
-        page.write_json(path, record)
+    return times
 
 
 def _ratio(four: list[list[float]]) -> float:

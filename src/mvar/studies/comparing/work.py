@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mvar.checkpoint.bundle import is_bundle
+from mvar.checkpoint.placement import find_device
 from mvar.features.extractors import Extractor
 from mvar.generator.config import GeneratorConfig
 from mvar.job import Job
 from mvar.studies import page
 from mvar.studies.comparing import records, timing
 from mvar.studies.comparing.data import Place, Prepared, Real, prepare
-from mvar.studies.comparing.plan import Run, Scale, Study
-from mvar.studies.comparing.run import carry_out
+from mvar.studies.comparing.plan import DataSet, Run, Scale, Study
+from mvar.studies.comparing.run import carry_out, is_complete
 from mvar.training.generator.token_data import load_tokenizer
 
 
@@ -44,8 +44,7 @@ class Work:
         """Do all that is missing of a study; every process of several returns when its part is done."""
         models = list(study.variants(scale.model, scale).values())
         self.reports.mkdir(parents=True, exist_ok=True)
-        for data in study.data_of(scale):
-            self._prepared[data.name] = prepare(data, self.folder / "data" / data.name, self.place, self.images)
+        self._prepare(study, scale)
         self._settle(models, scale)
         runs = [
             run
@@ -57,16 +56,22 @@ class Work:
 
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""
-        for data in study.data_of(scale):
-            self._prepared[data.name] = prepare(data, self.folder / "data" / data.name, self.place, self.images)
+        self._prepare(study, scale)
         models = study.variants(scale.model, scale)
         self._settle([models[name] for name in names], scale)
         for name in names:
             for data in study.data_of(scale):
                 (run,) = records.runs(study, models[name], scale, data, self.reports, 1)
-                if not is_bundle(self.folder_of(run)):
+                if not is_complete(run, self.folder_of(run)):
                     self._make(run)
                 yield name, run, self.folder_of(run), self._prepared[data.name]
+
+    def _prepare(self, study: Study, scale: Scale) -> None:
+        """Get all data, and refuse records of other data before anything is trained."""
+        for data in study.data_of(scale):
+            prepared = prepare(data, self.folder / "data" / data.name, self.place, self.images)
+            records.check(data, prepared.contents, self.reports)
+            self._prepared[data.name] = prepared
 
     def _settle(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
         """Measure what runs are derived from: times, and the losses that choose learning rates."""
@@ -78,9 +83,7 @@ class Work:
         return self.folder / "runs" / run.name
 
     def _times(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
-        """Measure times, by the first process while the others are quiet."""
-        if scale.spread:  # times of a cluster are not a single process's
-            return
+        """Measure sizes, and times on a CPU, by the first process while the others are quiet."""
         first = self._prepared[scale.data[0].name]
         job = Job(
             folder=self.reports,
@@ -90,7 +93,8 @@ class Work:
             is_complete=lambda model: timing.path_of(model, scale, self.reports).exists(),
         )
         if self.place.rank == 0:
-            timing.measure(models, scale, load_tokenizer(first.tokenizer, "cpu"), self.reports)
+            timed = not scale.spread and find_device(self.place.device).type == "cpu"
+            timing.measure(models, scale, load_tokenizer(first.tokenizer, "cpu"), self.reports, timed)
         job.wait()
 
     def _runs(self, runs: Sequence[Run], noun: str, wait: bool) -> None:
@@ -119,17 +123,24 @@ class Work:
         if not missing:
             return text
         text += f", {sum(run.marks[-1] for run in missing):,} steps"
-        if missing[0].scale.spread:
-            return text
-        seconds = [run.marks[-1] * timing.read(run.model, run.scale, self.reports).step_seconds for run in missing]
-        minutes = sum(seconds) / 60
+        minutes = 0.0
+        for run in missing:
+            seconds = timing.read(run.model, run.scale, self.reports).step_seconds
+            if seconds is None:
+                return text
+            minutes += run.marks[-1] * seconds / 60
         return f"{text}, about {minutes:.0f} minutes of steps by one process ({minutes / len(missing):.1f} a run)"
 
     def _make(self, run: Run) -> None:
         data, folder = run.data, self.folder_of(run)
-        prepared = self._prepared[data.name]
-        if run.sampled and data.name not in self._real:
+        prepared, path = self._prepared[data.name], records.path_of(run, self.reports)
+        measures = not run.scale.spread or self.place.rank == 0
+        real = self._real_of(data, prepared) if run.sampled and measures else None
+        record = carry_out(run, prepared, real, folder, self.place)
+        if measures and not path.exists():  # one that is there may be another machine's, from which others follow
+            page.write_json(path, record, exact=["config"])
+
+    def _real_of(self, data: DataSet, prepared: Prepared) -> Real:
+        if data.name not in self._real:
             self._real[data.name] = Real(data, prepared, self.extractor)
-        record = carry_out(run, prepared, self._real[data.name] if run.sampled else None, folder, self.place)
-        if not run.scale.spread or self.place.rank == 0:
-            page.write_json(records.path_of(run, self.reports), record)
+        return self._real[data.name]

@@ -1,5 +1,6 @@
 """Where attention looks and what Mamba keeps: Table 1 of the M-VAR paper, for any model.
 
+    mvar study run attention      # the VAR and the M-VAR of the mixers study, which give Table 1
     mvar study run attention --model fashion-mnist --data data/fashion-mnist --images 512
 
 | attention of a trained VAR | score, 256 px | computation, 256 px | score, 512 px | computation, 512 px |
@@ -7,10 +8,10 @@
 | intra-scale | 79.6 % | 23.9 % | 77.1 % | 30.3 % |
 | inter-scale | 20.4 % | 76.1 % | 22.9 % | 69.7 % |
 
-That command took 2.5 minutes on two cores of an AMD EPYC that were busy with other work, and with 256 images for the
-icon model 1.6. To expect: both are M-VARs, whose attention sees its own scale only, so the scores do not apply; they
-need a model with attention "global". Of Mamba's state, 16 to 32 % (Fashion-MNIST, by block) or 13 to 26 % (icons) are
-left after one more scale, the mean over scales: about half after a map of 2x2, at most a ninth after the finest.
+The second command took 2.5 minutes on two cores of an AMD EPYC that were busy with other work, and with 256 images
+for the icon model 1.6. To expect: both are M-VARs, whose attention sees its own scale only, so the scores do not apply;
+they need a model with attention "global". Of Mamba's state, 16 to 32 % (Fashion-MNIST, by block) or 13 to 26 % (icons)
+are left after one more scale, the mean over scales: about half after a map of 2x2, at most a ninth after the finest.
 
 Scores are the softmax weights of a teacher-forced pass over real tokens under their own class, averaged over images,
 heads and queries: each token counts once, so that fine scales decide the total. The paper's computation is the share of
@@ -55,10 +56,18 @@ PAPER = {"256 px": (SIDES_256, 0.796), "512 px": (SIDES_512, 0.771)}  # sides, i
 WIDE = ("global", "recent")  # attention that sees other scales
 
 
-def run(model: str, data: str, images: int, out: Path, device: str | None, name: str | None = None) -> dict[str, Any]:
+def run(
+    model: str,
+    data: str,
+    images: int,
+    out: Path,
+    device: str | None,
+    name: str | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
     """Measure a model on validation images of a folder or token cache; writes attention-NAME.json and .png.
 
-    `name` is what to call the model; by default the last part of where it is.
+    `name` is what to call the model; by default the last part of where it is. `steps` it was trained for, if known.
 
     Returns:
         What was written: "score" (None if attention sees its own scale only), "equal_weights" (the same scores if each
@@ -88,6 +97,7 @@ def run(model: str, data: str, images: int, out: Path, device: str | None, name:
     report = {
         "name": name,
         "model": model,
+        "steps": steps,
         "sha256": hashes(hub.find(model)),
         "data": data,
         "images": len(tokens_NL),
@@ -215,7 +225,8 @@ def computation(schedule: ScaleSchedule) -> dict[str, Any]:
 
 def table(report: Report) -> str:
     """The report as lines of text."""
-    found = f"{report['name']}: {report['images']:,} images, {report['bits_per_token']:.3f} bits per token"
+    trained = f"{report['steps']:,} steps of training, " if report["steps"] else ""
+    found = f"{report['name']}: {trained}{report['images']:,} images, {report['bits_per_token']:.3f} bits per token"
     shares = [["", "intra-scale", "inter-scale"]]
     if score := report["score"]:
         shares += [

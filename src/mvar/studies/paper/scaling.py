@@ -57,10 +57,17 @@ def fit(x: Sequence[float], loss: Sequence[float]) -> Law:
 
 
 def meeting(first: Law, second: Law) -> tuple[float, float, float] | None:
-    """Where two laws give the same loss, with its 90 % interval; None where the interval has no end."""
+    """Where two laws give the same loss, with its 90 % interval; None where the interval has no end.
+
+    It has none if the slopes may well be equal: if more than 5 % of the draws have the other steeper slope.
+    """
     import numpy as np
 
-    places = (second.draws[:, 1] - first.draws[:, 1]) / (first.draws[:, 0] - second.draws[:, 0])
+    draws = np.random.default_rng(0).permutation(second.draws)  # in the same order, both laws would err alike
+    apart = first.draws[:, 0] - draws[:, 0]
+    if np.mean(np.sign(apart) != np.sign(first.slope - second.slope)) > 0.05:
+        return None
+    places = (draws[:, 1] - first.draws[:, 1]) / apart
     low, high = np.quantile(places, (0.05, 0.95))
     place = (second.intercept - first.intercept) / (first.slope - second.slope)
     if max(abs(low), abs(high), abs(place)) > math.log(1e30):
@@ -83,14 +90,15 @@ def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
 
 def _series(rows: "Sequence[Row]", times: Mapping[str, Any], kind: str, axis: str) -> tuple[list[float], list[float]]:
     """The sizes of a kind and their losses at equal steps."""
-    own = [row for row in rows if row.variant.startswith(f"{kind} ") and row.at == "equal steps"]
+    own = [row for row in rows if row.variant.startswith(f"{kind} ")]
     return [getattr(times[row.variant], axis) for row in own], [row.measures["bits_per_token"].mean for row in own]
 
 
 def _conclude(rows: "Sequence[Row]", times: Mapping[str, Any]) -> list[str]:
     sentences = []
     for axis, label in AXES.items():
-        laws = {kind: fit(*_series(rows, times, kind, axis)) for kind in KINDS}
+        series = {kind: _series(rows, times, kind, axis) for kind in KINDS}
+        laws = {kind: fit(*series[kind]) for kind in KINDS}
         slopes = [
             f"{kind}'s loss falls as the power {law.slope:.4f} of the {label} (90 % interval {low:.4f} to {high:.4f})"
             for kind, law in laws.items()
@@ -101,6 +109,9 @@ def _conclude(rows: "Sequence[Row]", times: Mapping[str, Any]) -> list[str]:
         if found is not None:
             place, low, high = found
             where = f"the two meet at {place:.2g} (90 % interval {low:.2g} to {high:.2g})"
+            sizes = [x for sizes, _ in series.values() for x in sizes]
+            if not min(sizes) <= place <= max(sizes):
+                where += f", outside the measured sizes ({min(sizes):.2g} to {max(sizes):.2g})"
         sentences.append(f"At equal steps {slopes[0]}, {slopes[1]}; {where}.")
     return sentences
 
@@ -129,6 +140,7 @@ STUDY = Study(
     variants=_variants,
     seeds=1,
     data_sets=1,
+    losses_only=True,
     conclude=_conclude,
     plot=_plot,
 )

@@ -1,0 +1,173 @@
+"""What studies are derived from and conclude: hashes, marks, times, verdicts, power laws; nothing is trained."""
+
+from dataclasses import replace
+from itertools import count
+
+import pytest
+import torch
+
+from mvar.studies.comparing import data, records, timing
+from mvar.studies.comparing.plan import FASHION, M_VAR, SCALES, VAR, Run
+from mvar.studies.comparing.records import MINUTES, STEPS, Row, Spread
+from mvar.studies.comparing.timing import Times
+from mvar.studies.comparing.verdict import verdict
+from mvar.studies.paper import mixers, scaling
+
+SMALL = SCALES["small"]
+
+
+def test_hash_ignores_defaults_and_knows_what_matters():
+    run = Run(scale=SMALL, data=FASHION, model=SMALL.model, seed=0, rate=0.1, marks=(2,))
+    assert run.config["model"] == {"depth": 4, "width": 128, "heads": 4}
+    assert "seeds" not in run.config["data"]
+    changed = {
+        "seed": replace(run, seed=1),
+        "rate": replace(run, rate=0.2),
+        "marks": replace(run, marks=(2, 3)),
+        "model": replace(run, model=replace(SMALL.model, state_size=16)),
+        "tokenizer": replace(run, data=replace(FASHION, tokenizer="another")),
+        "training": replace(run, scale=replace(SMALL, training={**SMALL.training, "ema": 0.5})),
+    }
+    assert len({run.name, *(other.name for other in changed.values())}) == 1 + len(changed)
+    own = replace(run, data=replace(FASHION, command=None))
+    assert own.name == replace(own, data=replace(own.data, tokenizer="elsewhere")).name
+
+
+@pytest.mark.parametrize(
+    ("study", "ratio", "marks"),
+    [
+        ("replace", 1.0, {STEPS: 400, MINUTES: 400}),
+        ("replace", 0.51, {STEPS: 400, MINUTES: 780}),  # in units of 10
+        ("mixers", 0.51, {STEPS: 1200, MINUTES: 2340}),  # of 30
+        ("replace", 1.3, {STEPS: 400, MINUTES: 310}),
+        ("replace", None, {STEPS: 400}),
+    ],
+)
+def test_marks_are_equal_steps_and_what_fits_into_equal_minutes(monkeypatch, tmp_path, study, ratio, marks):
+    monkeypatch.setattr(timing, "read", lambda *_: Times(ratio, ratio, ratio, 1, 1))
+    plan = replace(mixers.STUDY, name=study)
+    assert records.marks(plan, SMALL.model, SMALL, tmp_path) == marks
+    assert records.marks(replace(plan, losses_only=True), SMALL.model, SMALL, tmp_path) == {STEPS: marks[STEPS]}
+
+
+def test_times_are_relative_to_m_var_on_a_machine_that_slows_down(monkeypatch, tmp_path, bundle):
+    """Each call takes 1 % more of the first one's time than the call before."""
+    calls = count()
+
+    def cases(model, scale, tokenizer):
+        quick = {"step": 1.0, "image": 2.0} if model.mamba else {"step": 0.5, "image": 1.6}
+        return {kind: lambda seconds=seconds: seconds * (1 + next(calls) / 100) for kind, seconds in quick.items()}
+
+    monkeypatch.setattr(timing, "_cases", cases)
+    tokenizer = data.load_tokenizer(bundle, "cpu")
+    models = mixers.STUDY.variants(SMALL.model, SMALL)
+    timing.measure(models.values(), SMALL, tokenizer, tmp_path)
+    found = {name: timing.read(model, SMALL, tmp_path) for name, model in models.items()}
+    assert found[VAR][:2] == (pytest.approx(0.5, abs=1e-4), pytest.approx(0.8, abs=1e-4))
+    assert found[M_VAR][:2] == (1, 1)
+    assert found[M_VAR].parameters > found[VAR].parameters
+    timing.measure(models.values(), replace(SMALL, name="on-a-gpu"), tokenizer, tmp_path, timed=False)
+    untimed = timing.read(models[VAR], replace(SMALL, name="on-a-gpu"), tmp_path)
+    assert untimed == (None, None, None, found[VAR].parameters, found[VAR].step_flop)
+
+
+def rows(losses, data="a", seeds=3, distances=None):
+    """A row for each variant: its loss as (mean, deviation), the interval of its distance, by default (90, 110)."""
+    return [
+        Row(
+            *(name, data, STEPS, 2, 0.1, seeds),
+            {"bits_per_token": Spread(*loss), "distance": Spread(sum(interval) / 2, 1)},
+            interval,
+        )
+        for name, loss in losses.items()
+        for interval in [(distances or {}).get(name, (90, 110))]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "smaller", "larger"),
+    [
+        # The deviation of all is 0.1: 0.2 apart is not clear, whatever a variant's own seeds happened to do.
+        (rows({M_VAR: (5.0, 0.1), "better": (4.7, 0.1), "alike": (4.85, 0.1), "worse": (5.3, 0.1)}), "better", "worse"),
+        (rows({M_VAR: (5.0, 0.0), "lucky": (4.85, 0.0), "far": (4.5, 0.17)}), "far", "none"),
+        (rows({M_VAR: (5.0, 0.1), "v": (4.7, 0.1)}) + rows({M_VAR: (5.0, 0.1), "v": (5.3, 0.1)}, "b"), "none", "none"),
+        (rows({M_VAR: (5.0, 0.1), "v": (4.7, 0.1)}) + rows({M_VAR: (5.0, 0.1), "v": (4.7, 0.1)}, "b"), "v", "none"),
+    ],
+)
+def test_verdict_counts_only_what_exceeds_the_deviation_of_all(found, smaller, larger):
+    loss, _ = verdict(found, M_VAR)
+    assert f"loss compared with M-VAR's: smaller: {smaller}; larger: {larger};" in loss
+
+
+def test_distances_must_also_differ_by_more_than_their_samples_explain():
+    """All deviations between seeds are 1; with four seeds, intervals are half as wide as those of one."""
+    losses = dict.fromkeys((M_VAR, "near", "overlapping", "clear"), (5.0, 0.1))
+    distances = {M_VAR: (95, 105), "near": (96.5, 106.5), "overlapping": (99, 109), "clear": (101, 111)}
+    _, sentence = verdict(rows(losses, seeds=4, distances=distances), M_VAR)
+    assert (
+        "smaller: none; larger: clear; not clearly different, or not alike on all data: near, overlapping" in sentence
+    )
+
+
+def test_one_seed_gives_no_verdict():
+    (sentence,) = verdict(rows({M_VAR: (5.0, 0.0), "better": (4.0, 0.0)}, seeds=1), M_VAR)
+    assert "no verdict" in sentence
+
+
+def test_discriminant_finds_classes_that_a_line_separates():
+    rng = torch.Generator().manual_seed(0)
+    labels_N = torch.arange(300) % 3
+    features_NF = torch.randn(300, 8, generator=rng) * torch.tensor([5.0] * 4 + [0.3] * 4)
+    features_NF[:, 4:7] += 2 * torch.eye(3)[labels_N]
+    classifier = data.Discriminant(features_NF[:200], labels_N[:200])
+    assert (classifier(features_NF[200:]) == labels_N[200:]).float().mean() > 0.97
+
+
+# --- power laws ---
+
+SIZES = [1e6, 2e6, 4e6, 8e6, 16e6]
+
+
+def law(scale, slope, noise=0.0):
+    """Fitted to scale * x^slope, whose values are off by this share in turns."""
+    losses = [scale * x**slope * (1 + noise * sign) for x, sign in zip(SIZES, (1, -1, 1, -1, 1), strict=True)]
+    return scaling.fit(SIZES, losses)
+
+
+def test_power_laws_are_found_with_their_intervals():
+    exact, other = law(10, -0.1), law(12.5, -0.11)
+    assert exact.slope == pytest.approx(-0.1)
+    assert exact.interval() == pytest.approx((-0.1, -0.1))
+    assert scaling.meeting(exact, other) == pytest.approx([1.25**100] * 3, rel=1e-6)
+    low, high = law(10, -0.1, noise=0.01).interval()
+    assert low < -0.1 < high
+    assert high - low > 0.005
+
+
+def test_laws_err_independently_and_meet_within_an_interval_only_if_their_slopes_differ():
+    """All are fitted to the same errors; if these were taken for common ones, they would cancel where two laws meet."""
+    first, alike, steeper = law(10, -0.1, 0.01), law(12.5, -0.11, 0.01), law(40, -0.2, 0.01)
+    assert scaling.meeting(first, alike) is None
+    place, low, high = scaling.meeting(first, steeper)
+    assert place == pytest.approx(4**10, rel=1e-6)
+    assert low < place / 1.1 < 1.1 * place < high
+
+
+@pytest.mark.parametrize(("start", "said"), [(40, False), (400, True)])
+def test_a_meeting_outside_the_measured_sizes_is_said(start, said):
+    """Laws that meet at 4^10 = 1.0e6 and at 1.1e16 parameters."""
+    found, times = [], {}
+    for x in SIZES:
+        for kind, scale, slope in ((VAR, 10, -0.1), (M_VAR, start, -0.2)):
+            name = f"{kind} {x}"
+            found.append(Row(name, "a", STEPS, 2, 0.1, 1, {"bits_per_token": Spread(scale * x**slope, 0.0)}))
+            times[name] = Times(1, 1, 1, int(x), int(1e3 * x))
+    by_parameters, _ = scaling.STUDY.conclude(found, times)
+    assert "the two meet at" in by_parameters
+    assert ("outside the measured sizes (1e+06 to 1.6e+07)" in by_parameters) == said
+
+
+def test_scaling_needs_neither_samples_nor_minutes(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "chosen_rate", lambda *_: 0.1)
+    (run,) = records.runs(scaling.STUDY, SMALL.model, SMALL, FASHION, tmp_path)
+    assert (run.marks, run.sampled) == ((400,), False)
