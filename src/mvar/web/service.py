@@ -7,12 +7,13 @@ import asyncio
 import multiprocessing
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import Any
@@ -88,7 +89,7 @@ class Service:
         """
         await asyncio.gather(*(host.loaded() for host in self.hosts.values()))
 
-    def ask(self, model: str, request: Request) -> AsyncIterator[Partial | Answer]:
+    def ask(self, model: str, request: Request) -> AsyncGenerator[Partial | Answer, None]:
         """What the model has to say, the answer last; leaving the iteration cancels the request.
 
         Raises:
@@ -137,6 +138,8 @@ class Host:
         self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
+        self._outgoing = SimpleQueue[Any]()
+        Thread(target=self._write, args=(self._pipe, self._outgoing), daemon=True).start()
         Thread(target=self._read, args=(self._pipe, loop), daemon=True).start()
 
     async def stop(self, seconds: float = 10.0) -> None:
@@ -158,7 +161,7 @@ class Host:
         if self.failure is not None:
             raise self.failure
 
-    async def ask(self, request: Request) -> AsyncIterator[Partial | Answer]:
+    async def ask(self, request: Request) -> AsyncGenerator[Partial | Answer, None]:
         """See `Service.ask`."""
         if self.card is None or self.stopping:
             raise Broken("the model is not loaded; try again in a few seconds")
@@ -184,8 +187,13 @@ class Host:
                 self._send((number, None))
 
     def _send(self, message: Any) -> None:
-        with suppress(OSError):  # the process has ended, which `_read` sees too
-            self._pipe.send(message)
+        self._outgoing.put(message)
+
+    def _write(self, pipe: Connection, outgoing: SimpleQueue[Any]) -> None:
+        """In a thread, as large images take a while: send what is put into the queue until the process ends."""
+        with suppress(OSError):  # which `_read` sees too
+            while (message := outgoing.get()) is not None:
+                pipe.send(message)
 
     def _wait_for(self, others: int) -> int:
         """Seconds, rounded up, until so many answers have come, by the times of the latest."""
@@ -222,6 +230,7 @@ class Host:
 
     def _ended(self) -> None:
         """The process ended: requests under way fail, and another process starts."""
+        self._outgoing.put(None)
         self.card = None
         for answers in self._requests.values():
             answers.put_nowait(Broken("the model's process ended; send the request again"))
