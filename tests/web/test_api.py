@@ -3,8 +3,12 @@
 import base64
 import io
 import os
+import re
+import shlex
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -238,6 +242,24 @@ def test_a_full_queue_and_a_deadline(served, monkeypatch):
     monkeypatch.setattr(served.host, "limits", type(served.host.limits)(seconds=0.0))
     assert served.http.post("/v1/images/generations", json=body).status_code == 504
     assert served.host.waiting == 0
+
+
+def test_the_documented_calls_work(served, photo, tmp_path, monkeypatch):
+    """Of docs/serving.md, with the test's server, key and classes."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    for documented, real in {"http://127.0.0.1:8000": served.url, "house": "cat", '"none"': f'"{served.key}"'}.items():
+        page = page.replace(documented, real)
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.png", "mask.png"):
+        Path(name).write_bytes(photo)
+    calls = [call for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for call in block.split("curl ")[1:]]
+    assert len(calls) == 7
+    for call in calls:
+        words = shlex.split(call.replace("\\\n", " "))
+        subprocess.run(["curl", "-f", "-H", f"Authorization: Bearer {served.key}", *words], check=True)
+        assert Path(words[-1]).stat().st_size > 100
+    (block,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "serving.md", "exec"), {})
 
 
 def test_what_goes_wrong_within_a_stream_is_its_last_event(client, monkeypatch):

@@ -7,6 +7,8 @@ import json
 import socket
 import struct
 import zlib
+from contextlib import suppress
+from itertools import count
 
 import httpx
 import pytest
@@ -126,8 +128,9 @@ def test_bodies_are_limited_however_they_come(served):
     headers = {"Content-Type": "application/json"}
     chunked = served.http.post(GENERATE, content=(b" " * 2**16 for _ in range(40)), headers=headers)
     assert (chunked.status_code, chunked.headers["connection"]) == (413, "close")
-    with pytest.raises(httpx.TransportError):  # the connection is closed
-        served.http.post(GENERATE, content=(b" " * 2**16 for _ in range(10_000)), headers=headers)
+    with suppress(httpx.TransportError):  # the connection may be closed before the answer is read
+        endless = (b" " * 2**16 for _ in count())
+        assert served.http.post(GENERATE, content=endless, headers=headers).status_code == 413
     large = served.http.post("/v1/scores", files={"image": b"\0" * (MOST_BYTES + 1)})
     assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
     form = served.http.post("/v1/images/edits", content=b"{}", headers=headers)

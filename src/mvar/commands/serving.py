@@ -121,4 +121,6 @@ def _listening(host: str, port: int, anywhere: bool) -> socket.socket:
     try:
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        raise ValueError(f"port = {port}: {os.strerror(error.errno or 0)} at {host}; give another --port or --host") from error
+        raise ValueError(
+            f"port = {port}: {os.strerror(error.errno or 0)} at {host}; give another --port or --host"
+        ) from error
