@@ -38,7 +38,9 @@ def test_a_port_in_use(refused, bundle):
 
 def started(*arguments: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "mvar", "serve", "--port", "0", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | environment, start_new_session=True
+    )
 
 
 def test_it_starts_drains_and_says_which_model_is_wrong(bundle):
@@ -60,7 +62,7 @@ def test_it_starts_drains_and_says_which_model_is_wrong(bundle):
             while not answer.done():
                 if re.search(r"mvar_waiting\S* [1-9]", httpx.get(f"{url}/metrics", headers=headers).text):
                     break
-            server.send_signal(signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGTERM)  # as service managers do
             assert answer.result().status_code == 200
             assert len(answer.result().json()["data"]) == 10
         log = server.stderr.read()

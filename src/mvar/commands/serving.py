@@ -47,13 +47,6 @@ def serve(
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    try:
-        import uvicorn
-
-        from mvar.web.api.app import create_app
-        from mvar.web.api.security import Options
-    except ModuleNotFoundError as error:
-        raise ValueError(f"serve: needs {error.name}; pip install 'mvar-torch[serve]'") from error
     from mvar.web.service import Service, Source
 
     key = os.environ.get(KEY) if api_key is None else api_key
@@ -69,6 +62,14 @@ def serve(
         Source(name=name, path=path, device=device, dtype=dtype) for name, path in zip(names, paths, strict=True)
     ]
     service = Service(sources)
+    service.launch()
+    try:  # meanwhile
+        import uvicorn
+
+        from mvar.web.api.app import create_app
+        from mvar.web.api.security import Options
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serve: needs {error.name}; pip install 'mvar-torch[serve]'") from error
     app = create_app(service, Options(api_key=key, origins=origins, rate=rate))
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS

@@ -4,6 +4,7 @@ The service has no state besides requests under way, so any number of replicas c
 """
 
 import asyncio
+import atexit
 import multiprocessing
 import sys
 from collections import deque
@@ -62,6 +63,11 @@ class Service:
 
     def __post_init__(self) -> None:
         self.hosts = {source.name: Host(source, self.limits) for source in self.sources}
+
+    def launch(self) -> None:
+        """Start the models' processes before there is an event loop, as they take seconds to be ready."""
+        for host in self.hosts.values():
+            host.launch()
 
     async def __aenter__(self) -> "Service":
         for host in self.hosts.values():
@@ -128,16 +134,22 @@ class Host:
         """Of its process."""
         return self._process.pid if self._process is not None else None
 
-    def start(self) -> None:
-        """Start the process; its answers arrive in this event loop."""
-        loop = asyncio.get_running_loop()
+    def launch(self) -> None:
+        """Start the process; it is heard from `start` on."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         source = self.source
         arguments = (theirs, source.name, source.path, source.device, source.dtype)
         self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
+        atexit.register(self._process.kill)  # multiprocessing's own SIGTERM is ignored
         theirs.close()
+
+    def start(self) -> None:
+        """Start the process, unless it was launched; its answers arrive in this event loop."""
+        if self._process is None:
+            self.launch()
+        loop = asyncio.get_running_loop()
         self._outgoing = SimpleQueue[Any]()
         Thread(target=self._write, args=(self._pipe, self._outgoing), daemon=True).start()
         Thread(target=self._read, args=(self._pipe, loop), daemon=True).start()
@@ -243,6 +255,7 @@ class Host:
             return
         self.failure = None
         self.restarts += 1
+        self._process = None
         print(f"mvar: the process of {self.source.name} ended; starting it again", file=sys.stderr)
         self.start()
 
