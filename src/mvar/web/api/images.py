@@ -32,7 +32,9 @@ def router(service: Service, links: Links, count: Count) -> APIRouter:
         if asked.stream:
             events = _events(service, planned, count)
             return StreamingResponse(
-                _after(await while_connected(request, anext(events)), events), media_type="text/event-stream"
+                _after(await while_connected(request, anext(events)), events),
+                media_type="text/event-stream",
+                headers={"X-Accel-Buffering": "no"},  # nginx would keep events back
             )
         if url is not None:
             data = [{"url": url(drawing)} for drawing in planned.drawings]

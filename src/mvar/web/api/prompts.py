@@ -1,7 +1,8 @@
 """Which model, class and size a request means. Without torch."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from mvar.sampling.labels import label_ids, parse_label
@@ -13,6 +14,7 @@ from mvar.web.service import Service
 ALIAS = re.compile(r"|default|auto|(dall-e|gpt-image|chatgpt-image)\b.*")  # what OpenAI's clients send by default
 WORD = re.compile(r"\w+")
 INDEX = re.compile(r"-?[0-9]{1,20}")
+MOST_SOUGHT, MOST_WORDS = 40, 4  # characters and words of a prompt for which close names are sought, as it takes long
 SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
@@ -59,7 +61,11 @@ def find_class(prompt: str, classes: Sequence[str]) -> int | None:
     except ValueError as error:
         raise Problem(400, str(error).replace("labels has", "prompt ="), "prompt") from error
     words = _words(prompt)
-    found = [i for i, name in enumerate(classes) if _occurs(_words(name), words)]
+    places = defaultdict[str, set[int]](set)
+    for i, word in enumerate(words):
+        for singular in _singulars(word):
+            places[singular].add(i)
+    found = [i for i, name in enumerate(classes) if _occurs(_words(name), places)]
     longest = max((len(classes[i]) for i in found), default=0)
     found = [i for i in found if len(classes[i]) == longest]
     if len(found) == 1:
@@ -68,19 +74,21 @@ def find_class(prompt: str, classes: Sequence[str]) -> int | None:
         names = some([f"{classes[i]} ({i})" for i in found])
         raise Problem(400, f"prompt = {prompt!r}: names several classes: {names}; name one", "prompt")
     folded = {name.casefold(): name for name in classes}
-    close = [folded[match] for word in [prompt.casefold(), *words] for match in get_close_matches(word, folded, n=3)]
+    sought = [prompt.casefold()[:MOST_SOUGHT], *words[:MOST_WORDS]]
+    close = [folded[match] for word in sought for match in get_close_matches(word, folded, n=3)]
     hint = f"close: {some(list(dict.fromkeys(close)))}" if close else f"known: {some(classes, 10)}"
     raise Problem(400, f"prompt = {prompt!r}: names no class; {hint}", "prompt")
 
 
 def _words(text: str) -> list[str]:
-    return WORD.findall(text.casefold())[:200]
+    return WORD.findall(text.casefold())
 
 
-def _occurs(name: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether a name's words stand side by side; the words may be plurals."""
-    places = range(len(words) - len(name) + 1) if name else range(0)
-    return any(all(a in _singulars(b) for a, b in zip(name, words[i:], strict=False)) for i in places)
+def _occurs(name: Sequence[str], places: Mapping[str, set[int]]) -> bool:
+    """Whether a name's words stand side by side, by the places of all words."""
+    if not name or any(word not in places for word in name):
+        return False
+    return bool(set.intersection(*({i - j for i in places[word]} for j, word in enumerate(name))))
 
 
 def _singulars(word: str) -> set[str]:

@@ -108,6 +108,8 @@ class Guard:
         path = scope["path"]
         if not is_api(path) or path in OPEN:
             return
+        if path != "/metrics":
+            self._count(_client(scope))
         signed = scope["method"] in ("GET", "HEAD") and path.startswith("/v1/images/generations/")
         key = self.options.api_key
         if key is not None and not signed:
@@ -116,8 +118,6 @@ class Guard:
             if kind.lower() != "bearer" or not same:
                 text = "give the server's API key, as Authorization: Bearer KEY"
                 raise Problem(401, text, None, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        if path != "/metrics":
-            self._count(_client(scope))
 
     def _count(self, client: str) -> None:
         """Take one from a client's requests, which grow again with time."""
