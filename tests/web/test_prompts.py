@@ -13,7 +13,7 @@ CLASSES = [
     "great white shark",
     "house-user",
     "berry",
-    "7",
+    "3",
     "glass",
     "Bus",
 ]
