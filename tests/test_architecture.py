@@ -112,7 +112,7 @@ def help_of(command):
 for call, names, heavy in (
     (help_of, ["", "train"], ["torch", "numpy", "pydantic", "yaml"]),
     (importlib.import_module, {light}, ["torch", "numpy", "PIL"]),
-    (importlib.import_module, ["mvar.data.reading", "mvar.data.shards.local"], ["torch"]),
+    (importlib.import_module, ["mvar.data.reading", "mvar.data.shards.local", "mvar.web.api.app"], ["torch"]),
     (help_of, COMMANDS, ["torch"]),
 ):
     for name in names:
@@ -161,9 +161,9 @@ def test_every_module_imports_with_the_required_packages_only():
     script = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({optional}))  # None: importing it raises ModuleNotFoundError
-for name in {[m for m in MODULES if m != "mvar.__main__" and not m.startswith("mvar.ops.gpu.")]}:
+for name in {[m for m in MODULES if m != "mvar.__main__" and not m.startswith(("mvar.ops.gpu.", "mvar.web.api."))]}:
     importlib.import_module(name)
-"""  # Triton, which the kernels need, comes with torch where there is CUDA
+"""  # Triton, which the kernels need, comes with torch where there is CUDA; FastAPI with the extra `serve`
     run(script)
 
 

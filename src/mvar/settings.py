@@ -34,7 +34,13 @@ class Wrong(ValueError):
 
 
 class Rule:
-    """What a type says of the values of a setting, before pydantic converts them."""
+    """What a type says of the values of a setting, before pydantic converts them.
+
+    Attributes:
+        text: the same in words.
+    """
+
+    text: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.checked, handler(source))
@@ -49,13 +55,14 @@ class Whole(Rule):
 
     def __init__(self, least: int, most: int) -> None:
         self.least, self.most = least, most
+        self.text = f"must lie in {least} to {most:,}"
 
     def checked(self, value: Any) -> Any:
         for number in _each(value):
             if not is_integer(number):
                 raise Wrong(number, "must be an integer")
             if not self.least <= number <= self.most:
-                raise Wrong(number, f"must lie in {self.least} to {self.most:,}")
+                raise Wrong(number, self.text)
         return int(value) if is_integer(value) else value
 
 
@@ -94,10 +101,12 @@ class Real(Rule):
 class TrueOrFalse(Rule):
     """Takes booleans alone, and lists of them."""
 
+    text = "must be true or false"
+
     def checked(self, value: Any) -> Any:
         for one in _each(value):
             if not isinstance(one, bool):
-                raise Wrong(one, "must be true or false")
+                raise Wrong(one, self.text)
         return value
 
 
@@ -174,7 +183,7 @@ def _problems(cls: type, error: ValidationError) -> list[str]:
         if name in found:
             continue
         if isinstance(cause, Wrong):
-            found[name] = [f"{name} = {cause.value!r}: {cause}"]
+            found[name] = [f"{name} = {cause.value!r}: {text(problem)}"]
         elif cause is not None:  # of __post_init__
             found[name] = [f"{name}.{line}" if name else line for line in str(cause).splitlines()]
         elif problem["type"] == "unexpected_keyword_argument":
@@ -182,11 +191,15 @@ def _problems(cls: type, error: ValidationError) -> list[str]:
         elif problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             found[name] = [f"{name}: is missing"]
         else:
-            found[name] = [f"{name} = {problem['input']!r}: {_text(problem)}"]
+            found[name] = [f"{name} = {problem['input']!r}: {text(problem)}"]
     return [line for lines in found.values() for line in lines]
 
 
-def _text(problem: Mapping[str, Any]) -> str:
+def text(problem: Mapping[str, Any]) -> str:
+    """What is wrong, in words, by one of pydantic's errors."""
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, Wrong):
+        return str(cause)
     texts = {
         "literal_error": "choose from {}".format(problem.get("ctx", {}).get("expected", "").replace("'", "")),
         "int_type": "must be an integer",

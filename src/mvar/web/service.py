@@ -4,15 +4,17 @@ The service has no state besides requests under way, so any number of replicas c
 """
 
 import asyncio
+import atexit
 import multiprocessing
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import Any
@@ -62,6 +64,11 @@ class Service:
     def __post_init__(self) -> None:
         self.hosts = {source.name: Host(source, self.limits) for source in self.sources}
 
+    def launch(self) -> None:
+        """Start the models' processes before there is an event loop, as they take seconds to be ready."""
+        for host in self.hosts.values():
+            host.launch()
+
     async def __aenter__(self) -> "Service":
         for host in self.hosts.values():
             host.start()
@@ -88,7 +95,7 @@ class Service:
         """
         await asyncio.gather(*(host.loaded() for host in self.hosts.values()))
 
-    def ask(self, model: str, request: Request) -> AsyncIterator[Partial | Answer]:
+    def ask(self, model: str, request: Request) -> AsyncGenerator[Partial | Answer, None]:
         """What the model has to say, the answer last; leaving the iteration cancels the request.
 
         Raises:
@@ -127,16 +134,24 @@ class Host:
         """Of its process."""
         return self._process.pid if self._process is not None else None
 
-    def start(self) -> None:
-        """Start the process; its answers arrive in this event loop."""
-        loop = asyncio.get_running_loop()
+    def launch(self) -> None:
+        """Start the process; it is heard from `start` on."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         source = self.source
         arguments = (theirs, source.name, source.path, source.device, source.dtype)
         self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
+        atexit.register(self._process.kill)  # multiprocessing's own SIGTERM is ignored
         theirs.close()
+
+    def start(self) -> None:
+        """Start the process, unless it was launched; its answers arrive in this event loop."""
+        if self._process is None:
+            self.launch()
+        loop = asyncio.get_running_loop()
+        self._outgoing = SimpleQueue[Any]()
+        Thread(target=self._write, args=(self._pipe, self._outgoing), daemon=True).start()
         Thread(target=self._read, args=(self._pipe, loop), daemon=True).start()
 
     async def stop(self, seconds: float = 10.0) -> None:
@@ -158,7 +173,7 @@ class Host:
         if self.failure is not None:
             raise self.failure
 
-    async def ask(self, request: Request) -> AsyncIterator[Partial | Answer]:
+    async def ask(self, request: Request) -> AsyncGenerator[Partial | Answer, None]:
         """See `Service.ask`."""
         if self.card is None or self.stopping:
             raise Broken("the model is not loaded; try again in a few seconds")
@@ -184,8 +199,13 @@ class Host:
                 self._send((number, None))
 
     def _send(self, message: Any) -> None:
-        with suppress(OSError):  # the process has ended, which `_read` sees too
-            self._pipe.send(message)
+        self._outgoing.put(message)
+
+    def _write(self, pipe: Connection, outgoing: SimpleQueue[Any]) -> None:
+        """In a thread, as large images take a while: send what is put into the queue until the process ends."""
+        with suppress(OSError):  # which `_read` sees too
+            while (message := outgoing.get()) is not None:
+                pipe.send(message)
 
     def _wait_for(self, others: int) -> int:
         """Seconds, rounded up, until so many answers have come, by the times of the latest."""
@@ -222,6 +242,7 @@ class Host:
 
     def _ended(self) -> None:
         """The process ended: requests under way fail, and another process starts."""
+        self._outgoing.put(None)
         self.card = None
         for answers in self._requests.values():
             answers.put_nowait(Broken("the model's process ended; send the request again"))
@@ -234,6 +255,7 @@ class Host:
             return
         self.failure = None
         self.restarts += 1
+        self._process = None
         print(f"mvar: the process of {self.source.name} ended; starting it again", file=sys.stderr)
         self.start()
 

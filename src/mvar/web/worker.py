@@ -38,7 +38,8 @@ def main(pipe: Connection, name: str, source: str, device: str | None, dtype: Dt
 
     Answers are (number, Partial), then (number, Answer) or (number, exception).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # often sent to all processes, but the service says when to stop
+        signal.signal(number, signal.SIG_IGN)
     try:
         model = load(source, device, dtype)
         pipe.send(card(model, name, source))

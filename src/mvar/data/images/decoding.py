@@ -83,6 +83,16 @@ def as_stored(image: str | Path | Image.Image, field: str = "image") -> Image.Im
         return _stored(_opened(read_bytes(image)))
 
 
+def from_bytes(content: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """A file's content as `as_stored` returns it; one with more pixels is not decoded.
+
+    Raises:
+        ValueError: the reason why it cannot be used.
+    """
+    with _one_reason():
+        return _stored(_opened(content, most_pixels))
+
+
 def look(content: bytes) -> Look:
     """A file's size and kind, from its header.
 
@@ -131,7 +141,7 @@ def _one_reason(named: str = "") -> Iterator[None]:
         raise ValueError((f"{named}: " if named else "") + " ".join(reason.split())) from error
 
 
-def _opened(content: bytes) -> ImageFile:
+def _opened(content: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile:
     """An image whose header is read, and whose size is one that can be used."""
     reader = next((reader for start, reader in READERS.items() if content.startswith(start)), None)
     if reader is None or (reader is WebPImageFile and content[8:12] != b"WEBP"):
@@ -144,8 +154,8 @@ def _opened(content: bytes) -> ImageFile:
         raise ValueError(f"{width}x{height} pixels, a side must have at least {MIN_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{width}x{height} pixels, one side more than {MAX_ASPECT} times the other")
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width}x{height} pixels, more than {MOST_PIXELS // 1_000_000} million in all")
+    if width * height > most_pixels:
+        raise ValueError(f"{width}x{height} pixels, more than {most_pixels // 1_000_000} million in all")
     if reader is PngImageFile:
         image.info["bits"], image.info["grey_alpha"] = content[24], content[25] == GREY_ALPHA
         if content[24:26] == bytes((16, COLOUR)) and "transparency" in image.info:

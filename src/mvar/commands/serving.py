@@ -1,0 +1,127 @@
+"""The command serve. torch is imported in the processes of the models only."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from mvar.settings import Count, Whole, raise_problems
+from mvar.text import split_names
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from mvar.web.service import Service
+
+DRAIN_SECONDS = 25  # for requests under way when the server is to stop; Kubernetes kills after 30
+KEY = "MVAR_API_KEY"
+
+
+def serve(
+    model: str,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Whole(0, 65535)] = 8000,
+    api_key: str | None = None,
+    insecure: bool = False,
+    cors: str | None = None,
+    rate: Count = 600,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> None:
+    """Serve models over HTTP, in the form of OpenAI's Images API, until SIGTERM or Ctrl-C.
+
+    Args:
+        model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub; several between commas.
+        host: name or address to listen at; others than this machine's own need --api-key.
+        port: to listen at; 0 chooses a free one.
+        api_key: that clients must give; by default that of the environment variable MVAR_API_KEY, which no list of
+            processes shows.
+        insecure: listen at any address without a key.
+        cors: origins, such as https://example.org, between commas, whose pages may use the API from a browser.
+        rate: requests a minute that each client may send.
+        device: cpu, cuda, ...; a GPU where there is one by default.
+        dtype: of the weights in use.
+    """
+    from mvar.web.service import Service, Source
+
+    key = os.environ.get(KEY) if api_key is None else api_key
+    _check_key(key)
+    paths = split_names(model, "model")
+    names = [Path(path).name or path for path in paths]
+    raise_problems(f"model: {name} is there {n} times; rename a folder" for name, n in Counter(names).items() if n > 1)
+    if not names:
+        raise ValueError(f"model = {model!r}: names no model")
+    origins = tuple(split_names(cors or "", "cors"))
+    listening = _listening(host, port, key is not None or insecure)
+    sources = [
+        Source(name=name, path=path, device=device, dtype=dtype) for name, path in zip(names, paths, strict=True)
+    ]
+    service = Service(sources)
+    service.launch()
+    try:  # meanwhile
+        import uvicorn
+
+        from mvar.web.api.app import create_app
+        from mvar.web.api.security import Options
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serve: needs {error.name}; pip install 'mvar-torch[serve]'") from error
+    app = create_app(service, Options(api_key=key, origins=origins, rate=rate))
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
+    )
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler stops the server, then raises the signal
+    try:
+        asyncio.run(_run(uvicorn.Server(config), service, listening))
+    except KeyboardInterrupt:
+        print("mvar: stopped", file=sys.stderr)
+
+
+async def _run(server: "uvicorn.Server", service: "Service", listening: socket.socket) -> None:
+    """Serve until a signal, or until a model cannot be loaded, which is raised."""
+    name, port = listening.getsockname()[:2]
+    url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+    async def load() -> None:
+        try:
+            await service.loaded()
+            print(f"mvar: ready at {url}", file=sys.stderr)
+        except BaseException:
+            server.should_exit = True
+            raise
+
+    print(f"mvar: loading {', '.join(service.hosts)}; listening at {url}", file=sys.stderr)
+    loading = asyncio.create_task(load())
+    await server.serve(sockets=[listening])
+    if loading.done():
+        loading.result()
+    loading.cancel()
+
+
+def _check_key(key: str | None) -> None:
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and len(key) >= 8):
+        raise ValueError("api_key: give at least 8 printable ASCII characters, without spaces around them")
+
+
+def _listening(host: str, port: int, anywhere: bool) -> socket.socket:
+    """A socket that listens; at others than this machine's own addresses only if `anywhere`.
+
+    Raises:
+        ValueError: one line that says why it cannot.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"host = {host!r}: no address of this name; give one such as 127.0.0.1") from error
+    if not anywhere and not ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        raise ValueError(f"host = {host!r}: others could reach it; give --api-key too, or --insecure")
+    try:
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ValueError(
+            f"port = {port}: {os.strerror(error.errno or 0)} at {host}; give another --port or --host"
+        ) from error

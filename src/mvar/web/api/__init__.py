@@ -1,0 +1,1 @@
+"""The HTTP service, in the form of OpenAI's Images API."""

@@ -1,0 +1,196 @@
+"""What stands before the routes: request ids and logs, the API key, the rate of each client, limits of bodies, headers.
+
+It is one plain ASGI application around the others, so that it sees every request and what became of it.
+"""
+
+import asyncio
+import hmac
+import json
+import re
+import sys
+import traceback
+from collections import OrderedDict
+from dataclasses import dataclass
+from time import monotonic, time
+from typing import Any
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mvar.web.api.errors import Problem, problem_of
+from mvar.web.api.operations import Metrics
+
+MOST_BODY = 42 * 2**20  # bytes: an image, a mask and the fields of a form
+MOST_JSON = 2**20
+DISCARDED = 4  # times as much is read, so that a client that sends too much gets to the answer
+MOST_CLIENTS = 10_000  # whose rate is remembered
+ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+API_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "frame-ancestors 'none'; base-uri 'self'"
+)
+OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a server asks of its clients.
+
+    Attributes:
+        api_key: that requests must give; None for none.
+        origins: of other sites' pages that may use the API from a browser.
+        rate: requests of the API a minute for each client.
+        body_seconds: within which a request must have arrived.
+    """
+
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()
+    rate: int = 600
+    body_seconds: float = 60.0
+
+
+def is_api(path: str) -> bool:
+    """Whether a path belongs to the API; others to the page."""
+    return path.startswith("/v1/") or path == "/metrics" or path in OPEN
+
+
+class Guard:
+    """The middleware."""
+
+    def __init__(self, app: ASGIApp, options: Options, metrics: Metrics) -> None:
+        self.app, self.options, self.metrics = app, options, metrics
+        self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when that was
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, headers = monotonic(), Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        number = given if ID.fullmatch(given) else uuid4().hex
+        noted: dict[str, Any] = {}
+        scope["mvar.noted"] = noted
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(MutableHeaders(scope=message), number, scope["path"])
+            await send(message)
+
+        try:
+            self._admit(scope, headers)
+            await self.app(scope, await self._received(scope, headers, receive), sending)
+        except Exception as error:
+            problem = problem_of(error)
+            if not isinstance(error, Problem):
+                print(f"mvar: request {number} failed", file=sys.stderr)
+                traceback.print_exception(error, file=sys.stderr)
+            if not status:
+                await problem.response()(scope, receive, sending)
+        finally:
+            self._log(scope, number, status or 499, monotonic() - began, noted)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Raise a problem for a client without the key, or with too many requests."""
+        path = scope["path"]
+        if not is_api(path) or path in OPEN:
+            return
+        if path != "/metrics":
+            self._count(_client(scope))
+        signed = scope["method"] in ("GET", "HEAD") and path.startswith("/v1/images/generations/")
+        key = self.options.api_key
+        if key is not None and not signed:
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), key.encode())
+            if kind.lower() != "bearer" or not same:
+                text = "give the server's API key, as Authorization: Bearer KEY"
+                raise Problem(401, text, None, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    def _count(self, client: str) -> None:
+        """Take one from a client's requests, which grow again with time."""
+        rate, now = self.options.rate, monotonic()
+        left, since = self._clients.pop(client, (float(rate), now))
+        left = min(rate, left + (now - since) * rate / 60)
+        self._clients[client] = (max(0.0, left - 1), now)
+        if len(self._clients) > MOST_CLIENTS:
+            self._clients.popitem(last=False)
+        if left < 1:
+            wait = str(max(1, round((1 - left) * 60 / rate + 0.5)))
+            text = f"more than {rate} requests a minute; try again in {wait} s"
+            raise Problem(429, text, None, "rate_limit_exceeded", "rate_limit_error", {"Retry-After": wait})
+
+    async def _received(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        """What gives the request's whole body, which is read here, within its limits."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return receive
+        form = headers.get("content-type", "").lower().startswith("multipart/")
+        most = MOST_BODY if form or not is_api(scope["path"]) else MOST_JSON
+        close = {"Connection": "close"}
+        too_large = Problem(413, f"body: larger than {most >> 20} MiB", None, "too_large", headers=close)
+        body, more, size = bytearray(), True, 0
+        try:
+            async with asyncio.timeout(self.options.body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Problem(499, "the client left", None, "client_left")
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size <= most:
+                        body += part
+                    elif size > DISCARDED * most:
+                        raise too_large
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            text = f"body: not complete within {self.options.body_seconds:g} s"
+            raise Problem(408, text, None, "slow_body", headers=close) from error
+        if size > most:
+            raise too_large
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again
+
+    def _add_headers(self, headers: MutableHeaders, number: str, path: str) -> None:
+        headers["X-Request-Id"] = number
+        for name, value in HEADERS.items():
+            headers[name] = value
+        headers["Content-Security-Policy"] = API_POLICY if is_api(path) else PAGE_POLICY
+        if is_api(path):
+            headers["Cache-Control"] = "no-store"
+
+    def _log(self, scope: Scope, number: str, status: int, seconds: float, noted: dict[str, Any]) -> None:
+        """One line of JSON, without content, prompts and keys; a URL that is signed stays out too."""
+        route = getattr(scope.get("route"), "path", None)
+        if is_api(scope["path"]):
+            self.metrics.ended(scope["method"], route or "other", status, seconds)
+        line = {
+            "time": round(time(), 3),
+            "id": number,
+            "method": scope["method"],
+            "path": route or scope["path"][:100],
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "client": _client(scope),
+            **noted,
+        }
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _client(scope: Scope) -> str:
+    return str((scope.get("client") or ("unknown",))[0])

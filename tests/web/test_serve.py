@@ -1,0 +1,74 @@
+"""The command `mvar serve`: what it refuses, and how it starts and stops."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--host", "0.0.0.0"], "host = '0.0.0.0': others could reach it; give --api-key too, or --insecure"),
+        (["--host", "no.such.invalid"], "host = 'no.such.invalid': no address of this name"),
+        (["--port", "65536"], "port = 65536: must lie in 0 to 65,535"),
+        (["--api-key", "short"], "api_key: give at least 8"),
+        (["--rate", "0"], "rate = 0: must lie in"),
+        (["--model", "a/tiny,b/tiny"], "model: tiny is there 2 times"),
+        (["--model", ","], "model = ',': names no model"),
+    ],
+)
+def test_options_that_are_refused(refused, bundle, arguments, line):
+    (said,) = refused("serve", "--model", bundle, "--port", "0", *arguments)
+    assert said.startswith(f"mvar: {line}") or line in said
+
+
+def test_a_port_in_use(refused, bundle):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        (said,) = refused("serve", "--model", bundle, "--port", str(taken.getsockname()[1]))
+    assert re.match(r"mvar: port = \d+: Address already in use at 127.0.0.1; give another", said)
+
+
+def started(*arguments: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "mvar", "serve", "--port", "0", *arguments]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | environment, start_new_session=True
+    )
+
+
+def test_it_starts_drains_and_says_which_model_is_wrong(bundle):
+    """SIGTERM lets requests under way end; the key of the environment is needed, and logged nowhere."""
+    key = "a-key-of-the-environment"
+    with started("--model", "no-such-model") as wrong, started("--model", bundle, MVAR_API_KEY=key) as server:
+        first = server.stderr.readline()
+        url = re.search(r"http://\S+", first)[0]
+        assert httpx.get(f"{url}/healthz").status_code == 200  # at once
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        lines = []
+        while "ready at" not in (lines or [""])[-1]:
+            lines.append(server.stderr.readline())
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        with ThreadPoolExecutor(1) as pool:
+            headers = {"Authorization": f"Bearer {key}"}
+            body = {"prompt": "cat", "n": 10}
+            answer = pool.submit(httpx.post, f"{url}/v1/images/generations", json=body, headers=headers, timeout=60)
+            while not answer.done():
+                if re.search(r"mvar_waiting\S* [1-9]", httpx.get(f"{url}/metrics", headers=headers).text):
+                    break
+            os.killpg(server.pid, signal.SIGTERM)  # as service managers do
+            assert answer.result().status_code == 200
+            assert len(answer.result().json()["data"]) == 10
+        log = server.stderr.read()
+        assert server.wait(30) == 0
+        assert key not in first + "".join(lines) + log
+        assert {"id", "status", "ms", "client"} < json.loads(log.splitlines()[-1]).keys()
+        said = wrong.stderr.read().splitlines()
+        assert wrong.wait(30) == 2
+        assert said[-1].startswith("mvar: model = 'no-such-model'")
