@@ -25,10 +25,10 @@ test: $(READY)
 
 # What the tests of the web service start, where Debian's packages can be installed.
 browser:
-	@if ! { command -v chromium && command -v caddy; } > /dev/null && command -v apt-get > /dev/null \
+	@if ! { command -v chromium && command -v nginx; } > /dev/null && command -v apt-get > /dev/null \
 		&& [ "$$(id -u)" = 0 ]; then \
 		apt-get update --quiet && \
-		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium caddy; \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium nginx-light; \
 	fi
 
 lint: $(READY)

@@ -104,9 +104,9 @@ def measure(model: str, requests: int) -> dict[str, Any]:
     """All figures of a model."""
     ready = []
     for _ in range(STARTS - 1):
-        with served(model, "--no-page") as (_, seconds, _):
+        with served(model, "--rate", "1000000") as (_, seconds, _):
             ready.append(seconds)
-    with served(model, "--no-page") as (address, seconds, process):
+    with served(model, "--rate", "1000000") as (address, seconds, process):
         ready.append(seconds)
         (card,) = httpx.get(f"{address}/v1/models").json()["data"]
         classes = len(card["classes"])
