@@ -24,7 +24,7 @@ class Card:
         defaults: values of `SamplingSettings`.
         parameters: of tokenizer and generator.
         created: seconds since 1970 when its files were written.
-        facts: as `mvar info` prints them.
+        facts: of its bundle, as `mvar info` prints them.
     """
 
     name: str

@@ -115,7 +115,7 @@ def card(model: Model, name: str, source: str) -> Card:
         defaults=asdict(model.defaults),
         parameters=sum(p.numel() for network in networks if network is not None for p in network.parameters()),
         created=int(written),
-        facts=model.facts(),
+        facts=model.bundle().facts(),
     )
 
 
