@@ -59,14 +59,15 @@ def served(model: str, *options: str) -> Iterator[tuple[str, float, subprocess.P
 def first_partial(address: str, classes: int) -> list[float]:
     """Milliseconds until the first partial image of each of several requests to an idle server."""
     found = []
-    for i in range(IDLE):
-        body = {"prompt": str(i % classes), "seed": i, "stream": True}
-        start = time.perf_counter()
-        with httpx.stream("POST", f"{address}/v1/images/generations", json=body, timeout=PATIENCE) as answer:
-            events = (line for line in answer.iter_lines() if line.startswith("data:"))
-            next(events)
-            found.append(1000 * (time.perf_counter() - start))
-            deque(events, maxlen=0)  # the rest
+    with httpx.Client(base_url=address, timeout=PATIENCE) as client:
+        for i in range(IDLE):
+            body = {"prompt": str(i % classes), "seed": i, "stream": True}
+            start = time.perf_counter()
+            with client.stream("POST", "/v1/images/generations", json=body) as answer:
+                events = (line for line in answer.iter_lines() if line.startswith("data:"))
+                next(events)
+                found.append(1000 * (time.perf_counter() - start))
+                deque(events, maxlen=0)  # the rest
     return found
 
 

@@ -16,6 +16,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from PIL import Image
 
+from mvar.web.api.security import LOOPBACK
 from mvar.web.api.uploads import MOST_BYTES
 
 GENERATE = "/v1/images/generations"
@@ -279,3 +280,14 @@ def test_what_nobody_expected_is_logged_and_not_told(unserved, monkeypatch, caps
     log = capsys.readouterr().err
     assert "inner life" in log
     assert json.loads(log.splitlines()[-1])["id"] == response.headers["X-Request-Id"]
+
+
+def test_without_a_key_only_names_of_this_machine_are_answered(unserved):
+    """A page of another site that has its own name lead here (DNS rebinding) has no use of it."""
+
+    async def statuses() -> list[int]:
+        async with unserved(hosts=LOOPBACK) as client:
+            hosts = ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "evil.example", "127.0.0.1.evil")
+            return [(await client.get("/v1/models", headers={"Host": host})).status_code for host in hosts]
+
+    assert asyncio.run(statuses()) == [200, 200, 200, 200, 421, 421]

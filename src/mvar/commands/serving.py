@@ -67,10 +67,11 @@ def serve(
         import uvicorn
 
         from mvar.web.api.app import create_app
-        from mvar.web.api.security import Options
+        from mvar.web.api.security import LOOPBACK, Options
     except ModuleNotFoundError as error:
         raise ValueError(f"serve: needs {error.name}; pip install 'mvar-torch[serve]'") from error
-    app = create_app(service, Options(api_key=key, origins=origins, rate=rate))
+    hosts = None if key is not None or insecure else tuple(dict.fromkeys((*LOOPBACK, host.lower())))
+    app = create_app(service, Options(api_key=key, origins=origins, rate=rate, hosts=hosts))
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
     )

@@ -25,6 +25,8 @@ MOST_BODY = 42 * 2**20  # bytes: an image, a mask and the fields of a form
 MOST_JSON = 2**20
 DISCARDED = 4  # times as much is read, so that a client that sends too much gets to the answer
 MOST_CLIENTS = 10_000  # whose rate is remembered
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+PORT = re.compile(r":[0-9]{1,5}$")
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 API_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -52,12 +54,15 @@ class Options:
         origins: of other sites' pages that may use the API from a browser.
         rate: requests of the API a minute for each client.
         body_seconds: within which a request must have arrived.
+        hosts: names by which the server may be called; None for any. Without a key, another site's page could reach it
+            through a name of its own that leads to this machine (DNS rebinding).
     """
 
     api_key: str | None = None
     origins: tuple[str, ...] = ()
     rate: int = 600
     body_seconds: float = 60.0
+    hosts: tuple[str, ...] | None = None
 
 
 def is_api(path: str) -> bool:
@@ -105,7 +110,10 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Raise a problem for a client without the key, or with too many requests."""
-        path = scope["path"]
+        path, hosts = scope["path"], self.options.hosts
+        if hosts is not None and PORT.sub("", headers.get("host", "")).lower() not in hosts:
+            text = f"Host: this server is called {' or '.join(hosts)}; start it with --api-key for other names"
+            raise Problem(421, text, None, "wrong_host")
         if not is_api(path) or path in OPEN:
             return
         if path != "/metrics":
