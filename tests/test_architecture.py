@@ -12,6 +12,8 @@ FILES = {path.relative_to(ROOT.parent).with_suffix(""): path for path in sorted(
 MODULES = {".".join(name.parts).removesuffix(".__init__"): path for name, path in FILES.items()}
 
 # From the top: a module imports from its own part and from the layers below, never from a sibling part.
+# Triton, which the kernels need, comes with torch where there is CUDA; FastAPI and Gradio with the extra `serve`.
+UNINSTALLED = ("mvar.ops.gpu.", "mvar.web.api.", "mvar.web.page.")
 LAYERS = [
     {"__main__"},
     {"cli"},
@@ -161,9 +163,9 @@ def test_every_module_imports_with_the_required_packages_only():
     script = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({optional}))  # None: importing it raises ModuleNotFoundError
-for name in {[m for m in MODULES if m != "mvar.__main__" and not m.startswith(("mvar.ops.gpu.", "mvar.web.api."))]}:
+for name in {[m for m in MODULES if m != "mvar.__main__" and not m.startswith(UNINSTALLED)]}:
     importlib.import_module(name)
-"""  # Triton, which the kernels need, comes with torch where there is CUDA; FastAPI with the extra `serve`
+"""
     run(script)
 
 

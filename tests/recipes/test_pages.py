@@ -33,8 +33,10 @@ BLOCKS = {
 HALVED = "results/fashion-mnist/samples-bfloat16"
 TIMED = ("performance/evaluate-10000", "performance/evaluate-50000")
 # Without a report of their own: counts of a data set, what test_memory.py has, the results of all
-# models, and those of studies.
-OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results"), ("studies.md", "studies")}
+# models, those of studies, and the load of a server.
+OTHERS = {("data.md", "results"), ("cluster.md", "results"), ("results.md", "results"), ("studies.md", "studies")} | {
+    ("serving.md", "serving")
+}
 # Reports of samples that were drawn with the settings of a packaged model, and of which.
 DRAWN = {
     folder.format(model): model for model in results.MODELS for folder in ("{}", "results/{}/samples")

@@ -49,7 +49,7 @@ COMMANDS = {
     "vary": Command("editing.vary", "Keep the coarse maps of an image and draw the finer ones again."),
     "score": Command("models.score", "Say how likely a model finds images: bits per token, for each scale."),
     "classify": Command("models.classify", "Name the class of images by Bayes' rule on the model's likelihoods."),
-    "serve": Command("serving.serve", "Serve models over HTTP, in the form of OpenAI's Images API."),
+    "serve": Command("serving.serve", "Serve models: a page in the browser, and OpenAI's Images API over HTTP."),
     "evaluate": Command(
         "evaluation.evaluate_images",
         "Compare samples, or a tokenizer's reconstructions, with real images: Frechet distance, precision, recall, ...",

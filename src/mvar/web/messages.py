@@ -106,7 +106,15 @@ class Classifying:
     scales: int | None = None
 
 
-Request = Drawing | Scoring | Classifying
+@dataclass(frozen=True, kw_only=True)
+class Examining:
+    """What the generator's blocks do with an image, given a class (None for no class)."""
+
+    image: Image.Image
+    label: int | None
+
+
+Request = Drawing | Scoring | Classifying | Examining
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,29 @@ class Classified:
     log_posterior: Array
 
 
-Answer = Drawn | Scored | Classified
+@dataclass(frozen=True)
+class Seen:
+    """What one block does, by scale; None for what it lacks.
+
+    Attributes:
+        width: how widely attention looks at each scale, from 0 (at one key) to 1 (at all alike).
+        own: the share of its scores inside the own scale, where it sees other scales too.
+        left: the share of Mamba's state after scale k that is left after scale k + 1, one number less.
+    """
+
+    width: list[float] | None
+    own: list[float] | None
+    left: list[float] | None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What each block does, in order."""
+
+    blocks: list[Seen]
+
+
+Answer = Drawn | Scored | Classified | Examined
 
 
 # --- what can go wrong ---

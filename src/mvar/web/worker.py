@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar.analysis.examining import examine
 from mvar.checkpoint import hub
 from mvar.checkpoint.placement import Dtype
 from mvar.model import Model, load
@@ -23,7 +24,7 @@ from mvar.sampling.engine import SampleOutput, to_uint8
 from mvar.sampling.likelihood import token_log_probs, token_maps
 from mvar.web import messages
 from mvar.web.batching import CPU_TOKENS, GPU_TOKENS, Batcher
-from mvar.web.messages import Answer, Broken, Card, Classified, Drawn, Partial, Refused, Request, Scored
+from mvar.web.messages import Answer, Broken, Card, Classified, Drawn, Examined, Partial, Refused, Request, Scored, Seen
 
 AT_ONCE = 32  # requests; others wait in order
 LOG_2 = float(np.log(2))
@@ -133,6 +134,10 @@ def respond(model: Model, request: Request, tell: Callable[[Partial], None]) -> 
         label = torch.tensor(model.label_ids(request.label))
         log_probs_L = token_log_probs(model.tokenizer, model.sampler().generator, maps, label)[0]
         return Scored(float(log_probs_L.sum()), (-log_probs_L / LOG_2).numpy())
+    if isinstance(request, messages.Examining):
+        maps = token_maps(model.tokenizer, [request.image])
+        label = torch.tensor(model.label_ids(request.label))
+        return Examined([Seen(**block) for block in examine(model.tokenizer, model.sampler().generator, maps, label)])
     if isinstance(request, messages.Classifying):
         return Classified(model.classify([request.image], scales=request.scales).log_posterior_BC[0].numpy())
 

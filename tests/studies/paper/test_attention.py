@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mvar.analysis import captures
+from mvar.analysis.captures import capturing, log_decays, score_sums
+from mvar.analysis.meter import equal_weights
 from mvar.cli import main
 from mvar.generator.config import GeneratorConfig
 from mvar.generator.init import initialise
@@ -19,9 +22,7 @@ from mvar.nn.attention import Attention
 from mvar.nn.mamba2 import Mamba2
 from mvar.ops.mamba import MambaState
 from mvar.scales import SIDES_512, ScaleSchedule
-from mvar.studies import captures
-from mvar.studies.captures import capturing, log_decays, score_sums
-from mvar.studies.paper.attention import PAPER, computation, equal_weights, results, run
+from mvar.studies.paper.attention import PAPER, computation, results, run
 
 MIXED = GeneratorConfig(
     depth=4,

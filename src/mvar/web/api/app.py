@@ -1,7 +1,8 @@
 """The application of `mvar serve`."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,6 +14,7 @@ from mvar.web.api.errors import REFUSALS, handle_errors
 from mvar.web.api.links import Links
 from mvar.web.api.operations import Metrics
 from mvar.web.api.security import Guard, Options
+from mvar.web.page.page import open_page
 from mvar.web.service import Service
 
 ABOUT = "Images of next-scale models, in the form of OpenAI's Images API."
@@ -34,13 +36,16 @@ ERROR: dict[str, Any] = {
 }
 
 
-def create_app(service: Service, options: Options | None = None) -> FastAPI:
-    """The application; it starts the service, and stops it at the end."""
+def create_app(service: Service, options: Options | None = None, page: bool = False) -> FastAPI:
+    """The application, with or without the page; it starts the service, and stops it at the end."""
     options = options or Options()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service:
+        async with service, AsyncExitStack() as stack:
+            if page:
+                task = asyncio.create_task(open_page(app, service, key=options.api_key))
+                stack.callback(task.cancel)
             yield
 
     refusal = {"description": "What is wrong.", "content": {"application/json": {"schema": ERROR}}}

@@ -6,6 +6,7 @@ Shapes: B images, H attention heads, h heads of Mamba-2, L tokens of all K scale
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -22,11 +23,16 @@ CHUNK_BYTES = 2**26  # of attention weights at once
 
 @contextmanager
 def capturing(network: nn.Module, takers: Mapping[str, Callable[[Tensor], object]]) -> Iterator[None]:
-    """Within it, the output of each named submodule also goes to its function, which must not change it."""
+    """Within it, the output of each named submodule also goes to its function, which must not change it.
+
+    What other threads do with the network meanwhile is not taken.
+    """
+    mine = get_ident()
 
     def passing(take: Callable[[Tensor], object]) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            take(output)
+            if get_ident() == mine:
+                take(output)
 
         return hook
 
@@ -50,19 +56,37 @@ def score_sums(attention: Attention, qkv_BLX: Tensor, areas: tuple[int, ...]) ->
     Returns:
         float64 (K, K), on the CPU; row k sums to the number of images, heads and tokens of scale k.
     """
+    sums_KK = torch.zeros(len(areas), len(areas), dtype=torch.float64)
+    for k, first, scores_BHqt in _scores(attention, qkv_BLX, areas):
+        by_key_t = scores_BHqt.sum((0, 1, 2)).cpu().double()  # in this order: Apple's GPUs have no float64
+        sums_KK[k, first : k + 1] += torch.stack([part.sum() for part in by_key_t.split(areas[first : k + 1])])
+    return sums_KK
+
+
+def score_widths(attention: Attention, qkv_BLX: Tensor, areas: tuple[int, ...]) -> list[float]:
+    """How widely each scale's queries look: exp(entropy of the scores) over the number of keys that they see.
+
+    1 is all keys alike; 1 / (number of keys), a single one. The mean over images, heads and queries, by scale.
+    """
+    sums, counts = [0.0] * len(areas), [0] * len(areas)
+    for k, _, scores_BHqt in _scores(attention, qkv_BLX, areas):
+        keys_BHq = torch.special.entr(scores_BHqt).sum(-1).exp() / scores_BHqt.shape[-1]
+        sums[k] += float(keys_BHq.sum())
+        counts[k] += keys_BHq.numel()
+    return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def _scores(attention: Attention, qkv_BLX: Tensor, areas: tuple[int, ...]) -> Iterator[tuple[int, int, Tensor]]:
+    """(k, first, scores (B, H, q, t)) of some queries of scale k at a time, for the keys of scales first to k."""
     q_BHLd, k_BHLd, _ = split_heads(qkv_BLX.unflatten(-1, (3, attention.heads, -1)), attention.log_scale)
     B, H = q_BHLd.shape[:2]
     ends = list(accumulate(areas, initial=0))
-    sums_KK = torch.zeros(len(areas), len(areas), dtype=torch.float64)
     for k in range(len(areas)):
         first = first_seen(attention.reach, k)
         k_BHtd = at_least_float32(k_BHLd[:, :, ends[first] : ends[k + 1]])  # all of them visible: no mask
         rows = max(1, CHUNK_BYTES // (B * H * k_BHtd.shape[2] * k_BHtd.element_size()))
         for q_BHqd in q_BHLd[:, :, ends[k] : ends[k + 1]].split(rows, dim=2):
-            scores_BHqt = (attention.softmax_scale * at_least_float32(q_BHqd) @ k_BHtd.mT).softmax(-1)
-            by_key_t = scores_BHqt.sum((0, 1, 2)).cpu().double()  # in this order: Apple's GPUs have no float64
-            sums_KK[k, first : k + 1] += torch.stack([part.sum() for part in by_key_t.split(areas[first : k + 1])])
-    return sums_KK
+            yield k, first, (attention.softmax_scale * at_least_float32(q_BHqd) @ k_BHtd.mT).softmax(-1)
 
 
 def log_decays(mamba: Mamba2, projected_BLX: Tensor, areas: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,87 @@
+"""The tab Compare: two models, or two settings, on the same noise."""
+
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from mvar.web.messages import Card
+from mvar.web.page.asking import Asked, Results, sentences
+from mvar.web.page.generate import drawing, grown
+from mvar.web.page.pictures import status
+from mvar.web.page.settings import (
+    NO_CLASS,
+    Settings,
+    asked,
+    class_choice,
+    class_update,
+    model_choice,
+    seed_choice,
+)
+from mvar.web.service import Service
+
+MOST_IMAGES = 4
+
+
+def build(service: Service) -> None:
+    """Build the tab."""
+    cards = service.cards
+    names, first = list(cards), next(iter(cards.values()))
+    label = class_choice(first)
+    with gr.Row(equal_height=True):
+        seed = seed_choice()
+        count = gr.Slider(1, MOST_IMAGES, value=2, step=1, label="Number of images", scale=3)
+    models, settings, galleries = [], [], []
+    with gr.Row():
+        draw = gr.Button("Draw both", variant="primary", elem_id="compare")
+        stop = gr.Button("Stop", min_width=80)
+    said = gr.HTML(status("Change a setting, or the model, of one side, and draw both from the same noise."))
+    with gr.Row():
+        for side, name in (("A", names[0]), ("B", names[-1])):
+            with gr.Column(min_width=280):
+                model = model_choice(cards, f"Model {side}", name)
+                models.append(model)
+                settings.append(Settings(cards[name], f"Settings {side}"))
+                galleries.append(gr.HTML(elem_id=f"side-{side.lower()}"))
+
+    def both(values: tuple[Any, ...]) -> list[Asked]:
+        index, number, a, b, *rest = values
+        half = len(settings[0].components)
+        other = counterpart(index, cards[a], cards[b])
+        return [asked(cards[a], index, number, rest[:half]), asked(cards[b], other, number, rest[half:])]
+
+    @sentences
+    async def run(n: int, *values: Any) -> Results:
+        sides = both(values)
+        shown: list[list[Any]] = [[None] * n, [None] * n]
+
+        def views() -> list[str]:
+            return [grown(cards[side.model], side, images) for side, images in zip(sides, shown, strict=True)]
+
+        yield [status("Waiting for the model.", 0), *views()]
+        for i, side in enumerate(sides):
+            async with aclosing(drawing(service, side, n)) as steps:
+                async for shown[i], done in steps:
+                    yield [status(f"Drawing {'AB'[i]}: {100 * done:.0f} % of the maps.", (i + done) / 2), *views()]
+        yield [status(f"Both from seed {sides[0].seed}."), gr.skip(), gr.skip()]
+
+    common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    inputs = [count, label, seed, *models, *settings[0].components, *settings[1].components]
+    event = draw.click(run, inputs, [said, *galleries], **common)
+    stop.click(lambda: status("Stopped."), None, said, cancels=[event], queue=False, **common)
+    models[0].change(
+        lambda name: [class_update(cards[name]), *settings[0].updates(cards[name])],
+        models[0],
+        [label, *settings[0].components],
+        **common,
+    )
+    models[1].change(lambda name: settings[1].updates(cards[name]), models[1], settings[1].components, **common)
+
+
+def counterpart(index: int, card: Card, other: Card) -> int:
+    """The index that a class of one model has in another; raises ValueError where it has none."""
+    if index == NO_CLASS or card.name == other.name:
+        return index
+    if (name := card.classes[index]) not in other.classes:
+        raise ValueError(f"class = {name!r}: {other.name} has no class of this name; choose another class or model")
+    return other.classes.index(name)

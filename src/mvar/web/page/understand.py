@@ -1,0 +1,115 @@
+"""The tab Understand: what the model finds surprising in an image, which class it sees, and what its blocks do."""
+
+from contextlib import aclosing
+from itertools import pairwise
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from mvar.web.messages import Answer, Card, Classified, Classifying, Examined, Examining, Request, Scored, Scoring, Seen
+from mvar.web.page.asking import Held, Results, sentences, together
+from mvar.web.page.edit import UPLOADS, connect_source
+from mvar.web.page.pictures import bars, figure, heat, pictures, status, table
+from mvar.web.page.settings import NO_CLASS, class_choice, class_update, model_choice
+from mvar.web.service import Service
+
+LIKELIEST = 10  # classes shown
+FEW_MAPS = 3  # that the class is told from: all would take long
+
+
+def build(service: Service, chosen: gr.State) -> None:
+    """Build the tab; `chosen` holds the sample that was drawn last."""
+    cards = service.cards
+    first = next(iter(cards.values()))
+    original = gr.State(None)
+    model, label = model_choice(cards), class_choice(first, "Given the class")
+    with gr.Row():
+        upload = gr.UploadButton("Upload an image", file_types=UPLOADS, size="md", elem_id="understand-upload")
+        take = gr.Button("Take the last sample", size="md", elem_id="understand-take")
+    maps = gr.Slider(1, len(first.shapes), value=FEW_MAPS, step=1, label="Tell the class from the first maps")
+    with gr.Row():
+        look = gr.Button("Look", variant="primary", elem_id="look")
+        stop = gr.Button("Stop", min_width=80)
+    said = gr.HTML(status("Upload an image or take a sample."))
+    bits, posterior, blocks = (gr.HTML(elem_id=name) for name in ("bits", "posterior", "blocks"))
+
+    @sentences
+    async def run(held: Held | None, name: str, index: int, k: int) -> Results:
+        if held is None:
+            raise ValueError("There is no image yet: upload one, or take the last sample.")
+        source, card, given = held.image, cards[name], None if index == NO_CLASS else index
+        requests: list[Request] = [Scoring(image=source, label=given), Examining(image=source, label=given)]
+        if len(card.classes) > 1:
+            requests.append(Classifying(image=source, scales=min(k, len(card.shapes))))
+        yield [status("Waiting for the model.", 0), "", "", ""]
+        found: list[Answer] = []
+        async with aclosing(together(service, name, requests)) as answers:
+            async for some in answers:
+                found += [answer for _, answer in some]  # type: ignore[misc]  # none is partial
+                views = [show(card, source, answer) for _, answer in some]
+                places = [next((v[i] for v in views if v[i]), gr.skip()) for i in range(3)]
+                yield [status(f"{len(found)} of {len(requests)} answers.", len(found) / len(requests)), *places]
+        yield [status("This is what the model sees."), *([gr.skip()] * 3)]
+
+    common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    event = look.click(run, [original, model, label, maps], [said, bits, posterior, blocks], **common)
+    stop.click(lambda: status("Stopped."), None, said, cancels=[event], queue=False, **common)
+    model.change(
+        lambda name: [class_update(cards[name]), gr.update(maximum=len(cards[name].shapes), value=FEW_MAPS)],
+        model,
+        [label, maps],
+        **common,
+    )
+    connect_source(service, upload, take, chosen, (model, label), [original, said])
+
+
+def show(card: Card, image: Image.Image, answer: Any) -> tuple[str, str, str]:
+    """An answer at the one of three places to which it belongs."""
+    if isinstance(answer, Scored):
+        return bits_view(card, image, answer), "", ""
+    if isinstance(answer, Classified):
+        return "", posterior_view(card, answer), ""
+    assert isinstance(answer, Examined)
+    return "", "", blocks_view(card, answer.blocks)
+
+
+def bits_view(card: Card, image: Image.Image, scored: Scored) -> str:
+    """The bits of each token as a map over the image for each scale."""
+    h, w = card.size
+    image = image.resize((w, h)) if image.size != (w, h) else image
+    areas = [h * w for h, w in card.shapes]
+    parts = np.split(scored.bits, np.cumsum(areas)[:-1])
+    most = float(scored.bits.max())
+    figures = [figure(image, "the image", "the image")]
+    for (rows, columns), part in zip(card.shapes, parts, strict=True):
+        caption = f"{rows}x{columns}: {part.mean():.2f} bits"
+        view = heat(part.reshape(rows, columns), image, most)
+        figures.append(
+            figure(view, f"bits of each token of the {rows}x{columns} map, {part.mean():.2f} on average", caption)
+        )
+    text = f"{scored.bits.mean():.3f} bits per token, {scored.bits.sum():.0f} in all. Yellow is {most:.1f}, blue none."
+    return f"<h3>Bits per token: what surprises the model</h3><p>{text}</p>{pictures(figures, 'strip')}"
+
+
+def posterior_view(card: Card, classified: Classified) -> str:
+    """The likeliest classes as bars."""
+    share_C = np.exp(classified.log_posterior)
+    best = np.argsort(-share_C)[:LIKELIEST]
+    return "<h3>Class</h3>" + bars(
+        "p(class | first maps), in percent", [(card.classes[i], float(share_C[i])) for i in best]
+    )
+
+
+def blocks_view(card: Card, blocks: list[Seen]) -> str:
+    """What attention and state of each block do, by scale."""
+    names = [f"{h}x{w}" for h, w in card.shapes]
+    after = [f"{a} to {b}" for a, b in pairwise(names)]
+    tables = [
+        ("Attention: share of the visible tokens that a query looks at, in percent", names, [b.width for b in blocks]),
+        ("Attention: share inside the own scale, in percent", names, [b.own for b in blocks]),
+        ("State: share that is left of Mamba's memory after one more map, in percent", after, [b.left for b in blocks]),
+    ]
+    shown = [table(title, columns, rows, "block") for title, columns, rows in tables if any(rows)]
+    return "<h3>Attention and state, by block and scale</h3>" + "".join(shown)

@@ -1,0 +1,25 @@
+"""A server of the page for its tests, as a process: python page_server.py PORT BUNDLE [KEY]."""
+
+import sys
+
+import uvicorn
+
+from mvar.web.api.app import create_app
+from mvar.web.api.security import LOOPBACK, Options
+from mvar.web.service import Service, Source
+
+
+def main(port, bundle, key=None):
+    service = Service([Source(name="tiny", path=bundle), Source(name="twin", path=bundle)])
+
+    app = create_app(service, Options(api_key=key, hosts=LOOPBACK), page=True)
+
+    @app.get("/under-way")
+    def under_way():
+        return {"requests": sum(host.waiting for host in service.hosts.values()), "torch": "torch" in sys.modules}
+
+    uvicorn.run(app, port=int(port), log_level="error")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,267 @@
+"""The page in a real browser, on a tiny model served by the real worker."""
+
+import base64
+import io
+import json
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvar.model import load
+
+pytest.importorskip("gradio", reason="the page's packages are not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+PATIENCE = 15_000  # ms for which a step is waited for
+STARTING = 90_000  # the same, for Gradio's import
+KEY = "a key of this test"
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Playwright's
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}/"
+        script = Path(__file__).with_name("page_server.py")
+        self.process = subprocess.Popen([sys.executable, script, str(port), *arguments])
+
+    def under_way(self):
+        with urllib.request.urlopen(f"{self.address}under-way") as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def server(bundle):
+    running = Server(bundle)
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) in (0, -15)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next((path for path in BROWSERS if Path(path).exists()), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS.split(), "--disable-sync"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(server, browser):
+    """The page; its `problems` are errors in the console and requests to elsewhere."""
+    page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
+    page.problems = []
+    page.on("console", lambda said: said.type == "error" and page.problems.append(said.text))
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda request: elsewhere(request.url) and page.problems.append(request.url))
+    page.set_default_timeout(PATIENCE)
+    for _ in range(100):
+        try:
+            page.goto(server.address)
+            break
+        except sync_api.Error:  # the server does not listen yet
+            page.problems.clear()
+            page.wait_for_timeout(200)
+    page.greeting = page.locator("h1").first.inner_text()
+    page.wait_for_selector("#draw", timeout=STARTING)  # the first page has reloaded itself
+    yield page
+    page.context.close()
+
+
+@pytest.fixture(autouse=True)
+def no_problems(page):
+    yield
+    assert page.problems == []
+
+
+def elsewhere(url):
+    parts = urlsplit(url)
+    return parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def seed_of(page):
+    return page.get_by_role("spinbutton", name="Seed").locator("visible=true")
+
+
+def press(page, button, text):
+    """Click, and wait for what the tab then says."""
+    page.evaluate("document.querySelectorAll('.status').forEach(one => one.replaceChildren())")
+    page.click(button)
+    says(page, text)
+
+
+def says(page, text):
+    page.locator(".status:visible", has_text=text).wait_for()
+
+
+def upload(page, button, path):
+    with page.expect_file_chooser() as choosing:
+        page.click(button)
+    choosing.value.set_files(path)
+
+
+def pictures(page, place):
+    sources = page.locator(f"{place} img").evaluate_all("all => all.map(one => one.src)")
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))) for source in sources]
+
+
+def draw(page, seed):
+    tab(page, "Generate")
+    seed_of(page).fill(str(seed))
+    press(page, "#draw", f"with seed {seed}")
+
+
+def test_until_the_page_is_there_another_says_so(page):
+    assert page.greeting == "mvar is starting"
+
+
+def test_generate_draws_what_the_library_draws_and_says_how(page, server, bundle):
+    draw(page, 7)
+    model = load(bundle)
+    expected = [np.asarray(image) for image in model.sample([0] * 4, seed=7).images]
+    assert np.array_equal(pictures(page, "#gallery"), expected)
+    page.get_by_role("button", name="Reproduce these images").click()
+    page.get_by_text("--per-class").first.wait_for()
+    said = " ".join(page.locator(".cm-content").all_inner_texts())
+    assert "--labels=cat --per-class 4 --seed 7" in said
+    assert 'model.sample(["cat"] * 4, seed=7)' in said
+    assert f"{server.address}v1/images/generations" in said
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Save cat, seed 7, image 2").click()
+    with Image.open(downloading.value.path()) as image:
+        facts = json.loads(image.text["mvar"])
+        assert np.array_equal(image, expected[2])
+    assert (facts["model"], facts["class"], facts["seed"], facts["index"]) == ("tiny", "cat", 7, 2)
+    assert facts["top_k"] == model.defaults.top_k
+    assert not server.under_way()["torch"]
+
+
+def test_generate_by_keyboard_alone(page, bundle):
+    tab(page, "Generate")
+    page.get_by_label("Class", exact=True).locator("visible=true").focus()
+    page.keyboard.press("ControlOrMeta+A")  # as Tab would select it
+    page.keyboard.type("dog")
+    page.get_by_role("option", name="dog").wait_for()
+    page.keyboard.press("Enter")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "draw":
+            break
+    page.keyboard.press("Enter")
+    says(page, "of dog with seed")
+    expected = load(bundle).sample([1] * 4, seed=int(seed_of(page).input_value()))
+    assert np.array_equal(pictures(page, "#gallery"), [np.asarray(image) for image in expected.images])
+
+
+def test_wrong_settings_are_said_in_a_sentence(page):
+    tab(page, "Generate")
+    page.locator("button:visible", has_text="Settings").click()
+    top_p = page.get_by_label("top p").locator("visible=true")
+    top_p.fill("1.5")
+    page.click("#draw")
+    page.get_by_text("top_p = 1.5: must lie in (0, 1]").wait_for()
+    top_p.fill("0.96")
+    page.get_by_role("button", name="Close").first.click()
+
+
+def test_grow_shows_each_scale_and_varies_what_is_not_kept(page, bundle):
+    tab(page, "Grow")
+    press(page, "#grow", "Grew cat")
+    strip = pictures(page, "#strip")
+    model = load(bundle)
+    sample = model.sample(0, seed=0)
+    assert len(strip) == 3
+    assert np.array_equal(strip[-1], sample.images[0])
+    press(page, "#vary", "8 variations")
+    expected = model.vary(sample.tokens, 0, from_scale=2, index=range(1, 9), n=8, seed=0)
+    assert np.array_equal(pictures(page, "#variations"), [np.asarray(image) for image in expected.images])
+
+
+def test_edit_repaints_what_is_painted_or_in_a_box_and_nothing_else(page, tmp_path):
+    draw(page, 3)
+    tab(page, "Edit")
+    press(page, "#edit-take", "This is the sample.")
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    upload(page, "#edit-upload", tmp_path / "photo.png")
+    says(page, "This is the image")
+    page.get_by_label("Or a box").fill("0,0,50,100")
+    press(page, "#edit", "Before and after.")
+    before, *after = pictures(page, "#edited")
+    assert len(after) == 4
+    for image in after:
+        assert np.array_equal(image[:, 40:], photo[:, 40:])  # beyond what is blended
+        assert not np.array_equal(image[:, :32], photo[:, :32])
+    page.get_by_label("Or a box").fill("")
+    canvas = page.locator("#editor canvas").first.bounding_box()
+    middle = canvas["y"] + canvas["height"] / 2
+    page.mouse.move(canvas["x"] + canvas["width"] / 2 - 60, middle)
+    page.mouse.down()
+    page.mouse.move(canvas["x"] + canvas["width"] / 2 + 60, middle, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(300)  # the editor sends what was painted
+    press(page, "#edit", "Before and after.")
+    before = pictures(page, "#edited")[0]
+    hole = (before == (255, 136, 0)).all(-1)
+    assert 20 <= hole.sum() < 2000
+    for what in ("Paint beyond the border", "Change the class"):
+        page.get_by_label(what).check()
+        press(page, "#edit", "Before and after.")
+
+
+def test_understand_an_upload(page, tmp_path):
+    tab(page, "Understand")
+    Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(tmp_path / "photo.png")
+    upload(page, "#understand-upload", tmp_path / "photo.png")
+    says(page, "This is the image")
+    press(page, "#look", "This is what the model sees.")
+    assert len(pictures(page, "#bits")) == 4
+    shares = page.locator("#posterior td:last-child").all_inner_texts()
+    assert sum(float(share.rstrip(" %")) for share in shares) == pytest.approx(100, abs=0.2)
+    assert page.locator("#blocks table").count() == 2
+    (tmp_path / "none.png").write_bytes(b"no image")
+    upload(page, "#understand-upload", tmp_path / "none.png")
+    page.get_by_text("image: not a PNG, JPEG or WebP file").first.wait_for()
+
+
+def test_compare_draws_two_sides_from_the_same_noise(page):
+    tab(page, "Compare")
+    press(page, "#compare", "Both from seed")
+    sides = [pictures(page, f"#side-{side}") for side in "ab"]
+    assert np.array_equal(*sides)  # twins
+    page.get_by_role("button", name="Settings B").click()
+    page.get_by_label("top k").locator("visible=true").fill("1")
+    press(page, "#compare", "Both from seed")
+    assert np.array_equal(pictures(page, "#side-a"), sides[0])
+    assert not np.array_equal(pictures(page, "#side-b"), sides[1])
+
+
+def test_a_phone_shows_all_tabs_without_scrolling_sideways(page):
+    for name in ("Generate", "Grow", "Edit", "Understand", "Compare"):
+        page.set_viewport_size({"width": 1200, "height": 900})  # where no tab is in a menu
+        tab(page, name)
+        page.set_viewport_size({"width": 360, "height": 740})
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+    page.set_viewport_size({"width": 1200, "height": 900})
