@@ -78,7 +78,7 @@ async def ask_many(address, expected, requests, rng) -> dict[str, int]:
 
 def test_of_a_thousand_requests_none_is_lost_or_mixed_up_and_memory_stays(bundle, expected):
     rng = random.Random(0)
-    with served(bundle, "--rate", "1000000") as (address, _, process):
+    with served(bundle, "--no-page", "--rate", "1000000") as (address, _, process):
         asyncio.run(ask_many(address, expected, 200, rng))
         before = memory(process)
         counts = asyncio.run(ask_many(address, expected, REQUESTS, rng))

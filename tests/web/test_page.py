@@ -21,7 +21,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not 
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
-PATIENCE = 15_000  # ms for which a step is waited for
+PATIENCE = 30_000  # ms for which a step is waited for
 STARTING = 90_000  # the same, for Gradio's import
 KEY = "a key of this test"
 
@@ -104,8 +104,15 @@ def seed_of(page):
     return page.get_by_role("spinbutton", name="Seed").locator("visible=true")
 
 
+def settle(page):
+    """Wait until Gradio has taken over what was put into fields, which it does in the next frames."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.wait_for_timeout(200)
+
+
 def press(page, button, text):
     """Click, and wait for what the tab then says."""
+    settle(page)
     page.evaluate("document.querySelectorAll('.status').forEach(one => one.replaceChildren())")
     page.click(button)
     says(page, text)
@@ -164,6 +171,7 @@ def test_generate_by_keyboard_alone(page, bundle):
     page.keyboard.type("dog")
     page.get_by_role("option", name="dog").wait_for()
     page.keyboard.press("Enter")
+    settle(page)
     for _ in range(30):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "draw":
@@ -179,6 +187,7 @@ def test_wrong_settings_are_said_in_a_sentence(page):
     page.locator("button:visible", has_text="Settings").click()
     top_p = page.get_by_label("top p").locator("visible=true")
     top_p.fill("1.5")
+    settle(page)
     page.click("#draw")
     page.get_by_text("top_p = 1.5: must lie in (0, 1]").wait_for()
     top_p.fill("0.96")
