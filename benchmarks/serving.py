@@ -43,7 +43,9 @@ def served(model: str, *options: str) -> Iterator[tuple[str, float, subprocess.P
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
-        while time.perf_counter() - start < PATIENCE:
+        while True:
+            if process.poll() is not None or time.perf_counter() - start > PATIENCE:
+                raise RuntimeError(f"{' '.join(command)}: is not ready")
             try:
                 if httpx.get(f"{address}/readyz").status_code == 200:
                     break

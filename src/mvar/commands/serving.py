@@ -30,7 +30,7 @@ def serve(
     insecure: bool = False,
     cors: str | None = None,
     rate: Count = 600,
-    page: bool = True,
+    no_page: bool = False,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> None:
@@ -47,7 +47,7 @@ def serve(
         insecure: listen at any address without a key.
         cors: origins, such as https://example.org, between commas, whose pages may use the API from a browser.
         rate: requests of the API a minute that each client may send.
-        page: whether there is a page in the browser too; --no-page leaves it out.
+        no_page: serve the API alone.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
@@ -75,7 +75,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError(f"serve: needs {error.name}; pip install 'mvar-torch[serve]'") from error
     hosts = None if key is not None or insecure else tuple(dict.fromkeys((*LOOPBACK, host.lower())))
-    app = create_app(service, Options(api_key=key, origins=origins, rate=rate, hosts=hosts), page)
+    app = create_app(service, Options(api_key=key, origins=origins, rate=rate, hosts=hosts), page=not no_page)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
     )
