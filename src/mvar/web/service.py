@@ -8,8 +8,8 @@ import atexit
 import multiprocessing
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
@@ -106,6 +106,43 @@ class Service:
     async def answer(self, model: str, request: Request) -> Any:
         """The answer alone."""
         return [found async for found in self.ask(model, request)][-1]
+
+
+async def together(
+    service: Service, model: str, requests: Sequence[Request]
+) -> AsyncGenerator[list[tuple[int, Partial | Answer]], None]:
+    """All answers, each with its request's place, in the order in which they come: as many at once as there are.
+
+    The first error ends all. Leaving the iteration cancels what is not answered yet. Raises as `Service.ask` does.
+    """
+    arrived = asyncio.Queue[tuple[int, Partial | Answer | Exception]]()
+
+    async def follow(i: int, request: Request) -> None:
+        try:
+            async with aclosing(service.ask(model, request)) as answers:
+                async for answer in answers:
+                    arrived.put_nowait((i, answer))
+        except Exception as error:
+            arrived.put_nowait((i, error))
+
+    tasks = [asyncio.create_task(follow(i, request)) for i, request in enumerate(requests)]
+    try:
+        missing = len(tasks)
+        while missing:
+            some = [await arrived.get()]
+            while not arrived.empty():
+                some.append(arrived.get_nowait())
+            found: list[tuple[int, Partial | Answer]] = []
+            for i, answer in some:
+                if isinstance(answer, Exception):
+                    raise answer
+                found.append((i, answer))
+            missing -= sum(not isinstance(answer, Partial) for _, answer in found)
+            yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Host:

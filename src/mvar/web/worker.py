@@ -27,6 +27,7 @@ from mvar.web.batching import CPU_TOKENS, GPU_TOKENS, Batcher
 from mvar.web.messages import Answer, Broken, Card, Classified, Drawn, Examined, Partial, Refused, Request, Scored, Seen
 
 AT_ONCE = 32  # requests; others wait in order
+FAILED = "the model failed on this request; the server's log says why"
 LOG_2 = float(np.log(2))
 
 
@@ -86,7 +87,7 @@ class Worker:
             answer = Refused(str(error))
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            answer = Broken(f"{type(error).__name__}: {error}" if isinstance(error, FloatingPointError) else "failed")
+            answer = Broken(f"{type(error).__name__}: {error}" if isinstance(error, FloatingPointError) else FAILED)
         self._send(number, answer)
         self._wanted.discard(number)
 

@@ -1,8 +1,8 @@
-"""The images of a request: one message each, together and as they come, until the client leaves."""
+"""The images of a request: what is asked of the model, one message each, until the client leaves."""
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -13,8 +13,8 @@ from mvar.sampling.config import SamplingSettings
 from mvar.web.api import schemas
 from mvar.web.api.errors import Problem
 from mvar.web.api.prompts import check_size, find_class, find_model
-from mvar.web.messages import Answer, Broken, Card, Drawing, Drawn, Partial
-from mvar.web.service import Service
+from mvar.web.messages import Broken, Card, Drawing, Drawn
+from mvar.web.service import Service, together
 
 Result = TypeVar("Result")
 
@@ -94,42 +94,12 @@ def note(request: Request, model: str, images: int) -> None:
     request.scope["mvar.noted"].update(model=model, images=images)
 
 
-async def together(
-    service: Service, model: str, drawings: Sequence[Drawing]
-) -> AsyncGenerator[tuple[int, Partial | Answer], None]:
-    """What the model has to say on each drawing, with its number; the first error ends all."""
-    found = asyncio.Queue[tuple[int, Partial | Answer | Exception]]()
-
-    async def follow(i: int, drawing: Drawing) -> None:
-        try:
-            async with aclosing(service.ask(model, drawing)) as answers:
-                async for answer in answers:
-                    found.put_nowait((i, answer))
-        except Exception as error:
-            found.put_nowait((i, error))
-
-    tasks = [asyncio.create_task(follow(i, drawing)) for i, drawing in enumerate(drawings)]
-    try:
-        missing = len(tasks)
-        while missing:
-            i, answer = await found.get()
-            if isinstance(answer, Exception):
-                raise answer
-            missing -= not isinstance(answer, Partial)
-            yield i, answer
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def draw(service: Service, model: str, drawings: Sequence[Drawing]) -> list[Drawn]:
     """The finished images, in order."""
     found: dict[int, Any] = {}
     async with aclosing(together(service, model, drawings)) as answers:
-        async for i, answer in answers:
-            if isinstance(answer, Drawn):
-                found[i] = answer
+        async for some in answers:
+            found |= {i: answer for i, answer in some if isinstance(answer, Drawn)}
     return [found[i] for i in range(len(drawings))]
 
 

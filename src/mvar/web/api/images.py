@@ -11,20 +11,20 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
-from mvar.web.api.drawing import Plan, draw, plan, together, while_connected
+from mvar.web.api.drawing import Plan, draw, plan, while_connected
 from mvar.web.api.encoding import as_base64, encoded, in_thread
 from mvar.web.api.errors import Problem, problem_of
 from mvar.web.api.links import Links
 from mvar.web.api.schemas import Edit, Format, Generation, Variation, described
 from mvar.web.api.uploads import MOST_PIXELS, hole_of, read_upload
 from mvar.web.messages import Drawing, Drawn, Editing, Partial, Varying
-from mvar.web.service import Service
+from mvar.web.service import Service, together
 
 Count = Callable[[str, int, int], None]  # of a model's images and tokens, for the metrics
 
 
 def router(service: Service, links: Links, count: Count) -> APIRouter:
-    """The routes; `links` makes URLs of images, `count` is told of those that were drawn."""
+    """The routes; `links` makes URLs of images, `count` counts those that were drawn."""
     routes = APIRouter(tags=["images"])
 
     async def answer(request: Request, planned: Plan, url: Callable[[Drawing], str] | None = None) -> Any:
@@ -155,7 +155,7 @@ async def _events(service: Service, planned: Plan, count: Count) -> AsyncGenerat
     kind, quality, several = planned.asked.output_format, _quality(planned), planned.asked.n > 1
     sent = [0] * planned.asked.n
     async with aclosing(together(service, planned.card.name, planned.drawings)) as answers:
-        async for i, answer in answers:
+        async for i, answer in (each async for some in answers for each in some):
             content: dict[str, Any] = {"created_at": int(time())} | _common(planned)
             if isinstance(answer, Partial):
                 name, image = "partial_image", Image.fromarray(answer.pixels)

@@ -89,7 +89,7 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
 
     @routes.get("/docs", include_in_schema=False)
     async def documentation(request: Request) -> HTMLResponse:
-        return HTMLResponse(page(request.app))
+        return HTMLResponse(as_html(request.app))
 
     return routes
 
@@ -108,7 +108,7 @@ def _model(card: Card) -> dict[str, Any]:
     }
 
 
-def page(app: FastAPI) -> str:
+def as_html(app: FastAPI) -> str:
     """The OpenAPI document as HTML, without scripts."""
     document = app.openapi()
     parts = [f"<h1>{escape(document['info']['title'])}</h1>", '<p><a href="openapi.json">openapi.json</a></p>']

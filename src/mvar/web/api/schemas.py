@@ -22,6 +22,7 @@ from mvar.sampling.config import SamplingSettings
 from mvar.settings import Place, Seed, Switch, Whole, text
 from mvar.web.api.errors import Problem
 
+MOST_IMAGES = 10  # of a request
 MOST_TEXT = 4000  # characters of a field
 NAMES = {"guidance": "guidance_scale"}  # in requests, where it is not the setting's own
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
@@ -73,7 +74,7 @@ class Drawn(Sampling):
     """What decides images, and how they are sent."""
 
     model: Text = Field("", description="A name of /v1/models; left out, or one of OpenAI's, it is the first of them.")
-    n: Annotated[int, Whole(1, 10)] = Field(1, description="How many images: 1 to 10.")
+    n: Annotated[int, Whole(1, MOST_IMAGES)] = Field(1, description=f"How many images: 1 to {MOST_IMAGES}.")
     seed: Seed | None = Field(
         None, description="The same seed gives the same images; chosen and returned where left out."
     )

@@ -1,8 +1,7 @@
-"""How tabs ask the service: many requests at once, one sentence for each error, and what a sample is."""
+"""What tabs ask for and get: one sentence for each error, and what a sample is."""
 
-import asyncio
 import functools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from mvar.web.messages import Answer, Broken, Busy, Late, Maps, Partial, Request
-from mvar.web.service import Service
+from mvar.web.messages import Broken, Busy, Late, Maps
 
 Results = AsyncGenerator[Any, None]  # new values of an event's outputs, again and again
-MOST_IMAGES = 10  # of one request, as in the HTTP interface
 WRONG = (ValueError, Busy, Late, Broken)  # errors whose text says to the user what to do
 
 
@@ -54,39 +51,6 @@ class Sample:
     index: int
     image: Image.Image
     maps: Maps | None
-
-
-async def together(
-    service: Service, model: str, requests: Sequence[Request]
-) -> AsyncGenerator[list[tuple[int, Partial | Answer]], None]:
-    """All answers, each with its request's place, in the order in which they come: as many at once as there are.
-
-    Leaving the iteration cancels what is not answered yet. Raises as `Service.ask` does.
-    """
-    arrived: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-
-    async def ask(i: int, request: Request) -> None:
-        try:
-            async for answer in service.ask(model, request):
-                arrived.put_nowait((i, answer))
-        except Exception as error:
-            arrived.put_nowait((i, error))
-
-    tasks = [asyncio.create_task(ask(i, request)) for i, request in enumerate(requests)]
-    try:
-        left = len(tasks)
-        while left:
-            some = [await arrived.get()]
-            while not arrived.empty():
-                some.append(arrived.get_nowait())
-            for _, answer in some:
-                if isinstance(answer, Exception):
-                    raise answer
-            left -= sum(not isinstance(answer, Partial) for _, answer in some)
-            yield some
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def sentences(handler: Callable[..., Results]) -> Callable[..., Results]:

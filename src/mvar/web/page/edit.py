@@ -8,11 +8,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from mvar.web.api.schemas import MOST_IMAGES
 from mvar.web.messages import Array, Drawing, Drawn, Editing, Varying
-from mvar.web.page.asking import MOST_IMAGES, Held, Results, Sample, sentences, together
+from mvar.web.page.asking import Held, Results, Sample, sentences
 from mvar.web.page.pictures import enlarged, figure, pictures, status, uploaded
 from mvar.web.page.settings import NO_CLASS, Controls
-from mvar.web.service import Service
+from mvar.web.service import Service, together
 
 INSIDE, BEYOND, CLASS = "Repaint what is painted over", "Paint beyond the border", "Change the class"
 PLACES = {"centre": (0.5, 0.5), "left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}

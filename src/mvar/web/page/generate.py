@@ -8,12 +8,13 @@ from typing import Any
 import gradio as gr
 
 from mvar.sampling.labels import file_name
+from mvar.web.api.schemas import MOST_IMAGES
 from mvar.web.messages import Card, Drawing, Drawn, Partial
 from mvar.web.page import reproducing
-from mvar.web.page.asking import MOST_IMAGES, Asked, Results, Sample, sentences, together
+from mvar.web.page.asking import Asked, Results, Sample, sentences
 from mvar.web.page.pictures import figure, pictures, status
 from mvar.web.page.settings import Controls, class_name
-from mvar.web.service import Service
+from mvar.web.service import Service, together
 
 Figure = Any  # Pillow image, pixels, or None for one to come
 

@@ -9,10 +9,10 @@ import gradio as gr
 import numpy as np
 
 from mvar.web.messages import Drawing, Drawn, Partial, Varying
-from mvar.web.page.asking import Results, Sample, sentences, together
+from mvar.web.page.asking import Results, Sample, sentences
 from mvar.web.page.pictures import figure, pictures, status
 from mvar.web.page.settings import Controls, class_name
-from mvar.web.service import Service
+from mvar.web.service import Service, together
 
 VARIATIONS = 8
 

@@ -16,7 +16,7 @@ from starlette.routing import Match, Mount, Route
 from starlette.types import Scope
 
 from mvar.web.api.security import is_api
-from mvar.web.page.pictures import MOST_PIXELS
+from mvar.web.api.uploads import MOST_BYTES, MOST_PIXELS
 from mvar.web.page.style import CSS, STARTING
 from mvar.web.service import Service
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import gradio as gr
     from gradio.routes import App
 
-MOST_BYTES = 20 * 2**20  # of an upload
 AT_ONCE = 16  # of each kind of event; their images share the model's steps
 WAITING = 64  # events
 HOUR = 3600  # after which uploads are deleted

@@ -15,10 +15,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mvar import __version__
-from mvar.data.images.decoding import decode, look, read_bytes
+from mvar.data.images.decoding import as_image, from_bytes, read_bytes
+from mvar.web.api.uploads import MOST_PIXELS
 from mvar.web.messages import Array
 
-MOST_PIXELS = 25_000_000  # of an upload
 SHOWN = 512  # pixels of the longer side, about, of an image that is painted on
 # Dark to light, readable without colours and with most kinds of colour blindness.
 RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)
@@ -34,12 +34,10 @@ def uploaded(path: str, size: tuple[int, int]) -> Image.Image:
         ValueError: what cannot be used, and why.
     """
     try:
-        width, height = look(read_bytes(path)).size
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{width}x{height} pixels, at most {MOST_PIXELS // 1_000_000} million are taken")
-        image = decode(path)
+        image = as_image(from_bytes(read_bytes(path), MOST_PIXELS))
     except ValueError as error:
         raise ValueError(f"image: {error}; give a PNG, JPEG or WebP") from None
+    width, height = image.size
     scale = min(width / size[1], height / size[0])
     crop_w, crop_h = round(size[1] * scale), round(size[0] * scale)
     left, top = (width - crop_w) // 2, (height - crop_h) // 2

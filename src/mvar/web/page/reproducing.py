@@ -5,12 +5,11 @@ import shlex
 from typing import Any
 
 from mvar.sampling.labels import label_ids, parse_labels
+from mvar.web.api.schemas import NAMES
 from mvar.web.messages import Card
 from mvar.web.page.asking import Asked, Sample
 from mvar.web.page.settings import class_name
 from mvar.web.service import Source
-
-API_NAMES = {"guidance": "guidance_scale"}  # fields of the HTTP interface that differ from the setting's name
 
 
 def command(source: Source, card: Card, asked: Asked, n: int) -> str:
@@ -41,7 +40,7 @@ def python(source: Source, card: Card, asked: Asked, n: int) -> str:
 def curl(address: str, card: Card, asked: Asked, n: int, with_key: bool) -> str:
     """The same from this server; the images are in its answer, in base64."""
     body: dict[str, Any] = {"model": asked.model, "prompt": label_text(card, asked.label), "n": n, "seed": asked.seed}
-    body |= {API_NAMES.get(name, name): value for name, value in asked.settings.items()}
+    body |= {NAMES.get(name, name): value for name, value in asked.settings.items()}
     key = ' -H "Authorization: Bearer $MVAR_API_KEY"' if with_key else ""
     return (
         f"curl {address}v1/images/generations{key} \\\n"

@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image
 
 from mvar.web.messages import Answer, Card, Classified, Classifying, Examined, Examining, Request, Scored, Scoring, Seen
-from mvar.web.page.asking import Held, Results, sentences, together
+from mvar.web.page.asking import Held, Results, sentences
 from mvar.web.page.edit import UPLOADS, connect_source
 from mvar.web.page.pictures import bars, figure, heat, pictures, status, table
 from mvar.web.page.settings import NO_CLASS, class_choice, class_update, model_choice
-from mvar.web.service import Service
+from mvar.web.service import Service, together
 
 LIKELIEST = 10  # classes shown
-FEW_MAPS = 3  # that the class is told from: all would take long
+FEW_MAPS = 3  # that are looked at to find the class, at first: all would take long
 
 
 def build(service: Service, chosen: gr.State) -> None:
@@ -28,7 +28,9 @@ def build(service: Service, chosen: gr.State) -> None:
     with gr.Row():
         upload = gr.UploadButton("Upload an image", file_types=UPLOADS, size="md", elem_id="understand-upload")
         take = gr.Button("Take the last sample", size="md", elem_id="understand-take")
-    maps = gr.Slider(1, len(first.shapes), value=FEW_MAPS, step=1, label="Tell the class from the first maps")
+    maps = gr.Slider(
+        1, len(first.shapes), value=min(FEW_MAPS, len(first.shapes)), step=1, label="Tell the class from the first maps"
+    )
     with gr.Row():
         look = gr.Button("Look", variant="primary", elem_id="look")
         stop = gr.Button("Stop", min_width=80)
@@ -57,7 +59,7 @@ def build(service: Service, chosen: gr.State) -> None:
     event = look.click(run, [original, model, label, maps], [said, bits, posterior, blocks], **common)
     stop.click(lambda: status("Stopped."), None, said, cancels=[event], queue=False, **common)
     model.change(
-        lambda name: [class_update(cards[name]), gr.update(maximum=len(cards[name].shapes), value=FEW_MAPS)],
+        lambda name: [class_update(cards[name]), _maps_update(cards[name])],
         model,
         [label, maps],
         **common,
@@ -113,3 +115,8 @@ def blocks_view(card: Card, blocks: list[Seen]) -> str:
     ]
     shown = [table(title, columns, rows, "block") for title, columns, rows in tables if any(rows)]
     return "<h3>Attention and state, by block and scale</h3>" + "".join(shown)
+
+
+def _maps_update(card: Card) -> Any:
+    scales = len(card.shapes)
+    return gr.update(maximum=scales, value=min(FEW_MAPS, scales))

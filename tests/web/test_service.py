@@ -1,14 +1,12 @@
-"""Many requests of a tab at once: leaving cancels them, and so does the error of one."""
+"""Many requests at once: leaving cancels them, and so does the error of one."""
 
 import asyncio
 from contextlib import aclosing
 
 import pytest
 
-pytest.importorskip("gradio", reason="the page's packages are not installed")
-
 from mvar.web.messages import Drawing, Partial, Refused
-from mvar.web.page.asking import together
+from mvar.web.service import together
 
 
 class Slow:
