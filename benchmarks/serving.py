@@ -107,11 +107,10 @@ def memory(process: subprocess.Popen[bytes]) -> float:
 def measure(model: str, requests: int) -> dict[str, Any]:
     """All figures of a model."""
     ready = []
-    for _ in range(STARTS - 1):
-        with served(model, "--rate", "1000000") as (_, seconds, _):
+    for _ in range(STARTS):
+        with served(model) as (_, seconds, _):
             ready.append(seconds)
-    with served(model, "--rate", "1000000") as (address, seconds, process):
-        ready.append(seconds)
+    with served(model, "--no-page", "--rate", "1000000") as (address, _, process):
         (card,) = httpx.get(f"{address}/v1/models").json()["data"]
         classes = len(card["classes"])
         asyncio.run(under_load(address, 2, 8, classes))  # to warm up
