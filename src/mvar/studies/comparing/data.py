@@ -178,9 +178,9 @@ class Real:
     """Real images of a data set, with what samples are measured by.
 
     Samples are compared with training images; as many held-out images as there are samples give the floor: what real
-    images get. What the tokenizer makes of the same is the best that samples can be expected to reach. Classes are told
-    apart by linear discriminant analysis of the same features, fitted on the training images: a closed form, which
-    needs no training of its own.
+    images get. Reconstructions of these show how much of a sample's distance is the tokenizer's. The classifier is a
+    linear discriminant analysis of the same features, fitted on the training images: a closed form, which needs no
+    training of its own.
     """
 
     def __init__(self, data: DataSet, prepared: Prepared, extractor: Extractor | None = None) -> None:

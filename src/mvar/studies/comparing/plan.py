@@ -146,7 +146,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """All that decides the result, as JSON has it; values that a field has by default are left out.
 
-        The user's own tokenizer and images are told apart by their contents, which records have, not by where they are.
+        The user's own tokenizer and images are identified by their content, which records have, not by where they are.
         """
         data = differing(self.data)
         unused = {"seeds": True, "per_class": not self.sampled, "tokenizer": self.data.command is None}

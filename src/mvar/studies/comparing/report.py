@@ -96,7 +96,7 @@ def _heading(row: Row, data: DataSet) -> str:
         )
         parts += [
             f", {data.per_class} samples of each class; {counted(row.floor['images'], 'held-out image')}: {real}; ",
-            f"these reconstructed by the tokenizer, which bounds what samples can reach: {restored}",
+            f"these reconstructed by the tokenizer: {restored}",
         ]
     return "".join(parts)
 
