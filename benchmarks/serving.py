@@ -111,7 +111,7 @@ def measure(model: str, requests: int) -> dict[str, Any]:
         with served(model) as (_, seconds, _):
             ready.append(seconds)
     with served(model, "--no-page", "--rate", "1000000") as (address, _, process):
-        (card,) = httpx.get(f"{address}/v1/models").json()["data"]
+        card = httpx.get(f"{address}/v1/models/{Path(model).name}").json()
         classes = len(card["classes"])
         asyncio.run(under_load(address, 2, 8, classes))  # to warm up
         partial = first_partial(address, classes)
