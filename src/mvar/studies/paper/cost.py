@@ -13,9 +13,9 @@
 
 To expect: parameters as in the paper but for rounding, except for M-VAR-d32: depth 32 has 3.66 B, and 3.0 B fit depth
 30 (3.02 B). M-VAR takes 1.44 to 1.48 times the FLOP of VAR of its depth. At 512 px, VAR-d36-s takes 2.3 times those of
-M-VAR-d24, and took 2.3 times its seconds on two cores of an AMD EPYC. At 256 px small models were quicker there than the
-paper's share of M-VAR-d32 (VAR-d12 0.09, M-VAR-d12 0.11), which may count what does not grow with depth. The estimate
-below was 10 % above M-VAR-d12 drawn whole and 4 % above d16.
+M-VAR-d24, and took 2.3 times its seconds on two cores of an AMD EPYC. At 256 px small models were quicker there than
+the paper's share of M-VAR-d32 (VAR-d12 0.09, M-VAR-d12 0.11), which may count what does not grow with depth. The
+estimate below was 10 % above M-VAR-d12 drawn whole and 4 % above d16.
 
 Weights are random, which take as long as trained ones. Large models neither fit side by side nor draw within a minute,
 so each is drawn with two of its blocks, and the blocks' part of its time is scaled to its depth; M-VAR-d12 and d16 are
