@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from mvar.commands.serving import open_socket
+
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
@@ -34,6 +36,16 @@ def test_a_port_in_use(refused, bundle):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         (said,) = refused("serve", "--model", bundle, "--port", str(taken.getsockname()[1]))
     assert re.match(r"mvar: port = \d+: Address already in use at 127.0.0.1; give another", said)
+
+
+def test_answers_are_not_held_back_for_40_ms():
+    """By Nagle's algorithm, where the client delays its acknowledgement of the first part."""
+    with (
+        open_socket("127.0.0.1", 0, anywhere=False) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def started(*arguments: str, **environment: str) -> subprocess.Popen:
