@@ -95,7 +95,7 @@ def listing(root: Path) -> dict[str, int]:
         (f"{SHEET} --labels 2,2", "mvar: labels has 2: give an index from 0 to 1, or -1 for no class"),
         (f"{SHEET} --labels dgo", "mvar: labels has 'dgo': no class of this name; close: dog"),
         (f"""{SHEET} --labels '"cat" dog'""", """mvar: labels = '"cat" dog': close each name in double quotes"""),
-        (f"{SHEET} --guidance -1", "mvar: guidance = -1.0: must be 0 (no guidance) or more"),
+        (f"{SHEET} --guidance -1", "mvar: guidance = -1.0: must be 0 (no guidance) to 1000"),
         (f"{SHEET} --top-p 0", "mvar: top_p = 0.0: must lie in (0, 1]; 1 keeps all codes"),
         (f"{SHEET} --per-class 0", "mvar: per_class = 0: must lie in 1 to 1,000,000"),
         (f"{SHEET} --per-class 900", "mvar: out: a sheet of 2 rows of 900 images would be"),

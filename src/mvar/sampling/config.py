@@ -27,12 +27,12 @@ class SamplingSettings:
         smooth: mix code vectors instead of choosing one; for looks, never for metrics.
     """
 
-    guidance: Annotated[float | list[float], Real(0, text="must be 0 (no guidance) or more")] = 1.5
+    guidance: Annotated[float | list[float], Real(0, 1000, text="must be 0 (no guidance) to 1000")] = 1.5
     guidance_schedule: GuidanceSchedule = "linear"
     top_k: TopK = 900
     top_p: Annotated[float | list[float], Real(0, 1, open="(", text="must lie in (0, 1]; 1 keeps all codes")] = 0.96
     temperature: Annotated[
-        float | list[float], Real(0, open="(", text="must be above 0; for greedy sampling set top_k = 1")
+        float | list[float], Real(1e-3, 1e3, text="must be 0.001 to 1000; for greedy sampling set top_k = 1")
     ] = 1.0
     smooth: Switch = False
 

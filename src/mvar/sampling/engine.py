@@ -36,9 +36,6 @@ OnScale = Callable[[int, int, Callable[[], Tensor]], None]
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
-EXTREME = ", or guidance or temperature is too extreme"
-
-
 @dataclass(frozen=True)
 class SampleOutput:
     """What sampling returns.
@@ -178,7 +175,7 @@ class Sampler:
         temperature, most, mass = self.filters[k]
         logits_BlV = logits_BlV / temperature
         if logits_BlV.device.type == "cpu":
-            check_logits(logits_BlV, quantizer.schedule, range(k, k + 1), EXTREME)
+            check_logits(logits_BlV, quantizer.schedule, range(k, k + 1))
             finite = canvas.finite
         else:  # without waiting for the GPU
             finite = canvas.finite | {k: logits_BlV.isfinite().all()}
@@ -217,7 +214,7 @@ class Sampler:
                 decoded_B3HW = self.tokenizer.decoded(canvas.f_hat_BZHW)
         for k, finite in canvas.finite.items():
             if not finite:
-                raise FloatingPointError(_not_finite(self.tokenizer.quantizer.schedule, k, EXTREME))
+                raise FloatingPointError(_not_finite(self.tokenizer.quantizer.schedule, k))
         pixels_B3HW = self.tokenizer.to_pixels(decoded_B3HW).cpu()
         tokens = None if self.settings.smooth else [tokens_BP.cpu() for tokens_BP in canvas.tokens]
         return SampleOutput(pixels_B3HW, tokens)
@@ -311,22 +308,22 @@ def _input(quantizer: MultiScaleQuantizer, f_hat_BZHW: Tensor, k: int) -> Tensor
     return words_BlZ if k > 0 else words_BlZ[:, :0]
 
 
-def check_logits(logits_BlV: Tensor, schedule: ScaleSchedule, scales: range, or_else: str = "") -> None:
+def check_logits(logits_BlV: Tensor, schedule: ScaleSchedule, scales: range) -> None:
     """Refuse logits of all tokens of `scales` that are not finite: sorting puts NaN first.
 
     Raises:
-        FloatingPointError: NaN or infinity; one line that names the first scale with any, and `or_else` as a cause.
+        FloatingPointError: NaN or infinity; one line that names the first scale with any.
     """
     if all_finite(logits_BlV):
         return
     finite_l = logits_BlV.isfinite().all(-1).all(0)
     levels = [k for k in scales for _ in range(schedule.areas[k])]
-    raise FloatingPointError(_not_finite(schedule, levels[finite_l.tolist().index(False)], or_else))
+    raise FloatingPointError(_not_finite(schedule, levels[finite_l.tolist().index(False)]))
 
 
-def _not_finite(schedule: ScaleSchedule, k: int, or_else: str) -> str:
+def _not_finite(schedule: ScaleSchedule, k: int) -> str:
     h, w = schedule.shapes[k]
-    return f"scale {k} ({h}x{w}): the generator gives NaN or infinity: {CAUSE}{or_else}; {REMEDY}"
+    return f"scale {k} ({h}x{w}): the generator gives NaN or infinity: {CAUSE}; {REMEDY}"
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
