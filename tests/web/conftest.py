@@ -1,7 +1,6 @@
 """A server with a tiny model, and an application without one."""
 
 import asyncio
-import socket
 import time
 from threading import Thread
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ import httpx
 import pytest
 import uvicorn
 
+from mvar.commands.serving import open_socket
 from mvar.web.api.app import create_app
 from mvar.web.api.security import Options
 from mvar.web.service import Service, Source
@@ -32,17 +32,18 @@ def until():
 
 @pytest.fixture(scope="session")
 def served(bundle):
-    """A server in a thread, with the bundle's model in a process: its url, key, service, and an HTTP client."""
+    """A server in a thread, with the bundle's model in a process: its url, key and parts, and an HTTP client."""
     service = Service([Source(name="tiny", path=bundle, device="cpu")])
     app = create_app(service, Options(api_key=KEY, rate=100_000, body_seconds=2))
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = open_socket("127.0.0.1", 0, anywhere=False)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = Thread(target=asyncio.run, args=(server.serve([listening]),))
     thread.start()
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
-        yield SimpleNamespace(url=url, key=KEY, service=service, http=client, host=service.hosts["tiny"])
+        parts = {"service": service, "host": service.hosts["tiny"], "memory": app.state.memory}
+        yield SimpleNamespace(url=url, key=KEY, http=client, **parts)
     server.should_exit = True
     thread.join()
 

@@ -13,7 +13,7 @@ from mvar.web.api import images, judging, operations
 from mvar.web.api.errors import REFUSALS, handle_errors
 from mvar.web.api.links import Links
 from mvar.web.api.operations import Metrics
-from mvar.web.api.security import Guard, Options
+from mvar.web.api.security import Guard, Memory, Options
 from mvar.web.page.page import open_page
 from mvar.web.service import Service
 
@@ -63,7 +63,8 @@ def create_app(service: Service, options: Options | None = None, page: bool = Fa
     app.include_router(judging.router(service))
     app.include_router(operations.router(service, metrics))
     handle_errors(app)
-    app.add_middleware(Guard, options=options, metrics=metrics)
+    app.state.memory = Memory()
+    app.add_middleware(Guard, options=options, metrics=metrics, memory=app.state.memory)
     if options.origins:
         methods, headers = ["GET", "POST"], ["Authorization", "Content-Type", "X-Request-Id"]
         app.add_middleware(

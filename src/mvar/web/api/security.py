@@ -10,6 +10,8 @@ import re
 import sys
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
@@ -24,9 +26,11 @@ from mvar.web.api.operations import Metrics
 MOST_BODY = 42 * 2**20  # bytes: an image, a mask and the fields of a form
 MOST_JSON = 2**20
 DISCARDED = 4  # times as much is read, so that a client that sends too much gets to the answer
+MOST_HELD = 2**30  # bytes of all requests' bodies and uploaded images at once
 MOST_CLIENTS = 10_000  # whose rate is remembered
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 PORT = re.compile(r":[0-9]{1,5}$")
+Take = Callable[[int], None]
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 API_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -70,11 +74,43 @@ def is_api(path: str) -> bool:
     return path.startswith("/v1/") or path == "/metrics" or path in OPEN
 
 
+@dataclass
+class Memory:
+    """What requests hold in memory.
+
+    Attributes:
+        most: bytes of all of them together.
+        held: bytes at this moment.
+    """
+
+    most: int = MOST_HELD
+    held: int = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Take]:
+        """A request's part, until it ends: what is called with bytes, and raises a problem where they are too many."""
+        own = 0
+
+        def take(size: int) -> None:
+            nonlocal own
+            if self.held + size > self.most:
+                text = "the server holds as many uploads as it can; try again in 5 s"
+                headers = {"Retry-After": "5", "Connection": "close"}
+                raise Problem(429, text, None, "busy", "rate_limit_error", headers)
+            own += size
+            self.held += size
+
+        try:
+            yield take
+        finally:
+            self.held -= own
+
+
 class Guard:
     """The middleware."""
 
-    def __init__(self, app: ASGIApp, options: Options, metrics: Metrics) -> None:
-        self.app, self.options, self.metrics = app, options, metrics
+    def __init__(self, app: ASGIApp, options: Options, metrics: Metrics, memory: Memory) -> None:
+        self.app, self.options, self.metrics, self.memory = app, options, metrics, memory
         self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when that was
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +133,9 @@ class Guard:
 
         try:
             self._admit(scope, headers)
-            await self.app(scope, await self._received(scope, headers, receive), sending)
+            with self.memory.share() as take:
+                scope["mvar.take"] = take
+                await self.app(scope, await self._received(scope, headers, receive, take), sending)
         except Exception as error:
             problem = problem_of(error)
             if not isinstance(error, Problem):
@@ -140,7 +178,7 @@ class Guard:
             text = f"more than {rate} requests a minute; try again in {wait} s"
             raise Problem(429, text, None, "rate_limit_exceeded", "rate_limit_error", {"Retry-After": wait})
 
-    async def _received(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+    async def _received(self, scope: Scope, headers: Headers, receive: Receive, take: Take) -> Receive:
         """What gives the request's whole body, which is read here, within its limits."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
@@ -158,6 +196,7 @@ class Guard:
                     part = message.get("body", b"")
                     size += len(part)
                     if size <= most:
+                        take(len(part))
                         body += part
                     elif size > DISCARDED * most:
                         raise too_large

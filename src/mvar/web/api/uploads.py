@@ -31,7 +31,7 @@ async def read_upload(request: Request, kind: type[Parameters], *names: str) -> 
     """The form of a request; the first of the named images is required.
 
     Raises:
-        Problem: a field or image that cannot be used.
+        Problem: a field or image that cannot be used, or no memory for it.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem(415, "body: send a form, as Content-Type: multipart/form-data", None, "unsupported_media_type")
@@ -51,7 +51,10 @@ async def read_upload(request: Request, kind: type[Parameters], *names: str) -> 
     if names[0] not in files:
         raise Problem(400, f"{names[0]}: is missing; send an image file", names[0], "missing_parameter")
     fields = from_form(kind, texts)
-    return Upload(fields, {name: await _decoded(name, content) for name, content in files.items()})
+    images = {name: await _decoded(name, content) for name, content in files.items()}
+    for image in images.values():
+        request.scope["mvar.take"](image.width * image.height * len(image.getbands()))
+    return Upload(fields, images)
 
 
 async def _content(name: str, file: UploadFile) -> bytes:
