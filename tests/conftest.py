@@ -63,8 +63,8 @@ def fashion_excerpt(fashion_arrays, tmp_path_factory) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Ranks come first: what their tests share takes half a minute, which a worker that steals some would repeat."""
-    items.sort(key=lambda item: item.path.name != "test_parallel.py")
+    """What shares a start of half a minute comes first, as a worker that steals some of it would repeat the start."""
+    items.sort(key=lambda item: item.path.name not in ("test_parallel.py", "test_page.py"))
 
 
 def pytest_collection_finish():

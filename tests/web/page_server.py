@@ -1,4 +1,4 @@
-"""A server of the page for its tests, as a process: python page_server.py PORT BUNDLE [KEY]."""
+"""A server of the page for its tests, as a process: python page_server.py PORT BUNDLE KEY."""
 
 import sys
 
@@ -9,14 +9,18 @@ from mvar.web.api.security import LOOPBACK, Options
 from mvar.web.service import Service, Source
 
 
-def main(port, bundle, key=None):
+def main(port, bundle, key):
     service = Service([Source(name="tiny", path=bundle), Source(name="twin", path=bundle)])
 
     app = create_app(service, Options(api_key=key, hosts=LOOPBACK), page=True)
 
     @app.get("/under-way")
     def under_way():
-        return {"requests": sum(host.waiting for host in service.hosts.values()), "torch": "torch" in sys.modules}
+        return {
+            "requests": sum(host.waiting for host in service.hosts.values()),
+            "torch": "torch" in sys.modules,
+            "worker": service.hosts["tiny"].pid,
+        }
 
     uvicorn.run(app, port=int(port), log_level="error")
 

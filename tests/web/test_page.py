@@ -1,11 +1,16 @@
 """The page in a real browser, on a tiny model served by the real worker."""
 
 import base64
+import contextlib
 import io
 import json
+import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvar.cli import main
 from mvar.model import load
 
 pytest.importorskip("gradio", reason="the page's packages are not installed")
@@ -23,7 +29,7 @@ BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-c
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
 PATIENCE = 30_000  # ms for which a step is waited for
 STARTING = 90_000  # the same, for Gradio's import
-KEY = "a key of this test"
+KEY = "the-key-of-this-test"
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Playwright's
 
@@ -46,7 +52,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(bundle):
-    running = Server(bundle)
+    running = Server(bundle, KEY)
     yield running
     running.process.terminate()
     assert running.process.wait(20) in (0, -15)
@@ -80,7 +86,12 @@ def page(server, browser):
             page.problems.clear()
             page.wait_for_timeout(200)
     page.greeting = page.locator("h1").first.inner_text()
-    page.wait_for_selector("#draw", timeout=STARTING)  # the first page has reloaded itself
+    page.get_by_label("username").wait_for(timeout=STARTING)  # the first page has reloaded itself
+    log_in(page, "wrong")
+    page.get_by_text("Incorrect Credentials").wait_for()
+    page.problems.clear()  # the refusal's status
+    log_in(page, KEY)
+    page.wait_for_selector("#draw")
     yield page
     page.context.close()
 
@@ -94,6 +105,12 @@ def no_problems(page):
 def elsewhere(url):
     parts = urlsplit(url)
     return parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"
+
+
+def log_in(page, key):
+    page.get_by_label("username").fill("anyone")
+    page.get_by_label("password").fill(key)
+    page.get_by_role("button", name="Login").click()
 
 
 def tab(page, name):
@@ -139,21 +156,28 @@ def draw(page, seed):
     press(page, "#draw", f"with seed {seed}")
 
 
-def test_until_the_page_is_there_another_says_so(page):
+def test_until_the_page_is_there_another_says_so(page):  # and it was opened with the server's key
     assert page.greeting == "mvar is starting"
 
 
-def test_generate_draws_what_the_library_draws_and_says_how(page, server, bundle):
+def test_generate_draws_what_the_library_draws_and_says_how(page, server, bundle, tmp_path):
     draw(page, 7)
     model = load(bundle)
     expected = [np.asarray(image) for image in model.sample([0] * 4, seed=7).images]
     assert np.array_equal(pictures(page, "#gallery"), expected)
     page.get_by_role("button", name="Reproduce these images").click()
     page.get_by_text("--per-class").first.wait_for()
-    said = " ".join(page.locator(".cm-content").all_inner_texts())
-    assert "--labels=cat --per-class 4 --seed 7" in said
-    assert 'model.sample(["cat"] * 4, seed=7)' in said
-    assert f"{server.address}v1/images/generations" in said
+    command, python, curl = page.locator(".cm-content").all_inner_texts()
+    with contextlib.chdir(tmp_path):
+        main(shlex.split(command)[1:])
+        exec(python)
+        answer = subprocess.check_output(
+            ["sh", "-c", curl], env=os.environ | {"MVAR_API_KEY": KEY}, stderr=subprocess.DEVNULL
+        )
+    for i, image in enumerate(json.loads(answer)["data"]):
+        files = [*tmp_path.glob(f"samples/*{i}.png"), tmp_path / f"sample-{i}.png"]
+        files += [io.BytesIO(base64.b64decode(image["b64_json"]))]
+        assert [np.array_equal(Image.open(file), expected[i]) for file in files] == [True] * 3
     with page.expect_download() as downloading:
         page.get_by_role("link", name="Save cat, seed 7, image 2").click()
     with Image.open(downloading.value.path()) as image:
@@ -162,6 +186,23 @@ def test_generate_draws_what_the_library_draws_and_says_how(page, server, bundle
     assert (facts["model"], facts["class"], facts["seed"], facts["index"]) == ("tiny", "cat", 7, 2)
     assert facts["top_k"] == model.defaults.top_k
     assert not server.under_way()["torch"]
+
+
+def test_stop_ends_what_is_under_way(page, server):
+    tab(page, "Generate")
+    worker = server.under_way()["worker"]
+    os.kill(worker, signal.SIGSTOP)  # as slow as can be
+    try:
+        press(page, "#draw", "Waiting for the model.")
+        assert server.under_way()["requests"] == 4
+        press(page, "#stop", "Stopped.")
+        until = time.monotonic() + PATIENCE / 1000
+        while server.under_way()["requests"]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    draw(page, 8)
 
 
 def test_generate_by_keyboard_alone(page, bundle):
