@@ -70,6 +70,7 @@ docs: $(READY) out/fashion-mnist out/icons
 	$(BIN)/python -m recipes.token_cache --data out/fashion-mnist/val --out docs/images/tokens \
 		--page-file docs/tokens.md
 	$(BIN)/mvar score --model fashion-mnist --images out/fashion-mnist/val --limit 1000 --sheet docs/images/likelihood.png
+	$(BIN)/python -m recipes.web_page
 	rm -rf out/wide
 	$(BIN)/mvar reschedule --model fashion-mnist --sides 1,2,3,4,[6,9],[8,12] --out out/wide
 	$(BIN)/mvar sample --model out/wide --labels Bag,Sneaker --per-class 4 --out docs/images/resolutions.png

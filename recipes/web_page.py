@@ -1,8 +1,4 @@
-"""The pictures of docs/page.md, from a running server:
-
-mvar serve --model icons
-python -m recipes.web_page --address http://127.0.0.1:8000/ --out docs/images/web
-"""
+"""The pictures of docs/page.md, from a server of its own: python -m recipes.web_page --out docs/images/web"""
 
 import argparse
 import io
@@ -12,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.serving import served
 from mvar.files import atomic_write
 
 BROWSER = "/usr/bin/chromium"
@@ -22,14 +19,13 @@ WIDE, PHONE = (1180, 860), (390, 860)
 def main() -> None:
     """Draw, grow, edit, look and compare as a user does, and keep what is then seen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--address", default="http://127.0.0.1:8000/")
     parser.add_argument("--out", type=Path, default=Path("docs/images/web"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
+    with served("icons") as (address, *_), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         page = browser.new_page(viewport={"width": WIDE[0], "height": WIDE[1]})
-        page.goto(options.address)
+        page.goto(address)
         page.wait_for_selector("#draw", timeout=120_000)
         for name, act in TABS.items():
             page.get_by_role("tab", name=name).click()

@@ -1,12 +1,13 @@
-"""Many requests at once: leaving cancels them, and so does the error of one."""
+"""Many requests at once: leaving cancels them, so does the error of one, and how long those beyond a limit wait."""
 
 import asyncio
 from contextlib import aclosing
+from queue import SimpleQueue
 
 import pytest
 
-from mvar.web.messages import Drawing, Partial, Refused
-from mvar.web.service import together
+from mvar.web.messages import Busy, Drawing, Partial, Refused, Scored
+from mvar.web.service import Host, Limits, Source, together
 
 
 class Slow:
@@ -43,3 +44,37 @@ def test_leaving_or_an_error_cancels_all(label):
             asyncio.run(run())
     else:
         assert asyncio.run(run()) == ({0, 1, 2}, {0, 1, 2})
+
+
+def test_how_long_to_wait_follows_from_the_work_that_is_under_way(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mvar.web.service.monotonic", lambda: now[0])
+
+    async def anyone(host: Host) -> list:
+        return [answer async for answer in host.ask(None)]
+
+    async def run() -> list[int]:
+        host = Host(Source(name="m", path="m"), Limits(waiting=10))
+        host.card, host._outgoing, waits = object(), SimpleQueue(), []
+        for idle in (0, 1000):
+            now[0] += idle
+            tasks = [asyncio.create_task(anyone(host)) for _ in range(10)]
+            await asyncio.sleep(0)
+            with pytest.raises(Busy) as busy:  # nothing is known yet
+                await anyone(host)
+            waits.append(busy.value.seconds)
+            for task in tasks[:3]:
+                now[0] += 2
+                host._hear((min(host._requests), Scored(0.0, None)))
+                await task
+            tasks += [asyncio.create_task(anyone(host)) for _ in range(3)]
+            await asyncio.sleep(0)
+            with pytest.raises(Busy) as busy:
+                await anyone(host)
+            waits.append(busy.value.seconds)
+            for number in list(host._requests):
+                host._hear((number, Scored(0.0, None)))
+            await asyncio.gather(*tasks)
+        return waits
+
+    assert asyncio.run(run()) == [1, 20, 1, 20]

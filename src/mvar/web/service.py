@@ -156,7 +156,7 @@ class Host:
         self.stopping = False
         self._requests: dict[int, asyncio.Queue[Any]] = {}
         self._numbers = count()
-        self._answered: deque[float] = deque(maxlen=LATEST)  # when the latest answers came
+        self._answered: deque[float] = deque(maxlen=LATEST)  # when work began, and the latest answers came
         self._changed = asyncio.Event()
         self._fruitless = 0  # processes in a row that ended without an answer
         self._process: BaseProcess | None = None
@@ -216,6 +216,9 @@ class Host:
             raise Broken("the model is not loaded; try again in a few seconds")
         if len(self._requests) >= self.limits.waiting:
             raise Busy(self._wait_for(len(self._requests)))
+        if not self._requests:
+            self._answered.clear()  # times before say nothing about those to come
+            self._answered.append(monotonic())
         number, answers = next(self._numbers), asyncio.Queue[Any]()
         self._requests[number] = answers
         finished = False

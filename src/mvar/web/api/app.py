@@ -49,7 +49,7 @@ def create_app(service: Service, options: Options | None = None, page: bool = Fa
             yield
 
     refusal = {"description": "What is wrong.", "content": {"application/json": {"schema": ERROR}}}
-    app = FastAPI(
+    app = _App(
         title="mvar",
         description=ABOUT,
         version=__version__,
@@ -71,3 +71,15 @@ def create_app(service: Service, options: Options | None = None, page: bool = Fa
             CORSMiddleware, allow_origins=list(options.origins), allow_methods=methods, allow_headers=headers
         )
     return app
+
+
+class _App(FastAPI):
+    """Describes what it does: FastAPI's own answer to wrong parameters is never given."""
+
+    def openapi(self) -> dict[str, Any]:
+        found = super().openapi()
+        for operation in (each for path in found["paths"].values() for each in path.values()):
+            operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+        return found
