@@ -169,11 +169,13 @@ def test_drawn_together_each_is_as_if_drawn_alone(build, mixers):
 
 def test_logits_that_are_not_finite_fail_one_of_several(build):
     networks = build()
-    samplers = [Sampler(*networks, 0, settings) for settings in (USUAL, USUAL.changed(guidance=3e38), USUAL)]
+    with torch.no_grad():
+        networks[1].class_embed.weight[-1] = torch.nan  # of no class, which only guided drawings need
+    unguided = USUAL.changed(guidance=0.0)
+    samplers = [Sampler(*networks, 0, settings) for settings in (unguided, USUAL, unguided)]
     drawings = [Drawing(s, s.draw(s.start(torch.tensor([1]), [i]))) for i, s in enumerate(samplers)]
     first, failed, last = draw_together(drawings)
     assert isinstance(failed, FloatingPointError)
-    assert "guidance" in str(failed)
     for i, canvas in ((0, first), (2, last)):
         assert same_maps(canvas.tokens, samplers[i].draw(drawings[i].canvas).tokens)
 

@@ -189,7 +189,7 @@ def test_models_and_documents(client, served):
         ({"prompt": "cat", "size": "large"}, 400, "size", "give auto"),
         ({"prompt": "cat", "output_format": "gif"}, 400, "output_format", "choose from png"),
         ({"prompt": "cat", "guidance_scale": [1, 2]}, 400, "guidance_scale", "one for each of the 3 scales"),
-        ({"prompt": "cat", "temperature": 0}, 400, "temperature", "must be above 0"),
+        ({"prompt": "cat", "temperature": 0}, 400, "temperature", "must be 0.001 to 1000"),
         ({"prompt": ["cat"]}, 400, "prompt", "give text"),
         ({"prompt": "c" * 5000}, 400, "prompt", "at most 4000"),
         ({"prompt": "cat", "stream": True, "response_format": "url"}, 400, "response_format", "b64_json"),
