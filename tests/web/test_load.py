@@ -95,7 +95,7 @@ def test_of_a_thousand_requests_none_is_lost_or_mixed_up_and_memory_stays(bundle
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 def test_replicas_behind_a_load_balancer_survive_the_death_of_one(bundle, expected, tmp_path):
     with ExitStack() as stack:
-        replicas = [stack.enter_context(served(bundle)) for _ in range(2)]
+        replicas = [stack.enter_context(served(bundle, "--no-page")) for _ in range(2)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

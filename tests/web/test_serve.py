@@ -58,7 +58,7 @@ def started(*arguments: str, **environment: str) -> subprocess.Popen:
 def test_it_starts_drains_and_says_which_model_is_wrong(bundle):
     """SIGTERM lets requests under way end; the key of the environment is needed, and logged nowhere."""
     key = "a-key-of-the-environment"
-    with started("--model", "no-such-model") as wrong, started("--model", bundle, MVAR_API_KEY=key) as server:
+    with started("--model", "no-such-model") as wrong, started("--no-page", "--model", bundle, MVAR_API_KEY=key) as server:
         first = server.stderr.readline()
         url = re.search(r"http://\S+", first)[0]
         assert httpx.get(f"{url}/healthz").status_code == 200  # at once

@@ -33,7 +33,7 @@ def toy(bundle) -> Scale:
     )
     return Scale(
         name="toy",
-        model=GeneratorConfig(depth=4, width=128, heads=4),
+        model=GeneratorConfig(depth=2, width=128, heads=4),
         training={**SCALES["small"].training, "batch_size": 4, "val_images": 8, "validate_every": 1000},
         steps=2,
         rates=(1e-3, 1e-2),
