@@ -11,6 +11,7 @@ import uvicorn
 
 from mvar.commands.serving import open_socket
 from mvar.web.api.app import create_app
+from mvar.web.api.connections import Prompt
 from mvar.web.api.security import Options
 from mvar.web.service import Service, Source
 
@@ -37,7 +38,7 @@ def served(bundle):
     app = create_app(service, Options(api_key=KEY, rate=100_000, body_seconds=2))
     listening = open_socket("127.0.0.1", 0, anywhere=False)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, http=Prompt, log_level="warning", access_log=False))
     thread = Thread(target=asyncio.run, args=(server.serve([listening]),))
     thread.start()
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:

@@ -149,7 +149,8 @@ def test_all_uploads_together_are_limited(served, monkeypatch, until):
     until(lambda: served.memory.held == 0)
 
 
-def test_slow_and_half_open_connections_hold_nothing_up(served):
+def test_slow_and_half_open_connections_hold_nothing_up(served, monkeypatch):
+    monkeypatch.setattr("mvar.web.api.connections.HEAD_SECONDS", 0.5)
     address = served.http.base_url.host, served.http.base_url.port
     idle = [socket.create_connection(address) for _ in range(50)]
     slow = socket.create_connection(address)
@@ -161,7 +162,17 @@ def test_slow_and_half_open_connections_hold_nothing_up(served):
     assert served.http.post(GENERATE, json={"prompt": "cat"}).status_code == 200
     slow.settimeout(30)
     assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
-    for each in (*idle, slow):
+    for each in idle:  # the server has closed them
+        each.settimeout(10)
+        assert each.recv(1) == b""
+    again = socket.create_connection(address)  # one that sends a head, then half of another
+    again.settimeout(10)
+    again.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert again.recv(4096).startswith(b"HTTP/1.1 200 ")
+    again.sendall(b"GET /healthz HTTP/1.1\r\nHost")
+    while again.recv(4096):
+        pass  # the rest of the first answer
+    for each in (*idle, slow, again):
         each.close()
     assert served.host.waiting == 0
 

@@ -77,8 +77,9 @@ def test_headers_of_every_response(unserved):
 
 def test_other_origins_only_when_allowed(unserved):
     ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    ask["Access-Control-Request-Headers"] = "authorization, x-stainless-os"
     (off,) = asked(unserved(), ("OPTIONS", GENERATE, {"headers": ask}))
-    assert off.status_code == 405
+    assert off.status_code == 403
     origins = ("https://a.example",)
     other = ask | {"Origin": "https://b.example"}
     on, refused = asked(
@@ -88,6 +89,46 @@ def test_other_origins_only_when_allowed(unserved):
     )
     assert on.headers["Access-Control-Allow-Origin"] == "https://a.example"
     assert "Access-Control-Allow-Origin" not in refused.headers
+    assert "x-stainless-os" in on.headers["Access-Control-Allow-Headers"]  # of OpenAI's client
+
+
+def test_pages_of_other_sites_have_no_use_of_a_server(unserved):
+    """Neither of the page nor of the API, where what a browser sends without asking first would do harm."""
+    evil, own = {"Origin": "https://evil.example"}, {"Origin": "http://test"}
+    client = unserved(origins=("https://good.example",))
+    good = {"Origin": "https://good.example"}
+    asks = [
+        ("POST", "/v1/scores", evil),
+        ("POST", "/login", evil),
+        ("GET", "/config", evil),
+        ("OPTIONS", "/login", evil),
+    ]
+    asks += [("GET", "/v1/models", {"Origin": "null"}), ("POST", "/login", good)]
+    asks += [("GET", "/v1/models", good), ("GET", "/v1/models", own), ("GET", "/v1/models", {})]
+    found = asked(client, *((method, path, {"headers": headers}) for method, path, headers in asks))
+    assert [response.status_code for response in found] == [403] * 6 + [200] * 3
+    for response in found[:6]:
+        assert "Access-Control-Allow-Credentials" not in response.headers
+
+
+def test_requests_to_anywhere_are_counted_and_small(unserved):
+    client = unserved(rate=3)
+    found = asked(
+        client,
+        ("POST", "/login", {"content": b" " * (2**18 + 1)}),
+        ("POST", "/nothing", {}),
+        ("POST", "/healthz", {}),
+        ("POST", "/login", {}),
+        ("GET", "/nothing", {}),
+    )
+    assert [response.status_code for response in found] == [413, 404, 405, 429, 404]
+
+
+def test_metrics_name_known_methods_only(unserved):
+    requests = [(f"MADE{i}", "/v1/models", {}) for i in range(5)]
+    *_, metrics = asked(unserved(), *requests, ("GET", "/metrics", {}))
+    assert 'method="other"' in metrics.text
+    assert "MADE" not in metrics.text
 
 
 def test_what_nobody_expected_is_logged_and_not_told(unserved, monkeypatch, capsys):

@@ -21,7 +21,9 @@ from mvar.commands.serving import open_socket
         (["--host", "0.0.0.0"], "host = '0.0.0.0': others could reach it; give --api-key too, or --insecure"),
         (["--host", "no.such.invalid"], "host = 'no.such.invalid': no address of this name"),
         (["--port", "65536"], "port = 65536: must lie in 0 to 65,535"),
-        (["--api-key", "short"], "api_key: give at least 8"),
+        (["--api-key", "short"], "api_key: give at least 16"),
+        (["--cors", "https://a.example/"], "cors = 'https://a.example/': not an origin"),
+        (["--cors", "*"], "cors = '*': not an origin"),
         (["--rate", "0"], "rate = 0: must lie in"),
         (["--model", "a/tiny,b/tiny"], "model: tiny is there 2 times"),
         (["--model", ","], "model = ',': names no model"),
@@ -58,7 +60,10 @@ def started(*arguments: str, **environment: str) -> subprocess.Popen:
 def test_it_starts_drains_and_says_which_model_is_wrong(bundle):
     """SIGTERM lets requests under way end; the key of the environment is needed, and logged nowhere."""
     key = "a-key-of-the-environment"
-    with started("--model", "no-such-model") as wrong, started("--no-page", "--model", bundle, MVAR_API_KEY=key) as server:
+    with (
+        started("--model", "no-such-model") as wrong,
+        started("--no-page", "--model", bundle, MVAR_API_KEY=key) as server,
+    ):
         first = server.stderr.readline()
         url = re.search(r"http://\S+", first)[0]
         assert httpx.get(f"{url}/healthz").status_code == 200  # at once

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 25  # for requests under way when the server is to stop; Kubernetes kills after 30
 KEY = "MVAR_API_KEY"
+LEAST_KEY = 16  # characters
+ORIGIN = re.compile(r"https?://[^/\s*]+")
 
 
 def serve(
@@ -61,6 +64,8 @@ def serve(
     if not names:
         raise ValueError(f"model = {model!r}: names no model")
     origins = tuple(split_names(cors or "", "cors"))
+    wrong = [origin for origin in origins if not ORIGIN.fullmatch(origin)]
+    raise_problems(f"cors = {origin!r}: not an origin; give one such as https://example.org" for origin in wrong)
     listening = open_socket(host, port, key is not None or insecure)
     sources = [
         Source(name=name, path=path, device=device, dtype=dtype) for name, path in zip(names, paths, strict=True)
@@ -71,14 +76,21 @@ def serve(
         import uvicorn
 
         from mvar.web.api.app import create_app
+        from mvar.web.api.connections import Prompt, allow_many
         from mvar.web.api.security import LOOPBACK, Options
     except ModuleNotFoundError as error:
         raise ValueError(f"serve: needs {error.name}; pip install 'mvar-torch[serve]'") from error
     hosts = None if key is not None or insecure else tuple(dict.fromkeys((*LOOPBACK, host.lower())))
     app = create_app(service, Options(api_key=key, origins=origins, rate=rate, hosts=hosts), page=not no_page)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
+        app,
+        http=Prompt,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
+    allow_many()
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler stops the server, then raises the signal
     try:
         asyncio.run(_run(uvicorn.Server(config), service, listening))
@@ -108,8 +120,8 @@ async def _run(server: "uvicorn.Server", service: "Service", listening: socket.s
 
 
 def _check_key(key: str | None) -> None:
-    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and len(key) >= 8):
-        raise ValueError("api_key: give at least 8 printable ASCII characters, without spaces around them")
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and len(key) >= LEAST_KEY):
+        raise ValueError(f"api_key: give at least {LEAST_KEY} printable ASCII characters, without spaces around them")
 
 
 def open_socket(host: str, port: int, anywhere: bool) -> socket.socket:

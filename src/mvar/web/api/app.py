@@ -66,9 +66,13 @@ def create_app(service: Service, options: Options | None = None, page: bool = Fa
     app.state.memory = Memory()
     app.add_middleware(Guard, options=options, metrics=metrics, memory=app.state.memory)
     if options.origins:
-        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type", "X-Request-Id"]
+        methods, seen = ["GET", "POST"], ["Retry-After", "X-Request-Id"]
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(options.origins), allow_methods=methods, allow_headers=headers
+            CORSMiddleware,
+            allow_origins=list(options.origins),
+            allow_methods=methods,
+            allow_headers=["*"],
+            expose_headers=seen,
         )
     return app
 

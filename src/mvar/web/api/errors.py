@@ -13,7 +13,7 @@ from mvar.web.messages import Broken, Busy, Late, Refused
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
-REFUSALS = (400, 401, 404, 405, 408, 410, 413, 415, 421, 429, 500, 503, 504)  # that a client may meet
+REFUSALS = (400, 401, 403, 404, 405, 408, 410, 413, 415, 421, 429, 500, 503, 504)  # that a client may meet
 
 
 class Problem(HTTPException):

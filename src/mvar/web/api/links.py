@@ -25,7 +25,8 @@ class Links:
 
     def __init__(self, key: str | None) -> None:
         secret = key.encode() if key else secrets.token_bytes(32)
-        self._secret = hashlib.sha256(b"mvar image links\0" + secret).digest()
+        # Slow, so that a URL, which anyone may get, does not help to guess the key.
+        self._secret = hashlib.scrypt(secret, salt=b"mvar image links", n=2**14, r=8, p=1)
 
     def token(self, model: str, drawing: Drawing, quality: int) -> str:
         """What a URL holds."""

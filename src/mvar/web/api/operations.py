@@ -17,6 +17,9 @@ from mvar.web.service import Service
 BUCKETS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30, 60, 120)  # seconds
 
 
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+
+
 class Metrics:
     """What is counted, in a registry of its own."""
 
@@ -46,7 +49,7 @@ class Metrics:
 
     def ended(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request."""
-        self.requests.labels(method, route, str(status)).inc()
+        self.requests.labels(method if method in METHODS else "other", route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
     def drawn(self, model: str, images: int, tokens: int) -> None:

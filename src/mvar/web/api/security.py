@@ -25,6 +25,8 @@ from mvar.web.api.operations import Metrics
 
 MOST_BODY = 42 * 2**20  # bytes: an image, a mask and the fields of a form
 MOST_JSON = 2**20
+MOST_OTHER = 2**18  # of the page's requests, but for its uploads
+UPLOAD = "/gradio_api/upload"
 DISCARDED = 4  # times as much is read, so that a client that sends too much gets to the answer
 MOST_HELD = 2**30  # bytes of all requests' bodies and uploaded images at once
 MOST_CLIENTS = 10_000  # whose rate is remembered
@@ -40,6 +42,7 @@ PAGE_POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
     "frame-ancestors 'none'; base-uri 'self'"
 )
+SIGNED = "/v1/images/generations/"  # images by URL
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -152,11 +155,13 @@ class Guard:
         if hosts is not None and PORT.sub("", headers.get("host", "")).lower() not in hosts:
             text = f"Host: this server is called {' or '.join(hosts)}; start it with --api-key for other names"
             raise Problem(421, text, None, "wrong_host")
+        self._check_origin(path, headers)
+        reads = scope["method"] in ("GET", "HEAD")
+        if path != "/metrics" and not (reads and (path in OPEN or not is_api(path))):
+            self._count(_client(scope))
         if not is_api(path) or path in OPEN:
             return
-        if path != "/metrics":
-            self._count(_client(scope))
-        signed = scope["method"] in ("GET", "HEAD") and path.startswith("/v1/images/generations/")
+        signed = reads and path.startswith(SIGNED)
         key = self.options.api_key
         if key is not None and not signed:
             kind, _, given = headers.get("authorization", "").partition(" ")
@@ -164,6 +169,15 @@ class Guard:
             if kind.lower() != "bearer" or not same:
                 text = "give the server's API key, as Authorization: Bearer KEY"
                 raise Problem(401, text, None, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    def _check_origin(self, path: str, headers: Headers) -> None:
+        """Refuse what another site's page sends; browsers name it with whatever is no plain GET."""
+        origin = headers.get("origin")
+        if origin is None or (is_api(path) and origin in self.options.origins):
+            return
+        if origin.partition("://")[2].lower() != headers.get("host", "").lower():
+            text = f"Origin: pages of {origin} may not use this server; --cors allows the API, proxies must pass Host"
+            raise Problem(403, text, None, "wrong_origin")
 
     def _count(self, client: str) -> None:
         """Take one from a client's requests, which grow again with time."""
@@ -182,10 +196,12 @@ class Guard:
         """What gives the request's whole body, which is read here, within its limits."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
+        if scope["path"] == UPLOAD:  # goes to a file, once the user is known
+            return _limited(receive)
         form = headers.get("content-type", "").lower().startswith("multipart/")
-        most = MOST_BODY if form or not is_api(scope["path"]) else MOST_JSON
+        most = MOST_OTHER if not is_api(scope["path"]) else MOST_BODY if form else MOST_JSON
         close = {"Connection": "close"}
-        too_large = Problem(413, f"body: larger than {most >> 20} MiB", None, "too_large", headers=close)
+        too_large = _too_large(most)
         body, more, size = bytearray(), True, 0
         try:
             async with asyncio.timeout(self.options.body_seconds):
@@ -217,6 +233,8 @@ class Guard:
         headers["X-Request-Id"] = number
         for name, value in HEADERS.items():
             headers[name] = value
+        if path.startswith(SIGNED):  # may be shown by other front ends
+            headers["Cross-Origin-Resource-Policy"] = "cross-origin"
         headers["Content-Security-Policy"] = API_POLICY if is_api(path) else PAGE_POLICY
         if is_api(path):
             headers["Cache-Control"] = "no-store"
@@ -237,6 +255,26 @@ class Guard:
             **noted,
         }
         print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _limited(receive: Receive) -> Receive:
+    """The same until the body is too large."""
+    size = 0
+
+    async def limited() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MOST_BODY:
+            raise _too_large(MOST_BODY)
+        return message
+
+    return limited
+
+
+def _too_large(most: int) -> Problem:
+    text = f"body: larger than {most >> 10:,} KiB"
+    return Problem(413, text, None, "too_large", headers={"Connection": "close"})
 
 
 def _client(scope: Scope) -> str:
