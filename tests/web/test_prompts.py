@@ -16,6 +16,7 @@ CLASSES = [
     "3",
     "glass",
     "Bus",
+    "Café crème",
 ]
 
 
@@ -35,6 +36,8 @@ CLASSES = [
         ("a bowl of berries", "berry"),
         ("buses", "Bus"),
         ("a glass of water", "glass"),
+        ("fire_truck", "fire truck"),
+        ("a cafe creme", "Café crème"),
         ("house user icon", "house-user"),
         ("-1", None),
         ("", None),
@@ -53,8 +56,8 @@ def test_found(prompt, name):
         ("trucking", "close: truck"),
         ("zebra", "known: house"),
         ("white shark", "close: great white shark"),
-        ("10", "an index from 0 to 9"),
-        ("-2", "an index from 0 to 9"),
+        ("11", "an index from 0 to 10"),
+        ("-2", "an index from 0 to 10"),
         ("3", "index 3 or the class named '3'"),
         ("a berry and a glass, or a house and a truck", "several classes"),
         ("9" * 4000, "names no class"),

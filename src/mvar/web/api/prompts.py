@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from unicodedata import combining, normalize
 
 from mvar.sampling.labels import label_ids, parse_label
 from mvar.text import Names, clean, some
@@ -12,7 +13,7 @@ from mvar.web.messages import Card
 from mvar.web.service import Service
 
 ALIAS = re.compile(r"|default|auto|(dall-e|gpt-image|chatgpt-image)\b.*")  # what OpenAI's clients send by default
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"[^\W_]+")
 INDEX = re.compile(r"-?[0-9]{1,20}")
 MOST_SOUGHT, MOST_WORDS = 40, 4  # characters and words of a prompt for which close names are sought, as it takes long
 SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
@@ -81,7 +82,8 @@ def find_class(prompt: str, classes: Sequence[str]) -> int | None:
 
 
 def _words(text: str) -> list[str]:
-    return WORD.findall(text.casefold())
+    """In lower case and without accents."""
+    return WORD.findall("".join(c for c in normalize("NFKD", text.casefold()) if not combining(c)))
 
 
 def _occurs(name: Sequence[str], places: Mapping[str, set[int]]) -> bool:
