@@ -182,7 +182,7 @@ def test_models_and_documents(client, served):
         ({"prompt": "a cat and a dog"}, 400, "prompt", "several classes"),
         ({"prompt": "2"}, 400, "prompt", "an index from 0 to 1"),
         ({"prompt": "cat", "model": "tinny"}, 404, "model", "choose from tiny"),
-        ({"prompt": "cat", "sed": 1}, 400, "sed", "known: seed"),
+        ({"prompt": "cat", "sed": 1}, 400, "sed", "did you mean seed?"),
         ({"prompt": "cat", "n": 11}, 400, "n", "must lie in 1 to 10"),
         ({"prompt": "cat", "n": True}, 400, "n", "must be an integer"),
         ({"prompt": "cat", "seed": 10**40}, 400, "seed", "must lie in"),

@@ -64,8 +64,9 @@ def test_headers_of_every_response(unserved):
         ("GET", "/nothing", {}),
         ("POST", "/healthz", {}),
         ("GET", "/readyz", {}),
+        ("HEAD", "/healthz", {}),
     )
-    assert [response.status_code for response in found] == [200, 200, 404, 405, 503]
+    assert [response.status_code for response in found] == [200, 200, 404, 405, 503, 200]
     assert found[0].headers["X-Request-Id"] == "mine-1"
     assert found[1].headers["X-Request-Id"] != long["X-Request-Id"]
     for response in found:

@@ -13,6 +13,7 @@ from mvar.web.messages import Broken, Busy, Late, Refused
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+UNREADABLE = "body: cannot be read; send a JSON object, as Content-Type: application/json, or a form"
 REFUSALS = (400, 401, 403, 404, 405, 408, 410, 413, 415, 421, 429, 500, 503, 504)  # that a client may meet
 
 
@@ -67,8 +68,10 @@ def problem_of(error: Exception) -> Problem:
         case RequestValidationError():
             found = error.errors()[0]
             place, *names = map(str, found["loc"])
-            text = "send a JSON object, as Content-Type: application/json" if place == "body" else found["msg"].lower()
-            return Problem(400, f"{'.'.join(names) or place}: {text}", None, "invalid_body")
+            text = UNREADABLE if place == "body" else f"{'.'.join(names) or place}: {found['msg'].lower()}"
+            return Problem(400, text, None, "invalid_body")
+        case HTTPException(status_code=400):  # Starlette's, of a body
+            return Problem(400, UNREADABLE, None, "invalid_body")
         case HTTPException():
             kind = SERVER if error.status_code >= 500 else INVALID
             code = CODES.get(error.status_code, "invalid_request")

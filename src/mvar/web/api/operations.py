@@ -73,11 +73,13 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
         card = card_of(name, service)
         return _model(card) | {"classes": card.classes, "facts": card.facts}
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> Any:
         """Whether the server runs."""
         return {"status": "ok"}
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz")
     async def readyz() -> Any:
         """Whether all models are loaded."""

@@ -46,8 +46,9 @@ class Parameters(BaseModel):
             found = error.errors(include_url=False)[0]
         name = str(found["loc"][0]) if found["loc"] else None
         if found["type"] == "extra_forbidden":
-            close = get_close_matches(str(name), cls.model_fields, n=1) or [", ".join(cls.model_fields)]
-            raise Problem(400, f"{name}: no such parameter; known: {close[0]}", name, "unknown_parameter")
+            close = get_close_matches(str(name), cls.model_fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.model_fields)}"
+            raise Problem(400, f"{name}: no such parameter; {hint}", name, "unknown_parameter")
         if found["type"] == "missing":
             raise Problem(400, f"{name}: is missing", name, "missing_parameter")
         raise Problem(400, f"{name} = {found['input']!r}: {text(found)}", name)
