@@ -16,6 +16,7 @@ from mvar.text import split_names
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
     from mvar.web.service import Service
 
@@ -93,12 +94,12 @@ def serve(
     allow_many()
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler stops the server, then raises the signal
     try:
-        asyncio.run(_run(uvicorn.Server(config), service, listening))
+        asyncio.run(_run(uvicorn.Server(config), service, listening, app))
     except KeyboardInterrupt:
         print("mvar: stopped", file=sys.stderr)
 
 
-async def _run(server: "uvicorn.Server", service: "Service", listening: socket.socket) -> None:
+async def _run(server: "uvicorn.Server", service: "Service", listening: socket.socket, app: "FastAPI") -> None:
     """Serve until a signal, or until a model cannot be loaded, which is raised."""
     name, port = listening.getsockname()[:2]
     url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
@@ -112,8 +113,17 @@ async def _run(server: "uvicorn.Server", service: "Service", listening: socket.s
             raise
 
     print(f"mvar: loading {', '.join(service.hosts)}; listening at {url}", file=sys.stderr)
-    loading = asyncio.create_task(load())
+
+    async def close_page() -> None:
+        """When the server is to stop: browsers that have the page open keep a request under way."""
+        while not server.should_exit:
+            await asyncio.sleep(0.1)
+        if app.state.page is not None:
+            app.state.page.cancel()
+
+    loading, closing = asyncio.create_task(load()), asyncio.create_task(close_page())
     await server.serve(sockets=[listening])
+    closing.cancel()
     if loading.done():
         loading.result()
     loading.cancel()

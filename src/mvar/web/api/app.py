@@ -44,8 +44,8 @@ def create_app(service: Service, options: Options | None = None, page: bool = Fa
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with service, AsyncExitStack() as stack:
             if page:
-                task = asyncio.create_task(open_page(app, service, key=options.api_key))
-                stack.callback(task.cancel)
+                app.state.page = asyncio.create_task(open_page(app, service, key=options.api_key))
+                stack.callback(app.state.page.cancel)
             yield
 
     refusal = {"description": "What is wrong.", "content": {"application/json": {"schema": ERROR}}}
@@ -63,7 +63,7 @@ def create_app(service: Service, options: Options | None = None, page: bool = Fa
     app.include_router(judging.router(service))
     app.include_router(operations.router(service, metrics))
     handle_errors(app)
-    app.state.memory = Memory()
+    app.state.memory, app.state.page = Memory(), None
     app.add_middleware(Guard, options=options, metrics=metrics, memory=app.state.memory)
     if options.origins:
         methods, seen = ["GET", "POST"], ["Retry-After", "X-Request-Id"]

@@ -1,5 +1,6 @@
 """What tabs ask for and get: one sentence for each error, and what a sample is."""
 
+import asyncio
 import functools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -10,7 +11,9 @@ import gradio as gr
 from PIL import Image
 
 from mvar.web.messages import Broken, Busy, Late, Maps
+from mvar.web.page.pictures import status
 
+LAST = 0.5  # seconds after which a cancelled event changes nothing any more
 Results = AsyncGenerator[Any, None]  # new values of an event's outputs, again and again
 WRONG = (ValueError, Busy, Late, Broken)  # errors whose text says to the user what to do
 
@@ -51,6 +54,17 @@ class Sample:
     index: int
     image: Image.Image
     maps: Maps | None
+
+
+def connect_stop(stop: gr.Button, said: gr.HTML, *events: Any) -> None:
+    """Let a button end these events, and the line that says how far they are say so."""
+
+    async def stopped() -> str:
+        await asyncio.sleep(LAST)  # of the event's own lines
+        return status("Stopped.")
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    stop.click(stopped, None, said, cancels=list(events), queue=False, **quiet)
 
 
 def sentences(handler: Callable[..., Results]) -> Callable[..., Results]:

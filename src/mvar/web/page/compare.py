@@ -5,8 +5,9 @@ from typing import Any
 
 import gradio as gr
 
+from mvar.web.api.encoding import in_thread
 from mvar.web.messages import Card
-from mvar.web.page.asking import Asked, Results, sentences
+from mvar.web.page.asking import Asked, Results, connect_stop, sentences
 from mvar.web.page.generate import drawing, grown
 from mvar.web.page.pictures import status
 from mvar.web.page.settings import (
@@ -62,13 +63,16 @@ def build(service: Service) -> None:
         for i, side in enumerate(sides):
             async with aclosing(drawing(service, side, n)) as steps:
                 async for shown[i], done in steps:
-                    yield [status(f"Drawing {'AB'[i]}: {100 * done:.0f} % of the maps.", (i + done) / 2), *views()]
+                    yield [
+                        status(f"Drawing {'AB'[i]}: {100 * done:.0f} % of the maps.", (i + done) / 2),
+                        *await in_thread(views),
+                    ]
         yield [status(f"Both from seed {sides[0].seed}."), gr.skip(), gr.skip()]
 
     common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [count, label, seed, *models, *settings[0].components, *settings[1].components]
     event = draw.click(run, inputs, [said, *galleries], **common)
-    stop.click(lambda: status("Stopped."), None, said, cancels=[event], queue=False, **common)
+    connect_stop(stop, said, event)
     models[0].change(
         lambda name: [class_update(cards[name]), *settings[0].updates(cards[name])],
         models[0],
@@ -82,6 +86,8 @@ def counterpart(index: int, card: Card, other: Card) -> int:
     """The index that a class of one model has in another; raises ValueError where it has none."""
     if index == NO_CLASS or card.name == other.name:
         return index
-    if (name := card.classes[index]) not in other.classes:
+    name = card.classes[index]
+    same = [i for i, each in enumerate(other.classes) if each.casefold() == name.casefold()]
+    if not same:
         raise ValueError(f"class = {name!r}: {other.name} has no class of this name; choose another class or model")
-    return other.classes.index(name)
+    return same[0]

@@ -8,9 +8,10 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from mvar.web.api.encoding import in_thread
 from mvar.web.api.schemas import MOST_IMAGES
 from mvar.web.messages import Array, Drawing, Drawn, Editing, Varying
-from mvar.web.page.asking import Held, Results, Sample, sentences
+from mvar.web.page.asking import Held, Results, Sample, connect_stop, sentences
 from mvar.web.page.pictures import enlarged, figure, pictures, status, uploaded
 from mvar.web.page.settings import NO_CLASS, Controls
 from mvar.web.service import Service, together
@@ -80,24 +81,28 @@ def build(service: Service, chosen: gr.State) -> None:
             )
             if what == INSIDE and corners.strip():
                 hole_HW = hole_HW | boxed(source, corners)
+            if not hole_HW.any():
+                raise ValueError("Paint over a part of the image, or give a box.")
+            if hole_HW.all():
+                raise ValueError("Nothing of the image is left: leave a part of it as it is.")
             one = Editing(image=image, hole=hole_HW, paste=whole and what == INSIDE, **common)
             before = marked(image, hole_HW)
-        shown: list[Any] = [None] * n
-        first = figure(before, "before", "before")
-        yield [status("Waiting for the model.", 0), pictures([first, *(figure(x, "after") for x in shown)], "pair")]
+        first, done = await in_thread(figure, before, "before", "before"), 0
+        after = [figure(None, "after")] * n
+        yield [status("Waiting for the model.", 0), pictures([first, *after], "pair")]
         async with aclosing(together(service, asked.model, [replace(one, index=i) for i in range(n)])) as answers:
             async for some in answers:
                 for i, answer in some:
-                    shown[i] = answer.image if isinstance(answer, Drawn) else shown[i]
-                done = sum(image is not None for image in shown)
-                after = [figure(image, f"after, result {i}", f"after {i}") for i, image in enumerate(shown)]
+                    if isinstance(answer, Drawn):
+                        after[i] = await in_thread(figure, answer.image, f"after, result {i}", f"after {i}")
+                        done += 1
                 yield [status(f"{done} of {n} results drawn.", done / n), pictures([first, *after], "pair")]
         yield [status("Before and after."), gr.skip()]
 
     common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [original, mode, editor, box, paste, share, place, keep, count, *controls.components]
     event = draw.click(run, inputs, [said, result], **common)
-    stop.click(lambda: status("Stopped."), None, said, cancels=[event], queue=False, **common)
+    connect_stop(stop, said, event)
     mode.change(
         lambda what: [gr.update(visible=what == each) for each in (INSIDE, BEYOND, CLASS)],
         mode,
@@ -124,12 +129,13 @@ def connect_source(
     """
     model, label = controls
 
-    def shown(image: Image.Image, text: str) -> list[Any]:
-        return [Held(image), status(text), *([] if editor is None else [enlarged(image)])]
+    async def shown(image: Image.Image, text: str) -> list[Any]:
+        return [Held(image), status(text), *([] if editor is None else [await in_thread(enlarged, image)])]
 
     @sentences
     async def run_upload(path: str, name: str) -> Results:
-        yield shown(uploaded(path, service.cards[name].size), "This is the image, or its centre.")
+        image = await in_thread(uploaded, path, service.cards[name].size)
+        yield await shown(image, "This is the image, or its centre.")
 
     @sentences
     async def run_take(sample: Sample | None, name: str) -> Results:
@@ -137,7 +143,7 @@ def connect_source(
             raise ValueError("There is no sample yet: draw one in the tab Generate.")
         index = NO_CLASS if sample.asked.label is None else sample.asked.label
         same = name == sample.asked.model
-        yield [index if same else gr.skip(), *shown(sample.image, "This is the sample.")]
+        yield [index if same else gr.skip(), *await shown(sample.image, "This is the sample.")]
 
     places = [*outputs, *([] if editor is None else [editor])]
     common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

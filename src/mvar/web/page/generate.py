@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from mvar.sampling.labels import file_name
+from mvar.web.api.encoding import in_thread
 from mvar.web.api.schemas import MOST_IMAGES
 from mvar.web.messages import Card, Drawing, Drawn, Partial
 from mvar.web.page import reproducing
-from mvar.web.page.asking import Asked, Results, Sample, sentences
+from mvar.web.page.asking import Asked, Results, Sample, connect_stop, sentences
 from mvar.web.page.pictures import figure, pictures, status
 from mvar.web.page.settings import Controls, class_name
 from mvar.web.service import Service, together
@@ -59,11 +60,12 @@ def build(service: Service, with_key: bool) -> gr.State:
         yield [status("Waiting for the model.", 0), grown(card, asked, [None] * n), gr.skip(), gr.skip(), *blocks]
         async with aclosing(drawing(service, asked, n)) as steps:
             async for shown, done in steps:
-                yield [progress(card, shown, done), grown(card, asked, shown), gr.skip(), gr.skip(), *([gr.skip()] * 3)]
+                views = await in_thread(grown, card, asked, list(shown))
+                yield [progress(card, shown, done), views, gr.skip(), gr.skip(), *([gr.skip()] * 3)]
         places = [(str(i), i) for i in range(n)]
         yield [
             status(f"Drew {n} of {class_name(card, asked.label)} with seed {asked.seed}."),
-            grown(card, asked, shown),
+            await in_thread(grown, card, asked, shown),
             gr.update(choices=places, value=0, visible=n > 1),
             shown,
             *([gr.skip()] * 3),
@@ -76,7 +78,7 @@ def build(service: Service, with_key: bool) -> gr.State:
         show_progress="hidden",
         api_visibility="private",
     )
-    stop.click(lambda: status("Stopped."), None, said, cancels=[event], api_visibility="private", queue=False)
+    connect_stop(stop, said, event)
     gr.on(
         [use.change, samples.change],
         lambda found, i: found[i or 0] if found else None,

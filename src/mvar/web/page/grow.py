@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from mvar.web.api.encoding import in_thread
 from mvar.web.messages import Drawing, Drawn, Partial, Varying
-from mvar.web.page.asking import Results, Sample, sentences
+from mvar.web.page.asking import Results, Sample, connect_stop, sentences
 from mvar.web.page.pictures import figure, pictures, status
 from mvar.web.page.settings import Controls, class_name
 from mvar.web.service import Service, together
@@ -62,7 +63,7 @@ def build(service: Service) -> None:
                         sample = Sample(asked=asked, index=0, image=answer.image, maps=answer.maps)
                         steps.append(np.asarray(answer.image))
                 line = status(f"Drew map {len(steps)} of {scales} of {name}.", len(steps) / scales)
-                yield [line, strip_of(card.shapes, steps, kept), gr.skip(), None, ""]
+                yield [line, await in_thread(strip_of, card.shapes, list(steps), kept), gr.skip(), None, ""]
         yield [status(f"Grew {name} with seed {asked.seed}."), gr.skip(), gr.skip(), Grown(sample, steps), ""]
 
     @sentences
@@ -75,16 +76,17 @@ def build(service: Service) -> None:
         source = sample.image if sample.maps is None else sample.maps
         # Index 0 is the image itself.
         requests = [Varying(source=source, from_scale=kept, index=1 + i, **common) for i in range(VARIATIONS)]
-        shown: list[Any] = [None] * VARIATIONS
         alt = f"{class_name(card, asked.label)} with the first {kept} maps kept, variation"
-        yield [status("Waiting for the model.", 0), pictures(figure(None, f"{alt} {i}") for i in range(VARIATIONS))]
+        figures = [figure(None, f"{alt} {i}") for i in range(VARIATIONS)]
+        done = 0
+        yield [status("Waiting for the model.", 0), pictures(figures)]
         async with aclosing(together(service, asked.model, requests)) as answers:
             async for some in answers:
                 for i, answer in some:
-                    shown[i] = answer.image if isinstance(answer, Drawn) else shown[i]
-                done = sum(image is not None for image in shown)
+                    if isinstance(answer, Drawn):
+                        figures[i], done = await in_thread(figure, answer.image, f"{alt} {i}", str(i)), done + 1
                 line = status(f"{done} of {VARIATIONS} variations drawn.", done / VARIATIONS)
-                yield [line, pictures(figure(image, f"{alt} {i}", str(i)) for i, image in enumerate(shown))]
+                yield [line, pictures(figures)]
         yield [status(f"{VARIATIONS} variations that keep {kept} of {len(card.shapes)} maps."), gr.skip()]
 
     def run_keep(found: Grown | None, kept: int) -> Any:
@@ -94,7 +96,7 @@ def build(service: Service) -> None:
     drawing = draw.click(run, [keep, *controls.components], [said, strip, keep, grown, variations], **common)
     varying = vary.click(run_vary, [grown, keep], [said, variations], **common)
     keep.change(run_keep, [grown, keep], strip, **common)
-    stop.click(lambda: status("Stopped."), None, said, cancels=[drawing, varying], queue=False, **common)
+    connect_stop(stop, said, drawing, varying)
 
 
 def strip_of(shapes: Sequence[tuple[int, int]], steps: Sequence[Any], kept: int) -> str:

@@ -6,6 +6,9 @@ Importing Gradio takes seconds, so the server starts without it: until the page 
 import asyncio
 import hmac
 import os
+import re
+import sys
+import traceback
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,8 +18,8 @@ from PIL import Image
 from starlette.routing import Match, Mount, Route
 from starlette.types import Scope
 
-from mvar.web.api.security import is_api
 from mvar.web.api.uploads import MOST_BYTES, MOST_PIXELS
+from mvar.web.messages import Broken
 from mvar.web.page.style import CSS, STARTING
 from mvar.web.service import Service
 
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 AT_ONCE = 16  # of each kind of event; their images share the model's steps
 WAITING = 64  # events
 HOUR = 3600  # after which uploads are deleted
+NEEDED = re.compile(  # of Gradio's paths
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|login|logout|(assets|static|svelte)/.*"
+    r"|gradio_api/(queue/(join|data)|run/predict|cancel|reset|upload|upload_progress|heartbeat/[^/]*|startup-events|file=/.*))?"
+)
 
 
 async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | None = None) -> None:
@@ -39,9 +46,16 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     waiting = Route(path, _starting)
     app.router.routes.append(waiting)
-    await asyncio.gather(service.loaded(), asyncio.to_thread(import_module, "gradio"))
-    mounted = await asyncio.to_thread(mount, app, service, path, key)
-    app.router.routes.remove(waiting)
+    try:
+        await asyncio.gather(service.loaded(), asyncio.to_thread(import_module, "gradio"))
+        mounted = await asyncio.to_thread(mount, app, service, path, key)
+    except Exception as error:
+        if not isinstance(error, ValueError | Broken):  # of models, which the command prints
+            traceback.print_exception(error)
+            print("mvar: there is no page, as it could not be built; the API is not affected", file=sys.stderr)
+        return
+    finally:
+        app.router.routes.remove(waiting)
     # What Gradio would do when the server starts.
     async with mounted.router.lifespan_context(mounted):
         mounted.get_blocks().run_startup_events()
@@ -53,7 +67,9 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
 def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = None) -> "App":
     """Build the page of the loaded models and mount it, see `open_page`."""
     import gradio as gr
+    from gradio import processing_utils
 
+    processing_utils.async_ssrf_protected_download = _refuse
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -81,10 +97,16 @@ def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = Non
 
 
 class _Rest(Mount):
-    """What is mounted answers all paths but the API's, whose errors have a form of their own."""
+    """What is mounted answers what the page needs, and nothing else that Gradio can do, such as fetching URLs."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return (Match.NONE, {}) if is_api(scope["path"]) else super().matches(scope)
+        needed = NEEDED.fullmatch(scope["path"].removeprefix(self.path))
+        return super().matches(scope) if needed else (Match.NONE, {})
+
+
+async def _refuse(url: str, cache_dir: str) -> str:
+    """In place of Gradio's download of whatever a client names."""
+    raise ValueError("no URL is fetched; upload a file")
 
 
 def blocks(service: Service, with_key: bool) -> "gr.Blocks":

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mvar.web.messages import Answer, Card, Classified, Classifying, Examined, Examining, Request, Scored, Scoring, Seen
-from mvar.web.page.asking import Held, Results, sentences
+from mvar.web.page.asking import Held, Results, connect_stop, sentences
 from mvar.web.page.edit import UPLOADS, connect_source
 from mvar.web.page.pictures import bars, figure, heat, pictures, status, table
 from mvar.web.page.settings import NO_CLASS, class_choice, class_update, model_choice
@@ -57,7 +57,7 @@ def build(service: Service, chosen: gr.State) -> None:
 
     common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     event = look.click(run, [original, model, label, maps], [said, bits, posterior, blocks], **common)
-    stop.click(lambda: status("Stopped."), None, said, cancels=[event], queue=False, **common)
+    connect_stop(stop, said, event)
     model.change(
         lambda name: [class_update(cards[name]), _maps_update(cards[name])],
         model,
