@@ -49,6 +49,7 @@ CPU_AT_ONCE, GPU_AT_ONCE = 16, 32  # requests; others wait in order
 M_ARENA_MAX = -8  # of glibc's mallopt
 FAILED = "the model failed on this request; the server's log says why"
 LOG_2 = float(np.log(2))
+RESIZING = Lock()  # large images take several times their memory meanwhile, so one after another
 
 
 class Cancelled(Exception):
@@ -172,10 +173,12 @@ def checked(model: Model, request: Request) -> Request:
             model.label_ids(request.label)
         if isinstance(request, messages.Drawing):
             model.sampler(request.seed, **request.settings)
-        with turn():  # large images take memory and time, so only a few at once
-            return _smaller(request, model.tokenizer.config.image_shape)
+        if isinstance(request, messages.Editing | messages.Varying):
+            with RESIZING, turn():
+                return _smaller(request, model.tokenizer.config.image_shape)
     except ValueError as error:
         raise Refused(str(error)) from error
+    return request
 
 
 def _smaller(request: Request, shape: tuple[int, int]) -> Request:
