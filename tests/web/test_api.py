@@ -151,15 +151,17 @@ def test_variations_keep_coarse_maps(client, model, photo):
     assert response.usage.input_tokens_details.image_tokens == 2 * 5
 
 
-def test_scores_and_classifications(served, model, photo):
+def test_scores_and_classifications(served, model, photo, monkeypatch):
     image, files = Image.open(io.BytesIO(photo)), {"image": photo}
     score = served.http.post("/v1/scores", files=files, data={"prompt": "dog"}).json()
     assert score["log_prob"] == pytest.approx(float(model.score([image], "dog").log_prob[0]), rel=1e-5)
     assert [scale["tokens"] for scale in score["scales"]] == [1, 4, 16]
-    found = served.http.post("/v1/classifications", files=files, data={"top": "2"}).json()["data"]
-    expected = model.classify([image]).log_posterior_BC[0]
-    for each in found:
-        assert each["log_probability"] == pytest.approx(float(expected[each["index"]]), abs=1e-5)
+    monkeypatch.setattr("mvar.web.messages.FEW_MAPS", 2)
+    for data, scales in (({}, 2), ({"scales": "3"}, 3)):
+        found = served.http.post("/v1/classifications", files=files, data=data | {"top": "2"}).json()["data"]
+        expected = model.classify([image], scales=scales).log_posterior_BC[0]
+        for each in found:
+            assert each["log_probability"] == pytest.approx(float(expected[each["index"]]), abs=1e-7)
 
 
 def test_models_and_documents(client, served):

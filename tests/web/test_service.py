@@ -1,13 +1,20 @@
-"""Many requests at once: leaving cancels them, so does the error of one, and how long those beyond a limit wait."""
+"""Many requests at once, and processes that end: what is sent, cancelled, refused, and when a host gives up."""
 
 import asyncio
-from contextlib import aclosing
+import pickle
+from contextlib import aclosing, suppress
+from multiprocessing import Pipe
 from queue import SimpleQueue
+from threading import Event, Thread
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from mvar.web.messages import Busy, Drawing, Partial, Refused, Scored
-from mvar.web.service import Host, Limits, Source, together
+from mvar.model import load
+from mvar.web import worker
+from mvar.web.messages import Broken, Busy, Drawing, Editing, Failed, Partial, Refused, Scored, Scoring, Varying
+from mvar.web.service import RESTARTS, Host, Limits, Service, Source, together
 
 
 class Slow:
@@ -78,3 +85,124 @@ def test_how_long_to_wait_follows_from_the_work_that_is_under_way(monkeypatch):
         return waits
 
     assert asyncio.run(run()) == [1, 20, 1, 20]
+
+
+class Sink:
+    """A pipe that keeps what is sent, as bytes."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, message):
+        self.sent.append(pickle.dumps(message))
+
+
+def test_an_image_is_sent_once_for_all_results_and_not_at_all_for_those_who_left():
+    async def run() -> list[bytes]:
+        service = Service([Source(name="m", path="m")])
+        host, sink = service.hosts["m"], Sink()
+        host.card, host._outgoing = object(), SimpleQueue()
+        image = Image.effect_noise((400, 400), 50)
+        requests = [Varying(label=0, seed=0, index=i, source=image, from_scale=1) for i in range(10)]
+        for leaves in (False, True):
+            asking = asyncio.create_task(anext(together(service, "m", requests)))
+            await asyncio.sleep(0.01)
+            if leaves:
+                asking.cancel()
+                with suppress(asyncio.CancelledError):
+                    await asking
+                await asyncio.sleep(0.01)
+            host._outgoing.put(None)
+            host._write(sink, host._outgoing)
+            if not leaves:
+                host._hear((0, Scored(0.0, None)))
+                await asking
+        return sink.sent
+
+    first, end, *rest = asyncio.run(run())
+    assert [number for number, _ in pickle.loads(first)] == list(range(10))
+    assert len(first) < 2 * 400 * 400
+    assert pickle.loads(end) is None
+    assert max(map(len, rest)) < 400
+
+
+def test_a_process_that_never_answers_is_given_up(monkeypatch, capsys):
+    starts = []
+    monkeypatch.setattr(Host, "start", lambda self: starts.append(self))
+
+    async def run() -> None:
+        service = Service([Source(name="m", path="m")])
+        host = service.hosts["m"]
+        for i in range(RESTARTS + 1):
+            assert len(starts) == i
+            with pytest.raises(Broken, match="try again"):
+                service.card("m")
+            host._hear(MemoryError("out of memory"))
+            host._ended()
+        with pytest.raises(MemoryError):
+            await service.loaded()
+        with pytest.raises(Broken, match="not served any more"):
+            service.card("m")
+        with pytest.raises(Broken, match="not served any more"):
+            await service.answer("m", Drawing(label=0, seed=0))
+
+    asyncio.run(run())
+    assert "m is not served any more: out of memory" in capsys.readouterr().err
+
+
+@pytest.fixture
+def working(bundle):
+    """A worker in a thread, and the service's end of its pipe."""
+    ours, theirs = Pipe()
+    one = worker.Worker(load(bundle, "cpu"), theirs)
+    thread = Thread(target=one.run)
+    thread.start()
+    yield one, ours
+    ours.send(None)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_what_is_wrong_is_refused_and_what_fails_is_said_to(working, monkeypatch, capsys):
+    _, pipe = working
+    wrong = Varying(label=0, seed=0, source=Image.new("RGB", (32, 16)), from_scale=1)
+    pipe.send([(0, wrong)])
+    number, answer = pipe.recv()
+    assert (number, type(answer)) == (0, Refused)
+    monkeypatch.setattr(worker, "token_maps", lambda *_: np.zeros(3).reshape(2, 2))  # a ValueError that nobody meant
+    pipe.send([(1, Scoring(image=Image.new("RGB", (16, 16)), label=0))])
+    number, answer = pipe.recv()
+    assert (number, type(answer)) == (1, Failed)
+    assert "reshape" in capsys.readouterr().err
+
+
+def test_those_who_left_leave_nothing_in_the_worker(working, monkeypatch, until):
+    one, pipe = working
+    began, go = Event(), Event()
+
+    def respond(*_):
+        began.set()
+        go.wait(10)
+
+    monkeypatch.setattr(worker, "respond", respond)
+    requests = [(i, Drawing(label=0, seed=i)) for i in range(one.at_once + 5)]
+    pipe.send(requests)
+    assert began.wait(10)
+    pipe.send([(number, None) for number, _ in requests])
+    until(lambda: not one._wanted)
+    go.set()
+
+
+def test_a_large_image_gives_what_it_gives_alone(bundle):
+    model, rng = load(bundle, "cpu"), np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (61, 61, 4), dtype=np.uint8))
+    hole = np.zeros((61, 61), dtype=bool)
+    hole[3:20, 30:33] = True
+    for paste in (False, True):
+        found = worker.respond(model, Editing(label=0, seed=1, image=image, hole=hole, paste=paste), lambda _: None)
+        expected = model.edit(image, hole, label=0, seed=1, paste=paste)
+        assert (np.asarray(found.image) == np.asarray(expected.images[0])).all()
+        assert all((a == b[0].numpy()).all() for a, b in zip(found.maps, expected.tokens, strict=True))
+    found = worker.respond(model, Varying(label=1, seed=1, source=image, from_scale=2), lambda _: None)
+    expected = model.vary(image, 1, from_scale=2, n=1, seed=1)
+    assert (np.asarray(found.image) == np.asarray(expected.images[0])).all()

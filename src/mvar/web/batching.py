@@ -3,9 +3,11 @@
 A thread that waits does the work itself as soon as a processor is free: it takes the drawings of the coarsest scale,
 the oldest first. So later requests catch up with earlier ones, as coarse maps cost little, and from there all go on
 together. Mamba's state has the same size at every scale, so that joining and leaving copy little.
+
+Steps and other work (turns) take a processor in the order in which they came to wait for one. So a request that
+classifies, which takes a turn after another, gets one turn for each step of those that draw, and neither starves.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from mvar.sampling.canvas import Canvas
 from mvar.sampling.company import keeping
 from mvar.sampling.engine import Drawing, draw_together
 
+CPU_PROCESSORS = 4  # at most, with the threads of all cores between them: more would split steps up
 PATIENCE = 0.01  # seconds for which a step waits for those who are about to draw a map too
 ROWS = 8  # of a teacher-forced pass
 CPU_TOKENS, GPU_TOKENS = 512, 32_768  # drawn at once: more are hardly quicker, but make others wait
@@ -26,8 +29,8 @@ CPU_TOKENS, GPU_TOKENS = 512, 32_768  # drawn at once: more are hardly quicker, 
 
 @dataclass(eq=False)
 class _Waiting:
-    age: int  # of the request: the lower, the older
-    drawing: Drawing
+    age: int = 0  # of the request that draws: the lower, the older
+    drawing: Drawing | None = None  # None for a turn
     result: Canvas | BaseException | None = None
     taken: bool = False
 
@@ -37,19 +40,18 @@ class Batcher:
     """The company of requests in several threads; see `mvar.sampling.company`.
 
     Attributes:
-        processors: how many steps may run at once; each then has one of torch's threads.
+        processors: how many steps or turns may run at once.
         tokens: drawn at once in a step, at most, where there are several drawings.
+        threads: of torch, for each processor; work that is alone gets those of all processors.
     """
 
     processors: int
     tokens: int = CPU_TOKENS
-    steps: int = 0  # of the generator, so far
-    maps: int = 0  # drawn in them, over all images
-    _waiting: list[_Waiting] = field(default_factory=list)
+    threads: int = 1
+    _waiting: list[_Waiting] = field(default_factory=list)  # for a processor, the longest first
     _present: int = 0  # threads inside `joined`
     _settled: int = 0  # of these, threads whose drawing or turn is under way
     _busy: int = 0  # processors
-    _turns: deque[int] = field(default_factory=deque)  # of threads that wait for a processor
     _changed: Condition = field(default_factory=Condition)
     _ages: Iterator[int] = field(default_factory=count)
 
@@ -77,7 +79,7 @@ class Batcher:
             self._waiting.append(mine)
             self._settle(1)
             while mine.result is None:
-                if mine.taken or self._busy >= self.processors or self._turns:
+                if mine.taken or not self._may_step():
                     self._changed.wait()
                     continue
                 self._await_others()
@@ -89,13 +91,13 @@ class Batcher:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """A processor for other work than drawing; those who wait for one get it in order, before the next step."""
+        """A processor for other work than drawing."""
+        mine = _Waiting()
         with self._changed:
-            ticket = next(self._ages)
-            self._turns.append(ticket)
+            self._waiting.append(mine)
             self._settle(1)
-            self._changed.wait_for(lambda: self._busy < self.processors and self._turns[0] == ticket)
-            self._turns.popleft()
+            self._changed.wait_for(lambda: self._busy < self.processors and self._waiting[0] is mine)
+            self._waiting.pop(0)
             try:
                 with self._processor():
                     yield
@@ -105,44 +107,47 @@ class Batcher:
     def _await_others(self) -> None:
         """Give those who have just got a map, and will ask for the next, a moment to do so."""
         until = monotonic() + PATIENCE
-        while self._present > self._settled and not self._turns:
+        while self._present > self._settled:
             left = until - monotonic()
             if left <= 0 or not self._changed.wait(left):
                 break
 
-    def _next(self) -> list[_Waiting]:
-        """What the next step draws; nothing if others have taken all, or the last processor."""
-        if not self._waiting or self._busy >= self.processors or self._turns:
+    def _may_step(self) -> bool:
+        """Whether a processor is free and a step is next."""
+        return self._busy < self.processors and bool(self._waiting) and self._waiting[0].drawing is not None
+
+    def _next(self) -> list[tuple[_Waiting, Drawing]]:
+        """What the next step draws; nothing if others have taken all, or the last processor, or a turn is next."""
+        if not self._may_step():
             return []
-        k = min(each.drawing.canvas.scales for each in self._waiting)
-        group = sorted((each for each in self._waiting if each.drawing.canvas.scales == k), key=lambda each: each.age)
+        drawings = [(each, each.drawing) for each in self._waiting if each.drawing is not None]
+        k = min(drawing.canvas.scales for _, drawing in drawings)
+        group = [pair for pair in drawings if pair[1].canvas.scales == k]
+        group.sort(key=lambda pair: pair[0].age)
         free = self.processors - self._busy
-        share = -(-sum(len(each.drawing.canvas.index) for each in group) // free)  # images, for each free processor
-        area = group[0].drawing.sampler.generator.schedule.areas[k]
+        share = -(-sum(len(drawing.canvas.index) for _, drawing in group) // free)  # images, for each free processor
+        area = group[0][1].sampler.generator.schedule.areas[k]
         most = max(1, min(share, self.tokens // area))
-        some: list[_Waiting] = []
+        some: list[tuple[_Waiting, Drawing]] = []
         images = 0
-        for each in group:
-            images += len(each.drawing.canvas.index)
+        for each, drawing in group:
+            images += len(drawing.canvas.index)
             if some and images > most:
                 break
-            some.append(each)
-        for each in some:
+            some.append((each, drawing))
             each.taken = True
             self._waiting.remove(each)
         return some
 
-    def _run(self, some: list[_Waiting]) -> None:
+    def _run(self, some: list[tuple[_Waiting, Drawing]]) -> None:
         """Draw these."""
         found: list[Canvas | FloatingPointError] | BaseException
         with self._processor():
             try:
-                found = draw_together([each.drawing for each in some])
+                found = draw_together([drawing for _, drawing in some])
             except BaseException as error:
                 found = error
-        self.steps += 1
-        self.maps += sum(len(each.drawing.canvas.index) for each in some)
-        for i, each in enumerate(some):
+        for i, (each, _) in enumerate(some):
             each.result = found if isinstance(found, BaseException) else found[i]
         self._settle(-len(some))
 
@@ -155,10 +160,11 @@ class Batcher:
     def _processor(self) -> Iterator[None]:
         """With a processor, and without the lock in between."""
         self._busy += 1
-        alone = self._busy == 1 and not self._waiting and not self._turns
+        alone = self._busy == 1 and not self._waiting
+        self._changed.notify_all()  # another processor may be free for who is first now
         self._changed.release()
         try:
-            torch.set_num_threads(self.processors if alone else 1)
+            torch.set_num_threads(self.threads * self.processors if alone else self.threads)
             yield
         finally:
             self._changed.acquire()

@@ -9,6 +9,7 @@ from PIL import Image
 from mvar.sampling.config import EDIT_MODE, EditMode
 
 Array = np.ndarray
+FEW_MAPS = 3  # that are looked at to find the class, unless all are asked for: all take long with many classes
 Maps = list[Array]  # token maps of one image, int64 (P_k,) each
 
 
@@ -40,6 +41,11 @@ class Card:
     def tokens(self) -> int:
         """Of an image, over all its maps."""
         return sum(h * w for h, w in self.shapes)
+
+    @property
+    def few_maps(self) -> int:
+        """How many are looked at to find the class of an image where nothing is said."""
+        return min(FEW_MAPS, len(self.shapes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,4 +216,8 @@ class Late(TimeoutError):
 
 
 class Broken(RuntimeError):
-    """The model's process ended, or failed, while it worked on the request."""
+    """The model's process is not there, or ended while it worked on the request; it may be there again soon."""
+
+
+class Failed(Broken):
+    """The model failed on the request, and would again."""

@@ -82,6 +82,14 @@ class Service:
         """Of the models that are loaded."""
         return {name: host.card for name, host in self.hosts.items() if host.card is not None}
 
+    def card(self, name: str) -> Card:
+        """Of a model.
+
+        Raises:
+            Broken: it is not loaded yet, or not served any more.
+        """
+        return self.hosts[name].described()
+
     @property
     def ready(self) -> bool:
         """Whether all models are loaded."""
@@ -154,12 +162,16 @@ class Host:
         self.failure: Exception | None = None  # why it stays down
         self.restarts = 0
         self.stopping = False
+        self._reason: Exception | None = None  # why the process that is there, or was last, cannot load the model
         self._requests: dict[int, asyncio.Queue[Any]] = {}
         self._numbers = count()
         self._answered: deque[float] = deque(maxlen=LATEST)  # when work began, and the latest answers came
         self._changed = asyncio.Event()
         self._fruitless = 0  # processes in a row that ended without an answer
         self._process: BaseProcess | None = None
+        self._outgoing = SimpleQueue[list[tuple[int, Request | None]] | None]()
+        self._unsent: list[tuple[int, Request | None]] = []
+        atexit.register(self._kill)  # multiprocessing's own SIGTERM is ignored
 
     @property
     def waiting(self) -> int:
@@ -179,7 +191,6 @@ class Host:
         arguments = (theirs, source.name, source.path, source.device, source.dtype)
         self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
-        atexit.register(self._process.kill)  # multiprocessing's own SIGTERM is ignored
         theirs.close()
 
     def start(self) -> None:
@@ -187,7 +198,7 @@ class Host:
         if self._process is None:
             self.launch()
         loop = asyncio.get_running_loop()
-        self._outgoing = SimpleQueue[Any]()
+        self._outgoing = SimpleQueue()
         Thread(target=self._write, args=(self._pipe, self._outgoing), daemon=True).start()
         Thread(target=self._read, args=(self._pipe, loop), daemon=True).start()
 
@@ -198,8 +209,12 @@ class Host:
         while self._requests and monotonic() < until:
             await asyncio.sleep(0.02)
         if self._process is not None:
-            self._pipe.close()
+            self._outgoing.put(None)
             await asyncio.to_thread(self._process.join, 1.0)
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None:
             self._process.kill()
 
     async def loaded(self) -> None:
@@ -210,10 +225,17 @@ class Host:
         if self.failure is not None:
             raise self.failure
 
-    async def ask(self, request: Request) -> AsyncGenerator[Partial | Answer, None]:
-        """See `Service.ask`."""
+    def described(self) -> Card:
+        """See `Service.card`."""
+        if self.failure is not None:
+            raise Broken("the model is not served any more; the server's log says why")
         if self.card is None or self.stopping:
             raise Broken("the model is not loaded; try again in a few seconds")
+        return self.card
+
+    async def ask(self, request: Request) -> AsyncGenerator[Partial | Answer, None]:
+        """See `Service.ask`."""
+        self.described()
         if len(self._requests) >= self.limits.waiting:
             raise Busy(self._wait_for(len(self._requests)))
         if not self._requests:
@@ -223,7 +245,7 @@ class Host:
         self._requests[number] = answers
         finished = False
         try:
-            self._send((number, request))
+            self._send(number, request)
             async with asyncio.timeout(self.limits.seconds):
                 while not finished:
                     found = await answers.get()
@@ -236,16 +258,28 @@ class Host:
         finally:
             del self._requests[number]
             if not finished:
-                self._send((number, None))
+                self._send(number, None)
 
-    def _send(self, message: Any) -> None:
-        self._outgoing.put(message)
+    def _send(self, number: int, request: Request | None) -> None:
+        """Send a request, or that one is cancelled, in one message with the others of this turn of the event loop.
+
+        So an image that several of them share is sent, and held by the process, only once.
+        """
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append((number, request))
+
+    def _flush(self) -> None:
+        self._outgoing.put(self._unsent)
+        self._unsent = []
 
     def _write(self, pipe: Connection, outgoing: SimpleQueue[Any]) -> None:
-        """In a thread, as large images take a while: send what is put into the queue until the process ends."""
+        """In a thread, as large images take a while: send what is put into the queue until None, which ends both."""
         with suppress(OSError):  # which `_read` sees too
-            while (message := outgoing.get()) is not None:
-                pipe.send(message)
+            while (some := outgoing.get()) is not None:
+                pipe.send([each for each in some if each[1] is None or each[0] in self._requests])
+                del some  # or images stay until the next
+            pipe.send(None)
 
     def _wait_for(self, others: int) -> int:
         """Seconds, rounded up, until so many answers have come, by the times of the latest."""
@@ -270,8 +304,7 @@ class Host:
             self.card = said
             self._changed.set()
         elif isinstance(said, Exception):
-            self.failure = said
-            self._changed.set()
+            self._reason = said
         else:
             number, found = said
             if not isinstance(found, Partial):
@@ -286,14 +319,17 @@ class Host:
         self.card = None
         for answers in self._requests.values():
             answers.put_nowait(Broken("the model's process ended; send the request again"))
-        if self.stopping or isinstance(self.failure, Refused):
+        if self.stopping:
             return
+        reason, self._reason = self._reason, None
         self._fruitless += 1
-        if self._fruitless > RESTARTS:
-            self.failure = self.failure or Broken(f"the process of {self.source.name} ended {RESTARTS} times in a row")
+        if isinstance(reason, Refused) or self._fruitless > RESTARTS:
+            ended = f"the process of {self.source.name} ended {self._fruitless} times in a row; restart the server"
+            self.failure = reason or Broken(ended)
             self._changed.set()
+            if self.restarts:  # else the command says so
+                print(f"mvar: {self.source.name} is not served any more: {self.failure}", file=sys.stderr)
             return
-        self.failure = None
         self.restarts += 1
         self._process = None
         print(f"mvar: the process of {self.source.name} ended; starting it again", file=sys.stderr)

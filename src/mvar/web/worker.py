@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
@@ -15,22 +15,41 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mvar.analysis.examining import examine
 from mvar.checkpoint import hub
 from mvar.checkpoint.placement import Dtype
+from mvar.data.images.decoding import as_image
+from mvar.data.views import scaled
 from mvar.model import Model, load
+from mvar.sampling.company import turn
 from mvar.sampling.engine import SampleOutput, to_uint8
 from mvar.sampling.likelihood import token_log_probs, token_maps
+from mvar.sampling.masks import resized
 from mvar.web import messages
-from mvar.web.batching import CPU_TOKENS, GPU_TOKENS, Batcher
-from mvar.web.messages import Answer, Broken, Card, Classified, Drawn, Examined, Partial, Refused, Request, Scored, Seen
+from mvar.web.batching import CPU_PROCESSORS, CPU_TOKENS, GPU_TOKENS, Batcher
+from mvar.web.messages import (
+    Answer,
+    Broken,
+    Card,
+    Classified,
+    Drawn,
+    Examined,
+    Failed,
+    Partial,
+    Refused,
+    Request,
+    Scored,
+    Seen,
+)
 
 CPU_AT_ONCE, GPU_AT_ONCE = 16, 32  # requests; others wait in order
 M_ARENA_MAX = -8  # of glibc's mallopt
 FAILED = "the model failed on this request; the server's log says why"
 LOG_2 = float(np.log(2))
+RESIZING = Lock()  # large images take several times their memory meanwhile, so one after another
 
 
 class Cancelled(Exception):
@@ -38,9 +57,9 @@ class Cancelled(Exception):
 
 
 def main(pipe: Connection, name: str, source: str, device: str | None, dtype: Dtype | None) -> None:
-    """Load a model, say so with its card, and answer (number, request); (number, None) cancels one.
+    """Load a model, say so with its card, and answer lists of (number, request); (number, None) cancels one.
 
-    Answers are (number, Partial), then (number, Answer) or (number, exception).
+    None ends the process. Answers are (number, Partial), then (number, Answer) or (number, exception).
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # often sent to all processes, but the service says when to stop
         signal.signal(number, signal.SIG_IGN)
@@ -65,41 +84,53 @@ class Worker:
 
     def __init__(self, model: Model, pipe: Connection) -> None:
         self.model, self.pipe, self._sending = model, pipe, Lock()
-        self._wanted: set[int] = set()
-        on_gpu = model.device.type == "cuda"
+        self._wanted: dict[int, Request] = {}
+        on_gpu, cores = model.device.type == "cuda", torch.get_num_threads()
         self.at_once = GPU_AT_ONCE if on_gpu else CPU_AT_ONCE
-        self.batcher = Batcher(1 if on_gpu else torch.get_num_threads(), GPU_TOKENS if on_gpu else CPU_TOKENS)
+        processors = 1 if on_gpu else min(cores, CPU_PROCESSORS)
+        self.batcher = Batcher(processors, GPU_TOKENS if on_gpu else CPU_TOKENS, cores // processors)
 
     def run(self) -> None:
-        """Until the pipe ends."""
+        """Until the service says so, or has ended."""
         with ThreadPoolExecutor(self.at_once) as pool:
-            while True:
-                try:
-                    number, request = self.pipe.recv()
-                except (EOFError, OSError):
-                    self._wanted.clear()
-                    pool.shutdown(cancel_futures=True)
-                    return
-                if request is None:
-                    self._wanted.discard(number)
-                else:
-                    self._wanted.add(number)
-                    pool.submit(self._answer, number, request)
+            while self._heard(pool):
+                pass
+            self._wanted.clear()
+            pool.shutdown(cancel_futures=True)
 
-    def _answer(self, number: int, request: Request) -> None:
+    def _heard(self, pool: ThreadPoolExecutor) -> bool:
+        """Take the next requests on; false at the end. Only `_wanted` holds them, so that cancelling frees them."""
+        try:
+            said = self.pipe.recv()
+        except (EOFError, OSError):
+            return False
+        if said is None:
+            return False
+        for number, request in said:
+            if request is None:
+                self._wanted.pop(number, None)
+            else:
+                self._wanted[number] = request
+                pool.submit(self._answer, number)
+        return True
+
+    def _answer(self, number: int) -> None:
+        request = self._wanted.get(number)
+        if request is None:
+            return
         answer: Answer | Exception
         try:
             with self.batcher.joined(lambda: self._check(number)):
                 answer = respond(self.model, request, lambda partial: self._send(number, partial))
         except Cancelled:
             return
-        except ValueError as error:
-            answer = Refused(str(error))
+        except Refused as error:
+            answer = error
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            answer = Broken(f"{type(error).__name__}: {error}" if isinstance(error, FloatingPointError) else FAILED)
+            answer = Failed(f"{type(error).__name__}: {error}" if isinstance(error, FloatingPointError) else FAILED)
         self._send(number, answer)
-        self._wanted.discard(number)
+        self._wanted.pop(number, None)
 
     def _check(self, number: int) -> None:
         if number not in self._wanted:
@@ -131,6 +162,39 @@ def card(model: Model, name: str, source: str) -> Card:
     )
 
 
+def checked(model: Model, request: Request) -> Request:
+    """The request, with no larger an image than the model sees where nothing is pasted into the image itself.
+
+    Raises:
+        Refused: what the model cannot fulfil.
+    """
+    try:
+        if not isinstance(request, messages.Classifying):
+            model.label_ids(request.label)
+        if isinstance(request, messages.Drawing):
+            model.sampler(request.seed, **request.settings)
+        if isinstance(request, messages.Editing | messages.Varying):
+            with RESIZING, turn():
+                return _smaller(request, model.tokenizer.config.image_shape)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    return request
+
+
+def _smaller(request: Request, shape: tuple[int, int]) -> Request:
+    if isinstance(request, messages.Varying) and isinstance(request.source, Image.Image):
+        return replace(request, source=_resized(request.source, shape))
+    if isinstance(request, messages.Editing):
+        image = _resized(request.image, shape)
+        if not request.paste:
+            return replace(request, image=image, hole=resized(torch.tensor(request.hole), shape).numpy())
+    return request
+
+
+def _resized(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(to_uint8(scaled(as_image(image), shape)[None])[0])
+
+
 def respond(model: Model, request: Request, tell: Callable[[Partial], None]) -> Answer:
     """The answer to a request.
 
@@ -138,8 +202,9 @@ def respond(model: Model, request: Request, tell: Callable[[Partial], None]) -> 
         tell: called with the unfinished image after the scales where it is wanted.
 
     Raises:
-        ValueError: a request that the model cannot fulfil.
+        Refused: a request that the model cannot fulfil.
     """
+    request = checked(model, request)
     if isinstance(request, messages.Scoring):
         maps = token_maps(model.tokenizer, [request.image])
         label = torch.tensor(model.label_ids(request.label))

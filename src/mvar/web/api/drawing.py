@@ -13,7 +13,7 @@ from mvar.sampling.config import SamplingSettings
 from mvar.web.api import schemas
 from mvar.web.api.errors import Problem
 from mvar.web.api.prompts import check_size, find_class, find_model
-from mvar.web.messages import Broken, Card, Drawing, Drawn
+from mvar.web.messages import Card, Drawing, Drawn
 from mvar.web.service import Service, together
 
 Result = TypeVar("Result")
@@ -46,12 +46,9 @@ def card_of(name: str, service: Service) -> Card:
 
     Raises:
         Problem: there is no such model.
-        Broken: it is not loaded yet.
+        Broken: it is not loaded.
     """
-    model = find_model(name, service)
-    if model not in service.cards:
-        raise Broken("the model is not loaded; try again in a few seconds")
-    return service.cards[model]
+    return service.card(find_model(name, service))
 
 
 def plan(request: Request, service: Service, asked: schemas.Drawn, kind: str) -> Plan:

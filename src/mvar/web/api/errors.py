@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from mvar.text import MOST_SHOWN, shown
-from mvar.web.messages import Broken, Busy, Late, Refused
+from mvar.web.messages import Broken, Busy, Failed, Late, Refused
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
@@ -63,6 +63,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(429, str(error), None, "busy", "rate_limit_error", headers)
         case Late():
             return Problem(504, str(error), None, "deadline_exceeded", "timeout_error")
+        case Failed():
+            return Problem(500, str(error), None, "failed", SERVER)
         case Broken():
             return Problem(503, str(error), None, "model_unavailable", SERVER, {"Retry-After": "2"})
         case RequestValidationError():

@@ -48,10 +48,12 @@ def router(service: Service) -> APIRouter:
     async def classifications(request: Request) -> Any:
         """The most likely classes of an image, by Bayes' rule with a uniform prior."""
         form = await read_upload(request, Classifying, "image")
-        card, scales = card_of(form.fields.model, service), form.fields.scales
-        if not card.classes:
-            raise Problem(400, f"model = {card.name!r}: has no classes; choose another", "model")
-        if scales is not None and scales > len(card.shapes):
+        card = card_of(form.fields.model, service)
+        scales = card.few_maps if form.fields.scales is None else form.fields.scales
+        if len(card.classes) < 2:
+            text = f"has {len(card.classes)} classes, classifying takes two or more; choose another"
+            raise Problem(400, f"model = {card.name!r}: {text}", "model")
+        if scales > len(card.shapes):
             raise Problem(400, f"scales = {scales}: give 1 to {len(card.shapes)}", "scales")
         note(request, card.name, 1)
         asked = ToClassify(image=form.images["image"], scales=scales)

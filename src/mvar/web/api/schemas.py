@@ -21,6 +21,7 @@ from pydantic import (
 from mvar.sampling.config import SamplingSettings
 from mvar.settings import Place, Seed, Switch, Whole, text
 from mvar.web.api.errors import Problem
+from mvar.web.messages import FEW_MAPS
 
 MOST_IMAGES = 10  # of a request
 MOST_TEXT = 4000  # characters of a field
@@ -131,7 +132,7 @@ class Classifying(Parameters):
 
     model: Text = ""
     scales: Annotated[int, Whole(1, 64)] | None = Field(
-        None, description="Token maps that are looked at; all where left out."
+        None, description=f"How many token maps are looked at; {FEW_MAPS}, or all that there are, where left out."
     )
     top: Annotated[int, Whole(1, 1000)] = Field(5, description="How many classes the response names.")
 
