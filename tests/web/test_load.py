@@ -83,7 +83,7 @@ def test_of_a_thousand_requests_none_is_lost_or_mixed_up_and_memory_stays(bundle
         before = memory(process)
         counts = asyncio.run(ask_many(address, expected, REQUESTS, rng))
         assert sum(counts.values()) == REQUESTS
-        assert counts["left"] > 50
+        assert counts["left"] > 0
         assert counts["right"] > 500
         assert memory(process) < before + GROWTH
         until = time.monotonic() + 20

@@ -150,6 +150,17 @@ def test_a_process_that_never_answers_is_given_up(monkeypatch, capsys):
     assert "m is not served any more: out of memory" in capsys.readouterr().err
 
 
+def test_a_process_ends_by_itself_when_the_service_stops(bundle):
+    async def run() -> int | None:
+        async with Service([Source(name="m", path=bundle, device="cpu")]) as service:
+            await service.loaded()
+            process = service.hosts["m"]._process
+        process.join(10)
+        return process.exitcode
+
+    assert asyncio.run(run()) == 0
+
+
 @pytest.fixture
 def working(bundle):
     """A worker in a thread, and the service's end of its pipe."""

@@ -22,6 +22,7 @@ from typing import Any
 from mvar.web.messages import Answer, Broken, Busy, Card, Late, Partial, Refused, Request
 
 RESTARTS = 3  # of a process that ends before it has answered anything; then it stays down
+STOPPING = 5.0  # seconds that a process has to end by itself
 LATEST = 32  # answers by whose times the wait of the next is estimated
 
 
@@ -209,8 +210,9 @@ class Host:
         while self._requests and monotonic() < until:
             await asyncio.sleep(0.02)
         if self._process is not None:
-            self._outgoing.put(None)
-            await asyncio.to_thread(self._process.join, 1.0)
+            if self.card is not None:  # while it loads, it does not listen
+                self._outgoing.put(None)
+                await asyncio.to_thread(self._process.join, STOPPING)
             self._kill()
 
     def _kill(self) -> None:

@@ -49,7 +49,7 @@ CPU_AT_ONCE, GPU_AT_ONCE = 16, 32  # requests; others wait in order
 M_ARENA_MAX = -8  # of glibc's mallopt
 FAILED = "the model failed on this request; the server's log says why"
 LOG_2 = float(np.log(2))
-RESIZING = Lock()  # large images take several times their memory meanwhile, so one after another
+RESIZING = ThreadPoolExecutor(1)  # large images take several times their memory, and glibc keeps it for each thread
 
 
 class Cancelled(Exception):
@@ -174,8 +174,8 @@ def checked(model: Model, request: Request) -> Request:
         if isinstance(request, messages.Drawing):
             model.sampler(request.seed, **request.settings)
         if isinstance(request, messages.Editing | messages.Varying):
-            with RESIZING, turn():
-                return _smaller(request, model.tokenizer.config.image_shape)
+            with turn():
+                return RESIZING.submit(_smaller, request, model.tokenizer.config.image_shape).result()
     except ValueError as error:
         raise Refused(str(error)) from error
     return request
