@@ -160,6 +160,19 @@ def test_until_the_page_is_there_another_says_so(page):  # and it was opened wit
     assert page.greeting == "mvar is starting"
 
 
+def test_nothing_else_of_gradio_can_be_reached(server, page):
+    paths = (
+        "file=http://192.0.2.1/",
+        "file=https://example.org/x.png",
+        "proxy=http://192.0.2.1/",
+        "info",
+        "openapi.json",
+    )
+    for path in (*(f"gradio_api/{each}" for each in paths), "gradio_api/call/draw", "runs", "nothing"):
+        answer = page.request.get(f"{server.address}{path}")  # with the cookie of who is logged in
+        assert (answer.status, answer.json()["error"]["code"]) == (404, "not_found"), path
+
+
 def test_generate_draws_what_the_library_draws_and_says_how(page, server, bundle, tmp_path):
     draw(page, 7)
     model = load(bundle)

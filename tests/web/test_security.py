@@ -3,7 +3,12 @@
 import asyncio
 import json
 
+import httpx
+
+from mvar.web.api.app import create_app
 from mvar.web.api.security import LOOPBACK
+from mvar.web.messages import Broken
+from mvar.web.service import Service, Source
 
 GENERATE = "/v1/images/generations"
 
@@ -155,3 +160,17 @@ def test_without_a_key_only_names_of_this_machine_are_answered(unserved):
             return [(await client.get("/v1/models", headers={"Host": host})).status_code for host in hosts]
 
     assert asyncio.run(statuses()) == [200, 200, 200, 200, 421, 421]
+
+
+def test_a_server_that_has_given_up_a_model_is_not_healthy():
+    """So that what watches it starts it again."""
+    service = Service([Source(name="tiny", path="nowhere")])
+    app = create_app(service)
+
+    async def statuses() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            before = (await client.get("/healthz")).status_code
+            service.hosts["tiny"].failure = Broken("ended 3 times in a row")
+            return [before, (await client.get("/healthz")).status_code]
+
+    assert asyncio.run(statuses()) == [200, 503]

@@ -76,7 +76,10 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
     @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> Any:
-        """Whether the server runs."""
+        """Whether the server runs, and has given up no model."""
+        for host in service.hosts.values():
+            if host.failure is not None:
+                raise host.failure
         return {"status": "ok"}
 
     @routes.head("/readyz", include_in_schema=False)

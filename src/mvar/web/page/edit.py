@@ -134,7 +134,7 @@ def connect_source(
 
     @sentences
     async def run_upload(path: str, name: str) -> Results:
-        image = await in_thread(uploaded, path, service.cards[name].size)
+        image = await in_thread(uploaded, path, service.card(name).size)
         yield await shown(image, "This is the image, or its centre.")
 
     @sentences

@@ -50,7 +50,7 @@ def build(service: Service, with_key: bool) -> gr.State:
     @sentences
     async def run(request: gr.Request, n: int, *values: Any) -> Results:
         asked = controls.asked(values)
-        source, card = service.hosts[asked.model].source, service.cards[asked.model]
+        source, card = service.hosts[asked.model].source, service.card(asked.model)
         address = str(request.request.base_url) if request.request is not None else "/"
         blocks = [
             reproducing.command(source, card, asked, n),
@@ -92,7 +92,7 @@ def build(service: Service, with_key: bool) -> gr.State:
 
 async def drawing(service: Service, asked: Asked, n: int) -> AsyncGenerator[tuple[list[Any], float], None]:
     """n images as they grow, each None, then pixels, at the end a `Sample`; and the share of maps that are drawn."""
-    scales = len(service.cards[asked.model].shapes)
+    scales = len(service.card(asked.model).shapes)
     one = Drawing(label=asked.label, seed=asked.seed, settings=asked.settings, partials=tuple(range(scales - 1)))
     shown: list[Any] = [None] * n
     maps = [0] * n

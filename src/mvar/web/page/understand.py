@@ -16,7 +16,6 @@ from mvar.web.page.settings import NO_CLASS, class_choice, class_update, model_c
 from mvar.web.service import Service, together
 
 LIKELIEST = 10  # classes shown
-FEW_MAPS = 3  # that are looked at to find the class, at first: all would take long
 
 
 def build(service: Service, chosen: gr.State) -> None:
@@ -28,9 +27,7 @@ def build(service: Service, chosen: gr.State) -> None:
     with gr.Row():
         upload = gr.UploadButton("Upload an image", file_types=UPLOADS, size="md", elem_id="understand-upload")
         take = gr.Button("Take the last sample", size="md", elem_id="understand-take")
-    maps = gr.Slider(
-        1, len(first.shapes), value=min(FEW_MAPS, len(first.shapes)), step=1, label="Tell the class from the first maps"
-    )
+    maps = gr.Slider(1, len(first.shapes), value=first.few_maps, step=1, label="Tell the class from the first maps")
     with gr.Row():
         look = gr.Button("Look", variant="primary", elem_id="look")
         stop = gr.Button("Stop", min_width=80)
@@ -118,5 +115,4 @@ def blocks_view(card: Card, blocks: list[Seen]) -> str:
 
 
 def _maps_update(card: Card) -> Any:
-    scales = len(card.shapes)
-    return gr.update(maximum=scales, value=min(FEW_MAPS, scales))
+    return gr.update(maximum=len(card.shapes), value=card.few_maps)
