@@ -47,7 +47,8 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
     waiting = Route(path, _starting)
     app.router.routes.append(waiting)
     try:
-        await asyncio.gather(service.loaded(), asyncio.to_thread(import_module, "gradio"))
+        await service.loaded()  # quicker without Gradio's import beside it
+        await asyncio.to_thread(import_module, "gradio")
         mounted = await asyncio.to_thread(mount, app, service, path, key)
     except Exception as error:
         if not isinstance(error, ValueError | Broken):  # of models, which the command prints
