@@ -1,5 +1,6 @@
 """The command `mvar serve`: what it refuses, and how it starts and stops."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from mvar.commands.serving import open_socket
 
@@ -89,3 +93,37 @@ def test_it_starts_drains_and_says_which_model_is_wrong(bundle):
         said = wrong.stderr.read().splitlines()
         assert wrong.wait(30) == 2
         assert said[-1].startswith("mvar: model = 'no-such-model'")
+
+
+def test_an_open_page_does_not_keep_a_server_from_ending(bundle):
+    """A browser keeps Gradio's heartbeat under way, which has to end by itself: cut off, it prints a traceback."""
+    pytest.importorskip("gradio", reason="the page's packages are not installed")
+    with started("--model", bundle) as server:
+        url = re.search(r"http://\S+", server.stderr.readline())[0]
+        while httpx.get(f"{url}/config").status_code != 200:
+            time.sleep(0.1)
+        with httpx.stream("GET", f"{url}/gradio_api/heartbeat/session", timeout=60) as heartbeat:
+            beats = heartbeat.iter_lines()
+            assert next(beats) == "data: ALIVE"
+            server.send_signal(signal.SIGTERM)
+            assert not any(line for line in beats if line != "data: ALIVE")
+        assert "Traceback" not in server.stderr.read()
+        assert server.wait(30) == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("changed"), RuntimeError("changed")])
+def test_a_page_that_cannot_be_built_says_so(monkeypatch, capsys, error):
+    """Whatever the error, and no page promises that another will come."""
+    page = pytest.importorskip("mvar.web.page.page")
+
+    def mount(*_):
+        raise error
+
+    async def loaded():
+        pass
+
+    monkeypatch.setattr(page, "mount", mount)
+    app = FastAPI()
+    asyncio.run(page.open_page(app, SimpleNamespace(loaded=loaded, ready=True)))
+    assert "changed\nmvar: there is no page" in capsys.readouterr().err
+    assert "/" not in [route.path for route in app.router.routes]

@@ -19,7 +19,6 @@ from starlette.routing import Match, Mount, Route
 from starlette.types import Scope
 
 from mvar.web.api.uploads import MOST_BYTES, MOST_PIXELS
-from mvar.web.messages import Broken
 from mvar.web.page.style import CSS, STARTING
 from mvar.web.service import Service
 
@@ -51,7 +50,7 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
         await asyncio.to_thread(import_module, "gradio")
         mounted = await asyncio.to_thread(mount, app, service, path, key)
     except Exception as error:
-        if not isinstance(error, ValueError | Broken):  # of models, which the command prints
+        if service.ready:  # else it is of models, which the command prints
             traceback.print_exception(error)
             print("mvar: there is no page, as it could not be built; the API is not affected", file=sys.stderr)
         return
@@ -62,7 +61,10 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
         mounted.get_blocks().run_startup_events()
         await mounted.get_blocks().run_extra_startup_events()
         mounted.startup_events_triggered = True  # else a request, which takes no key, would start them again
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            mounted.stop_event.set()  # ends the request that each open page keeps under way
 
 
 def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = None) -> "App":
