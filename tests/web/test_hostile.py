@@ -125,6 +125,13 @@ def test_bodies_that_cannot_be_read_are_refused(served, content, kind, status):
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_what_is_wrong_with_a_body_is_said(served):
+    broken = served.http.post(GENERATE, content=b"\xff\xfe\x00", headers={"Content-Type": "application/json"})
+    assert broken.json()["error"]["message"].startswith("body: cannot be read; send a JSON object")
+    many = served.http.post("/v1/scores", files={"image": photo()}, data={f"field{i}": "" for i in range(65)})
+    assert (many.status_code, "Too many fields" in many.json()["error"]["message"]) == (400, True)
+
+
 def test_bodies_are_limited_however_they_come(served):
     headers = {"Content-Type": "application/json"}
     chunked = served.http.post(GENERATE, content=(b" " * 2**16 for _ in range(40)), headers=headers)

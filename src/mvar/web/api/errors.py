@@ -72,7 +72,7 @@ def problem_of(error: Exception) -> Problem:
             place, *names = map(str, found["loc"])
             text = UNREADABLE if place == "body" else f"{'.'.join(names) or place}: {found['msg'].lower()}"
             return Problem(400, text, None, "invalid_body")
-        case HTTPException(status_code=400):  # Starlette's, of a body
+        case HTTPException(detail="There was an error parsing the body"):  # FastAPI's, of what is no text
             return Problem(400, UNREADABLE, None, "invalid_body")
         case HTTPException():
             kind = SERVER if error.status_code >= 500 else INVALID

@@ -273,7 +273,7 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _too_large(most: int) -> Problem:
-    text = f"body: larger than {most >> 10:,} KiB"
+    text = f"body: larger than {most / 2**20:g} MiB"
     return Problem(413, text, None, "too_large", headers={"Connection": "close"})
 
 
