@@ -7,7 +7,7 @@ import httpx
 
 from mvar.web.api.app import create_app
 from mvar.web.api.security import LOOPBACK
-from mvar.web.messages import Broken
+from mvar.web.messages import Refused
 from mvar.web.service import Service, Source
 
 GENERATE = "/v1/images/generations"
@@ -170,7 +170,7 @@ def test_a_server_that_has_given_up_a_model_is_not_healthy():
     async def statuses() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             before = (await client.get("/healthz")).status_code
-            service.hosts["tiny"].failure = Broken("ended 3 times in a row")
+            service.hosts["tiny"].failure = Refused("no such model")  # or whatever the process ended of
             return [before, (await client.get("/healthz")).status_code]
 
     assert asyncio.run(statuses()) == [200, 503]

@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from mvar.web.api.drawing import card_of
 from mvar.web.api.errors import SERVER, Problem
-from mvar.web.messages import Card
+from mvar.web.messages import Broken, Card
 from mvar.web.service import Service
 
 BUCKETS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30, 60, 120)  # seconds
@@ -77,9 +77,8 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
     @routes.get("/healthz")
     async def healthz() -> Any:
         """Whether the server runs, and has given up no model."""
-        for host in service.hosts.values():
-            if host.failure is not None:
-                raise host.failure
+        if gone := [name for name, host in service.hosts.items() if host.failure is not None]:
+            raise Broken(f"{', '.join(gone)}: not served any more; restart the server")
         return {"status": "ok"}
 
     @routes.head("/readyz", include_in_schema=False)
