@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -45,4 +46,5 @@ def allow_many() -> None:
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        with suppress(ValueError, OSError):  # macOS names no limit and then refuses that
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
