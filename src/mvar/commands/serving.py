@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mvar.web.service import Service
 
-DRAIN_SECONDS = 25  # for requests under way when the server is to stop; Kubernetes kills after 30
+DRAIN_SECONDS = 25  # for requests under way when the server is to stop; deploy/kubernetes.yaml allows for it
 KEY = "MVAR_API_KEY"
 LEAST_KEY = 16  # characters
 ORIGIN = re.compile(r"https?://[^/\s*]+")
