@@ -23,7 +23,7 @@ from mvar.generator.network import Generator
 from mvar.generator.reschedule import rescheduled
 from mvar.ops import dispatch
 from mvar.sampling import editing, likelihood, rejection
-from mvar.sampling.company import turn
+from mvar.sampling.concurrency import turn
 from mvar.sampling.config import EDIT_MODE, EditMode, SamplingSettings
 from mvar.sampling.cost import check_batch, check_images, cost_facts, fitting_batch
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler

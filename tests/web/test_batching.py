@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvar.model import load
-from mvar.sampling.company import turn
+from mvar.sampling.concurrency import turn
 from mvar.web import batching
 from mvar.web.batching import Batcher
 
@@ -38,11 +38,11 @@ def steps(monkeypatch) -> list[list]:
 
 
 class Left(Exception):
-    """Someone does not wait for an answer any more."""
+    """Someone no longer waits for an answer."""
 
 
 def at_once(batcher, calls):
-    """Results, or exceptions, of calls that begin at the same time in threads of one company."""
+    """Results, or exceptions, of calls that begin at the same time in threads that share a batcher."""
     begin = Barrier(len(calls))
 
     def run(call):
@@ -58,12 +58,12 @@ def at_once(batcher, calls):
 
 
 def is_idle(batcher):
-    return batcher._present == batcher._settled == batcher._busy == len(batcher._waiting) == 0
+    return batcher._joined == batcher._settled == batcher._busy == len(batcher._waiting) == 0
 
 
 @pytest.mark.parametrize("processors", [1, 2])
 def test_requests_share_steps_and_get_what_they_would_get_alone(model, steps, processors, monkeypatch):
-    monkeypatch.setattr(batching, "PATIENCE", 5.0)  # that a busy machine may need to start all threads
+    monkeypatch.setattr(batching, "GRACE", 5.0)  # that a busy machine may need to start all threads
     batcher = Batcher(processors)
     settings = [{"guidance": 0.0}, {"top_k": 3}, {}, {"temperature": 0.7}]
     calls = [lambda i=i: model.sample([i % 2], seed=i, **settings[i % 4]) for i in range(8)]

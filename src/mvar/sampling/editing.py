@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar.sampling.company import turn
+from mvar.sampling.concurrency import turn
 from mvar.sampling.config import EditMode
 from mvar.sampling.engine import OnScale, SampleOutput, Sampler
 from mvar.sampling.masks import Drift, drift, kept_cells, resized

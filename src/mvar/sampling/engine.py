@@ -23,7 +23,7 @@ from mvar.ops.filtering import candidates, guide, spread_out
 from mvar.ops.noise import gumbel
 from mvar.ops.numerics import CAUSE, REMEDY, all_finite
 from mvar.sampling.canvas import Canvas, Rows
-from mvar.sampling.company import present, turn
+from mvar.sampling.concurrency import current_dispatcher, turn
 from mvar.sampling.config import SamplingSettings, scale_ratio
 from mvar.sampling.graphs import Graphs
 from mvar.scales import ScaleSchedule
@@ -139,9 +139,9 @@ class Sampler:
         Raises:
             FloatingPointError: logits that are not finite; see `check_logits`.
         """
-        drawing, company = Drawing(self, canvas, keep), present()
-        if company is not None:
-            return company.draw(drawing)
+        drawing, dispatcher = Drawing(self, canvas, keep), current_dispatcher()
+        if dispatcher is not None:
+            return dispatcher.draw(drawing)
         (drawn,) = draw_together([drawing])
         if isinstance(drawn, FloatingPointError):
             raise drawn
@@ -201,7 +201,7 @@ class Sampler:
     def finish(self, canvas: Canvas, on_scale: OnScale | None = None, keep: Keep | None = None) -> SampleOutput:
         """Draw all missing maps, and decode; see `OnScale` and `Keep`."""
         recorded = None
-        if self.graphs is not None and keep is None and present() is None:
+        if self.graphs is not None and keep is None and current_dispatcher() is None:
             recorded = self.graphs.finish(self, canvas, on_scale)
         if recorded is not None:
             canvas, decoded_B3HW = recorded

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mvar.data.images.decoding import as_image
 from mvar.data.views import fitted
 from mvar.generator.network import Generator
-from mvar.sampling.company import present, turn
+from mvar.sampling.concurrency import current_dispatcher, turn
 from mvar.sampling.cost import fitting_rows
 from mvar.sampling.engine import batches, check_logits
 from mvar.tokenizer.network import Tokenizer
@@ -149,8 +149,8 @@ def score(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor], la
 
 def _rows(generator: Generator) -> int:
     """How many sequences to score at once."""
-    most, company = fitting_rows(generator.config, generator.head.weight.device), present()
-    return most if company is None else min(most, company.rows)
+    most, dispatcher = fitting_rows(generator.config, generator.head.weight.device), current_dispatcher()
+    return most if dispatcher is None else min(most, dispatcher.rows)
 
 
 def class_log_probs(tokenizer: Tokenizer, generator: Generator, maps: Sequence[Tensor]) -> Tensor:

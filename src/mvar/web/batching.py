@@ -1,11 +1,11 @@
-"""Batching across requests: threads whose next maps are of the same scale draw them with one step of the generator.
+"""Batching across requests: drawings at the same scale share one step of the generator.
 
-A thread that waits does the work itself as soon as a processor is free: it takes the drawings of the coarsest scale,
-the oldest first. So later requests catch up with earlier ones, as coarse maps cost little, and from there all go on
-together. Mamba's state has the same size at every scale, so that joining and leaving copy little.
+Each request has a thread. As soon as a processor is free, the first waiting thread runs the step itself: it takes the
+drawings at the coarsest scale, oldest first. Coarse maps cost little, so later requests catch up with earlier ones, and
+from there all go on together. Mamba's state has the same size at every scale, so joining and leaving copy little.
 
-Steps and other work (turns) take a processor in the order in which they came to wait for one. So a request that
-classifies, which takes a turn after another, gets one turn for each step of those that draw, and neither starves.
+Steps and other work (turns) get a processor in order of arrival. A classification takes many turns, one at a time, so
+it alternates with the steps of requests that draw, and neither starves.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ from time import monotonic
 import torch
 
 from mvar.sampling.canvas import Canvas
-from mvar.sampling.company import keeping
+from mvar.sampling.concurrency import through
 from mvar.sampling.engine import Drawing, draw_together
 
-CPU_PROCESSORS = 4  # at most, with the threads of all cores between them: more would split steps up
-PATIENCE = 0.01  # seconds for which a step waits for those who are about to draw a map too
+CPU_PROCESSORS = 4  # at most; they share all cores, and more of them would split the steps
+GRACE = 0.01  # seconds for which a step waits for threads that are about to draw a map too
 ROWS = 8  # of a teacher-forced pass
-CPU_TOKENS, GPU_TOKENS = 512, 32_768  # drawn at once: more are hardly quicker, but make others wait
+CPU_TOKENS, GPU_TOKENS = 512, 32_768  # of a step: more are hardly faster, and make others wait
 
 
 @dataclass(eq=False)
@@ -37,39 +37,39 @@ class _Waiting:
 
 @dataclass
 class Batcher:
-    """The company of requests in several threads; see `mvar.sampling.company`.
+    """Dispatches the work of concurrent requests; see `mvar.sampling.concurrency`.
 
     Attributes:
         processors: how many steps or turns may run at once.
-        tokens: drawn at once in a step, at most, where there are several drawings.
-        threads: of torch, for each processor; work that is alone gets those of all processors.
+        tokens: most tokens of a step with several drawings.
+        threads: of torch, for each processor; work that runs alone gets those of all processors.
     """
 
     processors: int
     tokens: int = CPU_TOKENS
     threads: int = 1
-    _waiting: list[_Waiting] = field(default_factory=list)  # for a processor, the longest first
-    _present: int = 0  # threads inside `joined`
-    _settled: int = 0  # of these, threads whose drawing or turn is under way
+    _waiting: list[_Waiting] = field(default_factory=list)  # for a processor, in order of arrival
+    _joined: int = 0  # threads inside `joined`
+    _settled: int = 0  # of these, threads whose drawing or turn waits or runs
     _busy: int = 0  # processors
     _changed: Condition = field(default_factory=Condition)
     _ages: Iterator[int] = field(default_factory=count)
 
     @contextmanager
     def joined(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """What the calling thread does within it is done in this company.
+        """Run the calling thread's work through this batcher.
 
         `check` is called before each map and each turn, and may raise to stop the call.
         """
         with self._changed:
-            self._present += 1
+            self._joined += 1
             age = next(self._ages)
         try:
-            with keeping(_Member(self, age, check)):
+            with through(_Member(self, age, check)):
                 yield
         finally:
             with self._changed:
-                self._present -= 1
+                self._joined -= 1
                 self._changed.notify_all()
 
     def draw(self, drawing: Drawing, age: int) -> Canvas:
@@ -91,7 +91,7 @@ class Batcher:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """A processor for other work than drawing."""
+        """Holds a processor for work other than drawing."""
         mine = _Waiting()
         with self._changed:
             self._waiting.append(mine)
@@ -105,9 +105,9 @@ class Batcher:
                 self._settle(-1)
 
     def _await_others(self) -> None:
-        """Give those who have just got a map, and will ask for the next, a moment to do so."""
-        until = monotonic() + PATIENCE
-        while self._present > self._settled:
+        """Give threads that have just got a map, and will ask for the next, a moment to do so."""
+        until = monotonic() + GRACE
+        while self._joined > self._settled:
             left = until - monotonic()
             if left <= 0 or not self._changed.wait(left):
                 break
@@ -117,7 +117,7 @@ class Batcher:
         return self._busy < self.processors and bool(self._waiting) and self._waiting[0].drawing is not None
 
     def _next(self) -> list[tuple[_Waiting, Drawing]]:
-        """What the next step draws; nothing if others have taken all, or the last processor, or a turn is next."""
+        """What the next step draws; empty if others took all of it, or the last processor, or if a turn is next."""
         if not self._may_step():
             return []
         drawings = [(each, each.drawing) for each in self._waiting if each.drawing is not None]
@@ -140,7 +140,7 @@ class Batcher:
         return some
 
     def _run(self, some: list[tuple[_Waiting, Drawing]]) -> None:
-        """Draw these."""
+        """Draw one more map of each."""
         found: list[Canvas | FloatingPointError] | BaseException
         with self._processor():
             try:
@@ -152,16 +152,16 @@ class Batcher:
         self._settle(-len(some))
 
     def _settle(self, threads: int) -> None:
-        """Nobody needs to wait for so many threads more, or fewer."""
+        """Count threads that a step need not wait for: more of them, or fewer."""
         self._settled += threads
         self._changed.notify_all()
 
     @contextmanager
     def _processor(self) -> Iterator[None]:
-        """With a processor, and without the lock in between."""
+        """Holds a processor, and releases the lock meanwhile."""
         self._busy += 1
         alone = self._busy == 1 and not self._waiting
-        self._changed.notify_all()  # another processor may be free for who is first now
+        self._changed.notify_all()  # another processor may be free for the next in line
         self._changed.release()
         try:
             torch.set_num_threads(self.threads * self.processors if alone else self.threads)
@@ -174,7 +174,7 @@ class Batcher:
 
 @dataclass(frozen=True)
 class _Member:
-    """A batcher as the company of one thread."""
+    """A batcher as seen by one thread."""
 
     batcher: Batcher
     age: int

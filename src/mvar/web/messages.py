@@ -1,4 +1,4 @@
-"""What the service and the processes that hold the models say to each other. Without torch."""
+"""The messages between the service and the processes that hold the models. Without torch."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +9,13 @@ from PIL import Image
 from mvar.sampling.config import EDIT_MODE, EditMode
 
 Array = np.ndarray
-FEW_MAPS = 3  # that are looked at to find the class, unless all are asked for: all take long with many classes
+FEW_MAPS = 3  # that a classification uses by default, as all of them take long where there are many classes
 Maps = list[Array]  # token maps of one image, int64 (P_k,) each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What is known of a model once it is loaded.
+    """Facts about a loaded model.
 
     Attributes:
         name: that requests give.
@@ -44,7 +44,7 @@ class Card:
 
     @property
     def few_maps(self) -> int:
-        """How many are looked at to find the class of an image where nothing is said."""
+        """How many maps a classification uses by default."""
         return min(FEW_MAPS, len(self.shapes))
 
 
@@ -56,7 +56,7 @@ class Drawing:
         label: class index; None for no class.
         seed, index: of its noise; images of one request have indices 0, 1, ...
         settings: values of `SamplingSettings` in place of the model's.
-        partials: after which scales the unfinished image is wanted too; counted from 0.
+        partials: scales, from 0, after which the unfinished image is sent too.
     """
 
     label: int | None
@@ -98,7 +98,7 @@ class Varying(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How likely the model finds an image, given a class (None for no class)."""
+    """Score an image, given a class (None for no class)."""
 
     image: Image.Image
     label: int | None
@@ -106,7 +106,7 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifying:
-    """Which class an image has, by Bayes' rule on its first token maps; None for all maps."""
+    """Classify an image by Bayes' rule on its first token maps; None for all maps."""
 
     image: Image.Image
     scales: int | None = None
@@ -114,7 +114,7 @@ class Classifying:
 
 @dataclass(frozen=True, kw_only=True)
 class Examining:
-    """What the generator's blocks do with an image, given a class (None for no class)."""
+    """Examine what the generator's blocks do with an image, given a class (None for no class)."""
 
     image: Image.Image
     label: int | None
@@ -196,15 +196,15 @@ class Examined:
 Answer = Drawn | Scored | Classified | Examined
 
 
-# --- what can go wrong ---
+# --- errors ---
 
 
 class Refused(ValueError):
-    """The request cannot be fulfilled as it is: one line says why."""
+    """The request is wrong; one line says why."""
 
 
 class Busy(RuntimeError):
-    """Too many requests wait; `seconds` says when to try again."""
+    """The queue is full; `seconds` says when to try again."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(f"too many requests are waiting; try again in {seconds} s")
@@ -216,8 +216,8 @@ class Late(TimeoutError):
 
 
 class Broken(RuntimeError):
-    """The model's process is not there, or ended while it worked on the request; it may be there again soon."""
+    """The model's process is not up, or ended while it worked on the request; it may be back soon."""
 
 
 class Failed(Broken):
-    """The model failed on the request, and would again."""
+    """The model failed on the request, and would fail again."""

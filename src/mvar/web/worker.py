@@ -24,7 +24,7 @@ from mvar.checkpoint.placement import Dtype
 from mvar.data.images.decoding import as_image
 from mvar.data.views import scaled
 from mvar.model import Model, load
-from mvar.sampling.company import turn
+from mvar.sampling.concurrency import turn
 from mvar.sampling.engine import SampleOutput, to_uint8
 from mvar.sampling.likelihood import token_log_probs, token_maps
 from mvar.sampling.masks import resized
@@ -53,15 +53,18 @@ RESIZING = ThreadPoolExecutor(1)  # large images take several times their memory
 
 
 class Cancelled(Exception):
-    """Nobody waits for the answer any more."""
+    """The client no longer waits for the answer."""
 
 
 def main(pipe: Connection, name: str, source: str, device: str | None, dtype: Dtype | None) -> None:
-    """Load a model, say so with its card, and answer lists of (number, request); (number, None) cancels one.
+    """Load a model, send its card, and answer lists of (number, request); (number, None) cancels one.
 
     None ends the process. Answers are (number, Partial), then (number, Answer) or (number, exception).
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # often sent to all processes, but the service says when to stop
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # sent to all processes, but the service decides
         signal.signal(number, signal.SIG_IGN)
     try:
         model = load(source, device, dtype)
@@ -91,7 +94,7 @@ class Worker:
         self.batcher = Batcher(processors, GPU_TOKENS if on_gpu else CPU_TOKENS, cores // processors)
 
     def run(self) -> None:
-        """Until the service says so, or has ended."""
+        """Answer until the service says stop, or has ended."""
         with ThreadPoolExecutor(self.at_once) as pool:
             while self._heard(pool):
                 pass
@@ -99,7 +102,7 @@ class Worker:
             pool.shutdown(cancel_futures=True)
 
     def _heard(self, pool: ThreadPoolExecutor) -> bool:
-        """Take the next requests on; false at the end. Only `_wanted` holds them, so that cancelling frees them."""
+        """Receive the next requests; false at the end. Only `_wanted` holds them, so that a cancel frees memory."""
         try:
             said = self.pipe.recv()
         except (EOFError, OSError):
@@ -145,8 +148,8 @@ class Worker:
 
 
 def card(model: Model, name: str, source: str) -> Card:
-    """What is to be known of a model."""
-    model.sampler()  # refuses one without a generator
+    """Facts about a model."""
+    model.sampler()  # raises for one without a generator
     folder = hub.find(source)
     written = max((path.stat().st_mtime for path in Path(folder).iterdir()), default=time())
     networks = (model.tokenizer, model.generator)
@@ -163,10 +166,10 @@ def card(model: Model, name: str, source: str) -> Card:
 
 
 def checked(model: Model, request: Request) -> Request:
-    """The request, with no larger an image than the model sees where nothing is pasted into the image itself.
+    """The request, with its image shrunk to the model's size unless the result is pasted back into it.
 
     Raises:
-        Refused: what the model cannot fulfil.
+        Refused: a request that the model cannot fulfil.
     """
     try:
         if not isinstance(request, messages.Classifying):
@@ -199,7 +202,7 @@ def respond(model: Model, request: Request, tell: Callable[[Partial], None]) -> 
     """The answer to a request.
 
     Args:
-        tell: called with the unfinished image after the scales where it is wanted.
+        tell: called with the unfinished image after each scale of `request.partials`.
 
     Raises:
         Refused: a request that the model cannot fulfil.
