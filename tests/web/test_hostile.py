@@ -184,6 +184,31 @@ def test_slow_and_half_open_connections_hold_nothing_up(served, monkeypatch):
     assert served.host.waiting == 0
 
 
+def test_a_client_that_reads_nothing_is_cut_off(served, monkeypatch, until):
+    monkeypatch.setattr("mvar.web.api.connections.STALLED_SECONDS", 0.3)
+    side = 900
+    noise = Image.frombytes("RGBA", (side, side), random.Random(0).randbytes(4 * side * side))
+    noise.putalpha(Image.new("L", noise.size, 255))
+    noise.putpixel((0, 0), (0, 0, 0, 0))
+    content = io.BytesIO()
+    noise.save(content, "PNG", compress_level=0)
+    body = httpx.Request("POST", served.url, files={"image": content.getvalue()}, data={"n": "2"})
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect((served.http.base_url.host, served.http.base_url.port))
+    head = f"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {served.key}\r\n"
+    head += "".join(f"{name}: {body.headers[name]}\r\n" for name in ("Content-Type", "Content-Length"))
+    deaf.sendall(head.encode() + b"\r\n" + body.read())
+    until(lambda: served.memory.held > 0)
+    until(lambda: served.memory.held == 0)  # it held its share until then
+    deaf.settimeout(10)
+    got = 0
+    while part := deaf.recv(2**20):
+        got += len(part)
+    assert 0 < got < 2 * side * side * 4
+    deaf.close()
+
+
 # --- thousands of requests ---
 
 NASTY = (

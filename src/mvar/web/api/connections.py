@@ -1,4 +1,4 @@
-"""Connections that send nothing, or never a whole request, must not use up the files that the server may have open."""
+"""Connections that stall, while they send or while they receive, are closed: each holds a file and memory."""
 
 import asyncio
 import sys
@@ -9,35 +9,59 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0  # within which a connection must have sent a request's line and headers
+STALLED_SECONDS = 30.0  # after which a client that reads nothing of its answer is cut off
 
 
 class Prompt(H11Protocol):
-    """Closes connections that take too long over a request's head, for which uvicorn has no limit."""
+    """Ends connections that take too long over a request's head, or read nothing; uvicorn has no limit for either."""
 
-    _limit: asyncio.TimerHandle | None = None
+    _head: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._watch()
+        self._watch_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._stop()
+        self._forget("_head")
+        self._forget("_reading")
 
-    def _watch(self) -> None:
+    def pause_writing(self) -> None:
+        """Called when more bytes wait for the client than the system takes."""
+        super().pause_writing()
+        self._watch_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget("_reading")
+
+    def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
-            self._stop()
-        elif self._limit is None:
-            self._limit = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            self._forget("_head")
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
-    def _stop(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
+    def _watch_reading(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+
+        def check() -> None:
+            if self.transport.get_write_buffer_size() < waiting:
+                self._watch_reading()
+            else:
+                self.transport.abort()  # close() would first wait for the client to read
+
+        self._reading = self.loop.call_later(STALLED_SECONDS, check)
+
+    def _forget(self, name: str) -> None:
+        timer: asyncio.TimerHandle | None = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+        setattr(self, name, None)
 
 
 def allow_many() -> None:

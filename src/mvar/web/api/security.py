@@ -1,6 +1,6 @@
-"""What stands before the routes: request ids and logs, the API key, the rate of each client, limits of bodies, headers.
+"""The middleware: request ids and logs, the API key, the rate of each client, limits on bodies, response headers.
 
-It is one plain ASGI application around the others, so that it sees every request and what became of it.
+It is one plain ASGI application around the others, so that it sees every request and its outcome.
 """
 
 import asyncio
@@ -25,9 +25,10 @@ from mvar.web.api.operations import Metrics
 
 MOST_BODY = 42 * 2**20  # bytes: an image, a mask and the fields of a form
 MOST_JSON = 2**20
+PART = 2**20  # of an answer's body
 MOST_OTHER = 2**18  # of the page's requests, but for its uploads
 UPLOAD = "/gradio_api/upload"
-DISCARDED = 4  # times as much is read, so that a client that sends too much gets to the answer
+DISCARDED = 4  # times the limit is read and dropped, so that a client that sends too much still sees the answer
 MOST_HELD = 2**30  # bytes of all requests' bodies and uploaded images at once
 MOST_CLIENTS = 10_000  # whose rate is remembered
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -54,12 +55,12 @@ HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a server asks of its clients.
+    """What a server requires of its clients.
 
     Attributes:
         api_key: that requests must give; None for none.
         origins: of other sites' pages that may use the API from a browser.
-        rate: requests of the API a minute for each client.
+        rate: requests a minute from each client address.
         body_seconds: within which a request must have arrived.
         hosts: names by which the server may be called; None for any. Without a key, another site's page could reach it
             through a name of its own that leads to this machine (DNS rebinding).
@@ -79,7 +80,7 @@ def is_api(path: str) -> bool:
 
 @dataclass
 class Memory:
-    """What requests hold in memory.
+    """Memory that requests hold.
 
     Attributes:
         most: bytes of all of them together.
@@ -91,7 +92,7 @@ class Memory:
 
     @contextmanager
     def share(self) -> Iterator[Take]:
-        """A request's part, until it ends: what is called with bytes, and raises a problem where they are too many."""
+        """A request's share, until it ends: call it with a number of bytes; raises a problem if they are too many."""
         own = 0
 
         def take(size: int) -> None:
@@ -132,7 +133,11 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._add_headers(MutableHeaders(scope=message), number, scope["path"])
-            await send(message)
+            body = message.get("body", b"")
+            while len(body) > PART:  # the next one waits for the client, and this request's share of memory with it
+                await send({**message, "body": body[:PART], "more_body": True})
+                body = body[PART:]
+            await send({**message, "body": body} if "body" in message else message)
 
         try:
             self._admit(scope, headers)
@@ -171,7 +176,7 @@ class Guard:
                 raise Problem(401, text, None, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def _check_origin(self, path: str, headers: Headers) -> None:
-        """Refuse what another site's page sends; browsers name it with whatever is no plain GET."""
+        """Refuse requests from another site's pages; browsers name the origin with all but plain GETs."""
         origin = headers.get("origin")
         if origin is None or (is_api(path) and origin in self.options.origins):
             return
@@ -193,7 +198,7 @@ class Guard:
             raise Problem(429, text, None, "rate_limit_exceeded", "rate_limit_error", {"Retry-After": wait})
 
     async def _received(self, scope: Scope, headers: Headers, receive: Receive, take: Take) -> Receive:
-        """What gives the request's whole body, which is read here, within its limits."""
+        """A receive function with the request's whole body, which is read here, within its limits."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
         if scope["path"] == UPLOAD:  # goes to a file, once the user is known
@@ -240,7 +245,7 @@ class Guard:
             headers["Cache-Control"] = "no-store"
 
     def _log(self, scope: Scope, number: str, status: int, seconds: float, noted: dict[str, Any]) -> None:
-        """One line of JSON, without content, prompts and keys; a URL that is signed stays out too."""
+        """One line of JSON, without content, prompts, keys or signed URLs."""
         route = getattr(scope.get("route"), "path", None)
         if is_api(scope["path"]):
             self.metrics.ended(scope["method"], route or "other", status, seconds)
@@ -258,7 +263,7 @@ class Guard:
 
 
 def _limited(receive: Receive) -> Receive:
-    """The same until the body is too large."""
+    """The same, but raises once the body is too large."""
     size = 0
 
     async def limited() -> Message:
