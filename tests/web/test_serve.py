@@ -29,8 +29,11 @@ from mvar.commands.serving import open_socket
         (["--cors", "https://a.example/"], "cors = 'https://a.example/': not an origin"),
         (["--cors", "*"], "cors = '*': not an origin"),
         (["--rate", "0"], "rate = 0: must lie in"),
-        (["--model", "a/tiny,b/tiny"], "model: tiny is there 2 times"),
-        (["--model", ","], "model = ',': names no model"),
+        (["--queue", "0"], "queue = 0: must lie in"),
+        (["--timeout", "nan"], "timeout = "),
+        (["--timeout", "0"], "timeout = 0.0: must be above 0"),
+        (["--model", "a/tiny,b/tiny"], "model: several are called tiny"),
+        (["--model", ","], "model = ',': is empty"),
     ],
 )
 def test_options_that_are_refused(refused, bundle, arguments, line):

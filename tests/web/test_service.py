@@ -141,13 +141,13 @@ def test_a_process_that_never_answers_is_given_up(monkeypatch, capsys):
             host._ended()
         with pytest.raises(MemoryError):
             await service.loaded()
-        with pytest.raises(Broken, match="not served any more"):
+        with pytest.raises(Broken, match="no longer served"):
             service.card("m")
-        with pytest.raises(Broken, match="not served any more"):
+        with pytest.raises(Broken, match="no longer served"):
             await service.answer("m", Drawing(label=0, seed=0))
 
     asyncio.run(run())
-    assert "m is not served any more: out of memory" in capsys.readouterr().err
+    assert "m is no longer served: out of memory" in capsys.readouterr().err
 
 
 def test_a_process_ends_by_itself_when_the_service_stops(bundle):

@@ -9,21 +9,22 @@ import sys
 from collections import Counter
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mvar.settings import Count, Whole, raise_problems
+from mvar.settings import Count, Real, Whole, raise_problems
 from mvar.text import split_names
 
 if TYPE_CHECKING:
     import uvicorn
-    from fastapi import FastAPI
 
-    from mvar.web.service import Service
+    from mvar.web.service import Service, Source
 
 DRAIN_SECONDS = 25  # for requests under way when the server is to stop; deploy/kubernetes.yaml allows for it
 KEY = "MVAR_API_KEY"
 LEAST_KEY = 16  # characters
 ORIGIN = re.compile(r"https?://[^/\s*]+")
+DAY = 86_400
+Seconds = Annotated[float, Real(0, DAY, open="(", text=f"must be above 0 and at most {DAY:,} seconds")]
 
 
 def serve(
@@ -34,6 +35,8 @@ def serve(
     insecure: bool = False,
     cors: str | None = None,
     rate: Count = 600,
+    queue: Count = 128,
+    timeout: Seconds = 120.0,
     no_page: bool = False,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
@@ -43,37 +46,44 @@ def serve(
     Runs until SIGTERM or Ctrl-C.
 
     Args:
-        model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub; several between commas.
-        host: name or address to listen at; others than this machine's own need --api-key.
+        model: packaged name, bundle or run folder, or owner/name of the Hugging Face hub; separate several by commas.
+        host: name or address to listen at; any other than this machine's own needs --api-key.
         port: to listen at; 0 chooses a free one.
-        api_key: that clients must give; by default that of the environment variable MVAR_API_KEY, which no list of
-            processes shows.
+        api_key: that clients must send; better set as the environment variable MVAR_API_KEY, as lists of processes
+            show options.
         insecure: listen at any address without a key.
-        cors: origins, such as https://example.org, between commas, whose pages may use the API from a browser.
-        rate: requests of the API a minute that each client may send.
+        cors: origins, such as https://example.org, whose pages may call the API from a browser; separate several by
+            commas.
+        rate: requests a minute from each client address.
+        queue: images of each model that may be drawn or wait at once; requests beyond get 429.
+        timeout: seconds that a request may take, waiting included; then it gets 504.
         no_page: serve the API alone.
         device: cpu, cuda, ...; a GPU where there is one by default.
         dtype: of the weights in use.
     """
-    from mvar.web.service import Service, Source
+    from mvar.web.service import Limits, Service
 
     key = os.environ.get(KEY) if api_key is None else api_key
     _check_key(key)
-    paths = split_names(model, "model")
-    names = [Path(path).name or path for path in paths]
-    raise_problems(f"model: {name} is there {n} times; rename a folder" for name, n in Counter(names).items() if n > 1)
-    if not names:
-        raise ValueError(f"model = {model!r}: names no model")
+    sources = _sources(model, device, dtype)
     origins = tuple(split_names(cors or "", "cors"))
     wrong = [origin for origin in origins if not ORIGIN.fullmatch(origin)]
     raise_problems(f"cors = {origin!r}: not an origin; give one such as https://example.org" for origin in wrong)
     listening = open_socket(host, port, key is not None or insecure)
-    sources = [
-        Source(name=name, path=path, device=device, dtype=dtype) for name, path in zip(names, paths, strict=True)
-    ]
-    service = Service(sources)
-    service.launch()
-    try:  # meanwhile
+    service = Service(sources, Limits(waiting=queue, seconds=timeout))
+    service.launch()  # models load while the rest is imported
+    own_name = None if key is not None or insecure else host.lower()
+    server = _server(service, {"api_key": key, "origins": origins, "rate": rate}, own_name, not no_page)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler stops the server, then raises the signal
+    try:
+        asyncio.run(_run(server, service, listening))
+    except KeyboardInterrupt:
+        print("mvar: stopped", file=sys.stderr)
+
+
+def _server(service: "Service", options: dict[str, Any], own_name: str | None, page: bool) -> "uvicorn.Server":
+    """The server of a service; `own_name` is what clients must call it by, besides localhost, None for anything."""
+    try:
         import uvicorn
 
         from mvar.web.api.app import create_app
@@ -81,25 +91,32 @@ def serve(
         from mvar.web.api.security import LOOPBACK, Options
     except ModuleNotFoundError as error:
         raise ValueError(f"serve: needs {error.name}; pip install 'mvar-torch[serve]'") from error
-    hosts = None if key is not None or insecure else tuple(dict.fromkeys((*LOOPBACK, host.lower())))
-    app = create_app(service, Options(api_key=key, origins=origins, rate=rate, hosts=hosts), page=not no_page)
+    allow_many()
+    hosts = None if own_name is None else tuple(dict.fromkeys((*LOOPBACK, own_name)))
     config = uvicorn.Config(
-        app,
+        create_app(service, Options(hosts=hosts, **options), page),
         http=Prompt,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    allow_many()
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler stops the server, then raises the signal
-    try:
-        asyncio.run(_run(uvicorn.Server(config), service, listening, app))
-    except KeyboardInterrupt:
-        print("mvar: stopped", file=sys.stderr)
+    return uvicorn.Server(config)
 
 
-async def _run(server: "uvicorn.Server", service: "Service", listening: socket.socket, app: "FastAPI") -> None:
+def _sources(model: str, device: str | None, dtype: str | None) -> "list[Source]":
+    from mvar.web.service import Source
+
+    paths = split_names(model, "model")
+    names = [Path(path).name or path for path in paths]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    raise_problems(f"model: several are called {name}; rename a folder" for name in twice)
+    if not names:
+        raise ValueError(f"model = {model!r}: is empty; give a packaged name, a folder, or owner/name of the hub")
+    return [Source(name=name, path=path, device=device, dtype=dtype) for name, path in zip(names, paths, strict=True)]
+
+
+async def _run(server: "uvicorn.Server", service: "Service", listening: socket.socket) -> None:
     """Serve until a signal, or until a model cannot be loaded, which is raised."""
     name, port = listening.getsockname()[:2]
     url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
@@ -115,11 +132,11 @@ async def _run(server: "uvicorn.Server", service: "Service", listening: socket.s
     print(f"mvar: loading {', '.join(service.hosts)}; listening at {url}", file=sys.stderr)
 
     async def close_page() -> None:
-        """When the server is to stop: browsers that have the page open keep a request under way."""
+        """End the page before the server waits for open requests: each browser with the page open keeps one."""
         while not server.should_exit:
             await asyncio.sleep(0.1)
-        if app.state.page is not None:
-            app.state.page.cancel()
+        if (page := server.config.app.state.page) is not None:  # type: ignore[union-attr]
+            page.cancel()
 
     loading, closing = asyncio.create_task(load()), asyncio.create_task(close_page())
     await server.serve(sockets=[listening])

@@ -44,11 +44,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the service takes on.
+    """How much the service accepts.
 
     Attributes:
-        waiting: images of a model that are drawn or wait to be.
-        seconds: that a request may take.
+        waiting: images of each model that may be drawn or wait at once.
+        seconds: that a request may take, waiting included.
     """
 
     waiting: int = 128
@@ -57,7 +57,7 @@ class Limits:
 
 @dataclass
 class Service:
-    """Models by name; the first is the one that requests get which name none."""
+    """Models by name; requests that name none get the first."""
 
     sources: list[Source]
     limits: Limits = field(default_factory=Limits)
@@ -87,7 +87,7 @@ class Service:
         """Of a model.
 
         Raises:
-            Broken: it is not loaded yet, or not served any more.
+            Broken: it is not loaded yet, or no longer served.
         """
         return self.hosts[name].described()
 
@@ -105,7 +105,7 @@ class Service:
         await asyncio.gather(*(host.loaded() for host in self.hosts.values()))
 
     def ask(self, model: str, request: Request) -> AsyncGenerator[Partial | Answer, None]:
-        """What the model has to say, the answer last; leaving the iteration cancels the request.
+        """What the model answers, the final answer last; leaving the iteration cancels the request.
 
         Raises:
             Refused, Busy, Late, Broken: see `mvar.web.messages`.
@@ -155,7 +155,7 @@ async def together(
 
 
 class Host:
-    """The process of one model, seen from the service; it is started again when it ends."""
+    """The process of one model, as the service sees it; it is restarted when it ends."""
 
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source, self.limits = source, limits
@@ -163,7 +163,7 @@ class Host:
         self.failure: Exception | None = None  # why it stays down
         self.restarts = 0
         self.stopping = False
-        self._reason: Exception | None = None  # why the process that is there, or was last, cannot load the model
+        self._reason: Exception | None = None  # why the present or latest process cannot load the model
         self._requests: dict[int, asyncio.Queue[Any]] = {}
         self._numbers = count()
         self._answered: deque[float] = deque(maxlen=LATEST)  # when work began, and the latest answers came
@@ -185,7 +185,7 @@ class Host:
         return self._process.pid if self._process is not None else None
 
     def launch(self) -> None:
-        """Start the process; it is heard from `start` on."""
+        """Start the process; its answers are read from `start` on."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         source = self.source
@@ -230,7 +230,7 @@ class Host:
     def described(self) -> Card:
         """See `Service.card`."""
         if self.failure is not None:
-            raise Broken("the model is not served any more; the server's log says why")
+            raise Broken("the model is no longer served; the server's log says why")
         if self.card is None or self.stopping:
             raise Broken("the model is not loaded; try again in a few seconds")
         return self.card
@@ -241,7 +241,7 @@ class Host:
         if len(self._requests) >= self.limits.waiting:
             raise Busy(self._wait_for(len(self._requests)))
         if not self._requests:
-            self._answered.clear()  # times before say nothing about those to come
+            self._answered.clear()  # earlier times say nothing about the answers to come
             self._answered.append(monotonic())
         number, answers = next(self._numbers), asyncio.Queue[Any]()
         self._requests[number] = answers
@@ -276,7 +276,7 @@ class Host:
         self._unsent = []
 
     def _write(self, pipe: Connection, outgoing: SimpleQueue[Any]) -> None:
-        """In a thread, as large images take a while: send what is put into the queue until None, which ends both."""
+        """In a thread, as large images take a while: send what is queued until None, which ends the process too."""
         with suppress(OSError):  # which `_read` sees too
             while (some := outgoing.get()) is not None:
                 pipe.send([each for each in some if each[1] is None or each[0] in self._requests])
@@ -284,14 +284,14 @@ class Host:
             pipe.send(None)
 
     def _wait_for(self, others: int) -> int:
-        """Seconds, rounded up, until so many answers have come, by the times of the latest."""
+        """Estimated seconds, rounded up, until so many answers have come, from the times of the latest."""
         if len(self._answered) < 2:
             return 1
         each = (self._answered[-1] - self._answered[0]) / (len(self._answered) - 1)
         return max(1, min(60, round(others * each + 0.5)))
 
     def _read(self, pipe: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: hand on what the process says until it ends."""
+        """In a thread: pass on what the process sends until it ends."""
         with suppress(RuntimeError):  # the event loop has ended
             while True:
                 try:
@@ -326,11 +326,12 @@ class Host:
         reason, self._reason = self._reason, None
         self._fruitless += 1
         if isinstance(reason, Refused) or self._fruitless > RESTARTS:
-            ended = f"the process of {self.source.name} ended {self._fruitless} times in a row; restart the server"
+            name, times = self.source.name, self._fruitless
+            ended = f"the process of {name} ended {times} times in a row without an answer; restart the server"
             self.failure = reason or Broken(ended)
             self._changed.set()
             if self.restarts:  # else the command says so
-                print(f"mvar: {self.source.name} is not served any more: {self.failure}", file=sys.stderr)
+                print(f"mvar: {self.source.name} is no longer served: {self.failure}", file=sys.stderr)
             return
         self.restarts += 1
         self._process = None
