@@ -109,7 +109,9 @@ def test_urls_draw_the_image_again(client):
     )
     whole = client.images.generate(prompt="cat", n=2, output_format="webp", extra_body={"seed": 5})
     for found, expected in zip(response.data, whole.data, strict=True):
-        image = httpx.get(found.url)
+        head, image = httpx.head(found.url), httpx.get(found.url)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == "image/webp"
         assert image.headers["content-type"] == "image/webp"
         assert image.content == base64.b64decode(expected.b64_json)
     first, _, rest = found.url.partition("generations/")

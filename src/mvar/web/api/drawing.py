@@ -1,4 +1,4 @@
-"""The images of a request: what is asked of the model, one message each, until the client leaves."""
+"""From a request to its images: one message to the model for each, until the client leaves."""
 
 import asyncio
 import secrets
@@ -52,7 +52,7 @@ def card_of(name: str, service: Service) -> Card:
 
 
 def plan(request: Request, service: Service, asked: schemas.Drawn, kind: str) -> Plan:
-    """What a request asks for, checked.
+    """The plan of a request, checked.
 
     Raises:
         Problem: what is wrong.
@@ -87,7 +87,7 @@ def partials(scales: int, count: int | None) -> tuple[int, ...]:
 
 
 def note(request: Request, model: str, images: int) -> None:
-    """Say in the log and in the metrics what a request is about."""
+    """Add a request's model and number of images to its log line."""
     request.scope["mvar.noted"].update(model=model, images=images)
 
 

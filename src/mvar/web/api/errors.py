@@ -1,4 +1,4 @@
-"""What clients get when something is wrong: {"error": {"message", "type", "param", "code"}}."""
+"""Error responses: {"error": {"message", "type", "param", "code"}}."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -87,6 +87,6 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Give what is raised its form; what nobody expected passes on, to be logged."""
+    """Give raised errors their form; unexpected ones pass on, to be logged."""
     for kind in (HTTPException, RequestValidationError, Refused, Busy, Late, Broken):
         app.add_exception_handler(kind, _answer)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import time
 from typing import Any
 
@@ -21,45 +21,31 @@ from mvar.web.messages import Drawing, Drawn, Editing, Partial, Varying
 from mvar.web.service import Service, together
 
 Count = Callable[[str, int, int], None]  # of a model's images and tokens, for the metrics
+UPLOADED = "PNG, JPEG or WebP, of the model's aspect."
+MASK = "Its transparent pixels are repainted; left out, those of the image."
 
 
 def router(service: Service, links: Links, count: Count) -> APIRouter:
     """The routes; `links` makes URLs of images, `count` counts those that were drawn."""
-    routes = APIRouter(tags=["images"])
-
-    async def answer(request: Request, planned: Plan, url: Callable[[Drawing], str] | None = None) -> Any:
-        model, asked = planned.card.name, planned.asked
-        if asked.stream:
-            events = _events(service, planned, count)
-            return StreamingResponse(
-                _after(await while_connected(request, anext(events)), events),
-                media_type="text/event-stream",
-                headers={"X-Accel-Buffering": "no"},  # nginx would keep events back
-            )
-        if url is not None:
-            data = [{"url": url(drawing)} for drawing in planned.drawings]
-            return _response(planned, data, _usage(planned, []))
-        drawn = await while_connected(request, draw(service, model, planned.drawings))
-        count(model, len(drawn), sum(each.new_tokens for each in drawn))
-        data = [{"b64_json": await as_base64(each.image, asked.output_format, _quality(planned))} for each in drawn]
-        return _response(replace(planned, size=_size(drawn[0].image)), data, _usage(planned, drawn))
+    routes, answers = APIRouter(tags=["images"]), _Answers(service, count)
 
     @routes.post("/v1/images/generations")
     async def generations(request: Request, body: Generation) -> Any:
         """Draw images of a class."""
         planned = plan(request, service, body, "image_generation")
         if body.response_format == "b64_json":
-            return await answer(request, planned)
+            return await answers.images(request, planned)
         if body.stream:
-            raise Problem(400, "response_format = 'url': a stream holds the images; use b64_json", "response_format")
-        name = planned.card.name
+            text = "streams hold the images themselves; use b64_json"
+            raise Problem(400, f"response_format = 'url': {text}", "response_format")
 
         def url(drawing: Drawing) -> str:
-            file = f"{links.token(name, drawing, body.output_compression)}.{body.output_format}"
-            return str(request.url_for("redraw", file=file))
+            token = links.token(planned.card.name, drawing, body.output_compression)
+            return str(request.url_for("redraw", file=f"{token}.{body.output_format}"))
 
-        return await answer(request, planned, url)
+        return _response(planned, [{"url": url(drawing)} for drawing in planned.drawings], _usage(planned, []))
 
+    @routes.head("/v1/images/generations/{file}", include_in_schema=False)
     @routes.get("/v1/images/generations/{file}", response_class=Response)
     async def redraw(request: Request, file: str) -> Any:
         """The image of a URL that a generation returned."""
@@ -68,15 +54,14 @@ def router(service: Service, links: Links, count: Count) -> APIRouter:
             raise Problem(404, "url: not one of this server", None, "not_found")
         model, drawing, quality = links.read(token)
         if model not in service.hosts:
-            raise Problem(404, f"model = {model!r}: not served any more", "model", "model_not_found")
+            raise Problem(404, f"model = {model!r}: no longer served", "model", "model_not_found")
+        if request.method == "HEAD":
+            return Response(media_type=f"image/{kind}")
         (drawn,) = await while_connected(request, draw(service, model, [drawing]))
         count(model, 1, drawn.new_tokens)
         return Response(await in_thread(encoded, drawn.image, kind, quality), media_type=f"image/{kind}")
 
-    masks = "Its transparent pixels are repainted; left out, those of the image."
-    edit_form = described(Edit, image="PNG, JPEG or WebP, of the model's aspect.", mask=masks)
-
-    @routes.post("/v1/images/edits", openapi_extra=edit_form)
+    @routes.post("/v1/images/edits", openapi_extra=described(Edit, image=UPLOADED, mask=MASK))
     async def edits(request: Request) -> Any:
         """Repaint the part of an image that is transparent in the mask."""
         form = await read_upload(request, Edit, "image", "mask")
@@ -86,11 +71,9 @@ def router(service: Service, links: Links, count: Count) -> APIRouter:
             limit = f"pasted results have at most {MOST_PIXELS // 1_000_000} million pixels in all"
             raise Problem(400, f"n = {form.fields.n}: {limit}; ask for fewer, or send a smaller image", "n")
         drawing = Editing(**vars(planned.drawing), image=image, hole=hole_of(form.images), paste=form.fields.paste)
-        return await answer(request, replace(planned, drawing=drawing))
+        return await answers.images(request, replace(planned, drawing=drawing))
 
-    variation_form = described(Variation, image="PNG, JPEG or WebP, of the model's aspect.")
-
-    @routes.post("/v1/images/variations", openapi_extra=variation_form)
+    @routes.post("/v1/images/variations", openapi_extra=described(Variation, image=UPLOADED))
     async def variations(request: Request) -> Any:
         """Keep the coarse token maps of an image and draw the finer ones again."""
         form = await read_upload(request, Variation, "image")
@@ -101,9 +84,50 @@ def router(service: Service, links: Links, count: Count) -> APIRouter:
             raise Problem(400, f"from_scale = {kept}: give 0 (keep nothing) to {scales - 1}", "from_scale")
         kept = scales // 2 if kept is None else kept
         drawing = Varying(**vars(planned.drawing), source=form.images["image"], from_scale=kept)
-        return await answer(request, replace(planned, drawing=drawing))
+        return await answers.images(request, replace(planned, drawing=drawing))
 
     return routes
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Draws what is planned, and answers with the images: whole, or as a stream of events."""
+
+    service: Service
+    count: Count
+
+    async def images(self, request: Request, planned: Plan) -> Any:
+        """The response, once all images are drawn, or once the first event is there."""
+        model, asked = planned.card.name, planned.asked
+        if asked.stream:
+            events = self._events(planned)
+            return StreamingResponse(
+                _after(await while_connected(request, anext(events)), events),
+                media_type="text/event-stream",
+                headers={"X-Accel-Buffering": "no"},  # nginx would hold events back
+            )
+        drawn = await while_connected(request, draw(self.service, model, planned.drawings))
+        self.count(model, len(drawn), sum(each.new_tokens for each in drawn))
+        data = [{"b64_json": await as_base64(each.image, asked.output_format, _quality(planned))} for each in drawn]
+        return _response(replace(planned, size=_size(drawn[0].image)), data, _usage(planned, drawn))
+
+    async def _events(self, planned: Plan) -> AsyncGenerator[str, None]:
+        """Server-sent events: unfinished images as they come, and each finished one."""
+        kind, quality, several = planned.asked.output_format, _quality(planned), planned.asked.n > 1
+        sent = [0] * planned.asked.n
+        async with aclosing(together(self.service, planned.card.name, planned.drawings)) as answers:
+            async for i, answer in (each async for some in answers for each in some):
+                content: dict[str, Any] = {"created_at": int(time())} | _common(planned)
+                if isinstance(answer, Partial):
+                    name, image = "partial_image", Image.fromarray(answer.pixels)
+                    content["partial_image_index"], sent[i] = sent[i], sent[i] + 1
+                elif isinstance(answer, Drawn):
+                    name, image = "completed", answer.image
+                    content["usage"] = _usage(planned, [answer])
+                    self.count(planned.card.name, 1, answer.new_tokens)
+                content |= {"size": _size(image), "b64_json": await as_base64(image, kind, quality)}
+                content |= {"image_index": i} if several else {}
+                yield _event(f"{planned.kind}.{name}", content)
 
 
 def _no_url(asked: Any) -> None:
@@ -148,25 +172,6 @@ def _common(planned: Plan) -> dict[str, Any]:
 
 def _response(planned: Plan, data: list[dict[str, str]], usage: dict[str, Any]) -> dict[str, Any]:
     return {"created": int(time()), "data": data, "usage": usage} | _common(planned)
-
-
-async def _events(service: Service, planned: Plan, count: Count) -> AsyncGenerator[str, None]:
-    """Server-sent events: unfinished images as they come, and each finished one."""
-    kind, quality, several = planned.asked.output_format, _quality(planned), planned.asked.n > 1
-    sent = [0] * planned.asked.n
-    async with aclosing(together(service, planned.card.name, planned.drawings)) as answers:
-        async for i, answer in (each async for some in answers for each in some):
-            content: dict[str, Any] = {"created_at": int(time())} | _common(planned)
-            if isinstance(answer, Partial):
-                name, image = "partial_image", Image.fromarray(answer.pixels)
-                content["partial_image_index"], sent[i] = sent[i], sent[i] + 1
-            elif isinstance(answer, Drawn):
-                name, image = "completed", answer.image
-                content["usage"] = _usage(planned, [answer])
-                count(planned.card.name, 1, answer.new_tokens)
-            content |= {"size": _size(image), "b64_json": await as_base64(image, kind, quality)}
-            content |= {"image_index": i} if several else {}
-            yield _event(f"{planned.kind}.{name}", content)
 
 
 async def _after(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:

@@ -1,4 +1,4 @@
-"""POST /v1/scores and /v1/classifications: what a model makes of an image."""
+"""POST /v1/scores and /v1/classifications."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from mvar.web.messages import Classifying as ToClassify
 from mvar.web.messages import Scoring as ToScore
 from mvar.web.service import Service
 
-IMAGE = "PNG, JPEG or WebP."
+IMAGE = "PNG, JPEG or WebP; where its aspect is not the model's, its centre is used."
 
 
 def router(service: Service) -> APIRouter:
@@ -51,7 +51,7 @@ def router(service: Service) -> APIRouter:
         card = card_of(form.fields.model, service)
         scales = card.few_maps if form.fields.scales is None else form.fields.scales
         if len(card.classes) < 2:
-            text = f"has {len(card.classes)} classes, classifying takes two or more; choose another"
+            text = f"has {len(card.classes)} classes, but classifying needs two or more; choose another model"
             raise Problem(400, f"model = {card.name!r}: {text}", "model")
         if scales > len(card.shapes):
             raise Problem(400, f"scales = {scales}: give 1 to {len(card.shapes)}", "scales")

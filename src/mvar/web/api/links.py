@@ -1,4 +1,4 @@
-"""URLs of images that nobody keeps: what is signed says how to draw the image again."""
+"""Signed URLs: images are not stored, so a URL holds what draws the image again."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ SECONDS = 3600  # that a URL is valid
 
 
 class Links:
-    """Makes and reads such URLs.
+    """Makes and reads signed URLs.
 
     Args:
         key: replicas with the same key read each other's URLs; without one they read their own.
@@ -25,11 +25,11 @@ class Links:
 
     def __init__(self, key: str | None) -> None:
         secret = key.encode() if key else secrets.token_bytes(32)
-        # Slow, so that a URL, which anyone may get, does not help to guess the key.
+        # Slow on purpose: a URL may be passed on, and must not help to guess the key.
         self._secret = hashlib.scrypt(secret, salt=b"mvar image links", n=2**14, r=8, p=1)
 
     def token(self, model: str, drawing: Drawing, quality: int) -> str:
-        """What a URL holds."""
+        """The signed part of a URL."""
         values = [model, {**asdict(drawing), "partials": []}, quality, int(time()) + SECONDS]
         content = _text(json.dumps(values, separators=(",", ":")).encode())
         return f"{content}.{_text(self._signature(content))}"
@@ -50,7 +50,7 @@ class Links:
         values: list[Any] = json.loads(base64.urlsafe_b64decode(content + "=="))
         model, drawing, quality, until = values
         if time() > until:
-            raise Problem(410, "url: no longer valid; draw the image again", None, "expired")
+            raise Problem(410, "url: has expired; draw the image again", None, "expired")
         return model, Drawing(**drawing), quality
 
     def _signature(self, content: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What operators and clients ask a service about: models, health, metrics, and what it offers."""
+"""Routes for operators and clients: models, health, metrics, and the API's documentation."""
 
 from html import escape
 from typing import Any
@@ -15,13 +15,11 @@ from mvar.web.messages import Broken, Card
 from mvar.web.service import Service
 
 BUCKETS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30, 60, 120)  # seconds
-
-
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 
 
 class Metrics:
-    """What is counted, in a registry of its own."""
+    """Counters of this service, in a registry of their own."""
 
     def __init__(self, service: Service) -> None:
         self.service, self.registry = service, CollectorRegistry()
@@ -33,9 +31,9 @@ class Metrics:
         self.registry.register(self)
 
     def collect(self) -> list[Metric]:
-        """What the service knows itself."""
+        """Gauges that are read from the service."""
         gauges = {
-            "mvar_waiting": ("Images that are drawn or wait to be", lambda host: host.waiting),
+            "mvar_waiting": ("Images being drawn or waiting", lambda host: host.waiting),
             "mvar_loaded": ("Whether a model is loaded", lambda host: host.card is not None),
             "mvar_restarts": ("How often a model's process was started again", lambda host: host.restarts),
         }
@@ -76,9 +74,9 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
     @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> Any:
-        """Whether the server runs, and has given up no model."""
+        """Whether the server runs and has not given up on a model."""
         if gone := [name for name, host in service.hosts.items() if host.failure is not None]:
-            raise Broken(f"{', '.join(gone)}: not served any more; restart the server")
+            raise Broken(f"{', '.join(gone)}: no longer served; restart the server")
         return {"status": "ok"}
 
     @routes.head("/readyz", include_in_schema=False)
@@ -102,7 +100,7 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
 
 
 def _model(card: Card) -> dict[str, Any]:
-    """As OpenAI's, with what else there is to know."""
+    """OpenAI's fields, and some of our own."""
     return {
         "id": card.name,
         "object": "model",

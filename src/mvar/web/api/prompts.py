@@ -15,7 +15,7 @@ from mvar.web.service import Service
 ALIAS = re.compile(r"|default|auto|(dall-e|gpt-image|chatgpt-image)\b.*")  # what OpenAI's clients send by default
 WORD = re.compile(r"[^\W_]+")
 INDEX = re.compile(r"-?[0-9]{1,20}")
-MOST_SOUGHT, MOST_WORDS = 40, 4  # characters and words of a prompt for which close names are sought, as it takes long
+MOST_SOUGHT, MOST_WORDS = 40, 4  # characters and words of a prompt that are compared with the names, as this is slow
 SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
@@ -37,7 +37,7 @@ def check_size(size: str, card: Card) -> str:
     """The model's size as a response says it.
 
     Raises:
-        Problem: what was asked for is no size.
+        Problem: not a valid size.
     """
     own = f"{card.size[1]}x{card.size[0]}"
     if size != "auto" and not SIZE.fullmatch(size):

@@ -1,4 +1,4 @@
-"""What requests hold, in OpenAI's names where these exist. Unknown fields are refused; null leaves a field out."""
+"""The fields of requests, in OpenAI's names where these exist. Unknown fields are refused; null means left out."""
 
 import json
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ Sampling: Any = _sampling()
 
 
 class Drawn(Sampling):
-    """What decides images, and how they are sent."""
+    """Fields of all requests that draw images."""
 
     model: Text = Field("", description="A name of /v1/models; left out, or one of OpenAI's, it is the first of them.")
     n: Annotated[int, Whole(1, MOST_IMAGES)] = Field(1, description=f"How many images: 1 to {MOST_IMAGES}.")
@@ -132,7 +132,8 @@ class Classifying(Parameters):
 
     model: Text = ""
     scales: Annotated[int, Whole(1, 64)] | None = Field(
-        None, description=f"How many token maps are looked at; {FEW_MAPS}, or all that there are, where left out."
+        None,
+        description=f"How many token maps are used, from the coarsest; at most {FEW_MAPS} by default.",
     )
     top: Annotated[int, Whole(1, 1000)] = Field(5, description="How many classes the response names.")
 

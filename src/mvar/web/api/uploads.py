@@ -14,7 +14,7 @@ from mvar.web.api.errors import Problem
 from mvar.web.api.schemas import Parameters, from_form
 
 MOST_BYTES = 20 * 2**20  # of an uploaded file
-MOST_PIXELS = 25_000_000  # of an uploaded image, and of all pasted results of a request
+MOST_PIXELS = 25_000_000  # of an uploaded image, and of all pasted results of a request together
 MOST_FIELDS = 64
 OPAQUE = 128  # of 255: from here on a pixel of a mask counts as opaque
 
@@ -41,7 +41,7 @@ async def read_upload(request: Request, kind: type[Parameters], *names: str) -> 
         for field, value in form.multi_items():
             name = field.removesuffix("[]")
             if name in files or name in texts:
-                raise Problem(400, f"{name}: is there more than once; give one", name)
+                raise Problem(400, f"{name}: appears more than once; give one", name)
             if isinstance(value, UploadFile) and name in names:
                 files[name] = await _content(name, value)
             elif isinstance(value, UploadFile):
