@@ -226,7 +226,10 @@ def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data,
         assert min(figure.size) > 200
     section = results(tmp_path / "out", tmp_path / "docs")
     assert section.startswith("```text\nA mix of blocks: 6 images, ")
-    assert section.endswith("](../out/attention-A_mix_of_blocks.png)")
+    assert "](../out/attention-A_mix_of_blocks.png)" in section
+    assert f"{100 * (1 - inter):.0f} % of the attention score lies inside a scale (the paper: 77 to 80 %)." in section
+    assert "so attention does not prefer its own scale" in section
+    assert section.endswith(f"{100 * sum(row[0] for row in left) / 2:.0f} % of Mamba's state is left, by block.")
     assert results(tmp_path, tmp_path) == "Not measured yet."
 
 
