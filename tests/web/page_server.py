@@ -6,12 +6,14 @@ import uvicorn
 
 from mvar.web.api.app import create_app
 from mvar.web.api.security import LOOPBACK, Options
-from mvar.web.service import Service, Source
+from mvar.web.service import Limits, Service, Source
+
+MOST_WAITING = 8  # images: fewer than the page can ask for
 
 
 def main(port, bundle, key):
-    service = Service([Source(name="tiny", path=bundle), Source(name="twin", path=bundle)])
-
+    sources = [Source(name="tiny", path=bundle), Source(name="twin", path=bundle)]
+    service = Service(sources, Limits(waiting=MOST_WAITING))
     app = create_app(service, Options(api_key=key, hosts=LOOPBACK), page=True)
 
     @app.get("/under-way")

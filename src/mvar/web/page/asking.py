@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mvar.web.page.pictures import status
 
 LAST = 0.5  # seconds after which a cancelled event changes nothing any more
 Results = AsyncGenerator[Any, None]  # new values of an event's outputs, again and again
+Handler = Callable[..., Results]
 WRONG = (ValueError, Busy, Late, Broken)  # errors whose text says to the user what to do
 
 
@@ -67,16 +69,24 @@ def connect_stop(stop: gr.Button, said: gr.HTML, *events: Any) -> None:
     stop.click(stopped, None, said, cancels=list(events), queue=False, **quiet)
 
 
-def sentences(handler: Callable[..., Results]) -> Callable[..., Results]:
-    """The handler of an event, whose errors reach the user as one sentence."""
+def sentences(said: gr.HTML) -> Callable[[Handler], Handler]:
+    """Decorates the handler of an event: an error ends it with a sentence, in the tab's line and as a message."""
 
-    @functools.wraps(handler)
-    async def said(*values: Any, **more: Any) -> Results:
-        try:
-            async with aclosing(handler(*values, **more)) as results:
-                async for result in results:
-                    yield result
-        except WRONG as error:
-            raise gr.Error(str(error), title="That did not work", print_exception=False) from None
+    def decorate(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def run(*values: Any, **more: Any) -> Results:
+            try:
+                async with aclosing(handler(*values, **more)) as results:
+                    async for result in results:
+                        yield result
+            except Exception as error:  # is not raised: Gradio may then drop the line
+                known = isinstance(error, WRONG)
+                if not known:
+                    traceback.print_exception(error)
+                text = str(error) if known else "The server's log says why."
+                gr.Warning(text)
+                yield {said: status(f"Request failed. {text}")}
 
-    return said
+        return run
+
+    return decorate

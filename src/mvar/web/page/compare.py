@@ -51,7 +51,7 @@ def build(service: Service) -> None:
         other = counterpart(index, cards[a], cards[b])
         return [asked(cards[a], index, number, rest[:half]), asked(cards[b], other, number, rest[half:])]
 
-    @sentences
+    @sentences(said)
     async def run(n: int, *values: Any) -> Results:
         sides = both(values)
         shown: list[list[Any]] = [[None] * n, [None] * n]

@@ -64,7 +64,7 @@ def build(service: Service, chosen: gr.State) -> None:
             said = gr.HTML(status("Upload an image or take a sample; paint over a part of it."))
             result = gr.HTML(elem_id="edited")
 
-    @sentences
+    @sentences(said)
     async def run(held: Held | None, what: str, painted: Any, *values: Any) -> Results:
         corners, whole, shrunk, where, kept, n, *rest = values
         if held is None:
@@ -109,7 +109,7 @@ def build(service: Service, chosen: gr.State) -> None:
         [inside, beyond, keep],
         **common,
     )
-    connect_source(service, upload, take, chosen, (controls.model, controls.label), [original, said], editor)
+    connect_source(service, upload, take, chosen, (controls.model, controls.label), original, said, editor)
 
 
 def connect_source(
@@ -118,26 +118,28 @@ def connect_source(
     take: Any,
     chosen: gr.State,
     controls: tuple[Any, Any],
-    outputs: list[Any],
+    original: gr.State,
+    said: gr.HTML,
     editor: Any = None,
 ) -> None:
     """Let an upload or the last sample become the image that a tab works on, and show it in the editor, if any.
 
     Args:
         controls: choice of a model and of a class, which becomes the sample's.
-        outputs: the state with the image, and the line that says so.
+        original: holds the image.
+        said: the line that says so.
     """
     model, label = controls
 
     async def shown(image: Image.Image, text: str) -> list[Any]:
         return [Held(image), status(text), *([] if editor is None else [await in_thread(enlarged, image)])]
 
-    @sentences
+    @sentences(said)
     async def run_upload(path: str, name: str) -> Results:
         image = await in_thread(uploaded, path, service.card(name).size)
         yield await shown(image, "This is the image, or its centre.")
 
-    @sentences
+    @sentences(said)
     async def run_take(sample: Sample | None, name: str) -> Results:
         if sample is None:
             raise ValueError("There is no sample yet: draw one in the tab Generate.")
@@ -145,7 +147,7 @@ def connect_source(
         same = name == sample.asked.model
         yield [index if same else gr.skip(), *await shown(sample.image, "This is the sample.")]
 
-    places = [*outputs, *([] if editor is None else [editor])]
+    places = [original, said, *([] if editor is None else [editor])]
     common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     upload.upload(run_upload, [upload, model], places, **common)
     take.click(run_take, [chosen, model], [label, *places], **common)

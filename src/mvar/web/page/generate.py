@@ -47,7 +47,7 @@ def build(service: Service, with_key: bool) -> gr.State:
                     gr.Code(label="HTTP", language="shell", **plain),
                 ]
 
-    @sentences
+    @sentences(said)
     async def run(request: gr.Request, n: int, *values: Any) -> Results:
         asked = controls.asked(values)
         source, card = service.hosts[asked.model].source, service.card(asked.model)

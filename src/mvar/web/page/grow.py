@@ -44,7 +44,7 @@ def build(service: Service) -> None:
             strip = gr.HTML(elem_id="strip")
             variations = gr.HTML(elem_id="variations")
 
-    @sentences
+    @sentences(said)
     async def run(kept: int, *values: Any) -> Results:
         asked = controls.asked(values)
         card = cards[asked.model]
@@ -66,7 +66,7 @@ def build(service: Service) -> None:
                 yield [line, await in_thread(strip_of, card.shapes, list(steps), kept), gr.skip(), None, ""]
         yield [status(f"Grew {name} with seed {asked.seed}."), gr.skip(), gr.skip(), Grown(sample, steps), ""]
 
-    @sentences
+    @sentences(said)
     async def run_vary(found: Grown | None, kept: int) -> Results:
         if found is None:
             raise ValueError("There is nothing to vary yet: grow an image first.")

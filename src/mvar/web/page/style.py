@@ -14,7 +14,7 @@ CSS = """
 .pictures img.sharp { image-rendering: pixelated; }
 .pictures figcaption { font-size: 0.8rem; padding: 2px 4px; display: flex; justify-content: space-between; }
 .pictures a, .pictures a:visited { text-decoration: underline; padding: 2px 6px; }
-.status { margin: 4px 0; min-height: 1.6em; }
+.status { margin: 4px 0; min-height: 1.6em; white-space: pre-line; }
 .status progress { width: 120px; vertical-align: middle; }
 .wide { overflow-x: auto; max-width: 100%; margin: 8px 0 16px; }
 .wide table, .wide td, .wide th, .wide tr, .bars, .bars td, .bars th, .bars tr { border: 0 !important; }

@@ -34,7 +34,7 @@ def build(service: Service, chosen: gr.State) -> None:
     said = gr.HTML(status("Upload an image or take a sample."))
     bits, posterior, blocks = (gr.HTML(elem_id=name) for name in ("bits", "posterior", "blocks"))
 
-    @sentences
+    @sentences(said)
     async def run(held: Held | None, name: str, index: int, k: int) -> Results:
         if held is None:
             raise ValueError("There is no image yet: upload one, or take the last sample.")
@@ -61,7 +61,7 @@ def build(service: Service, chosen: gr.State) -> None:
         [label, maps],
         **common,
     )
-    connect_source(service, upload, take, chosen, (model, label), [original, said])
+    connect_source(service, upload, take, chosen, (model, label), original, said)
 
 
 def show(card: Card, image: Image.Image, answer: Any) -> tuple[str, str, str]:
