@@ -73,7 +73,7 @@ def compare(page: Page) -> None:
     choose(page, "house")
     page.locator("button:visible", has_text="Settings B").click()
     page.get_by_role("textbox", name="guidance").locator("visible=true").first.fill("0")
-    press(page, "#compare", "Both from seed")
+    press(page, "#compare", "on each side with seed")
 
 
 TABS: dict[str, Callable[[Page], None]] = {

@@ -121,6 +121,12 @@ def seed_of(page):
     return page.get_by_role("spinbutton", name="Seed").locator("visible=true")
 
 
+def type_class(page, text):
+    page.get_by_label("Class", exact=True).locator("visible=true").focus()
+    page.keyboard.press("ControlOrMeta+A")  # as Tab would select it
+    page.keyboard.type(text)
+
+
 def settle(page):
     """Wait until Gradio has taken over what was put into fields, which it does in the next frames."""
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -212,7 +218,7 @@ def test_an_error_is_a_sentence_in_the_line_and_a_message(page):
     top_p.fill("0.96")
     count = page.get_by_label("number input for Number of images").locator("visible=true")
     count.fill("10")
-    press(page, "#draw", "Request failed. too many requests are waiting")  # which is known when the line has said Waiting
+    press(page, "#draw", "Request failed. too many requests are waiting")  # after the line has said that it waits
     assert page.locator(".status:visible progress").count() == 0
     count.fill("4")
 
@@ -236,9 +242,7 @@ def test_stop_ends_what_is_under_way(page, server):
 
 def test_generate_by_keyboard_alone(page, bundle):
     tab(page, "Generate")
-    page.get_by_label("Class", exact=True).locator("visible=true").focus()
-    page.keyboard.press("ControlOrMeta+A")  # as Tab would select it
-    page.keyboard.type("dog")
+    type_class(page, "do")
     page.get_by_role("option", name="dog").wait_for()
     page.keyboard.press("Enter")
     settle(page)
@@ -250,6 +254,17 @@ def test_generate_by_keyboard_alone(page, bundle):
     says(page, "of dog with seed")
     expected = load(bundle).sample([1] * 4, seed=int(seed_of(page).input_value()))
     assert np.array_equal(pictures(page, "#gallery"), [np.asarray(image) for image in expected.images])
+
+
+@pytest.mark.parametrize(("name", "button"), [("Generate", "#draw"), ("Grow", "#grow"), ("Compare", "#compare")])
+def test_a_class_that_is_typed_is_found_as_the_api_finds_it_or_close_ones_are_said(page, name, button):
+    tab(page, name)
+    type_class(page, "caat")
+    press(page, button, "Request failed. class = 'caat': names no class; close: cat")
+    type_class(page, "1")
+    press(page, button, "dog")
+    type_class(page, "cat")
+    press(page, button, "cat")
 
 
 def test_grow_shows_each_scale_and_varies_what_is_not_kept(page, bundle):
@@ -314,12 +329,12 @@ def test_understand_an_upload(page, tmp_path):
 
 def test_compare_draws_two_sides_from_the_same_noise(page):
     tab(page, "Compare")
-    press(page, "#compare", "Both from seed")
+    press(page, "#compare", "on each side with seed")
     sides = [pictures(page, f"#side-{side}") for side in "ab"]
     assert np.array_equal(*sides)  # twins
     page.get_by_role("button", name="Settings B").click()
     page.get_by_label("top k").locator("visible=true").fill("1")
-    press(page, "#compare", "Both from seed")
+    press(page, "#compare", "on each side with seed")
     assert np.array_equal(pictures(page, "#side-a"), sides[0])
     assert not np.array_equal(pictures(page, "#side-b"), sides[1])
 

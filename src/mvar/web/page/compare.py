@@ -11,10 +11,11 @@ from mvar.web.page.asking import Asked, Results, connect_stop, sentences
 from mvar.web.page.generate import drawing, grown
 from mvar.web.page.pictures import status
 from mvar.web.page.settings import (
-    NO_CLASS,
     Settings,
     asked,
+    chosen_class,
     class_choice,
+    class_name,
     class_update,
     model_choice,
     seed_choice,
@@ -48,8 +49,9 @@ def build(service: Service) -> None:
     def both(values: tuple[Any, ...]) -> list[Asked]:
         index, number, a, b, *rest = values
         half = len(settings[0].components)
-        other = counterpart(index, cards[a], cards[b])
-        return [asked(cards[a], index, number, rest[:half]), asked(cards[b], other, number, rest[half:])]
+        own = chosen_class(cards[a], index)
+        other = counterpart(own, cards[a], cards[b])
+        return [asked(cards[a], own, number, rest[:half]), asked(cards[b], other, number, rest[half:])]
 
     @sentences(said)
     async def run(n: int, *values: Any) -> Results:
@@ -67,7 +69,8 @@ def build(service: Service) -> None:
                         status(f"Drawing {'AB'[i]}: {100 * done:.0f} % of the maps.", (i + done) / 2),
                         *await in_thread(views),
                     ]
-        yield [status(f"Both from seed {sides[0].seed}."), gr.skip(), gr.skip()]
+        name = class_name(cards[sides[0].model], sides[0].label)
+        yield [status(f"Drew {n} of {name} on each side with seed {sides[0].seed}."), gr.skip(), gr.skip()]
 
     common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [count, label, seed, *models, *settings[0].components, *settings[1].components]
@@ -82,9 +85,9 @@ def build(service: Service) -> None:
     models[1].change(lambda name: settings[1].updates(cards[name]), models[1], settings[1].components, **common)
 
 
-def counterpart(index: int, card: Card, other: Card) -> int:
+def counterpart(index: int | None, card: Card, other: Card) -> int | None:
     """The index that a class of one model has in another; raises ValueError where it has none."""
-    if index == NO_CLASS or card.name == other.name:
+    if index is None or card.name == other.name:
         return index
     name = card.classes[index]
     same = [i for i, each in enumerate(other.classes) if each.casefold() == name.casefold()]

@@ -8,6 +8,8 @@ import gradio as gr
 from mvar.options.fields import Option, options_of
 from mvar.options.values import kinds_of, read
 from mvar.sampling.config import SamplingSettings
+from mvar.web.api.errors import Problem
+from mvar.web.api.prompts import find_class
 from mvar.web.messages import Card
 from mvar.web.page.asking import Asked
 
@@ -52,7 +54,8 @@ class Controls:
             ValueError: a line for each setting that is wrong.
         """
         model, label, seed, *settings = values
-        return asked(self.cards[model], label, seed, settings)
+        card = self.cards[model]
+        return asked(card, chosen_class(card, label), seed, settings)
 
 
 class Settings:
@@ -67,7 +70,7 @@ class Settings:
         return [gr.update(value=_shown(option, card.defaults[name])) for name, option in OPTIONS.items()]
 
 
-def asked(card: Card, label: int, seed: float | None, settings: Sequence[Any]) -> Asked:
+def asked(card: Card, label: int | None, seed: float | None, settings: Sequence[Any]) -> Asked:
     """What these values of controls ask a model for; raises ValueError with a line for each that is wrong."""
     if seed is None:
         raise ValueError("seed: is empty; give a whole number, or press New seed")
@@ -76,25 +79,42 @@ def asked(card: Card, label: int, seed: float | None, settings: Sequence[Any]) -
         found[name] = read(option, value.strip() if isinstance(value, str) else value)
     SamplingSettings(**found).check(len(card.shapes))
     own = {n: value for n, value in found.items() if _shown(OPTIONS[n], value) != _shown(OPTIONS[n], card.defaults[n])}
-    return Asked(model=card.name, label=None if label == NO_CLASS else label, seed=int(seed), settings=own)
+    return Asked(model=card.name, label=label, seed=int(seed), settings=own)
 
 
 def model_choice(cards: Mapping[str, Card], label: str = "Model", value: str | None = None) -> gr.Dropdown:
     """A choice among the models, at first of the first; hidden where there is one."""
     names = list(cards)
-    return gr.Dropdown(names, value=value or names[0], label=label, visible=len(names) > 1, filterable=True)
+    return gr.Dropdown(names, value=value or names[0], label=label, visible=len(names) > 1, filterable=False)
 
 
-def class_choice(card: Card, label: str = "Class", value: int | None = None) -> gr.Dropdown:
-    """A choice among a model's classes, which typing narrows down."""
-    info = "Type a part of its name to search." if card.classes else None
-    start = (0 if card.classes else NO_CLASS) if value is None else value
-    return gr.Dropdown(class_choices(card), value=start, label=label, info=info, filterable=True)
+def class_choice(card: Card, label: str = "Class") -> gr.Dropdown:
+    """A choice among a model's classes, which typing narrows down; `chosen_class` says what its value means."""
+    return gr.Dropdown(label=label, info="Type part of a name to search.", allow_custom_value=True, **_classes(card))
+
+
+def chosen_class(card: Card, value: int | str | None) -> int | None:
+    """The index of a class that was chosen, or typed and not chosen; None for no class.
+
+    Raises:
+        ValueError: what was typed names no class, or several.
+    """
+    if isinstance(value, int):
+        return None if value == NO_CLASS else value
+    try:
+        return find_class(value or "", card.classes)
+    except Problem as problem:
+        raise ValueError(problem.detail.replace("prompt", "class", 1)) from None
 
 
 def class_update(card: Card) -> Any:
     """Of a choice among classes, for another model."""
-    return gr.update(choices=class_choices(card), value=0 if card.classes else NO_CLASS)
+    return gr.update(**_classes(card))
+
+
+def _classes(card: Card) -> dict[str, Any]:
+    any_ = bool(card.classes)
+    return {"choices": class_choices(card), "value": 0 if any_ else NO_CLASS, "interactive": any_}
 
 
 def class_choices(card: Card) -> list[tuple[str, int]]:

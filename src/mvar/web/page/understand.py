@@ -12,7 +12,7 @@ from mvar.web.messages import Answer, Card, Classified, Classifying, Examined, E
 from mvar.web.page.asking import Held, Results, connect_stop, sentences
 from mvar.web.page.edit import UPLOADS, connect_source
 from mvar.web.page.pictures import bars, figure, heat, pictures, status, table
-from mvar.web.page.settings import NO_CLASS, class_choice, class_update, model_choice
+from mvar.web.page.settings import chosen_class, class_choice, class_update, model_choice
 from mvar.web.service import Service, together
 
 LIKELIEST = 10  # classes shown
@@ -35,10 +35,11 @@ def build(service: Service, chosen: gr.State) -> None:
     bits, posterior, blocks = (gr.HTML(elem_id=name) for name in ("bits", "posterior", "blocks"))
 
     @sentences(said)
-    async def run(held: Held | None, name: str, index: int, k: int) -> Results:
+    async def run(held: Held | None, name: str, typed: int | str | None, k: int) -> Results:
         if held is None:
             raise ValueError("There is no image yet: upload one, or take the last sample.")
-        source, card, given = held.image, cards[name], None if index == NO_CLASS else index
+        source, card = held.image, cards[name]
+        given = chosen_class(card, typed)
         requests: list[Request] = [Scoring(image=source, label=given), Examining(image=source, label=given)]
         if len(card.classes) > 1:
             requests.append(Classifying(image=source, scales=min(k, len(card.shapes))))
