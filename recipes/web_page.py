@@ -56,7 +56,7 @@ def grow(page: Page) -> None:
 
 def edit(page: Page) -> None:
     """The middle of a house."""
-    press(page, "#edit-take", "This is the sample.")
+    press(page, "#edit-take", "Sample loaded.")
     page.wait_for_timeout(2000)  # the editor draws
     page.get_by_label("Or a box").fill("25,40,75,90")
     press(page, "#edit", "Before and after.")
@@ -64,7 +64,7 @@ def edit(page: Page) -> None:
 
 def understand(page: Page) -> None:
     """The same house."""
-    press(page, "#understand-take", "This is the sample.")
+    press(page, "#understand-take", "Sample loaded.")
     press(page, "#look", "This is what the model sees.")
 
 

@@ -16,7 +16,7 @@ from mvar.web.api.encoding import as_base64, encoded, in_thread
 from mvar.web.api.errors import Problem, problem_of
 from mvar.web.api.links import Links
 from mvar.web.api.schemas import Edit, Format, Generation, Variation, described
-from mvar.web.api.uploads import MOST_PIXELS, hole_of, read_upload
+from mvar.web.api.uploads import check_pasted, hole_of, read_upload
 from mvar.web.messages import Drawing, Drawn, Editing, Partial, Varying
 from mvar.web.service import Service, together
 
@@ -67,9 +67,8 @@ def router(service: Service, links: Links, count: Count) -> APIRouter:
         form = await read_upload(request, Edit, "image", "mask")
         _no_url(form.fields)
         planned, image = plan(request, service, form.fields, "image_edit"), form.images["image"]
-        if form.fields.paste and form.fields.n * image.width * image.height > MOST_PIXELS:
-            limit = f"pasted results have at most {MOST_PIXELS // 1_000_000} million pixels in all"
-            raise Problem(400, f"n = {form.fields.n}: {limit}; ask for fewer, or send a smaller image", "n")
+        if form.fields.paste:
+            check_pasted(form.fields.n, image)
         drawing = Editing(**vars(planned.drawing), image=image, hole=hole_of(form.images), paste=form.fields.paste)
         return await answers.images(request, replace(planned, drawing=drawing))
 

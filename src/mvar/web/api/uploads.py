@@ -70,6 +70,17 @@ async def _decoded(name: str, content: bytes) -> Image.Image:
         raise Problem(400, f"{name}: {error}; send another PNG, JPEG or WebP file", name, "invalid_image") from error
 
 
+def check_pasted(n: int, image: Image.Image) -> None:
+    """Refuse more than can be held of results that have the size of an image.
+
+    Raises:
+        Problem: they are too many.
+    """
+    if n * image.width * image.height > MOST_PIXELS:
+        limit = f"pasted results have at most {MOST_PIXELS // 1_000_000} million pixels in all"
+        raise Problem(400, f"n = {n}: {limit}; ask for fewer, or send a smaller image", "n")
+
+
 def hole_of(images: dict[str, Image.Image]) -> np.ndarray:
     """Bool (H, W), true where the mask, or without one the image itself, is transparent.
 

@@ -11,10 +11,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from mvar.web.api.errors import Problem
 from mvar.web.messages import Broken, Busy, Late, Maps
 from mvar.web.page.pictures import status
 
 LAST = 0.5  # seconds after which a cancelled event changes nothing any more
+HOUR = 3600  # seconds after which uploads, and what sessions hold, are deleted
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # of events
 Results = AsyncGenerator[Any, None]  # new values of an event's outputs, again and again
 Handler = Callable[..., Results]
 WRONG = (ValueError, Busy, Late, Broken)  # errors whose text says to the user what to do
@@ -36,15 +39,13 @@ class Asked:
     seed: int
     settings: dict[str, Any]
 
-
-@dataclass(frozen=True, eq=False)  # Gradio hashes what a state holds, images have no hash
-class Held:
-    """An image that a tab works on."""
-
-    image: Image.Image
+    @property
+    def common(self) -> dict[str, Any]:
+        """Arguments of each `Drawing`."""
+        return {"label": self.label, "seed": self.seed, "settings": self.settings}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # Gradio hashes what a state holds, images have no hash
 class Sample:
     """A drawn image, and what drew it.
 
@@ -58,6 +59,11 @@ class Sample:
     maps: Maps | None
 
 
+def state(value: Any) -> gr.State:
+    """What a session holds for a tab, for as long as uploads are kept: without a limit, for as long as it is open."""
+    return gr.State(value, time_to_live=HOUR)
+
+
 def connect_stop(stop: gr.Button, said: gr.HTML, *events: Any) -> None:
     """Let a button end these events, and the line that says how far they are say so."""
 
@@ -65,8 +71,7 @@ def connect_stop(stop: gr.Button, said: gr.HTML, *events: Any) -> None:
         await asyncio.sleep(LAST)  # of the event's own lines
         return status("Stopped.")
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    stop.click(stopped, None, said, cancels=list(events), queue=False, **quiet)
+    stop.click(stopped, None, said, cancels=list(events), queue=False, **QUIET)
 
 
 def sentences(said: gr.HTML) -> Callable[[Handler], Handler]:
@@ -80,13 +85,20 @@ def sentences(said: gr.HTML) -> Callable[[Handler], Handler]:
                     async for result in results:
                         yield result
             except Exception as error:  # is not raised: Gradio may then drop the line
-                known = isinstance(error, WRONG)
-                if not known:
-                    traceback.print_exception(error)
-                text = str(error) if known else "The server's log says why."
+                text = _sentence(error)
                 gr.Warning(text)
                 yield {said: status(f"Request failed. {text}")}
 
         return run
 
     return decorate
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says to the user; a fault of the server goes to its log."""
+    if isinstance(error, Problem):
+        return error.detail
+    if isinstance(error, WRONG):
+        return str(error)
+    traceback.print_exception(error)
+    return "The server's log says why."

@@ -5,11 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from mvar.web.api.encoding import in_thread
 from mvar.web.messages import Card
-from mvar.web.page.asking import Asked, Results, connect_stop, sentences
-from mvar.web.page.generate import drawing, grown
-from mvar.web.page.pictures import status
+from mvar.web.page.asking import QUIET, Asked, Results, connect_stop, sentences
+from mvar.web.page.generate import drawing
+from mvar.web.page.pictures import progress, status
 from mvar.web.page.settings import (
     Settings,
     asked,
@@ -56,33 +55,25 @@ def build(service: Service) -> None:
     @sentences(said)
     async def run(n: int, *values: Any) -> Results:
         sides = both(values)
-        shown: list[list[Any]] = [[None] * n, [None] * n]
-
-        def views() -> list[str]:
-            return [grown(cards[side.model], side, images) for side, images in zip(sides, shown, strict=True)]
-
-        yield [status("Waiting for the model.", 0), *views()]
+        yield dict.fromkeys(galleries, "")
         for i, side in enumerate(sides):
             async with aclosing(drawing(service, side, n)) as steps:
-                async for shown[i], done in steps:
-                    yield [
-                        status(f"Drawing {'AB'[i]}: {100 * done:.0f} % of the maps.", (i + done) / 2),
-                        *await in_thread(views),
-                    ]
+                async for view, drawn, done in steps:
+                    more = f"{n * i + len(drawn)} of {2 * n} images finished"
+                    yield {said: progress((i + done) / 2, more), galleries[i]: view}
         name = class_name(cards[sides[0].model], sides[0].label)
-        yield [status(f"Drew {n} of {name} on each side with seed {sides[0].seed}."), gr.skip(), gr.skip()]
+        yield {said: status(f"Drew {n} of {name} on each side with seed {sides[0].seed}.")}
 
-    common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [count, label, seed, *models, *settings[0].components, *settings[1].components]
-    event = draw.click(run, inputs, [said, *galleries], **common)
+    event = draw.click(run, inputs, [said, *galleries], **QUIET)
     connect_stop(stop, said, event)
     models[0].change(
         lambda name: [class_update(cards[name]), *settings[0].updates(cards[name])],
         models[0],
         [label, *settings[0].components],
-        **common,
+        **QUIET,
     )
-    models[1].change(lambda name: settings[1].updates(cards[name]), models[1], settings[1].components, **common)
+    models[1].change(lambda name: settings[1].updates(cards[name]), models[1], settings[1].components, **QUIET)
 
 
 def counterpart(index: int | None, card: Card, other: Card) -> int | None:

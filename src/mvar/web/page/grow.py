@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import numpy as np
+from PIL import Image
 
 from mvar.web.api.encoding import in_thread
 from mvar.web.messages import Drawing, Drawn, Partial, Varying
-from mvar.web.page.asking import Results, Sample, connect_stop, sentences
-from mvar.web.page.pictures import figure, pictures, status
+from mvar.web.page.asking import QUIET, Results, Sample, connect_stop, sentences, state
+from mvar.web.page.pictures import WAITING, figure, framed, pictures, shown, status
 from mvar.web.page.settings import Controls, class_name
 from mvar.web.service import Service, together
 
@@ -20,16 +20,16 @@ VARIATIONS = 8
 
 @dataclass(frozen=True, eq=False)
 class Grown:
-    """A sample, and the image after each of its scales."""
+    """A sample, and the image after each of its scales as `pictures.shown` returns it."""
 
     sample: Sample
-    steps: list[Any]
+    steps: list[str]
 
 
 def build(service: Service) -> None:
     """Build the tab."""
     cards = service.cards
-    grown = gr.State(None)
+    grown = state(None)
     most = len(next(iter(cards.values())).shapes) - 1
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -49,59 +49,53 @@ def build(service: Service) -> None:
         asked = controls.asked(values)
         card = cards[asked.model]
         scales, name = len(card.shapes), class_name(card, asked.label)
-        one = Drawing(label=asked.label, seed=asked.seed, settings=asked.settings, partials=tuple(range(scales - 1)))
-        steps: list[Any] = []
-        sample = Sample(asked=asked, index=0, image=None, maps=None)  # type: ignore[arg-type]  # until it is drawn
-        keeps = gr.update(maximum=scales - 1, value=min(kept, scales - 1))
-        yield [status("Waiting for the model.", 0), "", keeps, None, ""]
-        async with aclosing(together(service, asked.model, [one])) as answers:
-            async for some in answers:
-                for _, answer in some:
-                    if isinstance(answer, Partial):
-                        steps.append(answer.pixels)
-                    elif isinstance(answer, Drawn):
-                        sample = Sample(asked=asked, index=0, image=answer.image, maps=answer.maps)
-                        steps.append(np.asarray(answer.image))
-                line = status(f"Drew map {len(steps)} of {scales} of {name}.", len(steps) / scales)
-                yield [line, await in_thread(strip_of, card.shapes, list(steps), kept), gr.skip(), None, ""]
-        yield [status(f"Grew {name} with seed {asked.seed}."), gr.skip(), gr.skip(), Grown(sample, steps), ""]
+        one = Drawing(**asked.common, partials=tuple(range(scales - 1)))
+        kept, steps = min(kept, scales - 1), list[str]()
+        keeps = gr.update(maximum=scales - 1, value=kept)
+        yield {said: status(WAITING, 0), strip: "", variations: "", grown: None, keep: keeps}
+        async with aclosing(service.ask(asked.model, one)) as answers:
+            async for answer in answers:
+                if isinstance(answer, Partial):
+                    picture = Image.fromarray(answer.pixels)
+                elif isinstance(answer, Drawn):
+                    picture, sample = answer.image, Sample(asked=asked, index=0, image=answer.image, maps=answer.maps)
+                steps.append(await in_thread(shown, picture, f"after map {len(steps) + 1}"))
+                line = f"Drew map {len(steps)} of {scales} of {name}."
+                yield {said: status(line, len(steps) / scales), strip: strip_of(card.shapes, steps, kept)}
+        yield {said: status(f"Grew {name} with seed {asked.seed}."), grown: Grown(sample, steps)}
 
     @sentences(said)
     async def run_vary(found: Grown | None, kept: int) -> Results:
         if found is None:
             raise ValueError("There is nothing to vary yet: grow an image first.")
-        sample = found.sample
-        asked, card = sample.asked, cards[sample.asked.model]
-        common: dict[str, Any] = {"label": asked.label, "seed": asked.seed, "settings": asked.settings}
-        source = sample.image if sample.maps is None else sample.maps
-        # Index 0 is the image itself.
-        requests = [Varying(source=source, from_scale=kept, index=1 + i, **common) for i in range(VARIATIONS)]
-        alt = f"{class_name(card, asked.label)} with the first {kept} maps kept, variation"
-        figures = [figure(None, f"{alt} {i}") for i in range(VARIATIONS)]
-        done = 0
-        yield [status("Waiting for the model.", 0), pictures(figures)]
-        async with aclosing(together(service, asked.model, requests)) as answers:
+        requests, card = varied(found.sample, kept), cards[found.sample.asked.model]
+        alt = f"{class_name(card, found.sample.asked.label)} with the first {kept} maps kept, variation"
+        figures, done = [figure(None, f"{alt} {i}") for i in range(VARIATIONS)], 0
+        yield {said: status(WAITING, 0), variations: pictures(figures)}
+        async with aclosing(together(service, card.name, requests)) as answers:
             async for some in answers:
                 for i, answer in some:
                     if isinstance(answer, Drawn):
                         figures[i], done = await in_thread(figure, answer.image, f"{alt} {i}", str(i)), done + 1
-                line = status(f"{done} of {VARIATIONS} variations drawn.", done / VARIATIONS)
-                yield [line, pictures(figures)]
-        yield [status(f"{VARIATIONS} variations that keep {kept} of {len(card.shapes)} maps."), gr.skip()]
+                yield {said: status(f"{done} of {VARIATIONS} drawn.", done / VARIATIONS), variations: pictures(figures)}
+        yield {said: status(f"{VARIATIONS} variations that keep {kept} of {len(card.shapes)} maps.")}
 
     def run_keep(found: Grown | None, kept: int) -> Any:
         return strip_of(cards[found.sample.asked.model].shapes, found.steps, kept) if found else gr.skip()
 
-    common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    drawing = draw.click(run, [keep, *controls.components], [said, strip, keep, grown, variations], **common)
-    varying = vary.click(run_vary, [grown, keep], [said, variations], **common)
-    keep.change(run_keep, [grown, keep], strip, **common)
+    drawing = draw.click(run, [keep, *controls.components], [said, strip, keep, grown, variations], **QUIET)
+    varying = vary.click(run_vary, [grown, keep], [said, variations], **QUIET)
+    keep.change(run_keep, [grown, keep], strip, **QUIET)
     connect_stop(stop, said, drawing, varying)
 
 
-def strip_of(shapes: Sequence[tuple[int, int]], steps: Sequence[Any], kept: int) -> str:
+def varied(sample: Sample, kept: int) -> list[Varying]:
+    """Variations with the sample's noise from index 1 on, as index 0 is the sample itself."""
+    asked, source = sample.asked, sample.image if sample.maps is None else sample.maps
+    return [Varying(source=source, from_scale=kept, index=1 + i, **asked.common) for i in range(VARIATIONS)]
+
+
+def strip_of(shapes: Sequence[tuple[int, int]], steps: Sequence[str], kept: int) -> str:
     """The image after each scale, and which maps are kept."""
-    figures = []
-    for k, (image, (h, w)) in enumerate(zip(steps, shapes, strict=False)):
-        figures.append(figure(image, f"after map {k + 1}, {h}x{w}", f"{h}x{w}{', kept' if k < kept else ''}"))
-    return pictures(figures, "strip")
+    captions = [f"{h}x{w}{', kept' if k < kept else ''}" for k, (h, w) in enumerate(shapes)]
+    return pictures(map(framed, steps, captions), "strip")

@@ -15,37 +15,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mvar import __version__
-from mvar.data.images.decoding import as_image, from_bytes, read_bytes
-from mvar.web.api.uploads import MOST_PIXELS
 from mvar.web.messages import Array
 
-SHOWN = 512  # pixels of the longer side, about, of an image that is painted on
+SHOWN = 512  # pixels of the longer side, about, of an image that is painted on, and at most of others
+WAITING = "Waiting for the model."
 # Dark to light, readable without colours and with most kinds of colour blindness.
 RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)
 
 
-def uploaded(path: str, size: tuple[int, int]) -> Image.Image:
-    """An uploaded file as RGB, upright, its centre cropped to a model's aspect.
-
-    Args:
-        size: (height, width) of the model's images.
-
-    Raises:
-        ValueError: what cannot be used, and why.
-    """
-    try:
-        image = as_image(from_bytes(read_bytes(path), MOST_PIXELS))
-    except ValueError as error:
-        raise ValueError(f"image: {error}; give a PNG, JPEG or WebP") from None
-    width, height = image.size
-    scale = min(width / size[1], height / size[0])
-    crop_w, crop_h = round(size[1] * scale), round(size[0] * scale)
-    left, top = (width - crop_w) // 2, (height - crop_h) // 2
-    return image.crop((left, top, left + crop_w, top + crop_h))
-
-
-def enlarged(image: Image.Image) -> Image.Image:
-    """The image at about the size at which it is painted on."""
+def scaled(image: Image.Image) -> Image.Image:
+    """The image with `SHOWN` pixels on its longer side."""
     times = SHOWN / max(image.size)
     kind = Image.Resampling.NEAREST if times > 1 else Image.Resampling.LANCZOS
     return image.resize((max(1, round(image.width * times)), max(1, round(image.height * times))), kind)
@@ -64,21 +43,37 @@ def png(image: Image.Image, facts: dict[str, Any] | None = None) -> bytes:
 def figure(
     image: Image.Image | Array | None, alt: str, caption: str = "", file: tuple[str, dict[str, Any]] | None = None
 ) -> str:
-    """An image with a caption; None is a place for one to come.
+    """An image with a caption, at most `SHOWN` pixels large; None is a place for one to come.
 
     Args:
-        file: name under which it can be saved, and the facts that are written into it.
+        file: name under which it can be saved in full, and the facts that are written into it.
     """
     if image is None:
         return f'<figure><div class="to-come" role="img" aria-label="{escape(alt)}: to come"></div></figure>'
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    address = "data:image/png;base64," + base64.b64encode(png(picture, file[1] if file else None)).decode()
+    if file is None:
+        return framed(shown(picture, alt), caption)
+    address, name = address_of(png(picture, file[1])), escape(file[0])
+    link = f'<a href="{address}" download="{name}" aria-label="Save {escape(alt)} as {name}">Save</a>'
+    return framed(shown(picture, alt, address), caption, link)
+
+
+def framed(image: str, caption: str, link: str = "") -> str:
+    """What `shown` returned, with a caption and a link."""
+    return f"<figure>{image}<figcaption>{escape(caption)} {link}</figcaption></figure>"
+
+
+def shown(picture: Image.Image, alt: str, address: str | None = None) -> str:
+    """An image in HTML, at most `SHOWN` pixels large; `address` is its own, where there is one already."""
+    if max(picture.size) > SHOWN:
+        picture, address = scaled(picture), None
     sharp = ' class="sharp"' if picture.width < SHOWN // 2 else ""
-    text = escape(caption)
-    if file is not None:
-        name = escape(file[0])
-        text += f' <a href="{address}" download="{name}" aria-label="Save {escape(alt)} as {name}">Save</a>'
-    return f'<figure><img src="{address}" alt="{escape(alt)}"{sharp}><figcaption>{text}</figcaption></figure>'
+    return f'<img src="{address or address_of(png(picture))}" alt="{escape(alt)}"{sharp}>'
+
+
+def address_of(content: bytes) -> str:
+    """A PNG as an address."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def pictures(figures: Iterable[str], kind: str = "gallery") -> str:
@@ -90,6 +85,11 @@ def status(text: str, done: float | None = None) -> str:
     """A line on what is going on, and the share that is done."""
     bar = "" if done is None else f'<progress value="{done:.3f}" max="1" aria-label="progress"></progress>'
     return f'<p role="status" class="status">{escape(text)} {bar}</p>'
+
+
+def progress(done: float, more: str) -> str:
+    """The line of a drawing of which this share of the maps is done."""
+    return status(f"Drawing: {100 * done:.0f} % of the maps, {more}." if done else WAITING, done)
 
 
 def heat(values_hw: Array, image: Image.Image, most: float) -> Image.Image:

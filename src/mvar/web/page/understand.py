@@ -8,11 +8,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from mvar.web.messages import Answer, Card, Classified, Classifying, Examined, Examining, Request, Scored, Scoring, Seen
-from mvar.web.page.asking import Held, Results, connect_stop, sentences
-from mvar.web.page.edit import UPLOADS, connect_source
-from mvar.web.page.pictures import bars, figure, heat, pictures, status, table
+from mvar.web.api.encoding import in_thread
+from mvar.web.messages import Card, Classified, Classifying, Examined, Examining, Request, Scored, Scoring, Seen
+from mvar.web.page.asking import QUIET, Results, connect_stop, sentences
+from mvar.web.page.pictures import WAITING, bars, figure, heat, pictures, status, table
 from mvar.web.page.settings import chosen_class, class_choice, class_update, model_choice
+from mvar.web.page.sources import Held, Original, read
 from mvar.web.service import Service, together
 
 LIKELIEST = 10  # classes shown
@@ -22,57 +23,47 @@ def build(service: Service, chosen: gr.State) -> None:
     """Build the tab; `chosen` holds the sample that was drawn last."""
     cards = service.cards
     first = next(iter(cards.values()))
-    original = gr.State(None)
     model, label = model_choice(cards), class_choice(first, "Given the class")
+    original = Original("understand")
+    maps = gr.Slider(1, len(first.shapes), value=first.few_maps, step=1, label="Infer the class from the first maps")
     with gr.Row():
-        upload = gr.UploadButton("Upload an image", file_types=UPLOADS, size="md", elem_id="understand-upload")
-        take = gr.Button("Take the last sample", size="md", elem_id="understand-take")
-    maps = gr.Slider(1, len(first.shapes), value=first.few_maps, step=1, label="Tell the class from the first maps")
-    with gr.Row():
-        look = gr.Button("Look", variant="primary", elem_id="look")
+        look = gr.Button("Analyse", variant="primary", elem_id="look")
         stop = gr.Button("Stop", min_width=80)
-    said = gr.HTML(status("Upload an image or take a sample."))
-    bits, posterior, blocks = (gr.HTML(elem_id=name) for name in ("bits", "posterior", "blocks"))
+    said = gr.HTML(status("Upload an image or use the last sample."))
+    views = [gr.HTML(elem_id=name) for name in ("bits", "posterior", "blocks")]
 
     @sentences(said)
     async def run(held: Held | None, name: str, typed: int | str | None, k: int) -> Results:
-        if held is None:
-            raise ValueError("There is no image yet: upload one, or take the last sample.")
-        source, card = held.image, cards[name]
+        card = cards[name]
+        source, cropped = await read(held, card.size)
         given = chosen_class(card, typed)
         requests: list[Request] = [Scoring(image=source, label=given), Examining(image=source, label=given)]
         if len(card.classes) > 1:
             requests.append(Classifying(image=source, scales=min(k, len(card.shapes))))
-        yield [status("Waiting for the model.", 0), "", "", ""]
-        found: list[Answer] = []
+        yield {said: status(WAITING, 0), **dict.fromkeys(views, "")}
+        done = 0
         async with aclosing(together(service, name, requests)) as answers:
             async for some in answers:
-                found += [answer for _, answer in some]  # type: ignore[misc]  # none is partial
-                views = [show(card, source, answer) for _, answer in some]
-                places = [next((v[i] for v in views if v[i]), gr.skip()) for i in range(3)]
-                yield [status(f"{len(found)} of {len(requests)} answers.", len(found) / len(requests)), *places]
-        yield [status("This is what the model sees."), *([gr.skip()] * 3)]
+                done += len(some)  # none is partial
+                line = status(f"{done} of {len(requests)} answers.", done / len(requests))
+                found = [await in_thread(show, card, source, answer) for _, answer in some]
+                yield {said: line, **{views[place]: view for place, view in found}}
+        yield {said: status(f"This is what the model sees. {cropped}")}
 
-    common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    event = look.click(run, [original, model, label, maps], [said, bits, posterior, blocks], **common)
+    event = look.click(run, [original.held, model, label, maps], [said, *views], **QUIET)
     connect_stop(stop, said, event)
-    model.change(
-        lambda name: [class_update(cards[name]), _maps_update(cards[name])],
-        model,
-        [label, maps],
-        **common,
-    )
-    connect_source(service, upload, take, chosen, (model, label), original, said)
+    model.change(lambda name: [class_update(cards[name]), _maps_update(cards[name])], model, [label, maps], **QUIET)
+    original.connect(service, chosen, model, label, said)
 
 
-def show(card: Card, image: Image.Image, answer: Any) -> tuple[str, str, str]:
-    """An answer at the one of three places to which it belongs."""
+def show(card: Card, image: Image.Image, answer: Any) -> tuple[int, str]:
+    """Which of the three views an answer belongs to, and how it looks."""
     if isinstance(answer, Scored):
-        return bits_view(card, image, answer), "", ""
+        return 0, bits_view(card, image, answer)
     if isinstance(answer, Classified):
-        return "", posterior_view(card, answer), ""
+        return 1, posterior_view(card, answer)
     assert isinstance(answer, Examined)
-    return "", "", blocks_view(card, answer.blocks)
+    return 2, blocks_view(card, answer.blocks)
 
 
 def bits_view(card: Card, image: Image.Image, scored: Scored) -> str:
