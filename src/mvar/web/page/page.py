@@ -19,7 +19,6 @@ from starlette.routing import Match, Mount, Route
 from starlette.types import Scope
 
 from mvar.web.api.uploads import MOST_BYTES, MOST_PIXELS
-from mvar.web.page.style import CSS, STARTING
 from mvar.web.service import Service
 
 if TYPE_CHECKING:
@@ -28,11 +27,48 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16  # of each kind of event; their images share the model's steps
 WAITING = 64  # events
-HOUR = 3600  # after which uploads are deleted
+SESSIONS = 256  # whose states are kept, the latest; Gradio's own limit is 10,000, and each can hold megabytes
 NEEDED = re.compile(  # of Gradio's paths
     r"/(config|theme\.css|favicon\.ico|manifest\.json|login|logout|(assets|static|svelte)/.*"
     r"|gradio_api/(queue/(join|data)|run/predict|cancel|reset|upload|upload_progress|heartbeat/[^/]*|startup-events|file=/.*))?"
 )
+
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; width: 100% !important; }
+.gradio-container > main, .gradio-container .wrap { width: 100%; max-width: 100%; }
+.gradio-container h1 { font-size: 1.5rem; margin: 0; }
+.pictures { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); }
+.pictures.strip { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
+.pictures.pair { grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); }
+.pictures figure { margin: 0; min-width: 0; }
+.pictures img, .pictures .to-come { width: 100%; border-radius: 8px; display: block; box-sizing: border-box; }
+.pictures img { border: 1px solid var(--border-color-primary); }
+.pictures .to-come { aspect-ratio: 1; background: var(--block-border-color); opacity: 0.5; }
+.pictures img.sharp { image-rendering: pixelated; }
+.pictures figcaption { font-size: 0.8rem; padding: 2px 4px; display: flex; justify-content: space-between; }
+.pictures a, .pictures a:visited { text-decoration: underline; padding: 2px 6px; }
+.status { margin: 4px 0; min-height: 1.6em; white-space: pre-line; }
+.status progress { width: 120px; vertical-align: middle; }
+.wide { overflow-x: auto; max-width: 100%; margin: 8px 0 16px; }
+.wide table, .wide td, .wide th, .wide tr, .bars, .bars td, .bars th, .bars tr { border: 0 !important; }
+.wide table, .bars { border-collapse: collapse; font-size: 0.85rem; }
+.wide caption, .bars caption { text-align: left; padding: 4px 0; font-weight: 600; }
+.wide th { font-weight: 400; padding: 2px 8px; white-space: nowrap; }
+.wide td { text-align: right; padding: 2px 8px; min-width: 2.6em; }
+.bars { width: 100%; max-width: 560px; }
+.bars th { font-weight: 400; text-align: left; width: 30%; padding: 2px 8px 2px 0; }
+.bars td { padding: 2px 0; }
+.bars td:last-child { width: 5em; text-align: right; white-space: nowrap; }
+.bars td div { background: var(--primary-500, #6366f1); height: 1em; border-radius: 3px; min-width: 1px; }
+"""
+
+STARTING = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>mvar is starting</title><link rel="icon" href="data:,"></head>
+<body style="font-family: system-ui, sans-serif; margin: 4rem auto; max-width: 30rem; padding: 0 1rem">
+<h1>mvar is starting</h1><p role="status">The page will be here in a few seconds; this one reloads itself.</p>
+</body></html>
+"""
 
 
 async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | None = None) -> None:
@@ -117,6 +153,7 @@ def blocks(service: Service, with_key: bool) -> "gr.Blocks":
     import gradio as gr
 
     from mvar.web.page import compare, edit, generate, grow, understand
+    from mvar.web.page.asking import HOUR
 
     names = ", ".join(service.cards)
     with gr.Blocks(title=f"mvar: {names}", analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
@@ -131,6 +168,7 @@ def blocks(service: Service, with_key: bool) -> "gr.Blocks":
             understand.build(service, chosen)
         with gr.Tab("Compare"):
             compare.build(service)
+    page.state_session_capacity = SESSIONS
     page.queue(default_concurrency_limit=AT_ONCE, max_size=WAITING, api_open=False)
     return page
 
