@@ -33,7 +33,7 @@ def main() -> None:
             keep(page, options.out / f"{name.lower()}.png")
         page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
         page.get_by_role("tab", name="Generate").click()
-        page.wait_for_timeout(500)
+        page.wait_for_function(f"document.documentElement.scrollWidth <= {PHONE[0]}")
         keep(page, options.out / "phone.png", whole=False)
         browser.close()
 
@@ -44,7 +44,7 @@ def generate(page: Page) -> None:
     page.get_by_label("number input for Number of images").locator("visible=true").fill("6")
     press(page, "#draw", "Drew 6 of house")
     page.get_by_role("button", name="Reproduce these images").click()
-    page.wait_for_timeout(500)
+    page.get_by_text("--per-class").first.wait_for()
 
 
 def grow(page: Page) -> None:
@@ -56,8 +56,8 @@ def grow(page: Page) -> None:
 
 def edit(page: Page) -> None:
     """The middle of a house."""
-    press(page, "#edit-take", "Sample loaded.")
-    page.wait_for_timeout(2000)  # the editor draws
+    with page.expect_response(lambda answer: answer.url.endswith("gradio_api/upload")):  # once the editor shows it
+        press(page, "#edit-take", "Sample loaded.")
     page.get_by_label("Or a box").fill("25,40,75,90")
     press(page, "#edit", "Before and after.")
 

@@ -130,9 +130,14 @@ def type_class(page, text):
 
 
 def settle(page):
-    """Wait until Gradio has taken over what was put into fields, which it does in the next frames."""
+    """Wait for two frames: Gradio sets a field's first value after the field appears, and takes over what is typed."""
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    page.wait_for_timeout(200)
+
+
+def fill(page, field, text):
+    field.wait_for()
+    settle(page)
+    field.fill(text)
 
 
 def press(page, button, text):
@@ -160,7 +165,7 @@ def pictures(page, place):
 
 def draw(page, seed):
     tab(page, "Generate")
-    seed_of(page).fill(str(seed))
+    fill(page, seed_of(page), str(seed))
     press(page, "#draw", f"with seed {seed}")
 
 
@@ -230,16 +235,16 @@ def test_an_error_is_a_sentence_in_the_line_and_a_message(page):
     tab(page, "Generate")
     page.locator("button:visible", has_text="Settings").click()
     top_p = page.get_by_label("top p").locator("visible=true")
-    top_p.fill("1.5")
+    fill(page, top_p, "1.5")
     press(page, "#draw", "Request failed. top_p = 1.5: must lie in (0, 1]")
     page.locator(".toast-body", has_text="top_p = 1.5").wait_for()
     page.get_by_role("button", name="Close").first.click()
-    top_p.fill("0.96")
+    fill(page, top_p, "0.96")
     count = page.get_by_label("number input for Number of images").locator("visible=true")
-    count.fill("10")
+    fill(page, count, "10")
     press(page, "#draw", "Request failed. too many requests are waiting")  # after the line has said that it waits
     assert page.locator(".status:visible progress").count() == 0
-    count.fill("4")
+    fill(page, count, "4")
 
 
 def test_stop_ends_what_is_under_way(page, server):
@@ -305,21 +310,20 @@ def test_edit_repaints_what_is_painted_or_in_a_box_and_nothing_else(page, tmp_pa
     Image.fromarray(photo).save(tmp_path / "photo.png")
     upload(page, "#edit-upload", tmp_path / "photo.png")
     says(page, "Image loaded.")
-    page.get_by_label("Or a box").fill("0,0,50,100")
+    fill(page, page.get_by_label("Or a box"), "0,0,50,100")
     press(page, "#edit", "Before and after.")
     before, *after = pictures(page, "#edited")
     assert len(after) == 4
     for image in after:
         assert np.array_equal(image[:, 40:], photo[:, 40:])  # beyond what is blended
         assert not np.array_equal(image[:, :32], photo[:, :32])
-    page.get_by_label("Or a box").fill("")
+    fill(page, page.get_by_label("Or a box"), "")
     canvas = page.locator("#editor canvas").first.bounding_box()
     middle = canvas["y"] + canvas["height"] / 2
     page.mouse.move(canvas["x"] + canvas["width"] / 2 - 60, middle)
     page.mouse.down()
-    page.mouse.move(canvas["x"] + canvas["width"] / 2 + 60, middle, steps=5)
+    page.mouse.move(canvas["x"] + canvas["width"] / 2 + 60, middle, steps=2)
     page.mouse.up()
-    page.wait_for_timeout(300)  # the editor sends what was painted
     press(page, "#edit", "Before and after.")
     before = pictures(page, "#edited")[0]
     hole = (before == (255, 136, 0)).all(-1)
@@ -351,7 +355,7 @@ def test_compare_draws_two_sides_from_the_same_noise(page):
     sides = [pictures(page, f"#side-{side}") for side in "ab"]
     assert np.array_equal(*sides)  # twins
     page.get_by_role("button", name="Settings B").click()
-    page.get_by_label("top k").locator("visible=true").fill("1")
+    fill(page, page.get_by_label("top k").locator("visible=true"), "1")
     press(page, "#compare", "on each side with seed")
     assert np.array_equal(pictures(page, "#side-a"), sides[0])
     assert not np.array_equal(pictures(page, "#side-b"), sides[1])
@@ -362,6 +366,5 @@ def test_a_phone_shows_all_tabs_without_scrolling_sideways(page):
         page.set_viewport_size({"width": 1200, "height": 900})  # where no tab is in a menu
         tab(page, name)
         page.set_viewport_size({"width": 360, "height": 740})
-        page.wait_for_timeout(200)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+        page.wait_for_function("document.documentElement.scrollWidth <= 360")
     page.set_viewport_size({"width": 1200, "height": 900})
