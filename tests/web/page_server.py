@@ -1,6 +1,10 @@
-"""A server of the page for its tests, as a process: python page_server.py PORT BUNDLE KEY."""
+"""A server of the page for its tests, in a process of its own: python page_server.py PORT BUNDLE KEY."""
 
+import json
+import socket
+import subprocess
 import sys
+import urllib.request
 
 import uvicorn
 
@@ -9,6 +13,21 @@ from mvar.web.api.security import LOOPBACK, Options
 from mvar.web.service import Limits, Service, Source
 
 MOST_WAITING = 8  # images: fewer than the page can ask for
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}/"
+        self.process = subprocess.Popen([sys.executable, __file__, str(port), *arguments])
+
+    def under_way(self):
+        with urllib.request.urlopen(f"{self.address}under-way") as answer:
+            return json.load(answer)
 
 
 def main(port, bundle, key):

@@ -9,9 +9,7 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +20,8 @@ from PIL import Image
 
 from mvar.cli import main
 from mvar.model import load
+
+from .page_server import Server
 
 if find_spec("gradio") is None:  # which only the server imports, as that takes seconds
     pytest.skip("the page's packages are not installed", allow_module_level=True)
@@ -34,22 +34,6 @@ STARTING = 90_000  # the same, for Gradio's import
 KEY = "the-key-of-this-test"
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Playwright's
-
-
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, *arguments):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}/"
-        script = Path(__file__).with_name("page_server.py")
-        self.process = subprocess.Popen([sys.executable, script, str(port), *arguments])
-
-    def under_way(self):
-        with urllib.request.urlopen(f"{self.address}under-way") as answer:
-            return json.load(answer)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +181,7 @@ def test_no_address_that_a_client_names_is_fetched(server, page):
             body = {"data": [file, "tiny"], "fn_index": event, "session_hash": "any"}
             assert page.request.post(f"{server.address}gradio_api/queue/join", data=body).ok
             answer = page.request.get(f"{server.address}gradio_api/queue/data?session_hash=any").text()
-            assert "no URL is fetched; upload a file" in answer
+            assert "URLs are not fetched; upload a file" in answer
         with pytest.raises(BlockingIOError):
             listening.accept()
     assert len(uploads) == 2

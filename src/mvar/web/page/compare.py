@@ -36,7 +36,7 @@ def build(service: Service) -> None:
     with gr.Row():
         draw = gr.Button("Draw both", variant="primary", elem_id="compare")
         stop = gr.Button("Stop", min_width=80)
-    said = gr.HTML(status("Change a setting, or the model, of one side, and draw both from the same noise."))
+    said = gr.HTML(status("Change a setting or the model on one side, then draw both from the same noise."))
     with gr.Row():
         for side, name in (("A", names[0]), ("B", names[-1])):
             with gr.Column(min_width=280):

@@ -18,7 +18,7 @@ from mvar.web.page.settings import Controls
 from mvar.web.page.sources import Held, Original, read
 from mvar.web.service import Service, together
 
-INSIDE, BEYOND, CLASS = "Repaint what is painted over", "Paint beyond the border", "Change the class"
+INSIDE, BEYOND, CLASS = "Repaint the painted area", "Paint beyond the border", "Change the class"
 PLACES = {"centre": (0.5, 0.5), "left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
 ORANGE = (255, 136, 0)
 
@@ -33,9 +33,9 @@ def build(service: Service, chosen: gr.State) -> None:
             with gr.Group() as inside:
                 editor, box, paste = _inside()
             with gr.Group(visible=False) as beyond:
-                share = gr.Slider(30, 95, value=60, step=5, label="Shrink the image to, in percent")
-                place = gr.Radio(list(PLACES), value="centre", label="and put it at")
-            keep = gr.Slider(0, 12, value=2, step=1, label="Keep the first maps", visible=False)
+                share = gr.Slider(30, 95, value=60, step=5, label="Shrink the image to (percent)")
+                place = gr.Radio(list(PLACES), value="centre", label="Place it at")
+            keep = gr.Slider(0, 12, value=2, step=1, label="Maps to keep", visible=False)
         with gr.Column(scale=3, min_width=300):
             controls = Controls(cards)
             count = gr.Slider(1, MOST_IMAGES, value=4, step=1, label="Number of results")
@@ -86,12 +86,12 @@ def _inside() -> tuple[gr.ImageEditor, gr.Textbox, gr.Checkbox]:
         transforms=(),
         layers=False,
         brush=gr.Brush(default_size=48, colors=["#ff8800"], color_mode="fixed"),
-        label="Paint over what is to be repainted",
+        label="Paint over the area to repaint",
         elem_id="editor",
     )
     info = "left, top, right, bottom in percent of the image, such as 25,25,75,75"
     box = gr.Textbox("", label="Or a box", info=info, elem_id="edit-box", max_lines=1)
-    return editor, box, gr.Checkbox(True, label="Keep all other pixels, except within 4 pixels of the hole")
+    return editor, box, gr.Checkbox(True, label="Keep all other pixels except those within 4 pixels of the hole")
 
 
 def wanted(
@@ -119,7 +119,7 @@ def wanted(
     if not hole_HW.any():
         raise ValueError("Paint over a part of the image, or give a box.")
     if hole_HW.all():
-        raise ValueError("Nothing of the image is left: keep a part of it.")
+        raise ValueError("The hole covers the whole image: leave a part of it.")
     return Editing(image=source, hole=hole_HW, paste=paste, **asked.common), marked(source, hole_HW)
 
 

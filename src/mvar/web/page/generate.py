@@ -31,7 +31,7 @@ def build(service: Service, with_key: bool) -> gr.State:
         with gr.Column(scale=3, min_width=300):
             said = gr.HTML(status("Choose a class and press Draw."))
             gallery = gr.HTML(elem_id="gallery")
-            use = gr.Radio([], label="For the other tabs, take image", visible=False)
+            use = gr.Radio([], label="Image to use in the other tabs", visible=False)
             with gr.Accordion("Reproduce these images", open=False):
                 plain: dict[str, Any] = {"interactive": False, "show_line_numbers": False, "wrap_lines": True}
                 command = gr.Code(label="Command", language="shell", lines=1, **plain)

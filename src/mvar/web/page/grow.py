@@ -37,7 +37,7 @@ def build(service: Service) -> None:
             with gr.Row():
                 draw = gr.Button("Grow an image", variant="primary", min_width=80, elem_id="grow")
                 stop = gr.Button("Stop", min_width=80)
-            keep = gr.Slider(0, most, value=min(2, most), step=1, label="Keep the first maps", elem_id="keep")
+            keep = gr.Slider(0, most, value=min(2, most), step=1, label="Maps to keep", elem_id="keep")
             vary = gr.Button(f"Show {VARIATIONS} variations", variant="primary", elem_id="vary")
         with gr.Column(scale=3, min_width=300):
             said = gr.HTML(status("Grow an image, choose how many of its maps to keep, and vary the rest."))

@@ -66,7 +66,7 @@ STARTING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>mvar is starting</title><link rel="icon" href="data:,"></head>
 <body style="font-family: system-ui, sans-serif; margin: 4rem auto; max-width: 30rem; padding: 0 1rem">
-<h1>mvar is starting</h1><p role="status">The page will be here in a few seconds; this one reloads itself.</p>
+<h1>mvar is starting</h1><p role="status">Loading. This page refreshes automatically.</p>
 </body></html>
 """
 
@@ -119,7 +119,7 @@ def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = Non
         blocks(service, key is not None),
         path,
         auth=None if key is None else lambda user, password: hmac.compare_digest(password.encode(), key.encode()),
-        auth_message="Any user name, and the server's API key as the password.",
+        auth_message="Enter any user name, and the server's API key as the password.",
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -145,7 +145,7 @@ class _Rest(Mount):
 
 async def _refuse(url: str, cache_dir: str) -> str:
     """In place of Gradio's download of whatever a client names."""
-    raise ValueError("no URL is fetched; upload a file")
+    raise ValueError("URLs are not fetched; upload a file")
 
 
 def blocks(service: Service, with_key: bool) -> "gr.Blocks":
@@ -157,7 +157,7 @@ def blocks(service: Service, with_key: bool) -> "gr.Blocks":
 
     names = ", ".join(service.cards)
     with gr.Blocks(title=f"mvar: {names}", analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
-        gr.HTML(f"<h1>mvar</h1><p>Images drawn scale by scale, by {names}.</p>")
+        gr.HTML(f"<h1>mvar</h1><p>Images drawn scale by scale by {names}.</p>")
         with gr.Tab("Generate"):
             chosen = generate.build(service, with_key)
         with gr.Tab("Grow"):

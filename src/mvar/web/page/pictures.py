@@ -49,7 +49,7 @@ def figure(
         file: name under which it can be saved in full, and the facts that are written into it.
     """
     if image is None:
-        return f'<figure><div class="to-come" role="img" aria-label="{escape(alt)}: to come"></div></figure>'
+        return f'<figure><div class="to-come" role="img" aria-label="{escape(alt)}: pending"></div></figure>'
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     if file is None:
         return framed(shown(picture, alt), caption)

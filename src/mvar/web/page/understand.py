@@ -25,7 +25,7 @@ def build(service: Service, chosen: gr.State) -> None:
     first = next(iter(cards.values()))
     model, label = model_choice(cards), class_choice(first, "Given the class")
     original = Original("understand")
-    maps = gr.Slider(1, len(first.shapes), value=first.few_maps, step=1, label="Infer the class from the first maps")
+    maps = gr.Slider(1, len(first.shapes), value=first.few_maps, step=1, label="Maps used to infer the class")
     with gr.Row():
         look = gr.Button("Analyse", variant="primary", elem_id="look")
         stop = gr.Button("Stop", min_width=80)
@@ -45,7 +45,7 @@ def build(service: Service, chosen: gr.State) -> None:
         async with aclosing(together(service, name, requests)) as answers:
             async for some in answers:
                 done += len(some)  # none is partial
-                line = status(f"{done} of {len(requests)} answers.", done / len(requests))
+                line = status(f"{done} of {len(requests)} analyses finished.", done / len(requests))
                 found = [await in_thread(show, card, source, answer) for _, answer in some]
                 yield {said: line, **{views[place]: view for place, view in found}}
         yield {said: status(f"This is what the model sees. {cropped}")}
@@ -80,8 +80,9 @@ def bits_view(card: Card, image: Image.Image, scored: Scored) -> str:
         figures.append(
             figure(view, f"bits of each token of the {rows}x{columns} map, {part.mean():.2f} on average", caption)
         )
-    text = f"{scored.bits.mean():.3f} bits per token, {scored.bits.sum():.0f} in all. Yellow is {most:.1f}, blue none."
-    return f"<h3>Bits per token: what surprises the model</h3><p>{text}</p>{pictures(figures, 'strip')}"
+    total = f"{scored.bits.mean():.3f} bits per token, {scored.bits.sum():.0f} in total."
+    key = f"Yellow is {most:.1f} bits, dark purple is 0."
+    return f"<h3>Bits per token: what surprises the model</h3><p>{total} {key}</p>{pictures(figures, 'strip')}"
 
 
 def posterior_view(card: Card, classified: Classified) -> str:
@@ -99,8 +100,8 @@ def blocks_view(card: Card, blocks: list[Seen]) -> str:
     after = [f"{a} to {b}" for a, b in pairwise(names)]
     tables = [
         ("Attention: share of the visible tokens that a query looks at, in percent", names, [b.width for b in blocks]),
-        ("Attention: share inside the own scale, in percent", names, [b.own for b in blocks]),
-        ("State: share that is left of Mamba's memory after one more map, in percent", after, [b.left for b in blocks]),
+        ("Attention: share within the query's own scale, in percent", names, [b.own for b in blocks]),
+        ("State: share of Mamba's state that remains after one more map, in percent", after, [b.left for b in blocks]),
     ]
     shown = [table(title, columns, rows, "block") for title, columns, rows in tables if any(rows)]
     return "<h3>Attention and state, by block and scale</h3>" + "".join(shown)
