@@ -1,7 +1,8 @@
-"""Compiles the Triton kernels for a card that need not be there.
+"""Compiles the Triton kernels for cards that need not be there.
 
-`python tests/ops/compiled.py 90 bf16,fp32 [KERNEL ...]` prints, for each kernel and dtype, its shared memory in bytes,
-and its registers and stack bytes per thread.
+`python tests/ops/compiled.py 90:bf16,fp32 80:bf16:scan_forward` compiles all kernels for one capability and one kernel
+for another. It prints, for each capability, kernel and dtype, the shared memory in bytes, and the registers and stack
+bytes per thread.
 """
 
 import json
@@ -73,15 +74,11 @@ def resources(kernel, constants, tokens, capability):
 
 
 if __name__ == "__main__":
-    capability, dtypes, *names = sys.argv[1:]
-    print(
-        json.dumps(
-            {
-                f"{kernel.__name__} {tokens}": resources(kernel, constants, tokens, int(capability))
-                for kernel, constants in KERNELS.items()
-                for tokens in dtypes.split(",")
-                if kernel.__name__ in names or not names
-            },
-            indent=1,
-        )
-    )
+    found = {}
+    for target in sys.argv[1:]:
+        capability, dtypes, *names = target.split(":")
+        for kernel, constants in KERNELS.items():
+            for tokens in dtypes.split(",") if kernel.__name__ in names or not names else ():
+                used = resources(kernel, constants, tokens, int(capability))
+                found[f"{capability} {kernel.__name__} {tokens}"] = used
+    print(json.dumps(found, indent=1))
