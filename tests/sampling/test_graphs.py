@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from mvar.ops.noise import uniform_at
 from mvar.sampling import graphs
 from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Canvas, Sampler
@@ -57,6 +58,13 @@ def recording(monkeypatch):
     monkeypatch.setattr(graphs, "Recording", Again)
     monkeypatch.setattr(graphs, "can_record", lambda _: True)
     monkeypatch.setattr(graphs, "Place", lambda device: nullcontext())
+    # Triton's interpreter would take most of the time; tests/ops/test_gpu.py compares the kernel with these numbers.
+    monkeypatch.setattr("mvar.ops.gpu.noise.gumbel_of", gumbel_of)
+
+
+def gumbel_of(keys, stream, shape, at):
+    """The kernel's numbers by PyTorch's operations."""
+    return -(-torch.log1p(-uniform_at(keys, stream, shape, at))).log()
 
 
 def same(out, expected):
