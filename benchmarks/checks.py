@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -31,8 +29,8 @@ from mvar.training.loop import Callback
 from mvar.training.stopping import Stopped
 from mvar.training.tokenizer.task import train as train_tokenizer
 from tests.parity_cases import PARITY_CASES, load_case
+from tests.processes import Ranks
 
-ROOT = Path(__file__).parents[1]
 MODEL = "fashion-mnist"
 KERNELS = 25  # of each block and scale, at most
 TOKENIZER = TokenizerConfig(
@@ -281,18 +279,12 @@ def _recorded(out: Path) -> list[float]:
 
 
 def _one_rank(kind: str, root: Path, device: torch.device) -> float:
-    """The last loss of a run of one rank that torchrun starts."""
+    """The last loss of a run of one rank, in a process of its own."""
     program = (
-        "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); "
-        "from benchmarks.checks import GENERATOR; from mvar.training.config import GeneratorTraining; "
+        "import json; from benchmarks.checks import GENERATOR; from mvar.training.config import GeneratorTraining; "
         "from mvar.training.generator.task import train; "
-        "train(GeneratorTraining(model=GENERATOR, **json.loads(sys.argv[2])))"
+        "train(GeneratorTraining(model=GENERATOR, **json.loads(sys.argv[1])))"
     )
     given = {**_common(root, kind, device), "tokenizer": str(root / "here"), "preview_per_class": 1, "parallel": kind}
-    script = root / "rank.py"
-    script.write_text(program)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
-    paths = json.dumps([str(ROOT), *sys.path])
-    ran = subprocess.run([*command, paths, json.dumps(given)], capture_output=True, text=True, timeout=120)
-    require(ran.returncode == 0, f"{kind}: {ran.stderr[-2000:]}")
+    Ranks(1, program, [json.dumps(given)], root).finish()
     return _recorded(root / kind)[-1]

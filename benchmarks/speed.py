@@ -85,7 +85,7 @@ class Speed:
         """Seconds of a batch for both of a pair, in turns: by recordings and without, with guidance and without."""
         found: Found = {}
         for batch in (2,) if self.quick else (1, 8, 64, 33):
-            for guidance in (1.5, 0.0):
+            for guidance in (1.5,) if self.quick else (1.5, 0.0):
                 if self.left() < 20:
                     return {**found, "left out": f"batch {batch} and more: no time"}
                 found[f"batch {batch}, guidance {guidance}"] = self._turns(pair, batch, guidance)
