@@ -25,7 +25,7 @@ from mvar.generator.state import GeneratorState, Modulation
 from mvar.model import Model, load
 from mvar.nn.mamba2 import Mamba2
 from mvar.sampling.config import UNFILTERED
-from mvar.sampling.cost import peak_bytes
+from mvar.sampling.cost import no_noise, peak_bytes
 from mvar.sampling.engine import Sampler
 from mvar.tokenizer.config import PRESETS as TOKENIZERS
 from mvar.tokenizer.config import TokenizerConfig
@@ -48,6 +48,7 @@ class Subject:
     def work(self, batch: int, guidance: float) -> list[Work]:
         """The matrix products and convolutions with weights of one batch, counted on torch's meta device."""
         case = Case(Model(*self._on_meta()).sampler(SEED, guidance=guidance, **UNFILTERED))  # filters need numbers
+        case.sampler.noise = no_noise
         ledger = Ledger()
         with ledger.watching(case.sampler), WorkCounter(ledger) as counter:
             case.draw(batch, ledger)

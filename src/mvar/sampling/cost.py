@@ -4,10 +4,12 @@ Shapes: R rows of the generator's batch, l tokens of the largest scale.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mvar.generator.config import GeneratorConfig, Mixer
 from mvar.generator.network import Generator
@@ -75,6 +77,7 @@ def _count(decoder: Tokenizer, config: GeneratorConfig, mixers: list[Mixer]) -> 
     with torch.device("meta"):
         generator = Generator(replace(config, depth=len(mixers), attention=attention, mamba=mamba)).eval()
     sampler = Sampler(decoder, generator, seed=0, settings=SamplingSettings(guidance=1.0, **UNFILTERED))
+    sampler.noise = no_noise
     with _counter() as drawing:
         canvas = sampler.start(torch.tensor([0]), [0])  # of class 0, the null class of a model without classes
         for _ in range(sampler.scales):
@@ -82,6 +85,11 @@ def _count(decoder: Tokenizer, config: GeneratorConfig, mixers: list[Mixer]) -> 
     branches = 2 if canvas.guided else 1
     carried = [t for block in canvas.state.blocks for part in block if part is not None for t in part]
     return drawing.get_total_flops(), sum(t.nbytes for t in carried) // branches
+
+
+def no_noise(index: Sequence[int], k: int, shape: Sequence[int], at: Tensor | None, device: torch.device) -> Tensor:
+    """For a sampler on the meta device, where computing noise takes longer than all products and gives no numbers."""
+    return torch.empty((), device=device)
 
 
 def fitting_batch(tokenizer: TokenizerConfig, generator: GeneratorConfig, device: torch.device) -> int:
