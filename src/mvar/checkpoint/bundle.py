@@ -36,6 +36,7 @@ FORMAT, VERSION = "mvar-bundle", 1
 CONFIG, TOKENIZER, GENERATOR = "config.json", "tokenizer.safetensors", "generator.safetensors"
 CLASSES, CARD = "classes.json", "README.md"
 TAGS = ["image-generation", "autoregressive", "m-var", "vq-vae"]  # by which the hub finds models
+HELD = 2**24  # bytes of weights that are read before their file is opened again
 MOST_MISFITS = 5  # that an error names
 MOST_CLASSES = 20  # that a card names; classes.json has them all
 
@@ -268,7 +269,7 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if wrong := misfit(found, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
             raise ValueError(f"{path}: does not fit {CONFIG}: {wrong}")
-        state = {name: _read(path, name, tensor.dtype) for name, tensor in tensors.items()}
+        state = _read(path, tensors)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); the file is damaged or incomplete") from error
     if problem := damage(state):
@@ -277,10 +278,21 @@ def _fill(network: Tokenizer | Generator, path: Path) -> None:
     network.eval()
 
 
-def _read(path: Path, name: str, dtype: torch.dtype) -> Tensor:
-    """One tensor; the file is opened for it alone, as what was read from an open file counts as memory in use."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name).to(dtype, copy=True)
+def _read(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, in the dtypes of these.
+
+    The file is opened again after some megabytes, as what was read from an open file counts as memory in use.
+    """
+    state: dict[str, Tensor] = {}
+    names = list(tensors)
+    while names:
+        with safe_open(path, framework="pt") as file:
+            read = 0
+            while names and read < HELD:
+                name = names.pop(0)
+                state[name] = file.get_tensor(name).to(tensors[name].dtype, copy=True)
+                read += state[name].nbytes
+    return state
 
 
 def misfit(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str | None:
