@@ -78,8 +78,8 @@ class Processes:
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(end - time.monotonic(), 0))
-        codes = [process.exitcode for process in self.processes]
-        assert None not in codes, self.errors()
+        codes = [process.exitcode for process in self.processes if process.exitcode is not None]
+        assert len(codes) == len(self.processes), self.errors()
         return codes
 
     def finish(self) -> None:
@@ -87,7 +87,9 @@ class Processes:
         assert not any(self.wait()), self.errors()
 
     def send(self, number: signal.Signals, rank: int = 0) -> None:
-        os.kill(self.processes[rank].pid, number)
+        process = self.processes[rank].pid
+        assert process is not None
+        os.kill(process, number)
 
     def kill(self) -> None:
         for process in self.processes:

@@ -128,5 +128,5 @@ def test_a_page_that_cannot_be_built_says_so(monkeypatch, capsys, error):
     monkeypatch.setattr(page, "mount", mount)
     app = FastAPI()
     asyncio.run(page.open_page(app, SimpleNamespace(loaded=loaded, ready=True)))
-    assert "changed\nmvar: there is no page" in capsys.readouterr().err
+    assert "changed\nmvar: the page failed" in capsys.readouterr().err
     assert "/" not in [route.path for route in app.router.routes]

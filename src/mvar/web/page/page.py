@@ -79,28 +79,33 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
         key: that a user has to give, where there is one.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        mounted = await _mounted(app, service, path, key)
+        # What Gradio would do when the server starts.
+        async with mounted.router.lifespan_context(mounted):
+            mounted.get_blocks().run_startup_events()
+            await mounted.get_blocks().run_extra_startup_events()
+            mounted.startup_events_triggered = True  # else a request, which takes no key, would start them again
+            try:
+                await asyncio.Event().wait()
+            finally:
+                mounted.stop_event.set()  # ends the request that each open page keeps under way
+    except Exception as error:
+        if service.ready:  # else it is of models, which the command prints
+            traceback.print_exception(error)
+            print("mvar: the page failed; the API is not affected", file=sys.stderr)
+
+
+async def _mounted(app: FastAPI, service: Service, path: str, key: str | None) -> "App":
+    """Mount the page once the models are loaded; until then its address says that they are."""
     waiting = Route(path, _starting)
     app.router.routes.append(waiting)
     try:
         await service.loaded()  # quicker without Gradio's import beside it
         await asyncio.to_thread(import_module, "gradio")
-        mounted = await asyncio.to_thread(mount, app, service, path, key)
-    except Exception as error:
-        if service.ready:  # else it is of models, which the command prints
-            traceback.print_exception(error)
-            print("mvar: there is no page, as it could not be built; the API is not affected", file=sys.stderr)
-        return
+        return await asyncio.to_thread(mount, app, service, path, key)
     finally:
         app.router.routes.remove(waiting)
-    # What Gradio would do when the server starts.
-    async with mounted.router.lifespan_context(mounted):
-        mounted.get_blocks().run_startup_events()
-        await mounted.get_blocks().run_extra_startup_events()
-        mounted.startup_events_triggered = True  # else a request, which takes no key, would start them again
-        try:
-            await asyncio.Event().wait()
-        finally:
-            mounted.stop_event.set()  # ends the request that each open page keeps under way
 
 
 def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = None) -> "App":
