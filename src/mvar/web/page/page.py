@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16  # of each kind of event; their images share the model's steps
 WAITING = 64  # events
-SESSIONS = 256  # whose states are kept, the latest; Gradio's own limit is 10,000, and each can hold megabytes
+SESSIONS = 256  # latest, whose states are kept: each holds 0.3 MB of the page's configuration, and up to 12 samples
 NEEDED = re.compile(  # of Gradio's paths
     r"/(config|theme\.css|favicon\.ico|manifest\.json|login|logout|(assets|static|svelte)/.*"
     r"|gradio_api/(queue/(join|data)|run/predict|cancel|reset|upload|upload_progress|heartbeat/[^/]*|startup-events|file=/.*))?"
