@@ -12,8 +12,6 @@ from itertools import count
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
 from PIL import Image
 
 from mvar.web.api.schemas import Classifying, Edit, Generation, Scoring, Variation
@@ -302,6 +300,9 @@ def test_what_is_hardly_http_is_closed_or_refused(served, until):
 
 
 def test_schemathesis_finds_no_failure_of_the_server(served):
+    import schemathesis  # takes a second, which only one of several processes needs
+    from hypothesis import HealthCheck, Phase, given, settings
+
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
     assert "422" not in served.http.get("/openapi.json").text
     tried = []

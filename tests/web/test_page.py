@@ -23,7 +23,7 @@ from mvar.model import load
 
 from .page_server import Server
 
-if find_spec("gradio") is None:  # which only the server imports, as that takes seconds
+if find_spec("gradio") is None:  # importing it takes seconds, which only servers need
     pytest.skip("the page's packages are not installed", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
