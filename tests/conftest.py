@@ -62,9 +62,13 @@ def fashion_excerpt(fashion_arrays, tmp_path_factory) -> Path:
     return root
 
 
+# Their tests share a start of half a minute, which a worker that steals some of them would repeat, or last as long.
+FIRST = ("test_parallel.py", "test_page.py", "test_work.py", "test_load.py")
+
+
 def pytest_collection_modifyitems(items):
-    """What shares a start of half a minute comes first, as a worker that steals some of it would repeat the start."""
-    items.sort(key=lambda item: item.path.name not in ("test_parallel.py", "test_page.py"))
+    """At the end of a run long tests would leave one of the workers without work."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 def pytest_collection_finish():
