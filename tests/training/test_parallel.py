@@ -143,7 +143,9 @@ def test_a_rank_that_dies_is_named_and_torchrun_ends_the_others(runs, tmp_path):
     config = replace(runs[1], parallel="ddp", steps=100_000, out=str(tmp_path / "run"), **EVERY)
     jobs = tmp_path / "jobs.json"
     jobs.write_text(json.dumps([job(config)]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", WORKER, jobs]
+    # torchrun looks every 2 s, so that the other rank has time to say what it misses.
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "2"]
+    command = [sys.executable, "-m", *torchrun, WORKER, jobs]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as run:
