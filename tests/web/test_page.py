@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -170,21 +171,37 @@ def test_nothing_else_of_gradio_can_be_reached(server, page):
         assert (answer.status, answer.json()["error"]["code"]) == (404, "not_found"), path
 
 
-def test_no_address_that_a_client_names_is_fetched(server, page):
+def id_of(config, name):
+    return next(c["id"] for c in config["components"] if c["props"].get("elem_id") == name)
+
+
+def test_no_address_or_file_that_a_client_names_is_read(server, page, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     found = page.request.get(f"{server.address}config").json()
     uploads = [event["id"] for event in found["dependencies"] if event["targets"][0][1] == "upload"]
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/photo.png"
-        for event in uploads:
-            file = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
+        refusals = {
+            address: "URLs are not fetched; upload a file",
+            str(tmp_path / "photo.png"): "it was not uploaded by a user",
+        }
+        for event, (place, refusal) in product(uploads, refusals.items()):
+            file = {"path": place, "url": place, "meta": {"_type": "gradio.FileData"}}
             body = {"data": [file, "tiny"], "fn_index": event, "session_hash": "any"}
             assert page.request.post(f"{server.address}gradio_api/queue/join", data=body).ok
             answer = page.request.get(f"{server.address}gradio_api/queue/data?session_hash=any").text()
-            assert "URLs are not fetched; upload a file" in answer
+            assert refusal in answer
+            assert "Image loaded" not in answer
         with pytest.raises(BlockingIOError):
             listening.accept()
     assert len(uploads) == 2
+    (draw_event,) = (e for e in found["dependencies"] if e["targets"] == [[id_of(found, "draw"), "click"]])
+    file = {"path": str(tmp_path / "photo.png"), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file] * len(draw_event["inputs"]), "fn_index": draw_event["id"], "session_hash": "other"}
+    page.request.post(f"{server.address}gradio_api/queue/join", data=body)
+    answer = page.request.get(f"{server.address}gradio_api/queue/data?session_hash=other").text()
+    assert "it was not uploaded by a user" in answer
 
 
 def test_generate_draws_what_the_library_draws_and_says_how(page, server, bundle, tmp_path):
@@ -226,7 +243,9 @@ def test_an_error_is_a_sentence_in_the_line_and_a_message(page):
     fill(page, top_p, "0.96")
     count = page.get_by_label("number input for Number of images").locator("visible=true")
     fill(page, count, "10")
-    press(page, "#draw", "Request failed. too many requests are waiting")  # after the line has said that it waits
+    press(
+        page, "#draw", "Request failed. n = 10: this server takes at most 8 images"
+    )  # after the line has said that it waits
     assert page.locator(".status:visible progress").count() == 0
     fill(page, count, "4")
 

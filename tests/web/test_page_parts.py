@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import io
+import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +15,13 @@ from mvar.web.messages import Card, Drawn, Partial
 
 pytest.importorskip("gradio", reason="the page's packages are not installed")
 
-from mvar.web.page.asking import Asked
+from mvar.web.page.asking import HOUR, Asked
 from mvar.web.page.compare import counterpart
 from mvar.web.page.generate import drawing
+from mvar.web.page.page import UNFINISHED, delete_old
 from mvar.web.page.pictures import SHOWN, png
 from mvar.web.page.sources import Held, read
+from mvar.web.service import Limits
 
 CARD = Card(
     name="one",
@@ -33,6 +37,8 @@ CARD = Card(
 
 def test_each_image_is_encoded_once_and_shown_small_and_saved_in_full(monkeypatch):
     class Service:
+        limits = Limits()
+
         def card(self, name):
             return CARD
 
@@ -67,3 +73,16 @@ def test_a_class_of_one_model_is_found_in_another_in_any_case():
 def test_an_upload_that_was_deleted_is_asked_for_again(tmp_path):
     with pytest.raises(ValueError, match="upload the image again"):
         asyncio.run(read(Held(str(tmp_path / "gone.png")), (8, 8)))
+
+
+def test_old_uploads_and_what_is_left_of_broken_ones_are_deleted(tmp_path):
+    ages = {"a/whole.png": HOUR - 60, "b/old.png": HOUR + 60, "tmp1": UNFINISHED - 60, "tmp2": UNFINISHED + 60}
+    for name, age in ages.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    delete_old(tmp_path)
+    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} == {
+        "a/whole.png",
+        "tmp1",
+    }

@@ -202,10 +202,9 @@ class Guard:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
         if scope["path"] == UPLOAD:  # goes to a file, once the user is known
-            return _limited(receive)
+            return _limited(receive, self.options.body_seconds)
         form = headers.get("content-type", "").lower().startswith("multipart/")
         most = MOST_OTHER if not is_api(scope["path"]) else MOST_BODY if form else MOST_JSON
-        close = {"Connection": "close"}
         too_large = _too_large(most)
         body, more, size = bytearray(), True, 0
         try:
@@ -223,8 +222,7 @@ class Guard:
                         raise too_large
                     more = message.get("more_body", False)
         except TimeoutError as error:
-            text = f"body: not complete within {self.options.body_seconds:g} s"
-            raise Problem(408, text, None, "slow_body", headers=close) from error
+            raise _too_slow(self.options.body_seconds) from error
         if size > most:
             raise too_large
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
@@ -262,14 +260,19 @@ class Guard:
         print(json.dumps(line), file=sys.stderr, flush=True)
 
 
-def _limited(receive: Receive) -> Receive:
-    """The same, but raises once the body is too large."""
-    size = 0
+def _limited(receive: Receive, seconds: float) -> Receive:
+    """The same, but raises once the body is too large, or does not arrive in time."""
+    size, more, until = 0, True, monotonic() + seconds
 
     async def limited() -> Message:
-        nonlocal size
-        message = await receive()
+        nonlocal size, more
+        try:
+            async with asyncio.timeout(max(0.0, until - monotonic()) if more else None):
+                message = await receive()
+        except TimeoutError as error:
+            raise _too_slow(seconds) from error
         size += len(message.get("body", b""))
+        more = message.get("more_body", False)
         if size > MOST_BODY:
             raise _too_large(MOST_BODY)
         return message
@@ -280,6 +283,11 @@ def _limited(receive: Receive) -> Receive:
 def _too_large(most: int) -> Problem:
     text = f"body: larger than {most / 2**20:g} MiB"
     return Problem(413, text, None, "too_large", headers={"Connection": "close"})
+
+
+def _too_slow(seconds: float) -> Problem:
+    text = f"body: not complete within {seconds:g} s"
+    return Problem(408, text, None, "slow_body", headers={"Connection": "close"})
 
 
 def _client(scope: Scope) -> str:

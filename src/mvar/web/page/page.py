@@ -9,7 +9,11 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import time
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16  # of each kind of event; their images share the model's steps
 WAITING = 64  # events
+SWEEPING, UNFINISHED = 60, 120  # seconds: how often old uploads are deleted, and for how long unfinished ones are kept
 SESSIONS = 256  # latest, whose states are kept: each holds 0.3 MB of the page's configuration, and up to 12 samples
 NEEDED = re.compile(  # of Gradio's paths
     r"/(config|theme\.css|favicon\.ico|manifest\.json|login|logout|(assets|static|svelte)/.*"
@@ -78,7 +83,8 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
         path: where it is.
         key: that a user has to give, where there is one.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    uploads = TemporaryDirectory(prefix="mvar-uploads-", ignore_cleanup_errors=True)
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads.name}
     try:
         mounted = await _mounted(app, service, path, key)
         # What Gradio would do when the server starts.
@@ -87,13 +93,28 @@ async def open_page(app: FastAPI, service: Service, path: str = "/", key: str | 
             await mounted.get_blocks().run_extra_startup_events()
             mounted.startup_events_triggered = True  # else a request, which takes no key, would start them again
             try:
-                await asyncio.Event().wait()
+                while True:
+                    await asyncio.sleep(SWEEPING)
+                    await asyncio.to_thread(delete_old, Path(uploads.name))
             finally:
                 mounted.stop_event.set()  # ends the request that each open page keeps under way
     except Exception as error:
         if service.ready:  # else it is of models, which the command prints
             traceback.print_exception(error)
             print("mvar: the page failed; the API is not affected", file=sys.stderr)
+    finally:
+        uploads.cleanup()
+
+
+def delete_old(uploads: Path) -> None:
+    """Delete uploads after an hour, and what is left of those that were cut off, which Gradio never deletes, sooner."""
+    from mvar.web.page.asking import HOUR
+
+    for file in uploads.rglob("*"):
+        kept = UNFINISHED if file.parent == uploads else HOUR  # whole ones are in folders
+        with suppress(FileNotFoundError):  # finished or deleted meanwhile
+            if file.is_file() and time() - file.stat().st_mtime > kept:
+                file.unlink()
 
 
 async def _mounted(app: FastAPI, service: Service, path: str, key: str | None) -> "App":
@@ -136,6 +157,7 @@ def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = Non
         css=CSS,
     )
     mounted: App = app.router.routes[before].app  # type: ignore[attr-defined]
+    mounted.get_blocks().has_launched = True  # else Gradio reads whatever file of this machine a client names
     app.router.routes[before] = _Rest(path.rstrip("/"), app=mounted)
     return mounted
 
@@ -158,10 +180,9 @@ def blocks(service: Service, with_key: bool) -> "gr.Blocks":
     import gradio as gr
 
     from mvar.web.page import compare, edit, generate, grow, understand
-    from mvar.web.page.asking import HOUR
 
     names = ", ".join(service.cards)
-    with gr.Blocks(title=f"mvar: {names}", analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
+    with gr.Blocks(title=f"mvar: {names}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<h1>mvar</h1><p>Images drawn scale by scale by {names}.</p>")
         with gr.Tab("Generate"):
             chosen = generate.build(service, with_key)
