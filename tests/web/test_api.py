@@ -112,6 +112,7 @@ def test_urls_draw_the_image_again(client):
         head, image = httpx.head(found.url), httpx.get(found.url)
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-type"] == "image/webp"
+        assert "content-length" not in head.headers
         assert image.headers["content-type"] == "image/webp"
         assert image.content == base64.b64decode(expected.b64_json)
     first, _, rest = found.url.partition("generations/")
@@ -246,6 +247,9 @@ def test_a_full_queue_and_a_deadline(served, monkeypatch):
     monkeypatch.setattr(served.host, "limits", type(served.host.limits)(seconds=0.0))
     assert served.http.post("/v1/images/generations", json=body).status_code == 504
     assert served.host.waiting == 0
+    monkeypatch.setattr(served.service, "limits", type(served.host.limits)(waiting=1))
+    never = served.http.post("/v1/images/generations", json=body)
+    assert (never.status_code, never.json()["error"]["param"]) == (400, "n")
 
 
 def test_the_documented_calls_work(served, photo, tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from mvar.web.service import RESTARTS, Host, Limits, Service, Source, together
 class Slow:
     """A service that says one thing about each request, and then waits; of label 7 it refuses to go on."""
 
+    limits = Limits()
+
     def __init__(self):
         self.cancelled = set()
 

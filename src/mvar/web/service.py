@@ -124,6 +124,10 @@ async def together(
 
     The first error ends all. Leaving the iteration cancels what is not answered yet. Raises as `Service.ask` does.
     """
+    if len(requests) > service.limits.waiting:  # else refused as busy, again and again
+        raise Refused(
+            f"n = {len(requests)}: this server takes at most {service.limits.waiting} images at once; ask for fewer"
+        )
     arrived = asyncio.Queue[tuple[int, Partial | Answer | Exception]]()
 
     async def follow(i: int, request: Request) -> None:

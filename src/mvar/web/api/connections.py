@@ -20,6 +20,7 @@ class Prompt(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing pauses while anything waits for the client
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:

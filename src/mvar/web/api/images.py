@@ -56,7 +56,9 @@ def router(service: Service, links: Links, count: Count) -> APIRouter:
         if model not in service.hosts:
             raise Problem(404, f"model = {model!r}: no longer served", "model", "model_not_found")
         if request.method == "HEAD":
-            return Response(media_type=f"image/{kind}")
+            head = Response(media_type=f"image/{kind}")
+            del head.headers["Content-Length"]  # which only drawing it would say
+            return head
         (drawn,) = await while_connected(request, draw(service, model, [drawing]))
         count(model, 1, drawn.new_tokens)
         return Response(await in_thread(encoded, drawn.image, kind, quality), media_type=f"image/{kind}")

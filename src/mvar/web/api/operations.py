@@ -14,7 +14,7 @@ from mvar.web.api.errors import SERVER, Problem
 from mvar.web.messages import Broken, Card
 from mvar.web.service import Service
 
-BUCKETS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30, 60, 120)  # seconds
+BUCKETS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30, 60, 120, 300, 1200)  # seconds
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 
 

@@ -14,6 +14,7 @@ from mvar.web.api.uploads import check_pasted
 from mvar.web.messages import Array, Card, Drawn, Editing, Varying
 from mvar.web.page.asking import QUIET, Asked, Results, connect_stop, sentences
 from mvar.web.page.pictures import WAITING, figure, pictures, status
+from mvar.web.page.reproducing import saved
 from mvar.web.page.settings import Controls
 from mvar.web.page.sources import Held, Original, read
 from mvar.web.service import Service, together
@@ -60,7 +61,8 @@ def build(service: Service, chosen: gr.State) -> None:
             async for some in answers:
                 for i, answer in some:
                     if isinstance(answer, Drawn):
-                        after[i] = await in_thread(figure, answer.image, f"after, result {i}", f"after {i}")
+                        file = saved(cards[asked.model], asked, i, edit=how)
+                        after[i] = await in_thread(figure, answer.image, f"result {i}", f"after {i}", file)
                         done += 1
                 line = status(f"{done} of {n} results drawn.", done / n)
                 yield {said: line, result: pictures([first, *after], "pair")}

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from mvar.sampling.labels import file_name
 from mvar.web.api.encoding import in_thread
 from mvar.web.api.schemas import MOST_IMAGES
 from mvar.web.messages import Drawing, Drawn, Partial
@@ -88,6 +87,6 @@ async def drawing(service: Service, asked: Asked, n: int) -> AsyncGenerator[tupl
                     figures[i] = await in_thread(figure, answer.pixels, alts[i], "...")
                 elif isinstance(answer, Drawn):
                     maps[i], samples[i] = scales, Sample(asked=asked, index=i, image=answer.image, maps=answer.maps)
-                    file = f"{file_name(name)}-{asked.seed}-{i}.png", reproducing.facts(card, samples[i])
+                    file = reproducing.saved(card, asked, i)
                     figures[i] = await in_thread(figure, answer.image, alts[i], str(i), file)
             yield pictures(figures), [samples[i] for i in sorted(samples)], sum(maps) / (n * scales)

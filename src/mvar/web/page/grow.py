@@ -12,6 +12,7 @@ from mvar.web.api.encoding import in_thread
 from mvar.web.messages import Drawing, Drawn, Partial, Varying
 from mvar.web.page.asking import QUIET, Results, Sample, connect_stop, sentences, state
 from mvar.web.page.pictures import WAITING, figure, framed, pictures, shown, status
+from mvar.web.page.reproducing import saved
 from mvar.web.page.settings import Controls, class_name
 from mvar.web.service import Service, together
 
@@ -76,7 +77,8 @@ def build(service: Service) -> None:
             async for some in answers:
                 for i, answer in some:
                     if isinstance(answer, Drawn):
-                        figures[i], done = await in_thread(figure, answer.image, f"{alt} {i}", str(i)), done + 1
+                        file = saved(card, found.sample.asked, 1 + i, kept_maps=kept)
+                        figures[i], done = await in_thread(figure, answer.image, f"{alt} {i}", str(i), file), done + 1
                 yield {said: status(f"{done} of {VARIATIONS} drawn.", done / VARIATIONS), variations: pictures(figures)}
         yield {said: status(f"{VARIATIONS} variations that keep {kept} of {len(card.shapes)} maps.")}
 

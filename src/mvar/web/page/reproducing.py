@@ -4,10 +4,10 @@ import json
 import shlex
 from typing import Any
 
-from mvar.sampling.labels import label_ids, parse_labels
+from mvar.sampling.labels import file_name, label_ids, parse_labels
 from mvar.web.api.schemas import NAMES
 from mvar.web.messages import Card
-from mvar.web.page.asking import Asked, Sample
+from mvar.web.page.asking import Asked
 from mvar.web.page.settings import class_name
 from mvar.web.service import Source
 
@@ -48,18 +48,19 @@ def curl(address: str, card: Card, asked: Asked, n: int, with_key: bool) -> str:
     )
 
 
-def facts(card: Card, sample: Sample) -> dict[str, Any]:
-    """What decided a sample, in full: written into its file."""
-    asked = sample.asked
-    return {
+def saved(card: Card, asked: Asked, index: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    """The name of an image's file, and what is written into it: what decided the image, and `more`."""
+    facts = {
         "model": asked.model,
         "class": class_name(card, asked.label),
         "label": asked.label,
         "seed": asked.seed,
-        "index": sample.index,
+        "index": index,
         **card.defaults,
         **asked.settings,
+        **more,
     }
+    return f"{file_name(facts['class'])}-{asked.seed}-{index}.png", facts
 
 
 def label_text(card: Card, label: int | None) -> str:

@@ -72,8 +72,9 @@ class Settings:
 
 def asked(card: Card, label: int | None, seed: float | None, settings: Sequence[Any]) -> Asked:
     """What these values of controls ask a model for; raises ValueError with a line for each that is wrong."""
-    if seed is None:
-        raise ValueError("seed: is empty; give a whole number, or press New seed")
+    if seed is None or not (0 <= seed <= MOST_SEED and seed == int(seed)):
+        given = "is empty" if seed is None else f"is {seed:g}"
+        raise ValueError(f"seed {given}: give a whole number from 0 to {MOST_SEED:,}, or press New seed")
     found = {}
     for (name, option), value in zip(OPTIONS.items(), settings, strict=True):
         found[name] = read(option, value.strip() if isinstance(value, str) else value)
@@ -100,6 +101,8 @@ def chosen_class(card: Card, value: int | str | None) -> int | None:
         ValueError: what was typed names no class, or several.
     """
     if isinstance(value, int):
+        if value != NO_CLASS and not 0 <= value < len(card.classes):  # chosen before the model was
+            raise ValueError("class: is of another model; choose it again")
         return None if value == NO_CLASS else value
     try:
         return find_class(value or "", card.classes)
@@ -126,7 +129,7 @@ def class_choices(card: Card) -> list[tuple[str, int]]:
 
 def seed_choice() -> gr.Number:
     """A seed, and a button for another one."""
-    seed = gr.Number(value=0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, scale=3, min_width=120)
+    seed = gr.Number(value=0, label="Seed", scale=3, min_width=120)
     button = gr.Button("New seed", scale=1, min_width=100, size="md")
     button.click(None, None, seed, js=NEW_SEED, api_visibility="private")
     return seed
