@@ -15,10 +15,12 @@ from mvar.web.messages import Card, Drawn, Partial
 
 pytest.importorskip("gradio", reason="the page's packages are not installed")
 
+from mvar.web.api.errors import Problem
+from mvar.web.api.security import UPLOAD
 from mvar.web.page.asking import HOUR, Asked
 from mvar.web.page.compare import counterpart
 from mvar.web.page.generate import drawing
-from mvar.web.page.page import UNFINISHED, delete_old
+from mvar.web.page.page import MOST_UPLOADED, UNFINISHED, _Rest, delete_old
 from mvar.web.page.pictures import SHOWN, png
 from mvar.web.page.sources import Held, read
 from mvar.web.service import Limits
@@ -86,3 +88,21 @@ def test_old_uploads_and_what_is_left_of_broken_ones_are_deleted(tmp_path):
         "a/whole.png",
         "tmp1",
     }
+
+
+def test_uploads_are_refused_where_those_before_fill_the_disk(tmp_path, monkeypatch):
+    answered = []
+
+    async def app(scope, receive, send):
+        answered.append(scope["path"])
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    rest = _Rest("", app=app)
+    for path in (UPLOAD, "/config"):
+        asyncio.run(rest.handle({"path": path}, None, None))
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(MOST_UPLOADED + 1)  # which takes no space
+    asyncio.run(rest.handle({"path": "/config"}, None, None))
+    with pytest.raises(Problem, match="as many uploads as it can"):
+        asyncio.run(rest.handle({"path": UPLOAD}, None, None))
+    assert answered == [UPLOAD, "/config", "/config"]

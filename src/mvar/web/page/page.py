@@ -20,8 +20,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from PIL import Image
 from starlette.routing import Match, Mount, Route
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
+from mvar.web.api.errors import Problem
+from mvar.web.api.security import UPLOAD
 from mvar.web.api.uploads import MOST_BYTES, MOST_PIXELS
 from mvar.web.service import Service
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16  # of each kind of event; their images share the model's steps
 WAITING = 64  # events
 SWEEPING, UNFINISHED = 60, 120  # seconds: how often old uploads are deleted, and for how long unfinished ones are kept
+MOST_UPLOADED = 2 * 2**30  # bytes of all uploads that are not deleted yet
 SESSIONS = 256  # latest, whose states are kept: each holds 0.3 MB of the page's configuration, and up to 12 samples
 NEEDED = re.compile(  # of Gradio's paths
     r"/(config|theme\.css|favicon\.ico|manifest\.json|login|logout|(assets|static|svelte)/.*"
@@ -118,7 +121,7 @@ def delete_old(uploads: Path) -> None:
 
 
 async def _mounted(app: FastAPI, service: Service, path: str, key: str | None) -> "App":
-    """Mount the page once the models are loaded; until then its address says that they are."""
+    """Mount the page once the models are loaded; until then its address says that they are being loaded."""
     waiting = Route(path, _starting)
     app.router.routes.append(waiting)
     try:
@@ -139,10 +142,12 @@ def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = Non
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-    before = len(app.router.routes)
+    page = blocks(service, key is not None)
+    page.has_launched = True  # else Gradio reads whatever file of this machine a client names
+    apart = FastAPI()  # so that nothing of the page can be reached but through `_Rest`
     gr.mount_gradio_app(
-        app,
-        blocks(service, key is not None),
+        apart,
+        page,
         path,
         auth=None if key is None else lambda user, password: hmac.compare_digest(password.encode(), key.encode()),
         auth_message="Enter any user name, and the server's API key as the password.",
@@ -156,9 +161,8 @@ def mount(app: FastAPI, service: Service, path: str = "/", key: str | None = Non
         theme=theme,
         css=CSS,
     )
-    mounted: App = app.router.routes[before].app  # type: ignore[attr-defined]
-    mounted.get_blocks().has_launched = True  # else Gradio reads whatever file of this machine a client names
-    app.router.routes[before] = _Rest(path.rstrip("/"), app=mounted)
+    mounted: App = apart.router.routes[-1].app  # type: ignore[attr-defined]
+    app.router.routes.append(_Rest(path.rstrip("/"), app=mounted))
     return mounted
 
 
@@ -168,6 +172,22 @@ class _Rest(Mount):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         needed = NEEDED.fullmatch(scope["path"].removeprefix(self.path))
         return super().matches(scope) if needed else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].endswith(UPLOAD):
+            await asyncio.to_thread(check_room, Path(os.environ["GRADIO_TEMP_DIR"]))
+        await super().handle(scope, receive, send)
+
+
+def check_room(uploads: Path) -> None:
+    """Raise a problem where uploads take as much of the disk as they may."""
+    size = 0
+    for file in uploads.rglob("*"):
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            size += file.stat().st_size
+    if size > MOST_UPLOADED:
+        text = "the server holds as many uploads as it can; try again in some minutes"
+        raise Problem(429, text, None, "busy", "rate_limit_error", {"Retry-After": "600"})
 
 
 async def _refuse(url: str, cache_dir: str) -> str:

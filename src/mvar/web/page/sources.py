@@ -98,6 +98,11 @@ class Original:
             own = {label: index} if name == sample.asked.model else {}
             yield await loaded(Held(sample.image), name, "Sample loaded.") | own
 
+        @sentences(said)
+        async def run_model(held: Held | None, name: str) -> Results:  # whose images may have another aspect
+            yield {said: gr.skip()} if held is None else await loaded(held, name, "Image loaded.")
+
         places = [self.held, said, *([] if editor is None else [editor])]
         self.upload.upload(run_upload, [self.upload, model], places, **QUIET)
+        model.change(run_model, [self.held, model], places, **QUIET)
         self.take.click(run_take, [chosen, model], [label, *places], **QUIET)
