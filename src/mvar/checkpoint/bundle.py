@@ -290,8 +290,9 @@ def _read(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             read = 0
             while names and read < HELD:
                 name = names.pop(0)
-                state[name] = file.get_tensor(name).to(tensors[name].dtype, copy=True)
-                read += state[name].nbytes
+                stored = file.get_tensor(name)
+                state[name] = stored.to(tensors[name].dtype, copy=True)
+                read += stored.nbytes
     return state
 
 
