@@ -72,6 +72,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def with_verdict(parts: Sequence[str], sentences: Sequence[str]) -> str:
+    """Paragraphs of a study's section, and the verdict as the last one if there is any."""
+    verdict = [f"**Verdict.** {' '.join(sentences)}"] if sentences else []
+    return "\n\n".join([*parts, *verdict])
+
+
 def shown(reports: Path, pattern: str, text: Callable[[Mapping[str, Any]], str], page: Path) -> str:
     """Reports of a folder as Markdown: the text of each, and the figure beside it, linked from the page's folder."""
     parts = []

@@ -14,7 +14,7 @@ from mvar.studies.comparing.records import LOSS, MINUTES, Row, Spread
 from mvar.studies.comparing.timing import Times
 from mvar.studies.comparing.verdict import verdict
 from mvar.studies.distance import NAME as DISTANCE
-from mvar.studies.page import fill, markers, table
+from mvar.studies.page import fill, markers, table, with_verdict
 from mvar.text import counted
 
 NAME = "studies"  # of the page's markers
@@ -83,7 +83,7 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
         (study.plot or figures.plot)(rows, times, figure)
         parts.append(f"![{study.title}: loss and distance of each variant]({os.path.relpath(figure, page)})")
     found = study.conclude(rows, times) if study.conclude else verdict(rows, study.baseline)
-    return "\n\n".join([*parts, *(f"**Verdict.** {sentence}" for sentence in found)])
+    return with_verdict(parts, found)
 
 
 def _heading(row: Row, data: DataSet) -> str:

@@ -1,13 +1,14 @@
 """Which variants of a study differ from its baseline by more than chance explains."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from mvar.studies.comparing.records import LOSS, Row
 from mvar.studies.distance import NAME
 
-JUDGED = {LOSS: "loss", "distance": NAME}
+JUDGED = {LOSS: "the loss", "distance": NAME}
+SAID = {-1: "smaller", 1: "larger", 0: "not clearly different"}
 
 
 def verdict(rows: Sequence[Row], baseline: str) -> list[str]:
@@ -21,21 +22,31 @@ def verdict(rows: Sequence[Row], baseline: str) -> list[str]:
         return ["One seed: no verdict, as nothing says how much another seed would change."]
     sentences = []
     for at in dict.fromkeys(row.at for row in rows):
+        parts = []
         for measure, label in JUDGED.items():
-            signs: dict[str, set[int]] = {}
+            signs: dict[str, dict[str, int]] = {}
             for data in dict.fromkeys(row.data for row in rows):
                 for variant, sign in _signs([row for row in rows if row[1:3] == (data, at)], baseline, measure).items():
-                    signs.setdefault(variant, set()).add(sign)
-            named = {
-                "smaller": [name for name, found in signs.items() if found == {-1}],
-                "larger": [name for name, found in signs.items() if found == {1}],
-                "not clearly different, or not alike on all data": [
-                    name for name, found in signs.items() if found not in ({-1}, {1})
-                ],
-            }
-            parts = "; ".join(f"{what}: {', '.join(names) if names else 'none'}" for what, names in named.items())
-            sentences.append(f"At {at}, {label} compared with {baseline}'s: {parts}.")
+                    signs.setdefault(variant, {})[data] = sign
+            parts.append(f"{label} is {_said(signs)}")
+        sentences.append(f"Compared with {baseline} at {at}, {'; '.join(parts)}.")
     return sentences
+
+
+def _said(signs: Mapping[str, Mapping[str, int]]) -> str:
+    """What the signs come to that the variants have on each data set."""
+    kinds: dict[str, list[str]] = {said: [] for said in SAID.values()}
+    for variant, found in signs.items():
+        kind = SAID[next(iter(found.values()))]
+        if len(set(found.values())) > 1:
+            kind = " and ".join(f"{SAID[sign]} on {data}" for data, sign in found.items() if sign)
+        kinds.setdefault(kind, []).append(f"*{variant}*")
+    if len(kinds[SAID[0]]) == len(signs):
+        return f"{SAID[0]} for any variant"
+    listed = {
+        kind: " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) for kind, names in kinds.items() if names
+    }
+    return ", ".join(f"{kind} for {names}" for kind, names in listed.items())
 
 
 def _signs(rows: Sequence[Row], baseline: str, measure: str) -> dict[str, int]:

@@ -42,7 +42,7 @@ from mvar.sampling.protocol import hashes
 from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule
 from mvar.settings import Many, check
 from mvar.studies.measuring import batches, load_with_generator, validation_tokens
-from mvar.studies.page import read_json, shown
+from mvar.studies.page import read_json, shown, with_verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +155,7 @@ def table(report: Report) -> str:
 def results(reports: Path, page: Path) -> str:
     """What was measured of each model, and the verdict, as Markdown of a page in this folder."""
     found = [read_json(path, "reports") for path in sorted(reports.glob(f"{NAME}-*.json"))]
-    return "\n\n".join([shown(reports, f"{NAME}-*.json", table, page), *verdict(found)])
+    return with_verdict([shown(reports, f"{NAME}-*.json", table, page)], verdict(found))
 
 
 def verdict(reports: Sequence[Report]) -> list[str]:
@@ -167,7 +167,7 @@ def verdict(reports: Sequence[Report]) -> list[str]:
         prefers = "prefers" if all(more) else "does not prefer" if not any(more) else "only on some data prefers"
         back = _range([report["score"]["back"][0] for report in scored])
         sentences.append(
-            f"**Verdict.** {_range(inside)} of the attention score lies inside a scale (the paper: "
+            f"{_range(inside)} of the attention score lies inside a scale (the paper: "
             f"{_range([score for _, score in PAPER.values()])}). If every visible key got the same, it would be "
             f"{_range(even)}, so attention {prefers} its own scale. {back} of the score on coarser scales goes to the "
             "scale just before."
@@ -175,7 +175,7 @@ def verdict(reports: Sequence[Report]) -> list[str]:
     if left := [
         _mean_left(block["state"], 1) for report in reports for block in report["blocks"] if block["state"] is not None
     ]:
-        sentences.append(f"**Verdict.** After one more scale, {_range(left)} of Mamba's state is left, by block.")
+        sentences.append(f"After one more scale, {_range(left)} of Mamba's state is left, by block.")
     return sentences
 
 

@@ -11,16 +11,14 @@
 | VAR-d30 | 2.0 B | 0.7 | M-VAR-d32 | 3.0 B | 1 |
 | VAR-d36, 512 px | | 2 | M-VAR-d24, 512 px | | 1 |
 
-To expect: parameters as in the paper but for rounding, except for M-VAR-d32: depth 32 has 3.66 B, and 3.0 B fit depth
-30 (3.02 B). M-VAR takes 1.44 to 1.48 times the FLOP of VAR of its depth. At 512 px, VAR-d36-s takes 2.3 times those of
-M-VAR-d24, and took 2.3 times its seconds on two cores of an AMD EPYC. At 256 px small models were quicker there than
-the paper's share of M-VAR-d32 (VAR-d12 0.09, M-VAR-d12 0.11), which may count what does not grow with depth. The
-estimate below was 10 % above M-VAR-d12 drawn whole and 4 % above d16.
+The command took 8 minutes on two cores of an AMD EPYC. To expect: parameters as in the paper but for rounding, except
+for M-VAR-d32: depth 32 has 3.66 B, and 3.0 B fit depth 30 (3.02 B). At 256 px small models take a smaller share of
+M-VAR-d32's time than in the paper, which may count what does not grow with depth.
 
 Weights are random, which take as long as trained ones. Large models neither fit side by side nor draw within a minute,
 so each is drawn with two of its blocks, and the blocks' part of its time is scaled to its depth; M-VAR-d12 and d16 are
-also drawn whole, to check this. The decoder is timed once a round for each image size. One image, with guidance, on the
-CPU; the paper's times are of a GPU and a batch that it does not name.
+also drawn whole, to check this: the estimates were 10 and 4 % above. The decoder is timed once a round for each image
+size. One image, with guidance, on the CPU; the paper's times are of a GPU and a batch that it does not name.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -44,7 +42,7 @@ from mvar.generator.network import Generator
 from mvar.machine import check_memory
 from mvar.sampling.cost import cost
 from mvar.settings import Count, check
-from mvar.studies.page import shown
+from mvar.studies.page import read_json, shown, with_verdict
 from mvar.tokenizer.network import Tokenizer
 
 if TYPE_CHECKING:
@@ -133,7 +131,7 @@ def run(rounds: int, out: Path, dtype: str = "float32", cases: Sequence[str] | N
             "two_blocks": {part: median(getattr(s, part) for s in splits[name]) for part in Split._fields},
             "whole": median(map(sum, whole)) if whole else None,
             "reference": reference,
-            "relative": reference and median(a / b for a, b in zip(seconds[name], seconds[reference], strict=True)),
+            "relative": reference and _relative(seconds[name], seconds[reference]),
             "paper": dict(zip(("parameters", "time"), published, strict=True)),
         }
         results.append(result)
@@ -213,7 +211,37 @@ def table(report: Report) -> str:
 
 def results(reports: Path, page: Path) -> str:
     """What was measured, as Markdown of a page in this folder."""
-    return shown(reports, f"{NAME}.json", table, page)
+    found = [sentence for path in reports.glob(f"{NAME}.json") for sentence in verdict(read_json(path, "reports"))]
+    return with_verdict([shown(reports, f"{NAME}.json", table, page)], found)
+
+
+def verdict(report: Report) -> list[str]:
+    """M-VAR beside the VAR of its depth, and at 512 px the VAR that the paper compares with M-VAR-d24."""
+    found = {r["name"]: r for r in report["results"]}
+    sentences = []
+    if pairs := [(r, found[f"var-{name}"]) for name, r in found.items() if f"var-{name}" in found]:
+        flop, time = _ratios(pairs)
+        sentences.append(f"M-VAR takes {flop} times the FLOP of VAR of its depth, and {time} times its time.")
+    if {"var-d36-s", "d24-512"} <= found.keys():
+        flop, time = _ratios([(found["var-d36-s"], found["d24-512"])])
+        sentences.append(
+            f"At 512 px, VAR-d36-s takes {flop} times the FLOP and {time} times the time of M-VAR-d24 (the paper: "
+            f"{found['var-d36-s']['paper']['time']:g} times the time)."
+        )
+    return sentences
+
+
+def _ratios(pairs: Sequence[tuple[Report, Report]]) -> list[str]:
+    """What the first of each pair takes of FLOP and of time, relative to the second: the range over pairs."""
+    flop = [a["generator_flop"] / b["generator_flop"] for a, b in pairs]
+    time = [_relative(a["rounds"], b["rounds"]) for a, b in pairs]
+    ends = [(f"{min(ratios):.2f}", f"{max(ratios):.2f}") for ratios in (flop, time)]
+    return [low if low == high else f"{low} to {high}" for low, high in ends]
+
+
+def _relative(rounds: Sequence[float], others: Sequence[float]) -> float:
+    """Seconds relative to others of the same rounds: the median over rounds."""
+    return median(a / b for a, b in zip(rounds, others, strict=True))
 
 
 def plot(report: Report) -> "Figure":

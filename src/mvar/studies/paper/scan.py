@@ -4,7 +4,7 @@
 
 The paper reads every map row by row (raster) with a state of 64, and does not compare other ways. Here rows also take
 turns in direction (snake); or each map is read in both directions, which needs a second pass but no parameters; or
-attention over this and the last scale (as HMAR, Kumbong et al. 2025) stands in Mamba's place.
+attention over this and the last scale ("recent", as HMAR, Kumbong et al. 2025) stands in Mamba's place.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
         M_VAR: base,
         "snake": replace(base, scan="snake"),
         "both directions": replace(base, scan="bidirectional"),
-        "no Mamba, attention to the last scale too": replace(base, attention="recent", mamba=False),
+        "recent attention instead of Mamba": replace(base, attention="recent", mamba=False),
         **{f"state of {size}": replace(base, state_size=size) for size in SIZES},
     }
 
