@@ -37,7 +37,6 @@ def toy(bundle) -> Scale:
         training={**SCALES["small"].training, "batch_size": 4, "val_images": 8, "validate_every": 1000},
         steps=2,
         rates=(1e-3, 1e-2),
-        trial_steps=1,
         data=(fashion,),
         sizes=((1, 32), (2, 32), (3, 64)),
     )

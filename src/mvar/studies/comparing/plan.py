@@ -62,8 +62,8 @@ class Scale:
         training: values of `GeneratorTraining`; the learning rate is a run's own.
         steps: optimizer steps of M-VAR, and of all others at equal steps.
         longer: the same for studies, by name, that need more to show what they are about.
-        rates: learning rates to choose from, for 256 images; a single one is taken as it is.
-        trial_steps: optimizer steps of the runs that choose it, on the first data set.
+        rates: learning rates to choose from, for 256 images, by runs of `steps` on the first data set, as shorter ones
+            favour large rates; a single one is taken as it is.
         data: what is trained on.
         spread: whether the processes of torchrun share each run, in place of having runs of their own.
         equal_minutes: whether every variant is also measured after the minutes that M-VAR takes, where these are known.
@@ -76,7 +76,6 @@ class Scale:
     steps: int
     longer: Mapping[str, int] = field(default_factory=dict)
     rates: tuple[float, ...]
-    trial_steps: int = 0
     data: tuple[DataSet, ...]
     spread: bool = False
     equal_minutes: bool = True
@@ -259,8 +258,7 @@ SCALES = {
         training=_SMALL_TRAINING,
         steps=400,
         longer={"mixers": 1200, "width-depth": 1200},
-        rates=(6.25e-2, 1.25e-1, 2.5e-1),
-        trial_steps=100,
+        rates=(3.125e-2, 6.25e-2, 1.25e-1),
         data=(FASHION, ICONS),
         sizes=((2, 64), (3, 96), (4, 128), (5, 160)),
     ),
@@ -270,7 +268,6 @@ SCALES = {
         training={**_SMALL_TRAINING, "batch_size": 128, "ema": 0.999, "val_images": 1000},
         steps=4000,
         rates=(1e-3, 2e-3, 4e-3),
-        trial_steps=500,
         data=(FULL_ICONS,),
         sizes=((4, 128), (6, 192), (8, 256), (12, 384)),
     ),

@@ -54,10 +54,10 @@ def check(data: DataSet, contents: Mapping[str, str], reports: Path) -> None:
 
 
 def trials(model: GeneratorConfig, scale: Scale) -> list[Run]:
-    """The short runs that choose a variant's learning rate, on the first data set; none where there is no choice."""
+    """The runs that choose a variant's learning rate, on the first data set; none where there is no choice."""
     if len(scale.rates) == 1:
         return []
-    data, marks = scale.data[0], (scale.trial_steps,)
+    data, marks = scale.data[0], (scale.steps,)
     return [
         Run(scale=scale, data=data, model=model, seed=0, rate=rate, marks=marks, sampled=False) for rate in scale.rates
     ]
@@ -124,7 +124,7 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
         own = runs(study, model, scale, data, reports, seeds)
         found = [read(run, reports) for run in own]
         used |= {path_of(run, reports).name: record for run, record in zip(own, found, strict=True)}
-        if data == scale.data[0]:  # whose short runs choose the rates for all data sets
+        if data == scale.data[0]:  # whose trials choose the rates for all data sets
             used |= {path_of(run, reports).name: read(run, reports) for run in trials(model, scale)}
         rate = own[0].rate * scale.training["batch_size"] / 256
         for at, steps in marks(study, model, scale, reports).items():

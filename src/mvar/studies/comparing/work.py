@@ -76,7 +76,9 @@ class Work:
     def _settle(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
         """Measure what runs are derived from: times, and the losses that choose learning rates."""
         self._times(models, scale)
-        self._runs([run for model in models for run in records.trials(model, scale)], "short runs", wait=True)
+        self._runs(
+            [run for model in models for run in records.trials(model, scale)], "runs for learning rates", wait=True
+        )
 
     def folder_of(self, run: Run) -> Path:
         """Where a run is trained: a bundle in the end."""
