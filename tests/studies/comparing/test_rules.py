@@ -37,9 +37,10 @@ def test_hash_ignores_defaults_and_knows_what_matters():
     ("study", "ratio", "marks"),
     [
         ("replace", 1.0, {STEPS: 400, MINUTES: 400}),
-        ("replace", 0.51, {STEPS: 400, MINUTES: 780}),  # in units of 10
-        ("mixers", 0.51, {STEPS: 1200, MINUTES: 2340}),  # of 30
-        ("replace", 1.3, {STEPS: 400, MINUTES: 310}),
+        ("replace", 0.51, {STEPS: 400, MINUTES: 800}),  # in units of 40
+        ("mixers", 0.51, {STEPS: 1200, MINUTES: 2400}),  # of 120
+        ("replace", 0.96, {STEPS: 400, MINUTES: 400}),  # what clocks make of the same arithmetic
+        ("replace", 1.3, {STEPS: 400, MINUTES: 320}),
         ("replace", None, {STEPS: 400}),
     ],
 )

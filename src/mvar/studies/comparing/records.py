@@ -18,7 +18,7 @@ from mvar.studies.comparing.plan import DataSet, Run, Scale, Study, read_named
 from mvar.text import some
 
 STEPS, MINUTES = "equal steps", "equal minutes"
-UNITS = 40  # into which M-VAR's steps are divided to count minutes: finer than times can be measured
+UNITS = 10  # into which M-VAR's steps are divided to count minutes: times are known to about 3 %
 LOSS = "bits_per_token"
 OF_SAMPLES = ("distance", "accuracy", "precision", "recall")
 DIGEST = 10 * "[0-9a-f]"  # in the names of files
