@@ -6,9 +6,7 @@ from typing import Any
 
 from mvar.charts import BLUE, ORANGE, new_figure, save, style_axes
 from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
-from mvar.studies.distance import NAME
 
-PANELS = {LOSS: "Validation loss, bits per token", "distance": NAME}
 MARKS = {STEPS: (BLUE, "o"), MINUTES: (ORANGE, "s")}  # colour and marker
 
 
@@ -16,8 +14,9 @@ def plot(rows: Sequence[Row], times: Mapping[str, Any], path: Path) -> None:
     """Loss and distance of every variant, with the deviation between seeds: a column for each data set."""
     data_sets, variants = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("data", "variant"))
     figure = new_figure(5.5 * len(data_sets), 1.2 + 0.7 * len(variants))
-    grid = figure.subplots(len(PANELS), len(data_sets), squeeze=False, sharey=True)
-    for line, (measure, title) in zip(grid, PANELS.items(), strict=True):
+    grid = figure.subplots(2, len(data_sets), squeeze=False, sharey=True)
+    panels = {LOSS: "Validation loss, bits per token", "distance": rows[0].distance}
+    for line, (measure, title) in zip(grid, panels.items(), strict=True):
         for axes, data in zip(line, data_sets, strict=True):
             for (at, (colour, marker)), shift in zip(MARKS.items(), (-0.12, 0.12), strict=True):
                 own = [row for row in rows if (row.data, row.at) == (data, at)]

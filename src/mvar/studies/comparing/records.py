@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from mvar.generator.config import GeneratorConfig
@@ -41,16 +40,20 @@ def read(run: Run, reports: Path) -> dict[str, Any]:
     return record
 
 
-def check(data: DataSet, contents: Mapping[str, str], reports: Path) -> None:
-    """Refuse records of a data set that were made with another tokenizer, or of other images.
+def check(data: DataSet, contents: Mapping[str, str], distance: str, reports: Path) -> None:
+    """Refuse records of a data set that were made with another tokenizer, of other images, or measured otherwise.
 
     Args:
-        contents: hashes of both, as in `Prepared`.
+        contents: hashes of tokenizer and images, as in `Prepared`.
+        distance: name of the distance that samples are compared by.
     """
     found = {path.name: page.read_json(path, "reports") for path in sorted(reports.glob(f"{data.name}-{DIGEST}.json"))}
     for what, content in contents.items():
         others = [name for name, record in found.items() if record.get(what) != content]
         _refuse(others, f"not of the {what} with which the study goes on", reports)
+    used = {name: record["protocol"]["features"]["distance"] for name, record in found.items() if "protocol" in record}
+    others = [name for name, its in used.items() if its != distance]
+    _refuse(others, f"not measured by {distance}", reports)
 
 
 def trials(model: GeneratorConfig, scale: Scale) -> list[Run]:
@@ -94,10 +97,11 @@ class Spread(NamedTuple):
 
     mean: float
     deviation: float  # standard, between seeds; 0 for a single one
+    values: tuple[float, ...] = ()  # by seed
 
 
 class Row(NamedTuple):
-    """What a variant reached on a data set, at equal steps or at equal minutes; the last three are of samples."""
+    """What a variant reached on a data set, at equal steps or at equal minutes; the last ones are of samples."""
 
     variant: str
     data: str
@@ -106,7 +110,7 @@ class Row(NamedTuple):
     rate: float  # peak learning rate
     seeds: int
     measures: Mapping[str, Spread]
-    interval: tuple[float, float] | None = None  # 90 % of the distance: the mean over seeds
+    distance: str = ""  # its name
     floor: Mapping[str, Any] | None = None  # the same measures of held-out images
     restored: Mapping[str, Any] | None = None  # and of what the tokenizer makes of these
 
@@ -137,10 +141,9 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
 
 def _with_samples(row: Row, taken: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Row:
     measures = {key: spread([mark[key] for mark in taken]) for key in OF_SAMPLES}
-    low, high = (mean(mark["distance_interval"][i] for mark in taken) for i in (0, 1))
     return row._replace(
         measures={**row.measures, **measures},
-        interval=(low, high),
+        distance=record["protocol"]["features"]["distance"],
         floor=record["floor"],
         restored=record["restored"],
     )
@@ -161,5 +164,7 @@ def _refuse(names: Sequence[str], said: str, reports: Path) -> None:
 
 
 def spread(values: list[float]) -> Spread:
-    """Mean and standard deviation of some numbers."""
-    return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0)
+    """Mean and standard deviation of some numbers, which a run that diverged makes nan."""
+    import numpy as np
+
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, tuple(values))

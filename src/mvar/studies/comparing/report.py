@@ -13,14 +13,13 @@ from mvar.studies.comparing.plan import DataSet, Missing, Scale, Study
 from mvar.studies.comparing.records import LOSS, MINUTES, Row, Spread
 from mvar.studies.comparing.timing import Times
 from mvar.studies.comparing.verdict import verdict
-from mvar.studies.distance import NAME as DISTANCE
 from mvar.studies.page import fill, markers, table, with_verdict
 from mvar.text import counted
 
 NAME = "studies"  # of the page's markers
 MEASURES = {  # headings of columns, and decimals
     LOSS: ("bits per token", 3),
-    "distance": (DISTANCE, 1),
+    "distance": ("", 1),  # named by its features
     "accuracy": ("class accuracy", 3),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
@@ -91,7 +90,7 @@ def _heading(row: Row, data: DataSet) -> str:
     parts = [f"**{data.name}**, {counted(row.seeds, 'seed')}"]
     if row.floor and row.restored:
         real, restored = (
-            f"{DISTANCE} {found['distance']:.1f}, class accuracy {found['accuracy']:.3f}"
+            f"{row.distance} {found['distance']:.1f}, class accuracy {found['accuracy']:.3f}"
             for found in (row.floor, row.restored)
         )
         parts += [
@@ -103,9 +102,8 @@ def _heading(row: Row, data: DataSet) -> str:
 
 def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
     measures = [name for name in MEASURES if name in rows[0].measures]
-    lines = [
-        ["", "parameters", "training time", "image time", "steps", "rate", *(MEASURES[name][0] for name in measures)]
-    ]
+    headings = [MEASURES[name][0] or rows[0].distance for name in measures]
+    lines = [["", "parameters", "training time", "image time", "steps", "rate", *headings]]
     for row in rows:
         if row.at == MINUTES and any(
             row[:2] == other[:2] and row.steps == other.steps for other in rows if other.at != MINUTES
@@ -117,7 +115,7 @@ def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
                 *_costs(times[row.variant]),
                 f"{row.steps:,}",
                 f"{row.rate:.2g}",
-                *(_spread(row.measures[name], MEASURES[name][1]) for name in measures),
+                *(_spread(row.measures[name], MEASURES[name][1], row.seeds) for name in measures),
             ]
         )
     return table(lines[0], lines[1:])
@@ -128,5 +126,5 @@ def _costs(times: Times) -> list[str]:
     return [f"{times.parameters / 1e6:.2f} M", *relative]
 
 
-def _spread(value: Spread, digits: int) -> str:
-    return f"{value.mean:.{digits}f} ± {value.deviation:.{digits}f}" if value.deviation else f"{value.mean:.{digits}f}"
+def _spread(value: Spread, digits: int, seeds: int) -> str:
+    return f"{value.mean:.{digits}f}" + (f" ± {value.deviation:.{digits}f}" if seeds > 1 else "")

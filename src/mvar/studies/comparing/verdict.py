@@ -2,67 +2,94 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean
+from statistics import mean, variance
+from typing import NamedTuple
 
-from mvar.studies.comparing.records import LOSS, Row
-from mvar.studies.distance import NAME
+from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
 
-JUDGED = {LOSS: "the loss", "distance": NAME}
-SAID = {-1: "smaller", 1: "larger", 0: "not clearly different"}
+SURE = 0.95  # of a comparison on one data set
+MINUTES_ERROR = 0.05  # share: of measured times and of rounding them to tenths
+SAID = {-1: "smaller", 1: "larger", 0: "not clearly different", None: "not finite"}
+
+
+class Difference(NamedTuple):
+    """A variant's mean minus the baseline's, and what it comes to: a key of `SAID`."""
+
+    mean: float
+    sign: int | None
 
 
 def verdict(rows: Sequence[Row], baseline: str) -> list[str]:
-    """Which variants have a smaller loss or distance than the baseline, and which a larger one, on every data set.
+    """Which variants have a smaller loss or distance than the baseline, and which a larger one; by how much.
 
-    A difference counts if it is larger than twice the standard deviation between seeds. Two or three seeds give a poor
-    estimate of it, so it is pooled over all variants of a data set. Of distances, the 90 % intervals for the samples of
-    all seeds must not overlap either.
+    A seed decides the initialisation, the order of images and the noise of samples, so that variants are compared seed
+    by seed. A difference counts if the t distribution gives less than 5 % to one as large by chance, with the variance
+    of differences pooled over the variants of a data set, as two or three seeds alone give a poor estimate. At equal
+    minutes it must also exceed what 5 % more or fewer steps would change.
     """
     if any(row.seeds == 1 for row in rows):
         return ["One seed: no verdict, as nothing says how much another seed would change."]
+    data_sets = list(dict.fromkeys(row.data for row in rows))
+    alone = f"On {data_sets[0]}, compared" if len(data_sets) == 1 else "Compared"
+    labels = {LOSS: ("the loss", ".3f"), "distance": (rows[0].distance, ".0f")}
     sentences = []
     for at in dict.fromkeys(row.at for row in rows):
         parts = []
-        for measure, label in JUDGED.items():
-            signs: dict[str, dict[str, int]] = {}
-            for data in dict.fromkeys(row.data for row in rows):
-                for variant, sign in _signs([row for row in rows if row[1:3] == (data, at)], baseline, measure).items():
-                    signs.setdefault(variant, {})[data] = sign
-            parts.append(f"{label} is {_said(signs)}")
-        sentences.append(f"Compared with {baseline} at {at}, {'; '.join(parts)}.")
+        for measure, (label, form) in labels.items():
+            found = [differences(rows, data, at, baseline, measure) for data in data_sets]
+            variants = {name: dict(zip(data_sets, (own[name] for own in found), strict=True)) for name in found[0]}
+            parts.append(f"{label} is {_said(variants, form)}")
+        sentences.append(f"{alone} with {baseline} at {at}, {'; '.join(parts)}.")
     return sentences
 
 
-def _said(signs: Mapping[str, Mapping[str, int]]) -> str:
-    """What the signs come to that the variants have on each data set."""
-    kinds: dict[str, list[str]] = {said: [] for said in SAID.values()}
-    for variant, found in signs.items():
-        kind = SAID[next(iter(found.values()))]
-        if len(set(found.values())) > 1:
-            kind = " and ".join(f"{SAID[sign]} on {data}" for data, sign in found.items() if sign)
-        kinds.setdefault(kind, []).append(f"*{variant}*")
-    if len(kinds[SAID[0]]) == len(signs):
-        return f"{SAID[0]} for any variant"
-    listed = {
-        kind: " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) for kind, names in kinds.items() if names
+def differences(rows: Sequence[Row], data: str, at: str, baseline: str, measure: str) -> dict[str, Difference]:
+    """Of every variant but the baseline, on one data set."""
+    from scipy import stats
+
+    own = {row.variant: row for row in rows if (row.data, row.at) == (data, at)}
+    theirs = own.pop(baseline)
+    apart = {
+        name: [a - b for a, b in zip(row.measures[measure].values, theirs.measures[measure].values, strict=True)]
+        for name, row in own.items()
     }
-    return ", ".join(f"{kind} for {names}" for kind, names in listed.items())
+    finite = [values for values in apart.values() if all(map(math.isfinite, values))]
+    seeds = theirs.seeds
+    error = math.sqrt(mean(map(variance, finite)) / seeds) if finite else math.nan
+    limit = error * stats.t.ppf((1 + SURE) / 2, len(finite) * (seeds - 1))
+    found = {}
+    for name, values in apart.items():
+        difference = mean(values)
+        least = limit + (_of_minutes(rows, own[name], measure) if at == MINUTES else 0.0)
+        sign = int(math.copysign(1, difference)) if abs(difference) > least else 0
+        found[name] = Difference(difference, sign if math.isfinite(difference) else None)
+    return found
 
 
-def _signs(rows: Sequence[Row], baseline: str, measure: str) -> dict[str, int]:
-    """For each variant but the baseline: -1 smaller, 1 larger, 0 not clearly different."""
-    deviation = math.sqrt(mean(row.measures[measure].deviation ** 2 for row in rows))
-    (theirs,) = (row for row in rows if row.variant == baseline)
-    signs = {}
-    for row in rows:
-        apart = row.measures[measure].mean - theirs.measures[measure].mean
-        sampling = _half_width(row) + _half_width(theirs) if measure == "distance" else 0.0
-        signs[row.variant] = int(math.copysign(1, apart)) if abs(apart) > max(2 * deviation, sampling) else 0
-    del signs[baseline]
-    return signs
+def _of_minutes(rows: Sequence[Row], row: Row, measure: str) -> float:
+    """What the error of its minutes changes in a variant's mean, by its slope since equal steps."""
+    (before,) = (other for other in rows if other[:2] == row[:2] and other.at == STEPS)
+    if before.steps == row.steps:
+        return 0.0
+    slope = (row.measures[measure].mean - before.measures[measure].mean) / (row.steps - before.steps)
+    return abs(slope) * MINUTES_ERROR * row.steps
 
 
-def _half_width(row: Row) -> float:
-    """Of the 90 % interval that the samples of all seeds leave for the mean distance: seeds draw independent ones."""
-    low, high = row.interval or (0.0, 0.0)
-    return (high - low) / 2 / math.sqrt(row.seeds)
+def _said(variants: Mapping[str, Mapping[str, Difference]], form: str) -> str:
+    """What the differences come to that the variants have on each data set."""
+    kinds: dict[str, list[str]] = {said: [] for said in SAID.values()}
+    for variant, found in sorted(variants.items(), key=lambda item: mean(d.mean for d in item[1].values())):
+        signs = {d.sign for d in found.values()}
+        kind = SAID[next(iter(signs))]
+        if len(signs) > 1:
+            kind = " and ".join(f"{SAID[d.sign]} on {data}" for data, d in found.items() if d.sign != 0)
+        sizes = f" ({', '.join(f'{d.mean:+{form}}' for d in found.values())})" if signs != {0} else ""
+        kinds.setdefault(kind, []).append(f"*{variant}*{sizes}")
+    if len(kinds[SAID[0]]) == len(variants):
+        return f"{SAID[0]} for any variant"
+    kinds[SAID[0]] = kinds.pop(SAID[0])  # last
+    return ", ".join(f"{kind} for {_listed(names)}" for kind, names in kinds.items() if names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

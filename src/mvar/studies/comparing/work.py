@@ -17,6 +17,7 @@ from mvar.studies.comparing import records, timing
 from mvar.studies.comparing.data import Place, Prepared, Real, prepare
 from mvar.studies.comparing.plan import DataSet, Run, Scale, Study
 from mvar.studies.comparing.run import carry_out, is_complete
+from mvar.studies.distance import NAME as DISTANCE
 from mvar.training.generator.token_data import load_tokenizer
 
 
@@ -68,9 +69,10 @@ class Work:
 
     def _prepare(self, study: Study, scale: Scale) -> None:
         """Get all data, and refuse records of other data before anything is trained."""
+        distance = self.extractor.distance if self.extractor else DISTANCE
         for data in study.data_of(scale):
             prepared = prepare(data, self.folder / "data" / data.name, self.place, self.images)
-            records.check(data, prepared.contents, self.reports)
+            records.check(data, prepared.contents, distance, self.reports)
             self._prepared[data.name] = prepared
 
     def _settle(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
