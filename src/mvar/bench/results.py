@@ -1,6 +1,7 @@
 """What all benchmarks do with their reports: lines of text, a JSON file and a chart."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,19 @@ def publish(
     plot: "Callable[[Mapping[str, Any]], Figure]",
     as_json: bool = False,
 ) -> None:
-    """Print a report as a table or JSON; into a folder, write STEM.json, and STEM.png where matplotlib is installed."""
+    """Print a report as a table or JSON; into a folder, write STEM.json, and STEM.png where matplotlib is installed.
+
+    What was written is said on standard error.
+    """
     report = {**report, "machine": {"mvar": __version__, **machine()}}
     text = json.dumps(report, indent=2) + "\n"
     if folder is not None:
         write_text(folder / f"{stem}.json", text)
+        names = [f"{stem}.json"]
         if can_plot(f"{stem}.png"):
             save(plot(report), folder / f"{stem}.png")
+            names.append(f"{stem}.png")
+        print(f"wrote {' and '.join(names)} into {folder}", file=sys.stderr)
     print(text if as_json else table(report))
 
 

@@ -227,9 +227,12 @@ def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data,
     section = results(tmp_path / "out", tmp_path / "docs")
     assert section.startswith("```text\nA mix of blocks: 6 images, ")
     assert "](../out/attention-A_mix_of_blocks.png)" in section
-    assert f"{100 * (1 - inter):.0f} % of the attention score lies inside a scale (the paper: 77 to 80 %)." in section
-    assert "so attention does not prefer its own scale" in section
-    assert section.endswith(f"{100 * sum(row[0] for row in left) / 2:.0f} % of Mamba's state is left, by block.")
+    own = f"{100 * (1 - inter):.0f} %"
+    assert f"{own} of the attention score lies inside a scale, where {own} would if every visible key" in section
+    assert "; the paper has 77 to 80 %, where 40 to 48 % would. " in section
+    assert f"Of the score on coarser scales, {100 - 100 * back:.0f} % goes to the scale just before" in section
+    left_after = f"{100 * sum(row[0] for row in left) / 2:.0f} %"
+    assert section.endswith(f"{left_after} of Mamba's state is left, by block, in the mean over scales.")
     assert results(tmp_path, tmp_path) == "Not measured yet."
 
 
@@ -238,7 +241,7 @@ def test_a_token_cache_gives_the_same_as_its_images_and_any_batch_size(saved, da
     main(["tokenize", "--data", data, "--tokenizer", model, "--out", cache, "--resize-factor", "1"])
     of_images = run(model, data, 10, tmp_path / "out", "cpu")
     monkeypatch.setattr("mvar.studies.paper.attention.AT_ONCE", 3)
-    of_cache = run(model, cache, 10, tmp_path / "out", "cpu")
+    of_cache = run(model, cache, 10, tmp_path / "of-cache", "cpu")
     assert of_cache["bits_per_token"] == pytest.approx(of_images["bits_per_token"], rel=1e-6)
     for one, other in zip(of_cache["blocks"], of_images["blocks"], strict=True):
         for part, key in (("score", "back"), ("score", "intra_by_scale"), ("state", "heads")):
@@ -246,6 +249,18 @@ def test_a_token_cache_gives_the_same_as_its_images_and_any_batch_size(saved, da
                 torch.testing.assert_close(one[part][key], other[part][key], rtol=1e-4, atol=1e-6)
     expected = load(model).score(images_of(data), [0] * 5 + [1] * 5).bits_per_token.mean()
     assert of_images["bits_per_token"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_another_measurement_is_not_replaced(saved, data, tmp_path):
+    model, report = saved(), tmp_path / "out" / "attention-model.json"
+    run(model, data, 4, tmp_path / "out", "cpu", "model")
+    kept = report.read_bytes()
+    run(model, data, 4, tmp_path / "out", "cpu", "model")
+    with pytest.raises(ValueError, match=r"attention-model\.json': is of another measurement \(images differ\)"):
+        run(model, data, 2, tmp_path / "out", "cpu", "model")
+    with pytest.raises(ValueError, match=r"another measurement \(sha256 differ\)"):
+        run(saved(qk_norm=False), data, 4, tmp_path / "out", "cpu", "model")
+    assert report.read_bytes() == kept
 
 
 def images_of(data):
