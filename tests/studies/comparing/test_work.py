@@ -1,10 +1,12 @@
 """Studies at toy size, from their data to the page: every study, each run once, resumed and refused."""
 
 import json
+import pickle
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +111,9 @@ def test_only_what_trains_on_one_cpu_is_timed(toy, made, monkeypatch, device, sp
     done, _ = made
     asked = []
     monkeypatch.setattr(work, "find_device", lambda name: torch.device(device))
+    assert timing.is_complete(toy.model, toy, done.reports, timed=True)
+    assert not timing.is_complete(toy.model, toy, done.reports, timed=False)  # a CPU's times mean nothing on a GPU
+    monkeypatch.setattr(timing, "is_complete", lambda *_: True)
     monkeypatch.setattr(timing, "measure", lambda *rest: asked.append(rest[-1]))
     done._times([toy.model], replace(toy, spread=spread))
     assert asked == [timed]
@@ -192,7 +197,8 @@ def test_a_run_that_was_stopped_between_marks_goes_on_and_keeps_its_record(toy, 
     (run,) = records.runs(MIXERS, MIXERS.variants(toy.model, toy)[VAR], toy, toy.data[0], done.reports, 1)
     marks, path, before = done.folder_of(run) / "marks.json", records.path_of(run, done.reports), trained[run.name]
     kept, both = path.read_text(), marks.read_text()
-    for text, times in ((both, before), (json.dumps({"marks": json.loads(both)["marks"][:1]}), before + 1)):
+    first = json.dumps(json.loads(both) | {"marks": json.loads(both)["marks"][:1]})
+    for text, times in ((both, before), (first, before + 1)):
         marks.write_text(text)
         path.write_text(kept + " ")  # by another machine, say
         ((_, found, bundle, _),) = done.trained(MIXERS, toy, [VAR])
@@ -200,6 +206,48 @@ def test_a_run_that_was_stopped_between_marks_goes_on_and_keeps_its_record(toy, 
         assert (path.read_text(), json.loads(marks.read_text())) == (kept + " ", json.loads(both))
     path.write_text(kept)
     trained[run.name] = before
+    marks.write_text(json.dumps(json.loads(both) | {"contents": {"tokenizer": "of other weights"}}))
+    with pytest.raises(ValueError, match=r"was trained with another tokenizer or on other images; delete it"):
+        next(done.trained(MIXERS, toy, [VAR]))
+    marks.write_text(both)
+
+
+SPREAD = """
+import pickle, sys
+from pathlib import Path
+from mvar.studies.comparing.data import Place
+from mvar.studies.comparing.work import Work
+from mvar.studies.paper import mixers
+from dataclasses import replace
+
+scale, folder, images = pickle.loads(Path(sys.argv[1]).read_bytes())
+work = Work(folder / "work", folder / "reports", Place.of_torchrun("cpu"), images)
+work.carry_out(replace(mixers.STUDY, losses_only=True), scale)
+"""
+
+
+def test_processes_that_share_each_run_train_one_after_another_and_go_on(toy, tmp_path, fashion_excerpt, processes):
+    scale = replace(toy, rates=(1e-2,), spread=True, data=(replace(toy.data[0], seeds=1),))
+    (tmp_path / "toy.pickle").write_bytes(pickle.dumps((scale, tmp_path, str(fashion_excerpt))))
+    losses = replace(MIXERS, losses_only=True)
+    for missing in (4, 1):
+        ranks = processes.Ranks(2, SPREAD, [tmp_path / "toy.pickle"], tmp_path)
+        assert ranks.wait() == [0, 0], ranks.errors()
+        assert f"{missing} of 4 are missing" in ranks.errors()
+        rows = records.table(losses, scale, scale.data[0], tmp_path / "reports")
+        assert len(rows) == 4
+        (run,) = records.runs(losses, toy.model, scale, scale.data[0], tmp_path / "reports")
+        records.path_of(run, tmp_path / "reports").unlink()
+
+
+def test_a_tokenizer_that_was_not_written_whole_is_written_again(toy, made, tmp_path, fashion_excerpt):
+    prepared = data.prepare(toy.data[0], tmp_path, Place(), str(fashion_excerpt))
+    config = Path(prepared.tokenizer) / "config.json"
+    config.unlink()
+    assert data.prepare(toy.data[0], tmp_path, Place(), str(fashion_excerpt)) == prepared
+    assert config.exists()
+    with pytest.raises(ValueError, match=r"data = 'nowhere': is no folder"):
+        data.prepare(toy.data[0], tmp_path, Place(), "nowhere")
 
 
 def test_prepared_data_of_another_tokenizer_or_set_is_refused(toy, made, tmp_path, fashion_excerpt):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mvar.checkpoint import hub
-from mvar.checkpoint.bundle import read_bundle
+from mvar.checkpoint.bundle import is_bundle, read_bundle
 from mvar.data.images.folders import ImageFolder
 from mvar.data.order import evenly_spaced
 from mvar.data.sets.fashion_mnist import fashion_mnist
@@ -87,8 +87,11 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
         images: the user's own, in place of the data set's command.
 
     Raises:
-        ValueError: the folder has the images or token maps of another data set, or of an earlier version of it.
+        ValueError: the folder has the images or token maps of another data set, or of an earlier version of it; or
+            `images` is no folder.
     """
+    if images is not None and not Path(images).is_dir():
+        raise ValueError(f"data = {images!r}: is no folder; give one with train/<class> and val/<class>")
     folder.mkdir(parents=True, exist_ok=True)
     model = _tokenizer(data)
     _check_folder(data, model, folder, place)
@@ -102,7 +105,7 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
             model.save(tokenizer)
 
     def is_complete(part: str) -> bool:
-        return {"images": own, "tokenizer": tokenizer}[part].is_dir()
+        return own.is_dir() if part == "images" else is_bundle(tokenizer)
 
     noun = "parts of the data"
     job = Job(folder=folder, pieces=["images", "tokenizer"], noun=noun, name=str, is_complete=is_complete)

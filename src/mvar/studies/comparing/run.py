@@ -17,15 +17,26 @@ from mvar.training.config import GeneratorTraining
 from mvar.training.generator.task import train
 from mvar.training.run import checkpoints
 from mvar.training.run.folder import METRICS
+from mvar.training.stopping import Stopped
 
 WARM_UP = 20  # optimizer steps
 MARKS = "marks.json"
 CURVE = 2  # validations up to the first mark
 
 
-def is_complete(run: Run, folder: Path) -> bool:
-    """Whether a run was trained here up to its last mark, and measured there."""
-    return (folder / MARKS).exists() and len(page.read_json(folder / MARKS, "out")["marks"]) == len(run.marks)
+def measured(run: Run, prepared: Prepared, folder: Path) -> list[dict[str, Any]]:
+    """What was measured at the marks that a run has passed.
+
+    Raises:
+        ValueError: the folder's run was trained with another tokenizer or on other images.
+    """
+    path = folder / MARKS
+    if not path.exists():
+        return []
+    found = page.read_json(path, "out")
+    if found.get("contents") != prepared.contents:
+        raise ValueError(f"out = {str(folder)!r}: was trained with another tokenizer or on other images; delete it")
+    return list(found["marks"])
 
 
 def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, place: Place) -> dict[str, Any]:
@@ -38,13 +49,15 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
         real: what samples are compared with; None for a run that is not sampled, and where another process measures.
         folder: of the training run, a bundle in the end.
     """
-    measured = folder / MARKS  # so that a run that is stopped between marks goes on after the last
-    marks = page.read_json(measured, "out")["marks"] if measured.exists() else []
+    marks = measured(run, prepared, folder)  # a run that was stopped between marks goes on after the last
     for mark in run.marks[len(marks) :]:
         config = _training(run, prepared, folder, mark, place)
         with warnings.catch_warnings(), nullcontext() if run.scale.spread else by_itself():
             warnings.filterwarnings("ignore", "steps = ")  # that the run is longer now
-            train(config)
+            try:
+                train(config)
+            except Stopped as stopped:
+                raise Stopped("stopped with a checkpoint; the same command goes on", stopped.code) from stopped
         if run.scale.spread and place.rank > 0:
             continue
         found = {"steps": mark, **_validated(folder, mark)}
@@ -53,7 +66,7 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
             drawn = measuring.draw(model, real.form, run.data.per_class, run.seed, model.defaults)
             found |= {**real.measure(drawn.images), "settings": asdict(model.defaults)}
         marks.append(found)
-        page.write_json(measured, {"marks": marks})
+        page.write_json(folder / MARKS, {"contents": prepared.contents, "marks": marks})
     record: dict[str, Any] = {
         "config": run.config,
         **prepared.contents,
@@ -76,7 +89,7 @@ def _training(run: Run, prepared: Prepared, folder: Path, steps: int, place: Pla
     values: dict[str, Any] = {
         "warmup": min(WARM_UP / first, 1.0) if run.scale.training.get("lr_end") == 1.0 else 0.02,
         "validate_every": max(first // CURVE, 1),
-        "checkpoint_every": first,
+        "checkpoint_every": min(first, 500),
         "preview_per_class": 1,
         **run.scale.training,
     }

@@ -58,11 +58,18 @@ def read(model: GeneratorConfig, scale: Scale, reports: Path) -> Times:
     return Times(**{name: record[name] for name in Times._fields})
 
 
+def is_complete(model: GeneratorConfig, scale: Scale, reports: Path, timed: bool) -> bool:
+    """Whether a generator has times; or sizes alone, where training is not timed."""
+    return path_of(model, scale, reports).exists() and (read(model, scale, reports).step is not None) == timed
+
+
 def measure(
     models: Iterable[GeneratorConfig], scale: Scale, tokenizer: Tokenizer, reports: Path, timed: bool = True
 ) -> None:
-    """Count what has no file yet; if `timed`, time a training step and a batch of images with guidance on the CPU."""
-    missing = {path: model for model in models if not (path := path_of(model, scale, reports)).exists()}
+    """Count what is not complete; if `timed`, time a training step and a batch of images with guidance on the CPU."""
+    missing = {
+        path_of(model, scale, reports): model for model in models if not is_complete(model, scale, reports, timed)
+    }
     times = _timed(missing, scale, tokenizer) if timed and missing else {}
     for path, model in missing.items():
         network = count(_case(model, scale, tokenizer).config, 1)

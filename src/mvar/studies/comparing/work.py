@@ -16,9 +16,11 @@ from mvar.studies import page
 from mvar.studies.comparing import records, timing
 from mvar.studies.comparing.data import Place, Prepared, Real, prepare
 from mvar.studies.comparing.plan import DataSet, Run, Scale, Study
-from mvar.studies.comparing.run import carry_out, is_complete
+from mvar.studies.comparing.run import carry_out, measured
 from mvar.studies.distance import NAME as DISTANCE
+from mvar.training.config import GeneratorTraining
 from mvar.training.generator.token_data import load_tokenizer
+from mvar.training.parallel import Ranks, process_group
 
 
 @dataclass
@@ -38,11 +40,20 @@ class Work:
     place: Place = field(default_factory=Place)
     images: str | None = None
     extractor: Extractor | None = None
+    _ranks: Ranks | None = None  # where processes share each run
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _real: dict[str, Real] = field(default_factory=dict)
 
     def carry_out(self, study: Study, scale: Scale, seeds: int | None = None) -> None:
         """Do all that is missing of a study; every process of several returns when its part is done."""
+        if not scale.spread:
+            self._carry_out(study, scale, seeds)
+            return
+        minutes = scale.training.get("rank_timeout", GeneratorTraining.rank_timeout)
+        with process_group(None, self.place.device, minutes) as self._ranks:  # torchrun allows no second one
+            self._carry_out(study, scale, seeds)
+
+    def _carry_out(self, study: Study, scale: Scale, seeds: int | None) -> None:
         models = list(study.variants(scale.model, scale).values())
         self.reports.mkdir(parents=True, exist_ok=True)
         self._prepare(study, scale)
@@ -63,7 +74,7 @@ class Work:
         for name in names:
             for data in study.data_of(scale):
                 (run,) = records.runs(study, models[name], scale, data, self.reports, 1)
-                if not is_complete(run, self.folder_of(run)):
+                if len(measured(run, self._prepared[data.name], self.folder_of(run))) < len(run.marks):
                     self._make(run)
                 yield name, run, self.folder_of(run), self._prepared[data.name]
 
@@ -89,15 +100,15 @@ class Work:
     def _times(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
         """Measure sizes, and times on a CPU, by the first process while the others are quiet."""
         first = self._prepared[scale.data[0].name]
+        timed = not scale.spread and find_device(self.place.device).type == "cpu"
         job = Job(
             folder=self.reports,
             pieces=models,
             noun="times",
             name=lambda model: timing.path_of(model, scale, self.reports).name,
-            is_complete=lambda model: timing.path_of(model, scale, self.reports).exists(),
+            is_complete=lambda model: timing.is_complete(model, scale, self.reports, timed),
         )
         if self.place.rank == 0:
-            timed = not scale.spread and find_device(self.place.device).type == "cpu"
             timing.measure(models, scale, load_tokenizer(first.tokenizer, "cpu"), self.reports, timed)
         job.wait()
 
@@ -113,8 +124,8 @@ class Work:
         missing = [run for run in distinct if not job.is_complete(run)]
         if self.place.rank == 0:
             print(f"{noun}: {self._described(missing, len(distinct))}", file=sys.stderr, flush=True)
-        if missing and missing[0].scale.spread:  # all processes share each run
-            for run in missing:
+        if self._ranks is not None:  # all processes share each run, and see the same ones missing
+            for run in self._ranks.on_main(lambda: missing):
                 self._make(run)
             return
         job.make_missing(self._make, self.place.rank, self.place.ranks, progress=True)
