@@ -70,8 +70,8 @@ def _comparison(name: str, line: str) -> Callable[..., None]:
     study run {name}.
 
     Args:
-        scale: small takes hours on two cores; medium wants a GPU; paper, ImageNet and a cluster, all of which share
-            each run.
+        scale: toy is for a try, about 4 minutes of one core; small takes hours on two; medium needs a GPU; paper
+            needs ImageNet and a cluster, whose processes share each run.
         seeds: runs of each variant; by default the data set's.
         out: folder for data, token caches and training runs.
         reports: folder for the results, a small file for each run, which other studies use too; by default in out.
@@ -155,7 +155,7 @@ def study_run_cost(
     out: str = "studies",
     reports: str | None = None,
 ) -> None:
-    """Tables 2 to 4: parameters, arithmetic and time of the published sizes.
+    """Tables 2 and 4: parameters, arithmetic and time of the published sizes.
 
     Random weights, on the CPU. Writes cost.json and cost.png.
 
@@ -225,7 +225,7 @@ def study_run_sweep(
 
 STUDIES = {
     "attention": "Table 1: where the attention of a trained model looks, and what Mamba keeps.",
-    "cost": "Tables 2 to 4: parameters, arithmetic and time of the published sizes.",
+    "cost": "Tables 2 and 4: parameters, arithmetic and time of the published sizes.",
     **COMPARISONS,
     "sweep": "Sweep guidance, temperature and filters: distance, accuracy, precision and recall; choose a setting.",
 }

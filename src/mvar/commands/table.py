@@ -99,7 +99,7 @@ COMMANDS = {
         "Table 1: where the attention of a trained model looks, and what Mamba keeps.",
     ),
     "study run cost": Command(
-        "study.study_run_cost", "Tables 2 to 4: parameters, arithmetic and time of the published sizes."
+        "study.study_run_cost", "Tables 2 and 4: parameters, arithmetic and time of the published sizes."
     ),
     "study run width-depth": Command(
         "study.study_run_width_depth",

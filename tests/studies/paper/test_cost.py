@@ -125,9 +125,9 @@ def test_verdict_compares_what_was_timed():
     small = [result("var-d12", 10, 1, 2, 3), result("d12", 15, 1, 4, 9), result("var-d16", 20, 4, 4, 4)]
     large = [result("d24-512", 10, 2, 2, 2), result("var-d36-s", 23, 4, 5, 9)]
     (same_depth,) = cost.verdict({"results": small})
-    assert same_depth == "M-VAR takes 1.50 times the FLOP of VAR of its depth, and 2.00 times its time."
+    assert same_depth == "M-VAR takes 1.50 times the FLOP of a VAR of the same depth, and 2.00 times as long."
     small.append(result("d16", 28, 5, 6, 7))
     same_depth, at_512 = cost.verdict({"results": [*small, *large]})
-    assert "takes 1.40 to 1.50 times the FLOP of VAR of its depth, and 1.50 to 2.00 times" in same_depth
+    assert "takes 1.40 to 1.50 times the FLOP of a VAR of the same depth, and 1.50 to 2.00 times" in same_depth
     assert "takes 2.30 times the FLOP and 2.50 times the time" in at_512
     assert cost.verdict({"results": [small[0], large[0]]}) == []

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,7 @@ ICONS = DataSet(
     per_class=4,
     seeds=2,
 )
+EXCERPT = replace(FASHION, name="fashion-excerpt", most={"train": 1000, "val": 200}, per_class=5, seeds=2)
 FULL_ICONS = DataSet(
     name="icons-64",
     command="icons",
@@ -252,6 +253,15 @@ IMAGENET = DataSet(
 )
 
 SCALES = {
+    "toy": Scale(
+        name="toy",
+        model=GeneratorConfig(depth=2, width=64, heads=2),
+        training={**_SMALL_TRAINING, "val_images": 100},
+        steps=60,
+        rates=(1.25e-1,),
+        data=(EXCERPT,),
+        sizes=((1, 32), (1, 64), (2, 64), (2, 96)),
+    ),
     "small": Scale(
         name="small",
         model=GeneratorConfig(depth=4, width=128, heads=4),

@@ -69,9 +69,7 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
             own = records.table(study, scale, data, reports, seeds)
             times = {name: timing.read(model, scale, reports) for name, model in models.items()}
         except Missing as missing:
-            parts.append(
-                f"**{data.name}**: not complete at scale {scale.name}; the first missing result is {missing.file}."
-            )
+            parts.append(f"**{data.name}**: not complete at scale {scale.name}, {missing.file} is missing.")
             continue
         rows += own
         parts += [_heading(own[0], data), _table(own, times)]
@@ -80,7 +78,7 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
     figure = reports / f"{study.name}.png"
     if page is not None and can_plot(str(figure)):
         (study.plot or figures.plot)(rows, times, figure)
-        parts.append(f"![{study.title}: loss and distance of each variant]({os.path.relpath(figure, page)})")
+        parts.append(f"![{study.title}]({os.path.relpath(figure, page)})")
     found = study.conclude(rows, times) if study.conclude else verdict(rows, study.baseline)
     return with_verdict(parts, found)
 

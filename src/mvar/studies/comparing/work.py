@@ -18,6 +18,7 @@ from mvar.studies.comparing.data import Place, Prepared, Real, prepare
 from mvar.studies.comparing.plan import DataSet, Run, Scale, Study
 from mvar.studies.comparing.run import carry_out, measured
 from mvar.studies.distance import NAME as DISTANCE
+from mvar.text import counted
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.token_data import load_tokenizer
 from mvar.training.parallel import Ranks, process_group
@@ -57,6 +58,9 @@ class Work:
         models = list(study.variants(scale.model, scale).values())
         self.reports.mkdir(parents=True, exist_ok=True)
         self._prepare(study, scale)
+        self._times(models, scale)
+        if self.place.rank == 0:
+            print(self._plan(study, scale, seeds), file=sys.stderr, flush=True)
         self._settle(models, scale)
         runs = [
             run
@@ -65,6 +69,19 @@ class Work:
             for run in records.runs(study, model, scale, data, self.reports, seeds)
         ]
         self._runs(sorted(runs, key=lambda run: run.seed), "runs", wait=self.place.rank == 0)
+
+    def _plan(self, study: Study, scale: Scale, seeds: int | None) -> str:
+        """What a study is in all, whether it is there already or not."""
+        count, minutes = 0, 0.0
+        for model in study.variants(scale.model, scale).values():
+            seconds = timing.read(model, scale, self.reports).step_seconds
+            trials = records.trials(model, scale)
+            runs = sum(study.seeds_of(data, seeds) for data in study.data_of(scale))
+            longest = max(records.marks(study, model, scale, self.reports).values())
+            count += len(trials) + runs
+            minutes += (len(trials) * scale.steps + runs * longest) * (seconds or 0.0) / 60
+        time = f", about {minutes:,.0f} minutes of training steps by one process" if minutes else ""
+        return f"{study.name}: {counted(count, 'run')} in all, some for learning rates{time}; what is there is kept"
 
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""

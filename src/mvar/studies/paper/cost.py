@@ -201,7 +201,10 @@ def table(report: Report) -> str:
         found += [f"{r['generator_flop'] / 1e12:.2f}", f"{r['seconds']:.2f}", _or_blank(r["whole"], 1, ".2f")]
         found += [_or_blank(r["relative"], 1, ".2f"), _or_blank(r["paper"]["time"], 1, "g")]
         rows.append([r["name"], str(r["pixels"]), *found])
-    how = f"{report['dtype']}, guidance {report['guidance']:g}; FLOP without the decoder, seconds with it"
+    how = (
+        f"{report['dtype']}, guidance {report['guidance']:g}; FLOP without the decoder, seconds with it; seconds and "
+        "relative (to d32 and d24-512) are medians over rounds"
+    )
     counts = {r["name"]: r["parameters"] for r in report["results"]}
     note = (
         f"the paper's 3.0 B parameters of M-VAR-d32 do not fit depth 32, which has {counts.get('d32', 0) / 1e9:.2f} B"
@@ -221,11 +224,11 @@ def verdict(report: Report) -> list[str]:
     sentences = []
     if pairs := [(r, found[f"var-{name}"]) for name, r in found.items() if f"var-{name}" in found]:
         flop, time = _ratios(pairs)
-        sentences.append(f"M-VAR takes {flop} times the FLOP of VAR of its depth, and {time} times its time.")
+        sentences.append(f"M-VAR takes {flop} times the FLOP of a VAR of the same depth, and {time} times as long.")
     if {"var-d36-s", "d24-512"} <= found.keys():
         flop, time = _ratios([(found["var-d36-s"], found["d24-512"])])
         sentences.append(
-            f"At 512 px, VAR-d36-s takes {flop} times the FLOP and {time} times the time of M-VAR-d24 (the paper: "
+            f"At 512 px, VAR-d36-s takes {flop} times the FLOP and {time} times the time of M-VAR-d24 (paper: "
             f"{found['var-d36-s']['paper']['time']:g} times the time)."
         )
     return sentences

@@ -24,6 +24,6 @@ STUDY = Study(
     name="order",
     title="The order of a block's mixers",
     expected="Little difference between orders. Half of the Mambas may lose little; they have fewer parameters and "
-    "take less time, so that only equal minutes compare them fairly.",
+    "take less time, so compare them at equal minutes.",
     variants=_variants,
 )
