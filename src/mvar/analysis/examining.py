@@ -55,6 +55,6 @@ def _both(one: Callable[[Tensor], None], other: Callable[[Tensor], None] | None)
 def _view(meter: Meter, width: list[float] | None) -> Found:
     left = None
     if meter.block.mamba is not None:
-        left = [row[0] for row in keeps(meter.left_KK / meter.images, meter.half_KK / meter.images)["left"]]
+        left = [row[0] for row in keeps(meter.left_KK / meter.images)]
     own = looks(meter.scores, meter.areas)["intra_by_scale"] if meter.reach in WIDE else None
     return {"width": width, "own": own, "left": left}

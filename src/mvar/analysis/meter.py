@@ -25,11 +25,10 @@ class Meter:
     images: int = 0
     sums_KK: Tensor = field(init=False)  # attention scores
     left_KK: Tensor = field(init=False)  # of Mamba's state
-    half_KK: Tensor = field(init=False)  # heads with more than half of their state
 
     def __post_init__(self) -> None:
         K = len(self.areas)
-        self.sums_KK, self.left_KK, self.half_KK = torch.zeros(3, K, K, dtype=torch.float64).unbind()
+        self.sums_KK, self.left_KK = torch.zeros(2, K, K, dtype=torch.float64).unbind()
 
     @property
     def reach(self) -> str:
@@ -60,7 +59,6 @@ class Meter:
         left_BKKh = (total_BKh[:, None] - total_BKh[:, :, None]).clamp(max=0).exp()  # after the second K, of the first
         self.images += len(total_BKh)
         self.left_KK += left_BKKh.mean(3).sum(0)
-        self.half_KK += (left_BKKh > 0.5).double().mean(3).sum(0)
 
     def report(self) -> dict[str, Any]:
         """The block's mixers, and what was measured of each; None for what it lacks."""
@@ -68,7 +66,7 @@ class Meter:
             "attention": self.reach,
             "mamba": self.block.mamba is not None,
             "score": looks(self.scores, self.areas) if self.reach in WIDE else None,
-            "state": keeps(self.left_KK / self.images, self.half_KK / self.images) if self.block.mamba else None,
+            "state": {"left": keeps(self.left_KK / self.images)} if self.block.mamba else None,
         }
 
 
@@ -96,15 +94,12 @@ def looks(scores_KK: Tensor, areas: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def keeps(left_KK: Tensor, half_KK: Tensor) -> dict[str, Any]:
+def keeps(left_KK: Tensor) -> list[list[float]]:
     """How much of the state that Mamba has after scale k is left after scale k + 1, k + 2, ... (a row for each k).
 
-    Returns:
-        "left": exp(sum of dt A over the tokens in between), the mean over images and heads; "heads": the share of heads
-        with more than half.
+    That is exp(sum of dt A over the tokens in between), the mean over images and heads.
     """
-    tables = {"left": left_KK, "heads": half_KK}
-    return {name: [row[k + 1 :] for k, row in enumerate(values.tolist()[:-1])] for name, values in tables.items()}
+    return [row[k + 1 :] for k, row in enumerate(left_KK.tolist()[:-1])]
 
 
 def equal_weights(areas: Sequence[int], reach: str) -> Tensor:

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from importlib import import_module
 from itertools import count
 
 import pytest
 import torch
 
+from mvar.commands.study import COMPARISONS
 from mvar.studies.comparing import data, records, timing
 from mvar.studies.comparing.plan import FASHION, M_VAR, SCALES, VAR, Run
 from mvar.studies.comparing.records import MINUTES, STEPS, Row, Spread
@@ -32,6 +34,13 @@ def test_hash_ignores_defaults_and_knows_what_matters():
     assert len({run.name, *(other.name for other in changed.values())}) == 1 + len(changed)
     own = replace(run, data=replace(FASHION, command=None))
     assert own.name == replace(own, data=replace(own.data, tokenizer="elsewhere")).name
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_study_has_variants_at_every_scale(name, scale):
+    study = import_module(f"mvar.studies.paper.{name.replace('-', '_')}").STUDY
+    assert len(study.variants(scale.model, scale)) >= 4
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
     refuse(lambda record: record["config"].update(seed=7), "is not of the configuration in its name")
     refuse(lambda record: record["protocol"].update(samples=1), "another protocol")
     refuse(lambda record: record.update(tokenizer="of other weights"), "another tokenizer")
-    refuse(lambda record: record.update(images="others"), "another images")
+    refuse(lambda record: record.update(images="others"), "of other images")
     refuse(lambda record: record.pop("tokenizer"), "does not say of which tokenizer")
     other = timing.path_of(models[M_VAR], toy, done.reports)
     (tmp_path / other.name).write_text(json.dumps(json.loads(other.read_text()) | {"config": {}}))

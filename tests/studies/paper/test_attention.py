@@ -216,7 +216,6 @@ def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data,
     left = [[(0.9**n + 0.99**n) / 2 for n in ends] for ends in ((4, 20), (16,))]
     for block in (first, second, last):
         assert block["state"]["left"] == [pytest.approx(row, rel=1e-4) for row in left]
-        assert block["state"]["heads"] == [[1, 0.5], [0.5]]
     text = capsys.readouterr().out
     assert "does not apply" not in text
     assert f"{100 * (1 - inter):.1f} %" in text
@@ -244,7 +243,7 @@ def test_a_token_cache_gives_the_same_as_its_images_and_any_batch_size(saved, da
     of_cache = run(model, cache, 10, tmp_path / "of-cache", "cpu")
     assert of_cache["bits_per_token"] == pytest.approx(of_images["bits_per_token"], rel=1e-6)
     for one, other in zip(of_cache["blocks"], of_images["blocks"], strict=True):
-        for part, key in (("score", "back"), ("score", "intra_by_scale"), ("state", "heads")):
+        for part, key in (("score", "back"), ("score", "intra_by_scale"), ("state", "left")):
             if one[part]:
                 torch.testing.assert_close(one[part][key], other[part][key], rtol=1e-4, atol=1e-6)
     expected = load(model).score(images_of(data), [0] * 5 + [1] * 5).bits_per_token.mean()

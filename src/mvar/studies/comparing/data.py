@@ -22,7 +22,6 @@ from mvar.data.sets.fashion_mnist import fashion_mnist
 from mvar.data.sets.icons import icons
 from mvar.data.tokens.cache import UNFINISHED, TokenCache, is_cache
 from mvar.data.tokens.writer import write_cache
-from mvar.evaluation.intervals import Value, share
 from mvar.evaluation.manifold import overlap
 from mvar.features.extractors import Extractor
 from mvar.files import atomic_folder
@@ -223,11 +222,10 @@ class Real:
         right = (self.classifier(features_NF) == images.labels_N).double().mean()
         some = evenly_spaced(len(self.distance.reference_NF), len(features_NF))  # manifolds need equal numbers
         both = overlap(self.distance.reference_NF[some], features_NF)
-        accuracy: Value = share(float(right), len(features_NF))
         return {
             "distance": distance.value,
             "distance_interval": [distance.low, distance.high],
-            "accuracy": accuracy.value,
+            "accuracy": float(right),
             "precision": both.precision,
             "recall": both.recall,
         }

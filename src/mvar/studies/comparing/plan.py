@@ -255,7 +255,7 @@ IMAGENET = DataSet(
 SCALES = {
     "toy": Scale(
         name="toy",
-        model=GeneratorConfig(depth=2, width=64, heads=2),
+        model=GeneratorConfig(depth=2, width=128, heads=4),
         training={**_SMALL_TRAINING, "val_images": 100},
         steps=60,
         rates=(1.25e-1,),

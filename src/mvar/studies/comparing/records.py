@@ -68,7 +68,7 @@ def trials(model: GeneratorConfig, scale: Scale) -> list[Run]:
 
 def chosen_rate(model: GeneratorConfig, scale: Scale, reports: Path) -> float:
     """The learning rate with the smallest validation loss."""
-    losses = {run.rate: read(run, reports)["marks"][0]["bits_per_token"] for run in trials(model, scale)}
+    losses = {run.rate: read(run, reports)["marks"][0][LOSS] for run in trials(model, scale)}
     finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
     return min(finite, key=finite.__getitem__) if finite else scale.rates[0]
 
@@ -151,10 +151,10 @@ def _with_samples(row: Row, taken: Sequence[Mapping[str, Any]], record: Mapping[
 
 def _check_alike(used: Mapping[str, Mapping[str, Any]], reports: Path) -> None:
     """Refuse records, by file, that differ in what they were made of or how they were measured."""
-    for what in ("tokenizer", "images", "protocol"):
+    for what, said in {"tokenizer": "another", "images": "other", "protocol": "another"}.items():
         values = {name: record[what] for name, record in used.items() if what in record}
         others = [name for name, value in values.items() if value != next(iter(values.values()))]
-        _refuse(others, f"of another {what} than {next(iter(values), None)}", reports)
+        _refuse(others, f"of {said} {what} than {next(iter(values), None)}", reports)
 
 
 def _refuse(names: Sequence[str], said: str, reports: Path) -> None:

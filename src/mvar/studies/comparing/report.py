@@ -85,23 +85,21 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
 
 def _heading(row: Row, data: DataSet) -> str:
     """What the table of a data set rests on."""
-    parts = [f"**{data.name}**, {counted(row.seeds, 'seed')}"]
-    if row.floor and row.restored:
-        real, restored = (
-            f"{row.distance} {found['distance']:.1f}, class accuracy {found['accuracy']:.3f}"
-            for found in (row.floor, row.restored)
-        )
-        parts += [
-            f", {data.per_class} samples of each class; {counted(row.floor['images'], 'held-out image')}: {real}; ",
-            f"these reconstructed by the tokenizer: {restored}",
-        ]
-    return "".join(parts)
+    samples = f", {data.per_class} samples of each class" if row.floor else ""
+    return f"**{data.name}**, {counted(row.seeds, 'seed')}{samples}"
 
 
 def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
     measures = [name for name in MEASURES if name in rows[0].measures]
     headings = [MEASURES[name][0] or rows[0].distance for name in measures]
     lines = [["", "parameters", "training time", "image time", "steps", "rate", *headings]]
+    floor, restored = rows[0].floor, rows[0].restored
+    if floor and restored:
+        for name, real in {
+            counted(floor["images"], "held-out image"): floor,
+            "their reconstructions": restored,
+        }.items():
+            lines.append([name, *[""] * 6, *(f"{real[measure]:.{MEASURES[measure][1]}f}" for measure in measures[1:])])
     for row in rows:
         if row.at == MINUTES and any(
             row[:2] == other[:2] and row.steps == other.steps for other in rows if other.at != MINUTES

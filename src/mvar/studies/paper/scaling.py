@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar.generator.config import GeneratorConfig
 from mvar.studies.comparing.plan import GLOBAL_ATTENTION, M_VAR, VAR, Scale, Study, Variants
+from mvar.studies.comparing.records import LOSS
 
 if TYPE_CHECKING:
     from mvar.studies.comparing.records import Row
@@ -91,7 +92,7 @@ def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
 def _series(rows: "Sequence[Row]", times: Mapping[str, Any], kind: str, axis: str) -> tuple[list[float], list[float]]:
     """The sizes of a kind and their losses at equal steps."""
     own = [row for row in rows if row.variant.startswith(f"{kind} ")]
-    return [getattr(times[row.variant], axis) for row in own], [row.measures["bits_per_token"].mean for row in own]
+    return [getattr(times[row.variant], axis) for row in own], [row.measures[LOSS].mean for row in own]
 
 
 def _conclude(rows: "Sequence[Row]", times: Mapping[str, Any]) -> list[str]:
