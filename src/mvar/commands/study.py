@@ -70,7 +70,7 @@ def _comparison(name: str, line: str) -> Callable[..., None]:
     study run {name}.
 
     Args:
-        scale: toy is for a try, about 4 minutes of one core; small takes hours on two; medium needs a GPU; paper
+        scale: toy is for a try, about 6 minutes of one core; small takes hours on two; medium needs a GPU; paper
             needs ImageNet and a cluster, whose processes share each run.
         seeds: runs of each variant; by default the data set's.
         out: folder for data, token caches and training runs.
