@@ -179,7 +179,7 @@ def listing(root: Path) -> dict[str, int]:
             f"study run scan --scale paper --data images --out {NEW}/a",
             "tokenizer = None: --scale paper",
         ),
-        (f"study run order --scale huge --out {NEW}/a", "scale = huge: give one of small, medium, paper"),
+        (f"study run order --scale huge --out {NEW}/a", "scale = huge: give one of toy, small, medium, paper"),
         (f"study run mixers --seeds 0 --out {NEW}/a", "seeds = 0"),
         (f"study run attention --model bundle --out {NEW}/a", "data = None"),
         (f"study run cost --cases d13 --out {NEW}/a", "d13"),
