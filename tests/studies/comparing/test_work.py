@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,12 @@ def test_records_of_other_data_are_refused_before_any_training(toy, made, tmp_pa
     assert sum(trained.values()) == before
 
 
+def test_records_measured_in_other_features_are_refused(toy, made):
+    done, _ = made
+    with pytest.raises(ValueError, match=r"not measured by FID"):
+        replace(done, extractor=SimpleNamespace(distance="FID"))._prepare(MIXERS, toy)
+
+
 def test_a_run_that_was_stopped_between_marks_goes_on_and_keeps_its_record(toy, made):
     done, trained = made
     (run,) = records.runs(MIXERS, MIXERS.variants(toy.model, toy)[VAR], toy, toy.data[0], done.reports, 1)
@@ -233,6 +240,7 @@ def test_processes_that_share_each_run_train_one_after_another_and_go_on(toy, tm
     for missing in (4, 1):
         ranks = processes.Ranks(2, SPREAD, [tmp_path / "toy.pickle"], tmp_path)
         assert ranks.wait() == [0, 0], ranks.errors()
+        assert "mixers: 0 runs for learning rates and 4 runs to compare in all; what is there is kept" in ranks.errors()
         assert f"{missing} of 4 are missing" in ranks.errors()
         rows = records.table(losses, scale, scale.data[0], tmp_path / "reports")
         assert len(rows) == 4

@@ -61,7 +61,7 @@ class Work:
         self._times(models, scale)
         if self.place.rank == 0:
             print(self._plan(study, scale, seeds), file=sys.stderr, flush=True)
-        self._settle(models, scale)
+        self._tune(models, scale)
         runs = [
             run
             for data in study.data_of(scale)
@@ -72,22 +72,25 @@ class Work:
 
     def _plan(self, study: Study, scale: Scale, seeds: int | None) -> str:
         """What a study is in all, whether it is there already or not."""
-        count, minutes = 0, 0.0
+        tuning, compared, minutes = 0, 0, 0.0
         for model in study.variants(scale.model, scale).values():
             seconds = timing.read(model, scale, self.reports).step_seconds
-            trials = records.trials(model, scale)
+            trials = len(records.trials(model, scale))
             runs = sum(study.seeds_of(data, seeds) for data in study.data_of(scale))
             longest = max(records.marks(study, model, scale, self.reports).values())
-            count += len(trials) + runs
-            minutes += (len(trials) * scale.steps + runs * longest) * (seconds or 0.0) / 60
+            tuning, compared = tuning + trials, compared + runs
+            minutes += (trials * scale.steps + runs * longest) * (seconds or 0.0) / 60
         time = f", about {minutes:,.0f} minutes of training steps by one process" if minutes else ""
-        return f"{study.name}: {counted(count, 'run')} in all, some for learning rates{time}; what is there is kept"
+        both = f"{counted(tuning, 'run')} for learning rates and {counted(compared, 'run')} to compare"
+        return f"{study.name}: {both} in all{time}; what is there is kept"
 
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""
         self._prepare(study, scale)
         models = study.variants(scale.model, scale)
-        self._settle([models[name] for name in names], scale)
+        named = [models[name] for name in names]
+        self._times(named, scale)
+        self._tune(named, scale)
         for name in names:
             for data in study.data_of(scale):
                 (run,) = records.runs(study, models[name], scale, data, self.reports, 1)
@@ -103,12 +106,10 @@ class Work:
             records.check(data, prepared.contents, distance, self.reports)
             self._prepared[data.name] = prepared
 
-    def _settle(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
-        """Measure what runs are derived from: times, and the losses that choose learning rates."""
-        self._times(models, scale)
-        self._runs(
-            [run for model in models for run in records.trials(model, scale)], "runs for learning rates", wait=True
-        )
+    def _tune(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
+        """Make the runs that choose learning rates."""
+        trials = [run for model in models for run in records.trials(model, scale)]
+        self._runs(trials, "runs for learning rates", wait=True)
 
     def folder_of(self, run: Run) -> Path:
         """Where a run is trained: a bundle in the end."""
