@@ -20,7 +20,8 @@ VALUE = re.compile(r"-[0-9.].*|true|yes|on|false|no|off", re.IGNORECASE | re.DOT
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; bad input prints what is wrong, a line for each problem, and exits with 2."""
     words = _joined(sys.argv[1:] if argv is None else argv)
-    name = next((name for name in COMMANDS if name.split() == words[: len(name.split())]), "")
+    named = [name for name in (*GROUPS, *COMMANDS) if name.split() == words[: len(name.split())]]
+    name = max(named, key=len, default="")
     with safe_output():
         warnings.showwarning = lambda message, *_: print(f"mvar: warning: {message}", file=sys.stderr)
         try:
@@ -88,7 +89,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 def _refuse(error: CycloptsError, name: str) -> NoReturn:
     """Print what is wrong with the words of a command, and exit with 2."""
-    message = str(error).removesuffix(".")
+    message = re.sub(r"(?<!\.)\.$", "", str(error))  # "..." stays
     if isinstance(error, UnknownOptionError):
         option = (error.token.keyword or error.token.value).partition("=")[0]
         message = f"{option}: {MOVED[name, option]}" if (name, option) in MOVED else message

@@ -1,8 +1,8 @@
 """Work in pieces that can be interrupted, resumed, and divided among processes.
 
 The settings are written before any work; a run that resumes must have the same. Pieces that are complete are kept, the
-others made again. Process `rank` of `ranks` makes every ranks-th piece; processes communicate through the folder alone.
-Rank 0 waits for the others, and then does what is to be done once.
+others made again. Processes divide the pieces and communicate through the folder. Rank 0 waits for the others, and then
+does what is to be done once.
 """
 
 import json
@@ -77,13 +77,18 @@ class Job(Generic[Piece]):
     is_complete: Callable[[Piece], bool]
 
     def make_missing(
-        self, make: Callable[[Piece], object], rank: int = 0, ranks: int = 1, progress: bool = False
+        self, make: Callable[[Piece], object], own: Iterable[int] | None = None, shown: int | None = None
     ) -> None:
-        """Make this process's pieces that are not complete, and show how far it is where `progress` is set."""
-        own = self.pieces[rank::ranks]
-        for piece in track(own, len(own), self.noun) if progress else own:
-            if not self.is_complete(piece):
-                make(piece)
+        """Make this process's pieces that are not complete.
+
+        Args:
+            own: numbers of its pieces, all by default.
+            shown: how many these are, where progress is shown.
+        """
+        own = range(len(self.pieces)) if own is None else own
+        for i in own if shown is None else track(own, shown, self.noun):
+            if not self.is_complete(self.pieces[i]):
+                make(self.pieces[i])
 
     def wait(self) -> None:
         """Wait until all pieces are complete, and say so now and then.

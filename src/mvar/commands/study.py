@@ -48,7 +48,7 @@ def _comparison(name: str, line: str) -> Callable[..., None]:
     ) -> None:
         from mvar.features.extractors import find_extractor
         from mvar.studies.comparing import report
-        from mvar.studies.comparing.data import Place
+        from mvar.studies.comparing.place import Place
         from mvar.studies.comparing.work import Work
         from mvar.studies.distance import SIDE
 
@@ -130,7 +130,7 @@ def study_run_attention(
         reports: folder for the results; by default in out.
         device: cpu, cuda, ...; a GPU where there is one by default.
     """
-    from mvar.studies.comparing.data import Place
+    from mvar.studies.comparing.place import Place
     from mvar.studies.comparing.work import Work
     from mvar.studies.paper import attention, mixers
 

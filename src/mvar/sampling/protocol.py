@@ -130,7 +130,9 @@ class SampleSet:
             def make(index: range) -> None:
                 write(partial(save, draw([self.samples.labels[i] for i in index], index), index))
 
-            self._job().make_missing(make, rank, ranks, progress=rank == 0)
+            job = self._job()
+            own = range(rank, len(job.pieces), ranks)
+            job.make_missing(make, own, len(own) if rank == 0 else None)
         if self.archived:
             shutil.rmtree(self.folder, ignore_errors=True)
         return written

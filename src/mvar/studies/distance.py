@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvar.data.order import evenly_spaced
 from mvar.evaluation.frechet import bootstrap, fit, frechet_distance
+from mvar.evaluation.manifold import overlap
 from mvar.evaluation.report import Value
 from mvar.features.extractors import Extractor, find_extractor
 from mvar.progress import track
@@ -43,6 +45,15 @@ class Distance:
         """The distance of images with these features (N, 320), and its 90 % interval."""
         low, high = bootstrap(features_NF, self._reference)
         return Value(value=self.of_features(features_NF), low=low, high=high)
+
+    def overlap(self, features_NF: Tensor) -> dict[str, float]:
+        """Precision and recall of images with these features (N, 320).
+
+        Manifolds grow with their number of images, so that they are compared with as many of the real images.
+        """
+        some = evenly_spaced(len(self.reference_NF), len(features_NF))
+        found = overlap(self.reference_NF[some], features_NF)
+        return {"precision": found.precision, "recall": found.recall}
 
     def describe(self) -> dict[str, Any]:
         """What determines the features: network, hash of its weights, resizing, dtype."""

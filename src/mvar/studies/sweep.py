@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mvar.charts import can_plot
 from mvar.data.order import evenly_spaced
 from mvar.evaluation.images import mean_distance
-from mvar.evaluation.manifold import overlap
 from mvar.features.judge import Judge
 from mvar.files import writable_folder
 from mvar.job import Job, check_same
@@ -157,13 +156,10 @@ def _measure(reference: Labelled, critic: Judge) -> Callable[[Labelled], dict[st
     def measure(images: Labelled) -> dict[str, float]:
         features_NF = distance.features(images.images_Nchw)
         judged = measuring.judged(critic, images, real_C)
-        some = evenly_spaced(len(distance.reference_NF), len(features_NF))  # manifolds need equal numbers
-        both = overlap(distance.reference_NF[some], features_NF)
         return {
             "distance": distance.of_features(features_NF),
             "accuracy": judged["accuracy"],
-            "precision": both.precision,
-            "recall": both.recall,
+            **distance.overlap(features_NF),
             "spread_ratio": judged["spread_ratio"],
         }
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mvar.commands.study import COMPARISONS
-from mvar.studies.comparing import data, records, timing
+from mvar.studies import page
+from mvar.studies.comparing import data, real, records, timing
 from mvar.studies.comparing.plan import FASHION, M_VAR, SCALES, VAR, Run
 from mvar.studies.comparing.records import MINUTES, STEPS, Row, Spread
 from mvar.studies.comparing.timing import Times
@@ -41,6 +42,35 @@ def test_hash_ignores_defaults_and_knows_what_matters():
 def test_every_study_has_variants_at_every_scale(name, scale):
     study = import_module(f"mvar.studies.paper.{name.replace('-', '_')}").STUDY
     assert len(study.variants(scale.model, scale)) >= 4
+
+
+def tuned(losses, scale, reports):
+    """The rates that are tried, in order, if this is the loss of each, and the one that is chosen."""
+    for further in range(records.FURTHER + 1):
+        for run in records.trials(scale.model, scale, reports, further):
+            record = {"config": run.config, "tokenizer": "t", "marks": [{"bits_per_token": losses(run.rate)}]}
+            page.write_json(records.path_of(run, reports), record, exact=["config"])
+    tried = [run.rate for run in records.trials(scale.model, scale, reports)]
+    return tried, records.chosen_rate(scale.model, scale, reports)
+
+
+@pytest.mark.parametrize(
+    ("losses", "tried", "chosen"),
+    [
+        (lambda rate: abs(rate - 2), [1, 2, 4], 2),
+        (lambda rate: abs(rate - 8), [1, 2, 4, 8, 16], 8),
+        (lambda rate: abs(rate - 0.6), [0.25, 0.5, 1, 2, 4], 0.5),
+        (lambda rate: -rate, [1, 2, 4, 8, 16, 32], 32),  # not without end
+        (lambda rate: math.nan if rate > 0.5 else 5 + rate, [0.125, 0.25, 0.5, 1, 2, 4], 0.125),
+    ],
+)
+def test_rates_go_on_until_the_best_has_one_on_either_side(tmp_path, losses, tried, chosen):
+    assert tuned(losses, replace(SMALL, rates=(1.0, 2.0, 4.0)), tmp_path) == (tried, chosen)
+
+
+def test_two_rates_or_one_are_taken_as_they_are(tmp_path):
+    assert tuned(lambda rate: -rate, replace(SMALL, rates=(1.0, 2.0)), tmp_path) == ([1, 2], 2)
+    assert tuned(lambda rate: -rate, replace(SMALL, rates=(1.0,)), tmp_path) == ([], 1)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +192,7 @@ def test_discriminant_finds_classes_that_a_line_separates():
     labels_N = torch.arange(300) % 3
     features_NF = torch.randn(300, 8, generator=rng) * torch.tensor([5.0] * 4 + [0.3] * 4)
     features_NF[:, 4:7] += 2 * torch.eye(3)[labels_N]
-    classifier = data.Discriminant(features_NF[:200], labels_N[:200])
+    classifier = real.Discriminant(features_NF[:200], labels_N[:200])
     assert (classifier(features_NF[200:]) == labels_N[200:]).float().mean() > 0.97
 
 

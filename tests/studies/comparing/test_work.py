@@ -16,8 +16,8 @@ from mvar.bench.measuring import take_turns
 from mvar.bench.training import Network
 from mvar.generator.config import GeneratorConfig
 from mvar.studies import distance
-from mvar.studies.comparing import data, records, report, timing, work
-from mvar.studies.comparing.data import Place
+from mvar.studies.comparing import data, real, records, report, timing, work
+from mvar.studies.comparing.place import Place
 from mvar.studies.comparing.plan import FASHION, M_VAR, SCALES, VAR, Run, Scale
 from mvar.studies.comparing.work import Work
 from mvar.training.generator.task import GeneratorTask
@@ -66,7 +66,7 @@ def made(scales, fashion_excerpt, tmp_path_factory):
         patch.setattr(timing, "IMAGES", 1)
         patch.setattr(timing, "_ratio", lambda four: 0.5)
         patch.setattr(timing, "count", lambda config, images: Network(config.depth * config.width**2, config.depth))
-        patch.setattr(data, "REFERENCE", 60)
+        patch.setattr(real, "REFERENCE", 60)
         patch.setattr(STUDIES["replace"], "QUARTERS", (2,))
         patch.setattr(STUDIES["scan"], "SIZES", (16,))
         patch.setattr(report, "can_plot", lambda file: file.endswith(DRAWN))
@@ -149,6 +149,28 @@ def test_processes_divide_the_runs(toy, made, tmp_path, fashion_excerpt):
     assert records.table(MIXERS, toy, toy.data[0], tmp_path / "reports", 1)
 
 
+SHARE = """
+import sys, time
+from pathlib import Path
+from mvar.studies.comparing.place import Place
+
+place, folder = Place.of_torchrun("cpu"), Path(sys.argv[1])
+for i in place.share("pieces", 5):
+    end = time.monotonic() + 60
+    while i == 0 and len(list(folder.glob("*.made"))) < 4:  # the longest piece
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (folder / f"{i}.made").write_text(str(place.rank))
+"""
+
+
+def test_a_process_that_is_done_takes_what_another_has_not_begun(tmp_path, processes):
+    processes.Ranks(2, SHARE, [tmp_path], tmp_path).finish()
+    made = {path.stem: path.read_text() for path in tmp_path.glob("*.made")}
+    assert sorted(made) == ["0", "1", "2", "3", "4"]
+    assert {made[name] for name in "1234"} == {"1" if made["0"] == "0" else "0"}
+
+
 def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
     done, _ = made
     models = MIXERS.variants(toy.model, toy)
@@ -182,7 +204,7 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
 def test_records_of_other_data_are_refused_before_any_training(toy, made, tmp_path, fashion_excerpt, what):
     done, trained = made
     before = sum(trained.values())
-    (short, *_) = records.trials(toy.model, toy)
+    (short, *_) = records.trials(toy.model, toy, done.reports)
     record = json.loads(records.path_of(short, done.reports).read_text())
     for name, text in (("kept", record), ("other", record | {what: "other"})):
         (tmp_path / name).mkdir()
@@ -222,7 +244,7 @@ def test_a_run_that_was_stopped_between_marks_goes_on_and_keeps_its_record(toy, 
 SPREAD = """
 import pickle, sys
 from pathlib import Path
-from mvar.studies.comparing.data import Place
+from mvar.studies.comparing.place import Place
 from mvar.studies.comparing.work import Work
 from mvar.studies.paper import mixers
 from dataclasses import replace

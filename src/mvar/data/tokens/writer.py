@@ -186,7 +186,7 @@ def _write_missing(
 
     if rank == 0:
         begin()
-    job.make_missing(make, rank, ranks)
+    job.make_missing(make, range(rank, len(job.pieces), ranks))
     if rank == 0:
         job.wait()
         for name, content in listing.items():

@@ -1,18 +1,10 @@
-"""What the runs of a study share: images, their token maps, and the features that samples are compared with.
+"""What the runs of a study are trained on: images and their token maps, which its processes make once."""
 
-Shapes: N images, F features, K classes.
-"""
-
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from mvar.checkpoint import hub
 from mvar.checkpoint.bundle import is_bundle, read_bundle
@@ -22,50 +14,16 @@ from mvar.data.sets.fashion_mnist import fashion_mnist
 from mvar.data.sets.icons import icons
 from mvar.data.tokens.cache import UNFINISHED, TokenCache, is_cache
 from mvar.data.tokens.writer import write_cache
-from mvar.evaluation.manifold import overlap
-from mvar.features.extractors import Extractor
 from mvar.files import atomic_folder
 from mvar.job import Job, check_same
 from mvar.model import Model
-from mvar.studies import measuring, page
+from mvar.studies import page
+from mvar.studies.comparing.place import Place
 from mvar.studies.comparing.plan import DataSet
-from mvar.studies.distance import Distance, fingerprint
-from mvar.studies.measuring import Form, Labelled
 from mvar.training.generator.token_data import load_tokenizer
 
 DECIDING = ("command", "size", "most", "concepts", "sides", "views")  # fields that decide images and token maps
-REFERENCE = 5000  # training images that samples are compared with, about
-LARGEST_SIDE = 256
 CROPPED = 1.125  # a shorter side's size, relative to the model's, of which crops are taken
-SHRINKAGE = 0.1  # of the covariance within classes towards its mean variance
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which process of how many works on a study, and on which device."""
-
-    rank: int = 0
-    ranks: int = 1
-    device: str | None = None
-
-    @classmethod
-    def of_torchrun(cls, device: str | None) -> "Place":
-        """By torchrun's variables; alone without them. Each process of a machine with GPUs takes its own."""
-        rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if device in (None, "cuda") and ranks > 1 and torch.cuda.is_available():
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-        return cls(rank, ranks, device)
-
-
-@contextmanager
-def by_itself() -> Iterator[None]:
-    """Within it, this process trains by itself, even if torchrun has started several."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
 
 
 @dataclass(frozen=True)
@@ -171,81 +129,3 @@ def _write_images(data: DataSet, out: Path) -> None:
 def _tokenizer(data: DataSet) -> Model:
     """The data set's tokenizer at its scales, without a generator."""
     return Model(tokenizer=load_tokenizer(data.tokenizer, "cpu").rescheduled(list(data.sides)))
-
-
-# --- what samples are compared with ---
-
-
-class Real:
-    """Real images of a data set, with what samples are measured by.
-
-    Samples are compared with training images; as many held-out images as there are samples give the floor: what real
-    images get. Reconstructions of these show how much of a sample's distance is the tokenizer's. The classifier is a
-    linear discriminant analysis of the same features, fitted on the training images: a closed form, which needs no
-    training of its own.
-    """
-
-    def __init__(self, data: DataSet, prepared: Prepared, extractor: Extractor | None = None) -> None:
-        images = prepared.images
-        self.form = Form(min(data.size, LARGEST_SIDE), data.framed, grey=data.grey)
-        K = len(ImageFolder.scan(images / "train").classes)
-        train = measuring.originals(str(images), "train", self.form, per_class=max(REFERENCE // max(K, 1), 2))
-        held_out = measuring.originals(str(images), "val", self.form, train.classes, data.per_class, lacking=True)
-        self.distance = Distance(train.images_Nchw, extractor)
-        self.classes, self.per_class = train.classes, data.per_class
-        self.classifier = Discriminant(self.distance.reference_NF, train.labels_N)
-        self.protocol = {
-            "features": self.distance.describe(),
-            "form": asdict(self.form),
-            "reference": fingerprint(train.images_Nchw),
-            "reference_images": len(train.labels_N),
-            "samples": K * data.per_class,
-        }
-        self.floor = {"images": len(held_out.labels_N), **self.measure(held_out)}
-        self.restored = self.measure(self._restored(held_out, prepared.tokenizer))
-
-    def _restored(self, images: Labelled, tokenizer: str) -> Labelled:
-        """Reconstructions of images whose frame is empty."""
-        network = load_tokenizer(tokenizer, "cpu")
-        parts = []
-        for images_Bchw in images.images_Nchw.split(64):
-            pixels_B3HW = F.pad((images_Bchw / 255).expand(-1, 3, -1, -1), [self.form.frame] * 4)
-            if pixels_B3HW.shape[2:] != network.config.image_shape:
-                pixels_B3HW = F.interpolate(pixels_B3HW, network.config.image_shape, mode="bicubic", antialias=True)
-            parts.append(self.form.of(network.reconstruct(pixels_B3HW.clamp(0, 1))))
-        return images._replace(images_Nchw=torch.cat(parts))
-
-    def measure(self, images: Labelled) -> dict[str, Any]:
-        """Frechet distance with its 90 % interval, class accuracy, precision and recall of a set of images."""
-        features_NF = self.distance.features(images.images_Nchw)
-        distance = self.distance.with_interval(features_NF)
-        right = (self.classifier(features_NF) == images.labels_N).double().mean()
-        some = evenly_spaced(len(self.distance.reference_NF), len(features_NF))  # manifolds need equal numbers
-        both = overlap(self.distance.reference_NF[some], features_NF)
-        return {
-            "distance": distance.value,
-            "distance_interval": [distance.low, distance.high],
-            "accuracy": float(right),
-            "precision": both.precision,
-            "recall": both.recall,
-        }
-
-
-class Discriminant:
-    """Linear discriminant analysis with a shrunken covariance (Friedman 1989), all classes equally likely."""
-
-    def __init__(self, features_NF: Tensor, labels_N: Tensor) -> None:
-        features_NF = features_NF.double()
-        K = int(labels_N.max()) + 1
-        self.means_KF = torch.stack([features_NF[labels_N == k].mean(0) for k in range(K)])
-        apart_NF = features_NF - self.means_KF[labels_N]
-        covariance_FF = apart_NF.T @ apart_NF / len(features_NF)
-        F = len(covariance_FF)
-        towards_FF = covariance_FF.trace() / F * torch.eye(F, dtype=torch.float64)
-        shrunk_FF = (1 - SHRINKAGE) * covariance_FF + SHRINKAGE * towards_FF
-        self.weights_FK = torch.linalg.solve(shrunk_FF, self.means_KF.T)
-        self.bias_K = -0.5 * (self.means_KF.T * self.weights_FK).sum(0)
-
-    def __call__(self, features_NF: Tensor) -> Tensor:
-        """The most likely class of each image, (N,)."""
-        return (features_NF.double() @ self.weights_FK + self.bias_K).argmax(1)

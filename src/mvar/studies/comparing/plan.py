@@ -62,8 +62,9 @@ class Scale:
         training: values of `GeneratorTraining`; the learning rate is a run's own.
         steps: optimizer steps of M-VAR, and of all others at equal steps.
         longer: the same for studies, by name, that need more to show what they are about.
-        rates: learning rates to choose from, for 256 images, by runs of `steps` on the first data set, as shorter ones
-            favour large rates; a single one is taken as it is.
+        rates: learning rates to choose from, for 256 images, in rising order, by runs of `steps` on the first data set,
+            as shorter ones favour large rates; a single one is taken as it is, and three go on where the best is the
+            last or the first of them.
         data: what is trained on.
         spread: whether the processes of torchrun share each run, in place of having runs of their own.
         equal_minutes: whether every variant is also measured after the minutes that M-VAR takes, where these are known.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from mvar.generator.config import GeneratorConfig
@@ -17,6 +18,7 @@ from mvar.studies.comparing.plan import DataSet, Run, Scale, Study, read_named
 from mvar.text import some
 
 STEPS, MINUTES = "equal steps", "equal minutes"
+FURTHER = 3  # learning rates tried beyond those of a scale
 UNITS = 10  # into which M-VAR's steps are divided to count minutes: times are known to about 3 %
 LOSS = "bits_per_token"
 OF_SAMPLES = ("distance", "accuracy", "precision", "recall")
@@ -56,21 +58,39 @@ def check(data: DataSet, contents: Mapping[str, str], distance: str, reports: Pa
     _refuse(others, f"not measured by {distance}", reports)
 
 
-def trials(model: GeneratorConfig, scale: Scale) -> list[Run]:
-    """The runs that choose a variant's learning rate, on the first data set; none where there is no choice."""
+def trials(model: GeneratorConfig, scale: Scale, reports: Path, further: int = FURTHER) -> list[Run]:
+    """The runs that choose a variant's learning rate, on the first data set; none where there is no choice.
+
+    While the best of three rates or more is the smallest or the largest, the next one beyond it is tried too.
+
+    Args:
+        further: most rates beyond those of the scale.
+    """
     if len(scale.rates) == 1:
         return []
-    data, marks = scale.data[0], (scale.steps,)
-    return [
-        Run(scale=scale, data=data, model=model, seed=0, rate=rate, marks=marks, sampled=False) for rate in scale.rates
-    ]
+    plain = Run(scale=scale, data=scale.data[0], model=model, seed=0, rate=0.0, marks=(scale.steps,), sampled=False)
+    found = [replace(plain, rate=rate) for rate in scale.rates]
+    for _ in range(further if len(found) > 2 else 0):
+        if not all(path_of(run, reports).exists() for run in found):
+            break
+        best = _best(found, reports).rate
+        if best == found[0].rate:
+            found.insert(0, replace(plain, rate=best * best / found[1].rate))
+        elif best == found[-1].rate:
+            found.append(replace(plain, rate=best * best / found[-2].rate))
+    return found
 
 
 def chosen_rate(model: GeneratorConfig, scale: Scale, reports: Path) -> float:
     """The learning rate with the smallest validation loss."""
-    losses = {run.rate: read(run, reports)["marks"][0][LOSS] for run in trials(model, scale)}
-    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-    return min(finite, key=finite.__getitem__) if finite else scale.rates[0]
+    found = trials(model, scale, reports)
+    return _best(found, reports).rate if found else scale.rates[0]
+
+
+def _best(runs: Sequence[Run], reports: Path) -> Run:
+    """The one with the smallest loss; the first one if all diverged."""
+    losses = [read(run, reports)["marks"][0][LOSS] for run in runs]
+    return runs[losses.index(min(filter(math.isfinite, losses), default=losses[0]))]
 
 
 def marks(study: Study, model: GeneratorConfig, scale: Scale, reports: Path) -> dict[str, int]:
@@ -111,6 +131,7 @@ class Row(NamedTuple):
     seeds: int
     measures: Mapping[str, Spread]
     distance: str = ""  # its name
+    interval: tuple[float, ...] = ()  # ends of the distance's 90 % interval of a run, mean over the seeds
     floor: Mapping[str, Any] | None = None  # the same measures of held-out images
     restored: Mapping[str, Any] | None = None  # and of what the tokenizer makes of these
 
@@ -129,7 +150,7 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
         found = [read(run, reports) for run in own]
         used |= {path_of(run, reports).name: record for run, record in zip(own, found, strict=True)}
         if data == scale.data[0]:  # whose trials choose the rates for all data sets
-            used |= {path_of(run, reports).name: read(run, reports) for run in trials(model, scale)}
+            used |= {path_of(run, reports).name: read(run, reports) for run in trials(model, scale, reports)}
         rate = own[0].rate * scale.training["batch_size"] / 256
         for at, steps in marks(study, model, scale, reports).items():
             taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
@@ -144,6 +165,7 @@ def _with_samples(row: Row, taken: Sequence[Mapping[str, Any]], record: Mapping[
     return row._replace(
         measures={**row.measures, **measures},
         distance=record["protocol"]["features"]["distance"],
+        interval=tuple(mean(mark["distance_interval"][end] for mark in taken) for end in (0, 1)),
         floor=record["floor"],
         restored=record["restored"],
     )

@@ -10,7 +10,7 @@ from mvar.charts import can_plot
 from mvar.files import write_text
 from mvar.studies.comparing import figures, records, timing
 from mvar.studies.comparing.plan import DataSet, Missing, Scale, Study
-from mvar.studies.comparing.records import LOSS, MINUTES, Row, Spread
+from mvar.studies.comparing.records import LOSS, MINUTES, Row
 from mvar.studies.comparing.timing import Times
 from mvar.studies.comparing.verdict import verdict
 from mvar.studies.page import fill, markers, table, with_verdict
@@ -99,7 +99,9 @@ def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
             counted(floor["images"], "held-out image"): floor,
             "their reconstructions": restored,
         }.items():
-            lines.append([name, *[""] * 6, *(f"{real[measure]:.{MEASURES[measure][1]}f}" for measure in measures[1:])])
+            found = Row(name, "", "", 0, 0.0, 1, {key: records.spread([real[key]]) for key in measures[1:]})
+            cells = _measures(found._replace(interval=tuple(real["distance_interval"])))
+            lines.append([name, *[""] * 6, *cells])
     for row in rows:
         if row.at == MINUTES and any(
             row[:2] == other[:2] and row.steps == other.steps for other in rows if other.at != MINUTES
@@ -111,7 +113,7 @@ def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
                 *_costs(times[row.variant]),
                 f"{row.steps:,}",
                 f"{row.rate:.2g}",
-                *(_spread(row.measures[name], MEASURES[name][1], row.seeds) for name in measures),
+                *_measures(row),
             ]
         )
     return table(lines[0], lines[1:])
@@ -122,5 +124,12 @@ def _costs(times: Times) -> list[str]:
     return [f"{times.parameters / 1e6:.2f} M", *relative]
 
 
-def _spread(value: Spread, digits: int, seeds: int) -> str:
-    return f"{value.mean:.{digits}f}" + (f" ± {value.deviation:.{digits}f}" if seeds > 1 else "")
+def _measures(row: Row) -> list[str]:
+    """Each measure of a row, with its deviation between seeds and the distance's interval."""
+    cells = []
+    for name, (_, digits) in MEASURES.items():
+        if name in row.measures:
+            value = row.measures[name]
+            cell = f"{value.mean:.{digits}f}" + (f" ± {value.deviation:.{digits}f}" if row.seeds > 1 else "")
+            cells.append(cell + (f" ({row.interval[0]:.0f} to {row.interval[1]:.0f})" if name == "distance" else ""))
+    return cells

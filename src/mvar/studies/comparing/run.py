@@ -11,8 +11,10 @@ from typing import Any
 from mvar.machine import machine
 from mvar.model import load
 from mvar.studies import measuring, page
-from mvar.studies.comparing.data import Place, Prepared, Real, by_itself
+from mvar.studies.comparing.data import Prepared
+from mvar.studies.comparing.place import Place, by_itself
 from mvar.studies.comparing.plan import Run
+from mvar.studies.comparing.real import Real
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.task import train
 from mvar.training.run import checkpoints

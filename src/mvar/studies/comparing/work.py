@@ -3,9 +3,11 @@
 Each step is a resumable job whose pieces are files, so a study that was stopped goes on, and studies share runs.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from mvar.checkpoint.placement import find_device
@@ -14,8 +16,10 @@ from mvar.generator.config import GeneratorConfig
 from mvar.job import Job
 from mvar.studies import page
 from mvar.studies.comparing import records, timing
-from mvar.studies.comparing.data import Place, Prepared, Real, prepare
+from mvar.studies.comparing.data import Prepared, prepare
+from mvar.studies.comparing.place import Place
 from mvar.studies.comparing.plan import DataSet, Run, Scale, Study
+from mvar.studies.comparing.real import Real
 from mvar.studies.comparing.run import carry_out, measured
 from mvar.studies.distance import NAME as DISTANCE
 from mvar.text import counted
@@ -44,6 +48,7 @@ class Work:
     _ranks: Ranks | None = None  # where processes share each run
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _real: dict[str, Real] = field(default_factory=dict)
+    _jobs: Iterator[int] = field(default_factory=count)
 
     def carry_out(self, study: Study, scale: Scale, seeds: int | None = None) -> None:
         """Do all that is missing of a study; every process of several returns when its part is done."""
@@ -75,7 +80,7 @@ class Work:
         tuning, compared, minutes = 0, 0, 0.0
         for model in study.variants(scale.model, scale).values():
             seconds = timing.read(model, scale, self.reports).step_seconds
-            trials = len(records.trials(model, scale))
+            trials = len(records.trials(model, scale, self.reports))
             runs = sum(study.seeds_of(data, seeds) for data in study.data_of(scale))
             longest = max(records.marks(study, model, scale, self.reports).values())
             tuning, compared = tuning + trials, compared + runs
@@ -107,9 +112,13 @@ class Work:
             self._prepared[data.name] = prepared
 
     def _tune(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
-        """Make the runs that choose learning rates."""
-        trials = [run for model in models for run in records.trials(model, scale)]
-        self._runs(trials, "runs for learning rates", wait=True)
+        """Make the runs that choose learning rates, in rounds: which ones a round adds is decided by those before."""
+        made = list[Run]()
+        for further in range(records.FURTHER + 1):
+            trials = [run for model in models for run in records.trials(model, scale, self.reports, further)]
+            if trials != made:
+                self._runs(trials, "runs for learning rates", wait=True)
+            made = trials
 
     def folder_of(self, run: Run) -> Path:
         """Where a run is trained: a bundle in the end."""
@@ -145,8 +154,9 @@ class Work:
         if self._ranks is not None:  # all processes share each run, and see the same ones missing
             for run in self._ranks.on_main(lambda: missing):
                 self._make(run)
-            return
-        job.make_missing(self._make, self.place.rank, self.place.ranks, progress=True)
+        else:
+            own = self.place.share(f"{noun} {next(self._jobs)}", len(distinct))
+            job.make_missing(self._make, own, math.ceil(len(distinct) / self.place.ranks))
         if wait:
             job.wait()
 

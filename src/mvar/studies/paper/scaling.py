@@ -35,6 +35,10 @@ class Law(NamedTuple):
     intercept: float
     draws: Any
 
+    def loss(self, x: float) -> float:
+        """What the law predicts."""
+        return math.exp(self.intercept) * x**self.slope
+
     def interval(self) -> tuple[float, float]:
         """90 % of the slope."""
         import numpy as np
@@ -113,11 +117,17 @@ def _conclude(rows: "Sequence[Row]", times: Mapping[str, Any]) -> list[str]:
             sizes = [x for sizes, _ in series.values() for x in sizes]
             if not min(sizes) <= place <= max(sizes):
                 where += f", outside the measured sizes ({min(sizes):.2g} to {max(sizes):.2g})"
-        sentences.append(f"At equal steps {slopes[0]}, {slopes[1]}; {where}.")
+        both = [max(min(sizes) for sizes, _ in series.values()), min(max(sizes) for sizes, _ in series.values())]
+        gaps = [laws[M_VAR].loss(x) - laws[VAR].loss(x) for x in both]
+        below = " and ".join(f"{abs(gap):.2f} bits {'below' if gap < 0 else 'above'}" for gap in gaps)
+        line = f"at the smallest and the largest size that both cover, M-VAR's line lies {below} VAR's"
+        sentences.append(f"At equal steps {slopes[0]}, {slopes[1]}; {line}; {where}.")
     return sentences
 
 
 def _plot(rows: "Sequence[Row]", times: Mapping[str, Any], path: Path) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+
     from mvar.charts import BLUE, ORANGE, new_figure, save, style_axes
 
     figure = new_figure(10, 4)
@@ -127,8 +137,13 @@ def _plot(rows: "Sequence[Row]", times: Mapping[str, Any], path: Path) -> None:
             law = fit(x, loss)
             ends = [min(x), max(x)]
             panel.plot(x, loss, "o", color=colour, label=kind)
-            panel.plot(ends, [math.exp(law.intercept) * end**law.slope for end in ends], color=colour)
+            panel.plot(ends, [law.loss(end) for end in ends], color=colour)
         panel.set(xscale="log", yscale="log")
+        for side, places, form in (
+            (panel.xaxis, LogLocator(subs=(1, 2, 5)), EngFormatter()),
+            (panel.yaxis, MaxNLocator(6), ScalarFormatter()),  # all losses lie within one power of ten
+        ):
+            side.set(major_locator=places, major_formatter=form, minor_locator=NullLocator())
         panel.legend(frameon=False)
         style_axes(panel, "Validation loss at equal steps, bits per token", label)
     save(figure, path)
