@@ -74,19 +74,19 @@ def test_two_rates_or_one_are_taken_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("study", "ratio", "marks"),
+    ("long", "ratio", "marks"),
     [
-        ("replace", 1.0, {STEPS: 400, MINUTES: 400}),
-        ("replace", 0.51, {STEPS: 400, MINUTES: 800}),  # in units of 40
-        ("mixers", 0.51, {STEPS: 1200, MINUTES: 2400}),  # of 120
-        ("replace", 0.96, {STEPS: 400, MINUTES: 400}),  # what clocks make of the same arithmetic
-        ("replace", 1.3, {STEPS: 400, MINUTES: 320}),
-        ("replace", None, {STEPS: 400}),
+        (False, 1.0, {STEPS: 400, MINUTES: 400}),
+        (False, 0.51, {STEPS: 400, MINUTES: 800}),  # in units of 40
+        (True, 0.51, {STEPS: 1200, MINUTES: 2400}),  # of 120
+        (False, 0.96, {STEPS: 400, MINUTES: 400}),  # what clocks make of the same arithmetic
+        (False, 1.3, {STEPS: 400, MINUTES: 320}),
+        (False, None, {STEPS: 400}),
     ],
 )
-def test_marks_are_equal_steps_and_what_fits_into_equal_minutes(monkeypatch, tmp_path, study, ratio, marks):
+def test_marks_are_equal_steps_and_what_fits_into_equal_minutes(monkeypatch, tmp_path, long, ratio, marks):
     monkeypatch.setattr(timing, "read", lambda *_: Times(ratio, ratio, ratio, 1, 1))
-    plan = replace(mixers.STUDY, name=study)
+    plan = replace(mixers.STUDY, long=long)
     assert records.marks(plan, SMALL.model, SMALL, tmp_path) == marks
     assert records.marks(replace(plan, losses_only=True), SMALL.model, SMALL, tmp_path) == {STEPS: marks[STEPS]}
 

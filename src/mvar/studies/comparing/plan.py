@@ -61,7 +61,7 @@ class Scale:
         model: M-VAR at this scale; data sets set classes, codes and token maps.
         training: values of `GeneratorTraining`; the learning rate is a run's own.
         steps: optimizer steps of M-VAR, and of all others at equal steps.
-        longer: the same for studies, by name, that need more to show what they are about.
+        long: the same for studies that are `long`; 0 for `steps`.
         rates: learning rates to choose from, for 256 images, in rising order, by runs of `steps` on the first data set,
             as shorter ones favour large rates; a single one is taken as it is, and three go on where the best is the
             last or the first of them.
@@ -75,7 +75,7 @@ class Scale:
     model: GeneratorConfig
     training: Mapping[str, Any]
     steps: int
-    longer: Mapping[str, int] = field(default_factory=dict)
+    long: int = 0
     rates: tuple[float, ...]
     data: tuple[DataSet, ...]
     spread: bool = False
@@ -95,6 +95,7 @@ class Study:
         baseline: the variant that others are compared with.
         seeds: most seeds of each variant; None for all of the data set's.
         data_sets: how many of the scale's data sets, from the first; None for all.
+        long: whether its runs are as long as the scale affords, not just long enough to tell variants apart.
         losses_only: whether it does without samples and without equal minutes.
         conclude: sentences that its rows and the generators' times allow; None compares with the baseline.
         plot: draws the same into a file; None for loss and distance of each variant.
@@ -107,6 +108,7 @@ class Study:
     baseline: str = M_VAR
     seeds: int | None = None
     data_sets: int | None = None
+    long: bool = False
     losses_only: bool = False
     conclude: Callable[..., list[str]] | None = None
     plot: Callable[..., None] | None = None
@@ -268,7 +270,7 @@ SCALES = {
         model=GeneratorConfig(depth=4, width=128, heads=4),
         training=_SMALL_TRAINING,
         steps=400,
-        longer={"mixers": 1200, "width-depth": 1200},
+        long=1200,
         rates=(3.125e-2, 6.25e-2, 1.25e-1),
         data=(FASHION, ICONS),
         sizes=((2, 64), (3, 96), (4, 128), (5, 160)),

@@ -95,7 +95,7 @@ def _best(runs: Sequence[Run], reports: Path) -> Run:
 
 def marks(study: Study, model: GeneratorConfig, scale: Scale, reports: Path) -> dict[str, int]:
     """Optimizer steps after which a variant is measured: as many as M-VAR's, and as fit into its minutes if known."""
-    steps = scale.longer.get(study.name, scale.steps)
+    steps = (scale.long if study.long else 0) or scale.steps
     found = {STEPS: steps}
     if scale.equal_minutes and not study.losses_only and (ratio := timing.read(model, scale, reports).step) is not None:
         unit = max(steps // UNITS, 1)

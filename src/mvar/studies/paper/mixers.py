@@ -33,4 +33,5 @@ STUDY = Study(
     title="Which mixers",
     expected="M-VAR first, then VAR, Mamba alone, and last attention that never looks at another scale.",
     variants=_variants,
+    long=True,
 )

@@ -32,4 +32,5 @@ STUDY = Study(
     title="Width and depth",
     expected="All three M-VARs before VAR, though M-VAR-W has fewer parameters than VAR and M-VAR-D about as many.",
     variants=_variants,
+    long=True,
 )
