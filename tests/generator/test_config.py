@@ -19,6 +19,8 @@ def test_parameter_counts_are_the_official_ones():
     assert {preset: parameters(PRESETS[preset]) for preset in exact} == exact
     assert parameters(GeneratorConfig(depth=16, qk_norm=False)) == 464_157_184
     published = {"var-d20": 600, "var-d30": 2000, "d12": 198, "d20": 900, "m-var-w": 260, "m-var-d": 340, "d30": 3000}
+    between = (parameters(PRESETS["d16"]) + parameters(GeneratorConfig(depth=16, mamba=False))) / 2
+    assert parameters(PRESETS["m-var-half"]) == between
     for preset, millions in published.items():
         assert parameters(PRESETS[preset]) == pytest.approx(millions * 1e6, rel=0.04)
 
