@@ -155,7 +155,7 @@ from pathlib import Path
 from mvar.studies.comparing.place import Place
 
 place, folder = Place.of_torchrun("cpu"), Path(sys.argv[1])
-for i in place.share("pieces", 5):
+for i in place.share(5):
     end = time.monotonic() + 60
     while i == 0 and len(list(folder.glob("*.made"))) < 4:  # the longest piece
         assert time.monotonic() < end
@@ -193,7 +193,7 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
     refuse(lambda record: record["protocol"].update(samples=1), "another protocol")
     refuse(lambda record: record.update(tokenizer="of other weights"), "another tokenizer")
     refuse(lambda record: record.update(images="others"), "of other images")
-    refuse(lambda record: record.pop("tokenizer"), "does not say of which tokenizer")
+    refuse(lambda record: record.pop("tokenizer"), "does not name its tokenizer")
     other = timing.path_of(models[M_VAR], toy, done.reports)
     (tmp_path / other.name).write_text(json.dumps(json.loads(other.read_text()) | {"config": {}}))
     with pytest.raises(ValueError, match="is not of the configuration in its name"):
@@ -262,7 +262,10 @@ def test_processes_that_share_each_run_train_one_after_another_and_go_on(toy, tm
     for missing in (4, 1):
         ranks = processes.Ranks(2, SPREAD, [tmp_path / "toy.pickle"], tmp_path)
         assert ranks.wait() == [0, 0], ranks.errors()
-        assert "mixers: 0 runs for learning rates and 4 runs to compare in all; what is there is kept" in ranks.errors()
+        assert (
+            "mixers: 0 runs for learning rates and 4 runs to compare in all; existing results are kept"
+            in ranks.errors()
+        )
         assert f"{missing} of 4 are missing" in ranks.errors()
         rows = records.table(losses, scale, scale.data[0], tmp_path / "reports")
         assert len(rows) == 4

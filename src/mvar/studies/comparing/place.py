@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import torch
 import torch.distributed as dist
 
-IN_TORCHRUN = "TORCHELASTIC_USE_AGENT_STORE"  # its processes share a store
+_jobs = count()  # of this process
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,24 @@ class Place:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
         return cls(rank, ranks, device)
 
-    def share(self, name: str, count: int) -> Iterator[int]:
-        """The numbers below `count` that this process takes of a job; a job's name is used once.
+    def share(self, pieces: int) -> Iterator[int]:
+        """The numbers of a job's pieces that this process takes; every process calls it for the same jobs in turn.
 
-        Processes of torchrun take the next number that none has taken, as runs differ in length and some are there
-        already; others take every ranks-th.
+        Processes that share torchrun's store take the next number that none has taken, as runs differ in length and
+        some are recorded already. Others take every ranks-th, and so do those that torchrun may restart: a counter
+        would not tell which numbers ended with a process.
         """
-        if IN_TORCHRUN not in os.environ:
-            yield from range(self.rank, count, self.ranks)
+        job, given = f"studies/{next(_jobs)}", os.environ.get
+        if given("TORCHELASTIC_USE_AGENT_STORE") != "True" or given("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            yield from range(self.rank, pieces, self.ranks)
             return
-        while (number := self._store.add(name, 1) - 1) < count:
+        while (number := self._store.add(job, 1) - 1) < pieces:
             yield number
 
     @cached_property
     def _store(self) -> dist.Store:
         store, _, _ = next(dist.rendezvous("env://"))
-        return dist.PrefixStore(f"studies/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        return store
 
 
 @contextmanager

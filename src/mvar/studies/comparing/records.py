@@ -38,7 +38,7 @@ def read(run: Run, reports: Path) -> dict[str, Any]:
     path = path_of(run, reports)
     record = read_named(path, run.config)
     if "tokenizer" not in record:
-        raise ValueError(f"reports = {str(path)!r}: does not say of which tokenizer; delete it and run the study again")
+        raise ValueError(f"reports = {str(path)!r}: does not name its tokenizer; delete it and run the study again")
     return record
 
 
@@ -134,6 +134,7 @@ class Row(NamedTuple):
     interval: tuple[float, ...] = ()  # ends of the distance's 90 % interval of a run, mean over the seeds
     floor: Mapping[str, Any] | None = None  # the same measures of held-out images
     restored: Mapping[str, Any] | None = None  # and of what the tokenizer makes of these
+    rounding: float = 0.0  # of equal minutes, as a share of its steps
 
 
 def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int | None = None) -> list[Row]:
@@ -152,9 +153,12 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
         if data == scale.data[0]:  # whose trials choose the rates for all data sets
             used |= {path_of(run, reports).name: read(run, reports) for run in trials(model, scale, reports)}
         rate = own[0].rate * scale.training["batch_size"] / 256
-        for at, steps in marks(study, model, scale, reports).items():
+        ends = marks(study, model, scale, reports)
+        for at, steps in ends.items():
             taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
             row = Row(name, data.name, at, steps, rate, len(own), {LOSS: spread([mark[LOSS] for mark in taken])})
+            if at == MINUTES and (ratio := timing.read(model, scale, reports).step) is not None:
+                row = row._replace(rounding=abs(ends[STEPS] / ratio / steps - 1))
             rows.append(row if study.losses_only else _with_samples(row, taken, found[0]))
     _check_alike(used, reports)
     return rows

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
 
 SURE = 0.95  # of a comparison on one data set
-MINUTES_ERROR = 0.05  # share: of measured times and of rounding them to tenths
+MINUTES_ERROR = 0.03  # share, of measured times; rounding to tenths comes on top
 SAID = {-1: "smaller", 1: "larger", 0: "not clearly different", None: "not finite"}
 
 
@@ -25,7 +25,7 @@ def verdict(rows: Sequence[Row], baseline: str) -> list[str]:
     A seed decides the initialisation, the order of images and the noise of samples, so that variants are compared seed
     by seed. A difference counts if the t distribution gives less than 5 % to one as large by chance, with the variance
     of differences pooled over the variants of a data set, as two or three seeds alone give a poor estimate. At equal
-    minutes it must also exceed what 5 % more or fewer steps would change.
+    minutes it must also exceed what the error of times and the rounding of steps would change.
     """
     if any(row.seeds == 1 for row in rows):
         return ["One seed: no verdict, as nothing says how much another seed would change."]
@@ -72,7 +72,7 @@ def _of_minutes(rows: Sequence[Row], row: Row, measure: str) -> float:
     if before.steps == row.steps:
         return 0.0
     slope = (row.measures[measure].mean - before.measures[measure].mean) / (row.steps - before.steps)
-    return abs(slope) * MINUTES_ERROR * row.steps
+    return abs(slope) * (MINUTES_ERROR + row.rounding) * row.steps
 
 
 def _said(variants: Mapping[str, Mapping[str, Difference]], form: str) -> str:

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 from mvar.checkpoint.placement import find_device
@@ -48,7 +47,6 @@ class Work:
     _ranks: Ranks | None = None  # where processes share each run
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _real: dict[str, Real] = field(default_factory=dict)
-    _jobs: Iterator[int] = field(default_factory=count)
 
     def carry_out(self, study: Study, scale: Scale, seeds: int | None = None) -> None:
         """Do all that is missing of a study; every process of several returns when its part is done."""
@@ -87,7 +85,7 @@ class Work:
             minutes += (trials * scale.steps + runs * longest) * (seconds or 0.0) / 60
         time = f", about {minutes:,.0f} minutes of training steps by one process" if minutes else ""
         both = f"{counted(tuning, 'run')} for learning rates and {counted(compared, 'run')} to compare"
-        return f"{study.name}: {both} in all{time}; what is there is kept"
+        return f"{study.name}: {both} in all{time}; existing results are kept"
 
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""
@@ -155,7 +153,7 @@ class Work:
             for run in self._ranks.on_main(lambda: missing):
                 self._make(run)
         else:
-            own = self.place.share(f"{noun} {next(self._jobs)}", len(distinct))
+            own = self.place.share(len(distinct))
             job.make_missing(self._make, own, math.ceil(len(distinct) / self.place.ranks))
         if wait:
             job.wait()
