@@ -125,6 +125,7 @@ class GeneratorConfig:
 _512: dict[str, Any] = {"sides": list(SIDES_512)}
 _VAR: dict[str, Any] = {"attention": "global", "mamba": False}
 _TINY: dict[str, Any] = {"depth": 4, "shared_adaln": True, "num_classes": 10, "vocab_size": 1024, "latent_channels": 16}
+_QUICK: dict[str, Any] = {**_TINY, "width": 128, "sides": [1, 2, 3, 5, 8]}
 
 PRESETS: dict[str, GeneratorConfig] = {
     **{f"d{depth}": GeneratorConfig(depth=depth) for depth in (12, 16, 20, 24, 30, 32)},
@@ -136,5 +137,6 @@ PRESETS: dict[str, GeneratorConfig] = {
     "m-var-half": GeneratorConfig(depth=16, mamba=[True, False] * 8),
     "tiny32": GeneratorConfig(width=192, sides=[1, 2, 3, 4, 6, 8], **_TINY),
     "tiny64": GeneratorConfig(width=192, sides=[1, 2, 3, 4, 6, 8], **_TINY),
-    "quick32": GeneratorConfig(width=128, sides=[1, 2, 3, 5, 8], **_TINY),
+    "quick32": GeneratorConfig(**_QUICK),
+    "quick32-var": GeneratorConfig(**_QUICK, **_VAR),
 }
