@@ -79,7 +79,9 @@ class Processes:
         for process in self.processes:
             process.join(max(end - time.monotonic(), 0))
         codes = [process.exitcode for process in self.processes if process.exitcode is not None]
-        assert len(codes) == len(self.processes), self.errors()
+        if len(codes) < len(self.processes):
+            self.kill()  # else pytest would wait for them at its end
+            raise AssertionError(f"did not end within {seconds:g} s: {self.errors()}")
         return codes
 
     def finish(self) -> None:
