@@ -159,12 +159,13 @@ def test_drawn_together_each_is_as_if_drawn_alone(build, mixers):
     for _ in range(3):
         alone = [sampler.draw(canvas) for sampler, canvas in zip(samplers, alone, strict=True)]
         together = draw_together([Drawing(*pair) for pair in zip(samplers, together, strict=True)])
-    for one, other in zip(alone, together, strict=True):
+    for one, other, settings in zip(alone, together, OTHERS, strict=True):
         assert one.index == other.index
         assert one.guided == other.guided
         assert same_maps(one.tokens, other.tokens)
+        limit = 1e-3 if settings.smooth else 2e-5  # its temperatures, down to 0.0135, enlarge rounding
         for a, b in zip(bits(one), bits(other), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(a, b, rtol=limit, atol=limit)
 
 
 def test_logits_that_are_not_finite_fail_one_of_several(build):
