@@ -163,7 +163,7 @@ def test_drawn_together_each_is_as_if_drawn_alone(build, mixers):
         assert one.index == other.index
         assert one.guided == other.guided
         assert same_maps(one.tokens, other.tokens)
-        limit = 1e-3 if settings.smooth else 2e-5  # its temperatures, down to 0.0135, enlarge rounding
+        limit = 1e-3 if settings.smooth else 1e-4  # its temperatures, down to 0.0135, enlarge rounding
         for a, b in zip(bits(one), bits(other), strict=True):
             torch.testing.assert_close(a, b, rtol=limit, atol=limit)
 
