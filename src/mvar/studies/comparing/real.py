@@ -40,7 +40,6 @@ class Real:
         train = measuring.originals(str(images), "train", self.form, per_class=max(REFERENCE // max(K, 1), 2))
         held_out = measuring.originals(str(images), "val", self.form, train.classes, data.per_class, lacking=True)
         self.distance = Distance(train.images_Nchw, extractor)
-        self.classes, self.per_class = train.classes, data.per_class
         self.classifier = Discriminant(self.distance.reference_NF, train.labels_N)
         self.protocol = {
             "features": self.distance.describe(),
