@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"mvar: {stopped}", file=sys.stderr)
             sys.exit(stopped.code)
         except KeyboardInterrupt:
-            again = "training goes on with --resume, tokenize, sample-set and studies if you run them again"
-            print(f"mvar: interrupted; {again}", file=sys.stderr)
+            again = "run the same command again, with --resume for training"
+            print(
+                f"mvar: interrupted; to continue a training, tokenize, sample-set or a study, {again}", file=sys.stderr
+            )
             sys.exit(130)
 
 

@@ -8,10 +8,13 @@ does what is to be done once.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from filelock import FileLock, Timeout
 
 from mvar.progress import track
 from mvar.settings import raise_problems
@@ -41,6 +44,24 @@ def check_same(
         for name, value in new.items()
         if name not in free and old.get(name) != value
     )
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of this file, which ends with the process.
+
+    Raises:
+        ValueError: another process holds it; with this message.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(refusal) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,15 @@ def test_times_are_relative_to_m_var_on_a_machine_that_slows_down(monkeypatch, t
     assert untimed == (None, None, None, found[VAR].parameters, found[VAR].step_flop)
 
 
+def test_a_machine_that_is_busy_while_m_var_takes_its_own_turn_is_said(monkeypatch, tmp_path, bundle):
+    turns = count()
+    cases = {kind: lambda: 1.2 if next(turns) % 4 in (1, 2) else 1.0 for kind in timing.KINDS}
+    monkeypatch.setattr(timing, "_cases", lambda *_: cases)
+    tokenizer = data.load_tokenizer(bundle, "cpu")
+    with pytest.warns(UserWarning, match=r"the machine was busy: times are wrong by more than 6%"):
+        timing.measure([SMALL.model], SMALL, tokenizer, tmp_path)
+
+
 NOISE = (0.1, -0.1, 0.0)  # of three seeds
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from mvar.bench.measuring import take_turns
 from mvar.bench.training import Network
@@ -21,6 +22,7 @@ from mvar.studies.comparing.place import Place
 from mvar.studies.comparing.plan import FASHION, M_VAR, SCALES, VAR, Run, Scale
 from mvar.studies.comparing.work import Work
 from mvar.training.generator.task import GeneratorTask
+from mvar.training.stopping import Stopped
 
 NAMES = ("width_depth", "mixers", "replace", "order", "scan", "scaling")
 STUDIES = {name: import_module(f"mvar.studies.paper.{name}") for name in NAMES}
@@ -65,6 +67,7 @@ def made(scales, fashion_excerpt, tmp_path_factory):
         patch.setattr(timing, "take_turns", some_turns)
         patch.setattr(timing, "IMAGES", 1)
         patch.setattr(timing, "_ratio", lambda four: 0.5)
+        patch.setattr(timing, "_check", lambda ratios: None)
         patch.setattr(timing, "count", lambda config, images: Network(config.depth * config.width**2, config.depth))
         patch.setattr(real, "REFERENCE", 60)
         patch.setattr(STUDIES["replace"], "QUARTERS", (2,))
@@ -149,6 +152,17 @@ def test_processes_divide_the_runs(toy, made, tmp_path, fashion_excerpt):
     assert records.table(MIXERS, toy, toy.data[0], tmp_path / "reports", 1)
 
 
+def test_a_second_job_in_a_folder_is_refused_at_its_start(toy, made, fashion_excerpt):
+    done, trained = made
+    before = sum(trained.values())
+    for own in done.trained(MIXERS, toy, [VAR]):  # the lock is held while the caller works
+        with pytest.raises(ValueError, match=r"another job runs studies in this folder; wait for it, or stop it"):
+            replace(done, reports=done.reports / "other").carry_out(MIXERS, toy)
+        assert own[0] == VAR
+    assert sum(trained.values()) == before
+    done.carry_out(MIXERS, toy, seeds=1)
+
+
 SHARE = """
 import sys, time
 from pathlib import Path
@@ -169,6 +183,17 @@ def test_a_process_that_is_done_takes_what_another_has_not_begun(tmp_path, proce
     made = {path.stem: path.read_text() for path in tmp_path.glob("*.made")}
     assert sorted(made) == ["0", "1", "2", "3", "4"]
     assert {made[name] for name in "1234"} == {"1" if made["0"] == "0" else "0"}
+
+
+def test_a_process_whose_torchrun_was_killed_says_so(monkeypatch):
+    class Gone:
+        def add(self, *_: object) -> int:
+            raise dist.DistNetworkError("Failed to recv, got 0 bytes")
+
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(Place, "_store", Gone())
+    with pytest.raises(Stopped, match=r"torchrun has ended; run the same command again to continue"):
+        next(Place(1, 2).share(5))
 
 
 def test_records_of_other_configurations_are_refused(toy, made, tmp_path):

@@ -10,6 +10,9 @@ from itertools import count
 import torch
 import torch.distributed as dist
 
+from mvar.training.stopping import Stopped
+
+AGAIN = "run the same command again to continue"  # how a message ends
 _jobs = count()  # of this process
 
 
@@ -35,13 +38,22 @@ class Place:
         Processes that share torchrun's store take the next number that none has taken, as runs differ in length and
         some are recorded already. Others take every ranks-th, and so do those that torchrun may restart: a counter
         would not tell which numbers ended with a process.
+
+        Raises:
+            Stopped: torchrun has ended.
         """
         job, given = f"studies/{next(_jobs)}", os.environ.get
         if given("TORCHELASTIC_USE_AGENT_STORE") != "True" or given("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
             yield from range(self.rank, pieces, self.ranks)
             return
-        while (number := self._store.add(job, 1) - 1) < pieces:
+        while (number := self._next(job)) < pieces:
             yield number
+
+    def _next(self, job: str) -> int:
+        try:
+            return self._store.add(job, 1) - 1
+        except dist.DistError as error:
+            raise Stopped(f"torchrun has ended; {AGAIN}", 1) from error
 
     @cached_property
     def _store(self) -> dist.Store:

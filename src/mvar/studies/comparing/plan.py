@@ -172,6 +172,14 @@ class Run:
         """Of its record and its folder."""
         return f"{self.data.name}-{digest(self.config)}"
 
+    @property
+    def label(self) -> str:
+        """For people: what it is trained on, and what tells it from other runs of its scale."""
+        usual = differing(self.scale.model)
+        own = {name: value for name, value in differing(self.model).items() if usual.get(name) != value}
+        values = {"seed": self.seed, "base_lr": self.rate, **own}
+        return f"{self.data.name} with {', '.join(f'{name} = {value!r}' for name, value in values.items())}"
+
 
 class Missing(ValueError):
     """A record that a study needs is not there."""

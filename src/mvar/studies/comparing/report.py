@@ -69,7 +69,9 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
             own = records.table(study, scale, data, reports, seeds)
             times = {name: timing.read(model, scale, reports) for name, model in models.items()}
         except Missing as missing:
-            parts.append(f"**{data.name}**: not complete at scale {scale.name}, {missing.file} is missing.")
+            parts.append(
+                f"**{data.name}**: not complete at scale {scale.name}, {missing.file} is missing; run the study again."
+            )
             continue
         rows += own
         parts += [_heading(own[0], data), _table(own, times)]

@@ -12,7 +12,7 @@ from mvar.machine import machine
 from mvar.model import load
 from mvar.studies import measuring, page
 from mvar.studies.comparing.data import Prepared
-from mvar.studies.comparing.place import Place, by_itself
+from mvar.studies.comparing.place import AGAIN, Place, by_itself
 from mvar.studies.comparing.plan import Run
 from mvar.studies.comparing.real import Real
 from mvar.training.config import GeneratorTraining
@@ -59,7 +59,7 @@ def carry_out(run: Run, prepared: Prepared, real: Real | None, folder: Path, pla
             try:
                 train(config)
             except Stopped as stopped:
-                raise Stopped("stopped with a checkpoint; the same command goes on", stopped.code) from stopped
+                raise Stopped(f"stopped with a checkpoint; {AGAIN}", stopped.code) from stopped
         if run.scale.spread and place.rank > 0:
             continue
         found = {"steps": mark, **_validated(folder, mark)}

@@ -6,6 +6,7 @@ runs on a GPU or on several processes, nothing is timed.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from mvar.sampling.config import SamplingSettings
 from mvar.sampling.engine import Sampler
 from mvar.studies import page
 from mvar.studies.comparing.plan import Scale, differing, digest, read_named
+from mvar.text import counted
 from mvar.tokenizer.network import Tokenizer
 from mvar.training.generator.task import decided_by
 
 KINDS = ("step", "image")
 TIMED = (*KINDS, "step_seconds", "image_seconds")
 ROUNDS = 9
+ERROR = 0.03  # of a ratio, on a quiet machine
 IMAGES = 16  # drawn at once
 
 
@@ -92,13 +95,14 @@ def _timed(missing: Mapping[Path, GeneratorConfig], scale: Scale, tokenizer: Tok
         for kind in KINDS:  # M-VAR before and after it, so that what changes slowly changes no ratio
             cases |= {(path, kind, 0): reference[kind], (path, kind, 1): own[kind]}
             cases |= {(path, kind, 2): own[kind], (path, kind, 3): reference[kind]}
+    print(f"timing {counted(len(missing), 'generator')} in turn with M-VAR:", file=sys.stderr, flush=True)
     seconds = take_turns(cases, ROUNDS)
     times = {}
     for path, model in missing.items():
         own_seconds = {kind: [*seconds[path, kind, 1], *seconds[path, kind, 2]] for kind in KINDS}
         ratios = {kind: _ratio([seconds[path, kind, i] for i in range(4)]) for kind in KINDS}
         if model == scale.model:
-            print(f"M-VAR measured as all others: {ratios}; 1 would be without error", file=sys.stderr)
+            _check(ratios)
             ratios = dict.fromkeys(KINDS, 1.0)
         times[path] = {
             **ratios,
@@ -106,6 +110,18 @@ def _timed(missing: Mapping[Path, GeneratorConfig], scale: Scale, tokenizer: Tok
             "image_seconds": median(own_seconds["image"]) / IMAGES,
         }
     return times
+
+
+def _check(ratios: Mapping[str, float]) -> None:
+    """Say what M-VAR takes relative to itself, which would be 1 if times had no error."""
+    found = "{step:.2f} times as long for a step, {image:.2f} times for images".format(**ratios)
+    print(f"timed against itself, M-VAR takes {found} (exact is 1)", file=sys.stderr, flush=True)
+    if max(abs(ratio - 1) for ratio in ratios.values()) > 2 * ERROR:
+        warnings.warn(
+            f"the machine was busy: times are wrong by more than {2 * ERROR:.0%}, and so are equal minutes; stop the "
+            "study and other programs, delete the time-*.json files of its results, and run it again",
+            stacklevel=2,
+        )
 
 
 def _ratio(four: list[list[float]]) -> float:

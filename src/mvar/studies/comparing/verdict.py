@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, variance
 from typing import NamedTuple
 
+from mvar.studies.comparing import timing
 from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
 
 SURE = 0.95  # of a comparison on one data set
-MINUTES_ERROR = 0.03  # share, of measured times; rounding to tenths comes on top
 SAID = {-1: "smaller", 1: "larger", 0: "not clearly different", None: "not finite"}
 
 
@@ -72,7 +72,7 @@ def _of_minutes(rows: Sequence[Row], row: Row, measure: str) -> float:
     if before.steps == row.steps:
         return 0.0
     slope = (row.measures[measure].mean - before.measures[measure].mean) / (row.steps - before.steps)
-    return abs(slope) * (MINUTES_ERROR + row.rounding) * row.steps
+    return abs(slope) * (timing.ERROR + row.rounding) * row.steps
 
 
 def _said(variants: Mapping[str, Mapping[str, Difference]], form: str) -> str:

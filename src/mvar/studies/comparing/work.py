@@ -5,14 +5,16 @@ Each step is a resumable job whose pieces are files, so a study that was stopped
 
 import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvar.checkpoint.placement import find_device
 from mvar.features.extractors import Extractor
 from mvar.generator.config import GeneratorConfig
-from mvar.job import Job
+from mvar.job import Job, locked
 from mvar.studies import page
 from mvar.studies.comparing import records, timing
 from mvar.studies.comparing.data import Prepared, prepare
@@ -25,6 +27,8 @@ from mvar.text import counted
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.token_data import load_tokenizer
 from mvar.training.parallel import Ranks, process_group
+
+LOCK = "studies.lock"
 
 
 @dataclass
@@ -49,21 +53,39 @@ class Work:
     _real: dict[str, Real] = field(default_factory=dict)
 
     def carry_out(self, study: Study, scale: Scale, seeds: int | None = None) -> None:
-        """Do all that is missing of a study; every process of several returns when its part is done."""
-        if not scale.spread:
-            self._carry_out(study, scale, seeds)
+        """Do all that is missing of a study; every process of several returns when its part is done.
+
+        Raises:
+            ValueError: another job is at work in the folder, or has left results that differ from this one's.
+        """
+        with self._locked():
+            if not scale.spread:
+                self._carry_out(study, scale, seeds)
+                return
+            minutes = scale.training.get("rank_timeout", GeneratorTraining.rank_timeout)
+            with process_group(None, self.place.device, minutes) as self._ranks:  # torchrun allows no second one
+                self._carry_out(study, scale, seeds)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Within it, the first process keeps other jobs out of the folder: they would train beside its timings."""
+        if self.place.rank > 0:
+            yield
             return
-        minutes = scale.training.get("rank_timeout", GeneratorTraining.rank_timeout)
-        with process_group(None, self.place.device, minutes) as self._ranks:  # torchrun allows no second one
-            self._carry_out(study, scale, seeds)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        out = f"out = {str(self.folder)!r}"
+        with locked(self.folder / LOCK, f"{out}: another job runs studies in this folder; wait for it, or stop it"):
+            yield
 
     def _carry_out(self, study: Study, scale: Scale, seeds: int | None) -> None:
         models = list(study.variants(scale.model, scale).values())
         self.reports.mkdir(parents=True, exist_ok=True)
+        plan = self._plan(study, scale, seeds)
+        self._say(plan)
         self._prepare(study, scale)
         self._times(models, scale)
-        if self.place.rank == 0:
-            print(self._plan(study, scale, seeds), file=sys.stderr, flush=True)
+        if (timed := self._plan(study, scale, seeds)) != plan:
+            self._say(timed)
         self._tune(models, scale)
         runs = [
             run
@@ -74,32 +96,36 @@ class Work:
         self._runs(sorted(runs, key=lambda run: run.seed), "runs", wait=self.place.rank == 0)
 
     def _plan(self, study: Study, scale: Scale, seeds: int | None) -> str:
-        """What a study is in all, whether it is there already or not."""
-        tuning, compared, minutes = 0, 0, 0.0
+        """What a study is in all, whether it is there already or not; its minutes where times were measured."""
+        tuning, compared, seconds = 0, 0, 0.0
         for model in study.variants(scale.model, scale).values():
-            seconds = timing.read(model, scale, self.reports).step_seconds
             trials = len(records.trials(model, scale, self.reports))
             runs = sum(study.seeds_of(data, seeds) for data in study.data_of(scale))
-            longest = max(records.marks(study, model, scale, self.reports).values())
             tuning, compared = tuning + trials, compared + runs
-            minutes += (trials * scale.steps + runs * longest) * (seconds or 0.0) / 60
-        time = f", about {minutes:,.0f} minutes of training steps by one process" if minutes else ""
+            if timing.path_of(model, scale, self.reports).exists():
+                longest = max(records.marks(study, model, scale, self.reports).values())
+                step = timing.read(model, scale, self.reports).step_seconds
+                seconds += (trials * scale.steps + runs * longest) * (step or math.nan)
+            else:
+                seconds = math.nan
+        minutes = "" if math.isnan(seconds) else f", about {seconds / 60:,.0f} minutes of training steps by one process"
         both = f"{counted(tuning, 'run')} for learning rates and {counted(compared, 'run')} to compare"
-        return f"{study.name}: {both} in all{time}; existing results are kept"
+        return f"{study.name}: {both} in all{minutes}; existing results are kept"
 
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""
-        self._prepare(study, scale)
-        models = study.variants(scale.model, scale)
-        named = [models[name] for name in names]
-        self._times(named, scale)
-        self._tune(named, scale)
-        for name in names:
-            for data in study.data_of(scale):
-                (run,) = records.runs(study, models[name], scale, data, self.reports, 1)
-                if len(measured(run, self._prepared[data.name], self.folder_of(run))) < len(run.marks):
-                    self._make(run)
-                yield name, run, self.folder_of(run), self._prepared[data.name]
+        with self._locked():
+            self._prepare(study, scale)
+            models = study.variants(scale.model, scale)
+            named = [models[name] for name in names]
+            self._times(named, scale)
+            self._tune(named, scale)
+            for name in names:
+                for data in study.data_of(scale):
+                    (run,) = records.runs(study, models[name], scale, data, self.reports, 1)
+                    if len(measured(run, self._prepared[data.name], self.folder_of(run))) < len(run.marks):
+                        self._make(run)
+                    yield name, run, self.folder_of(run), self._prepared[data.name]
 
     def _prepare(self, study: Study, scale: Scale) -> None:
         """Get all data, and refuse records of other data before anything is trained."""
@@ -147,30 +173,35 @@ class Work:
             is_complete=lambda run: records.path_of(run, self.reports).exists(),
         )
         missing = [run for run in distinct if not job.is_complete(run)]
-        if self.place.rank == 0:
-            print(f"{noun}: {self._described(missing, len(distinct))}", file=sys.stderr, flush=True)
+        self._say(f"{noun}: {len(missing)} of {len(distinct)} are missing")
+        begun, all_work = time.monotonic(), self._work(missing)
+
+        def make(run: Run) -> None:
+            lacking = [other for other in distinct if not job.is_complete(other)]
+            done = all_work - (work := self._work(lacking))
+            minutes = (time.monotonic() - begun) / 60 * work / done if done else 0
+            left = f", about {minutes:,.0f} minutes left" if done else ""
+            text = f"{noun}: {len(distinct) - len(lacking)} of {len(distinct)} are recorded{left}; next {run.label}"
+            print(text, file=sys.stderr, flush=True)
+            self._make(run)
+
         if self._ranks is not None:  # all processes share each run, and see the same ones missing
             for run in self._ranks.on_main(lambda: missing):
-                self._make(run)
+                make(run)
         else:
-            own = self.place.share(len(distinct))
-            job.make_missing(self._make, own, math.ceil(len(distinct) / self.place.ranks))
+            job.make_missing(make, self.place.share(len(distinct)))
         if wait:
             job.wait()
 
-    def _described(self, missing: Sequence[Run], count: int) -> str:
-        """How much work missing runs are, by the measured times where there are any."""
-        text = f"{len(missing)} of {count} are missing"
-        if not missing:
-            return text
-        text += f", {sum(run.marks[-1] for run in missing):,} steps"
-        minutes = 0.0
-        for run in missing:
-            seconds = timing.read(run.model, run.scale, self.reports).step_seconds
-            if seconds is None:
-                return text
-            minutes += run.marks[-1] * seconds / 60
-        return f"{text}, about {minutes:.0f} minutes of steps by one process ({minutes / len(missing):.1f} a run)"
+    def _work(self, runs: Sequence[Run]) -> float:
+        """How much work some runs are: seconds of their steps where these were timed, else arithmetic."""
+        times = [timing.read(run.model, run.scale, self.reports) for run in runs]
+        return sum(run.marks[-1] * (its.step_seconds or its.step_flop) for run, its in zip(runs, times, strict=True))
+
+    def _say(self, text: str) -> None:
+        """Print a line once, however many processes there are."""
+        if self.place.rank == 0:
+            print(text, file=sys.stderr, flush=True)
 
     def _make(self, run: Run) -> None:
         data, folder = run.data, self.folder_of(run)

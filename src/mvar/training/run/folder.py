@@ -20,19 +20,19 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from filelock import FileLock, Timeout
 
 from mvar import __version__
 from mvar.checkpoint.bundle import is_bundle
 from mvar.data.shards.stream import Stream
 from mvar.files import writable_folder, write_text
+from mvar.job import locked
 from mvar.machine import has_extra, machine
 from mvar.settings import raise_problems
 from mvar.text import counted
@@ -72,7 +72,7 @@ class RunFolder:
         self.path, self._ranks, self._config = Path(config.out), ranks, config
         self._settings = json.loads(json.dumps(asdict(config)))
         self._unit = "steps" if config.minutes is None else "minutes"  # of the run's length
-        self._lock = FileLock(self.path / LOCK)
+        self._held = ExitStack()  # the lock, from `begin` on
         self._plots = self._tensorboard = False  # set by `begin`
         self._events: SummaryWriter | None = None
         self._plotted = 0.0
@@ -82,7 +82,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._held.close()
         if self._events is not None:
             self._events.close()
 
@@ -176,11 +176,8 @@ class RunFolder:
         self._plots = has_extra("matplotlib", "plots", CURVES)
         self._tensorboard = has_extra("tensorboard", "tensorboard", "TensorBoard events")
         (self.path / PREVIEWS).mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            out = f"out = {self._config.out!r}"
-            raise ValueError(f"{out}: another process trains in this folder; wait for it, or stop it") from error
+        refusal = f"out = {self._config.out!r}: another process trains in this folder; wait for it, or stop it"
+        self._held.enter_context(locked(self.path / LOCK, refusal))
         done = 0 if self.checkpoint is None else self.checkpoint.step
         # Without what was logged after the checkpoint, or by a run that ended before its first.
         kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= done]
