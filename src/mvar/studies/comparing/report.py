@@ -9,7 +9,7 @@ from types import ModuleType
 from mvar.charts import can_plot
 from mvar.files import write_text
 from mvar.studies.comparing import figures, records, timing
-from mvar.studies.comparing.plan import DataSet, Missing, Scale, Study
+from mvar.studies.comparing.plan import M_VAR, VAR, DataSet, Missing, Scale, Study
 from mvar.studies.comparing.records import LOSS, MINUTES, Row
 from mvar.studies.comparing.timing import Times
 from mvar.studies.comparing.verdict import verdict
@@ -94,7 +94,9 @@ def _heading(row: Row, data: DataSet) -> str:
 def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
     measures = [name for name in MEASURES if name in rows[0].measures]
     headings = [MEASURES[name][0] or rows[0].distance for name in measures]
-    lines = [["", "parameters", "training time", "image time", "steps", "rate", *headings]]
+    unit = VAR if VAR in times else M_VAR  # of the scale, to which times were measured
+    costs = [f"{what} time ({unit} = 1)" for what in ("training", "image")]
+    lines = [["", "parameters", *costs, "steps", "rate", *headings]]
     floor, restored = rows[0].floor, rows[0].restored
     if floor and restored:
         for name, real in {
@@ -112,7 +114,7 @@ def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
         lines.append(
             [
                 row.variant if row.at != MINUTES else f"{row.variant}, {MINUTES}",
-                *_costs(times[row.variant]),
+                *_costs(times[row.variant], times.get(VAR)),
                 f"{row.steps:,}",
                 f"{row.rate:.2g}",
                 *_measures(row),
@@ -121,8 +123,10 @@ def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:
     return table(lines[0], lines[1:])
 
 
-def _costs(times: Times) -> list[str]:
-    relative = ["" if ratio is None else f"{ratio:.2f}" for ratio in (times.step, times.image)]
+def _costs(times: Times, unit: Times | None) -> list[str]:
+    """A generator's size, and its times relative to another, or else to the scale's M-VAR."""
+    ratios = [(times.step, unit and unit.step), (times.image, unit and unit.image)]
+    relative = ["" if ratio is None else f"{ratio / (one or 1.0):.2f}" for ratio, one in ratios]
     return [f"{times.parameters / 1e6:.2f} M", *relative]
 
 
