@@ -188,6 +188,15 @@ def test_equal_minutes_must_differ_by_more_than_their_error(loss, rounding, clea
     assert ("the loss is smaller for *v*" in sentence) == clear
 
 
+@pytest.mark.parametrize(("loss", "clear"), [(4.99, False), (4.98, True)])
+def test_equal_minutes_in_as_many_steps_have_the_error_of_others(loss, clear):
+    """It is as steep as another variant is: 0.001 a step, and 3 % of 400 steps are 0.012 bits."""
+    before = rows({M_VAR: 5.0, "v": 5.4, "as-long": loss})
+    after = rows({M_VAR: 5.0, "v": 5.0, "as-long": loss}, at=MINUTES, steps={"v": 800})
+    _, sentence = verdict(before + after, M_VAR)
+    assert ("the loss is smaller for *as-long*" in sentence) == clear
+
+
 def test_distances_are_judged_alike():
     (sentence,) = verdict(rows({M_VAR: 5.0, "v": 5.0, "w": 5.0}, noise=OWN, distance={"v": 71.0, "w": 80.0}), M_VAR)
     assert sentence.endswith("; FD is smaller for *v* (-29), not clearly different for *w*.")

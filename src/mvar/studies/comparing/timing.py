@@ -62,8 +62,20 @@ def read(model: GeneratorConfig, scale: Scale, reports: Path) -> Times:
 
 
 def is_complete(model: GeneratorConfig, scale: Scale, reports: Path, timed: bool) -> bool:
-    """Whether a generator has times; or sizes alone, where training is not timed."""
-    return path_of(model, scale, reports).exists() and (read(model, scale, reports).step is not None) == timed
+    """Whether a generator has times; or sizes alone, where training is not timed.
+
+    Raises:
+        ValueError: it has times where there should be none, or none where there should be: runs of both would be mixed.
+    """
+    path = path_of(model, scale, reports)
+    if not path.exists():
+        return False
+    if (read(model, scale, reports).step is not None) != timed:
+        has, runs = ("no times", "timed on a CPU") if timed else ("times of a CPU", "not timed")
+        raise ValueError(
+            f"reports = {str(reports)!r}: {path.name} has {has}, and runs here are {runs}; give other reports"
+        )
+    return True
 
 
 def measure(
@@ -145,7 +157,7 @@ def _trained(worker: Worker) -> float:
 
 def _case(model: GeneratorConfig, scale: Scale, tokenizer: Tokenizer) -> Case:
     config = replace(model, **decided_by(tokenizer.config, 10))
-    return Case(config=config, batch_size=scale.training["batch_size"], dtype=quickest())
+    return Case(config=config, batch_size=scale.training["batch_size"], dtype=scale.training.get("dtype") or quickest())
 
 
 def _config(model: GeneratorConfig, scale: Scale) -> dict[str, Any]:

@@ -67,12 +67,18 @@ def differences(rows: Sequence[Row], data: str, at: str, baseline: str, measure:
 
 
 def _of_minutes(rows: Sequence[Row], row: Row, measure: str) -> float:
-    """What the error of its minutes changes in a variant's mean, by its slope since equal steps."""
-    (before,) = (other for other in rows if other[:2] == row[:2] and other.at == STEPS)
-    if before.steps == row.steps:
-        return 0.0
-    slope = (row.measures[measure].mean - before.measures[measure].mean) / (row.steps - before.steps)
-    return abs(slope) * (timing.ERROR + row.rounding) * row.steps
+    """What the error of its minutes changes in a variant's mean, by its slope since equal steps.
+
+    One that makes as many steps in both cases is taken to be as steep as the steepest of the others.
+    """
+    before = {other.variant: other for other in rows if (other.data, other.at) == (row.data, STEPS)}
+    slopes = {}
+    for after in (other for other in rows if (other.data, other.at) == (row.data, MINUTES)):
+        if steps := after.steps - before[after.variant].steps:
+            change = after.measures[measure].mean - before[after.variant].measures[measure].mean
+            slopes[after.variant] = abs(change / steps)
+    slope = slopes.get(row.variant, max(slopes.values(), default=0.0))
+    return slope * (timing.ERROR + row.rounding) * row.steps
 
 
 def _said(variants: Mapping[str, Mapping[str, Difference]], form: str) -> str:
