@@ -183,17 +183,18 @@ def test_verdict_says_on_which_data_a_variant_differs(v, said):
 def test_equal_minutes_must_differ_by_more_than_their_error(loss, rounding, clear):
     """In 400 more steps the loss fell from 5.4, at a slope of about 0.001; 3 % of 800 steps are 0.025 bits."""
     before = rows({M_VAR: 5.0, "v": 5.4})
-    after = [row._replace(rounding=rounding) for row in rows({M_VAR: 5.0, "v": loss}, at=MINUTES, steps={"v": 800})]
-    _, sentence = verdict(before + after, M_VAR)
-    assert ("the loss is smaller for *v*" in sentence) == clear
+    ours, its = rows({M_VAR: 5.0, "v": loss}, at=MINUTES, steps={"v": 800})
+    found = [*before, ours, its._replace(error=0.03 + rounding)]
+    assert ("the loss is smaller for *v*" in verdict(found, M_VAR)[1]) == clear
+    assert ("the loss is larger for *M-VAR*" in verdict(found, "v")[1]) == clear
 
 
 @pytest.mark.parametrize(("loss", "clear"), [(4.99, False), (4.98, True)])
 def test_equal_minutes_in_as_many_steps_have_the_error_of_others(loss, clear):
     """It is as steep as another variant is: 0.001 a step, and 3 % of 400 steps are 0.012 bits."""
     before = rows({M_VAR: 5.0, "v": 5.4, "as-long": loss})
-    after = rows({M_VAR: 5.0, "v": 5.0, "as-long": loss}, at=MINUTES, steps={"v": 800})
-    _, sentence = verdict(before + after, M_VAR)
+    ours, *others = rows({M_VAR: 5.0, "v": 5.0, "as-long": loss}, at=MINUTES, steps={"v": 800})
+    _, sentence = verdict([*before, ours, *(row._replace(error=0.03) for row in others)], M_VAR)
     assert ("the loss is smaller for *as-long*" in sentence) == clear
 
 

@@ -134,7 +134,7 @@ class Row(NamedTuple):
     interval: tuple[float, ...] = ()  # ends of the distance's 90 % interval of a run, mean over the seeds
     floor: Mapping[str, Any] | None = None  # the same measures of held-out images
     restored: Mapping[str, Any] | None = None  # and of what the tokenizer makes of these
-    rounding: float = 0.0  # of equal minutes, as a share of its steps
+    error: float = 0.0  # of equal minutes, as a share of its steps
 
 
 def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int | None = None) -> list[Row]:
@@ -157,8 +157,12 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
         for at, steps in ends.items():
             taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
             row = Row(name, data.name, at, steps, rate, len(own), {LOSS: spread([mark[LOSS] for mark in taken])})
-            if at == MINUTES and (ratio := timing.read(model, scale, reports).step) is not None:
-                row = row._replace(rounding=abs(ends[STEPS] / ratio / steps - 1))
+            if (
+                at == MINUTES
+                and model != scale.model
+                and (ratio := timing.read(model, scale, reports).step) is not None
+            ):
+                row = row._replace(error=abs(ends[STEPS] / ratio / steps - 1) + timing.ERROR)
             rows.append(row if study.losses_only else _with_samples(row, taken, found[0]))
     _check_alike(used, reports)
     return rows

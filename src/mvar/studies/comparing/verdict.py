@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, variance
 from typing import NamedTuple
 
-from mvar.studies.comparing import timing
 from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
 
 SURE = 0.95  # of a comparison on one data set
@@ -60,7 +59,8 @@ def differences(rows: Sequence[Row], data: str, at: str, baseline: str, measure:
     found = {}
     for name, values in apart.items():
         difference = mean(values)
-        least = limit + (_of_minutes(rows, own[name], measure) if at == MINUTES else 0.0)
+        of_minutes = [_of_minutes(rows, row, measure) for row in (own[name], theirs) if at == MINUTES]
+        least = limit + sum(of_minutes)
         sign = int(math.copysign(1, difference)) if abs(difference) > least else 0
         found[name] = Difference(difference, sign if math.isfinite(difference) else None)
     return found
@@ -78,7 +78,7 @@ def _of_minutes(rows: Sequence[Row], row: Row, measure: str) -> float:
             change = after.measures[measure].mean - before[after.variant].measures[measure].mean
             slopes[after.variant] = abs(change / steps)
     slope = slopes.get(row.variant, max(slopes.values(), default=0.0))
-    return slope * (timing.ERROR + row.rounding) * row.steps
+    return slope * row.error * row.steps
 
 
 def _said(variants: Mapping[str, Mapping[str, Difference]], form: str) -> str:
