@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, variance
+from statistics import mean
 from typing import NamedTuple
 
 from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
@@ -22,9 +22,10 @@ def verdict(rows: Sequence[Row], baseline: str) -> list[str]:
     """Which variants have a smaller loss or distance than the baseline, and which a larger one; by how much.
 
     A seed decides the initialisation, the order of images and the noise of samples, so that variants are compared seed
-    by seed. A difference counts if the t distribution gives less than 5 % to one as large by chance, with the variance
-    of differences pooled over the variants of a data set, as two or three seeds alone give a poor estimate. At equal
-    minutes it must also exceed what the error of times and the rounding of steps would change.
+    by seed. A difference counts if the t distribution gives less than 5 % to one as large by chance. Its variance is
+    that of a two-way layout, pooled over the variants of a data set, as two or three seeds alone give a poor estimate:
+    what is left of each value without its variant's mean and its seed's. At equal minutes a difference must also exceed
+    what the error of times and the rounding of steps would change.
     """
     if any(row.seeds == 1 for row in rows):
         return ["One seed: no verdict, as nothing says how much another seed would change."]
@@ -48,22 +49,29 @@ def differences(rows: Sequence[Row], data: str, at: str, baseline: str, measure:
 
     own = {row.variant: row for row in rows if (row.data, row.at) == (data, at)}
     theirs = own.pop(baseline)
-    apart = {
-        name: [a - b for a, b in zip(row.measures[measure].values, theirs.measures[measure].values, strict=True)]
-        for name, row in own.items()
-    }
-    finite = [values for values in apart.values() if all(map(math.isfinite, values))]
-    seeds = theirs.seeds
-    error = math.sqrt(mean(map(variance, finite)) / seeds) if finite else math.nan
-    limit = error * stats.t.ppf((1 + SURE) / 2, len(finite) * (seeds - 1))
+    values = [row.measures[measure].values for row in (theirs, *own.values())]
+    error, freedom = _of_chance([its for its in values if all(map(math.isfinite, its))])
+    limit = error * stats.t.ppf((1 + SURE) / 2, freedom)
     found = {}
-    for name, values in apart.items():
-        difference = mean(values)
-        of_minutes = [_of_minutes(rows, row, measure) for row in (own[name], theirs) if at == MINUTES]
-        least = limit + sum(of_minutes)
+    for name, row in own.items():
+        difference = row.measures[measure].mean - theirs.measures[measure].mean
+        least = limit + sum(_of_minutes(rows, one, measure) for one in (row, theirs) if at == MINUTES)
         sign = int(math.copysign(1, difference)) if abs(difference) > least else 0
         found[name] = Difference(difference, sign if math.isfinite(difference) else None)
     return found
+
+
+def _of_chance(values: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Standard error of the difference of two variants' means, and its degrees of freedom; nan for a single variant."""
+    import numpy as np
+
+    if len(values) < 2:
+        return math.nan, 1
+    values_VS = np.array(values)  # of variants and seeds
+    V, S = values_VS.shape
+    left_VS = values_VS - values_VS.mean(1, keepdims=True) - values_VS.mean(0) + values_VS.mean()
+    freedom = (V - 1) * (S - 1)
+    return math.sqrt(2 * np.square(left_VS).sum() / freedom / S), freedom
 
 
 def _of_minutes(rows: Sequence[Row], row: Row, measure: str) -> float:
