@@ -3,6 +3,7 @@
 torch and what needs it are imported inside the functions, so that `mvar --help` is quick.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -62,6 +63,8 @@ def _comparison(name: str, line: str) -> Callable[..., None]:
         work.carry_out(module.STUDY, chosen, seeds)
         if place.rank == 0:
             print(report.results(module.STUDY, chosen, work.reports, seeds))
+            page = f"--scale {scale} --page studies.md" if scale != "small" else "--page studies.md"
+            print(f"wrote {folder}; for a page: mvar study report --reports {folder.parent} {page}", file=sys.stderr)
 
     command.__name__ = command.__qualname__ = f"study_run_{name.replace('-', '_')}"
     command.__doc__ = f"""{line}
@@ -134,13 +137,14 @@ def study_run_attention(
     from mvar.studies.comparing.work import Work
     from mvar.studies.paper import attention, mixers
 
+    place = Place.of_torchrun(device)
     folder = writable_folder(reports or f"{out}/reports", "reports" if reports else "out")
     if (model is None) != (data is None):
         raise ValueError(f"model = {model!r}, data = {data!r}: give both, or neither")
     if model is not None and data is not None:
         attention.run(model, data, images, folder, device)
         return
-    if Place.of_torchrun(device).rank > 0:  # one process does it all
+    if place.rank > 0:  # one process does it all
         return
     work = Work(Path(out), folder / scale, Place(device=device))
     for name, run, bundle, prepared in work.trained(mixers.STUDY, SCALES[scale], (VAR, M_VAR)):
@@ -189,6 +193,11 @@ def study_report(
     """
     from mvar.studies.comparing import report
 
+    others = [name for name in SCALES if (Path(reports) / name).is_dir()]
+    if others and scale not in others:
+        raise ValueError(
+            f"scale = {scale!r}: reports = {reports!r} has only {', '.join(others)}; give --scale {others[0]}"
+        )
     modules = [_module(name) for name in ("attention", "cost", *COMPARISONS)]
     report.write_page(Path(page), Path(reports), modules, SCALES[scale], seeds)
     print(f"wrote {page}")

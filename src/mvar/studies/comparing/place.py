@@ -10,6 +10,7 @@ from itertools import count
 import torch
 import torch.distributed as dist
 
+from mvar.checkpoint.placement import find_device
 from mvar.training.stopping import Stopped
 
 AGAIN = "run the same command again to continue"  # how a message ends
@@ -26,7 +27,13 @@ class Place:
 
     @classmethod
     def of_torchrun(cls, device: str | None) -> "Place":
-        """By torchrun's variables; alone without them. Each process of a machine with GPUs takes its own."""
+        """By torchrun's variables; alone without them. Each process of a machine with GPUs takes its own.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        if device is not None:
+            find_device(device)
         rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if device in (None, "cuda") and ranks > 1 and torch.cuda.is_available():
             device = f"cuda:{os.environ['LOCAL_RANK']}"

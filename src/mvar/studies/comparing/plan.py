@@ -69,6 +69,7 @@ class Scale:
         spread: whether the processes of torchrun share each run, in place of having runs of their own.
         equal_minutes: whether every variant is also measured after the minutes that M-VAR takes, where these are known.
         sizes: depth and width of the models of the `scaling` study.
+        caution: a sentence that goes with its results.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Scale:
     spread: bool = False
     equal_minutes: bool = True
     sizes: tuple[tuple[int, int], ...]
+    caution: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +175,9 @@ class Run:
         return f"{self.data.name}-{digest(self.config)}"
 
     @property
-    def label(self) -> str:
-        """For people: what it is trained on, and what tells it from other runs of its scale."""
-        usual = differing(self.scale.model)
-        own = {name: value for name, value in differing(self.model).items() if usual.get(name) != value}
-        values = {"seed": self.seed, "base_lr": self.rate, **own}
-        return f"{self.data.name} with {', '.join(f'{name} = {value!r}' for name, value in values.items())}"
+    def peak_rate(self) -> float:
+        """The learning rate that it trains with after the warm-up."""
+        return self.rate * float(self.scale.training["batch_size"]) / 256
 
 
 class Missing(ValueError):
@@ -272,6 +271,7 @@ SCALES = {
         rates=(1.25e-1,),
         data=(EXCERPT,),
         sizes=((1, 32), (1, 64), (2, 64), (2, 96)),
+        caution="So short runs say nothing about the variants.",
     ),
     "small": Scale(
         name="small",

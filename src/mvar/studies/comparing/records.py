@@ -152,11 +152,12 @@ def table(study: Study, scale: Scale, data: DataSet, reports: Path, seeds: int |
         used |= {path_of(run, reports).name: record for run, record in zip(own, found, strict=True)}
         if data == scale.data[0]:  # whose trials choose the rates for all data sets
             used |= {path_of(run, reports).name: read(run, reports) for run in trials(model, scale, reports)}
-        rate = own[0].rate * scale.training["batch_size"] / 256
         ends = marks(study, model, scale, reports)
         for at, steps in ends.items():
             taken = [next(m for m in record["marks"] if m["steps"] == steps) for record in found]
-            row = Row(name, data.name, at, steps, rate, len(own), {LOSS: spread([mark[LOSS] for mark in taken])})
+            row = Row(
+                name, data.name, at, steps, own[0].peak_rate, len(own), {LOSS: spread([mark[LOSS] for mark in taken])}
+            )
             if (
                 at == MINUTES
                 and model != scale.model

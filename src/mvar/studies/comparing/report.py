@@ -62,7 +62,7 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
 
     Raises as `write_page`.
     """
-    parts, rows = list[str](), list[Row]()
+    parts, rows = [scale.caution] if scale.caution else [], list[Row]()
     models = study.variants(scale.model, scale)
     for data in study.data_of(scale):
         try:
@@ -74,7 +74,7 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
             )
             continue
         rows += own
-        parts += [_heading(own[0], data), _table(own, times)]
+        parts += [_heading(own[0], data, scale), _table(own, times)]
     if not rows:
         return "\n\n".join(parts)
     figure = reports / f"{study.name}.png"
@@ -85,10 +85,10 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
     return with_verdict(parts, found)
 
 
-def _heading(row: Row, data: DataSet) -> str:
+def _heading(row: Row, data: DataSet, scale: Scale) -> str:
     """What the table of a data set rests on."""
     samples = f", {data.per_class} samples of each class" if row.floor else ""
-    return f"**{data.name}**, {counted(row.seeds, 'seed')}{samples}"
+    return f"**{data.name}**, scale {scale.name}, {counted(row.seeds, 'seed')}{samples}"
 
 
 def _table(rows: Sequence[Row], times: Mapping[str, Times]) -> str:

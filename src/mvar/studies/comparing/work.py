@@ -19,7 +19,7 @@ from mvar.studies import page
 from mvar.studies.comparing import records, timing
 from mvar.studies.comparing.data import Prepared, prepare
 from mvar.studies.comparing.place import Place
-from mvar.studies.comparing.plan import DataSet, Run, Scale, Study
+from mvar.studies.comparing.plan import DataSet, Run, Scale, Study, Variants
 from mvar.studies.comparing.real import Real
 from mvar.studies.comparing.run import carry_out, measured
 from mvar.studies.distance import NAME as DISTANCE
@@ -78,22 +78,22 @@ class Work:
             yield
 
     def _carry_out(self, study: Study, scale: Scale, seeds: int | None) -> None:
-        models = list(study.variants(scale.model, scale).values())
+        variants = study.variants(scale.model, scale)
         self.reports.mkdir(parents=True, exist_ok=True)
         plan = self._plan(study, scale, seeds)
         self._say(plan)
         self._prepare(study, scale)
-        self._times(models, scale)
+        self._times([*variants.values()], scale)
         if (timed := self._plan(study, scale, seeds)) != plan:
             self._say(timed)
-        self._tune(models, scale)
+        self._tune(variants, scale)
         runs = [
             run
             for data in study.data_of(scale)
-            for model in models
+            for model in variants.values()
             for run in records.runs(study, model, scale, data, self.reports, seeds)
         ]
-        self._runs(sorted(runs, key=lambda run: run.seed), "runs", wait=self.place.rank == 0)
+        self._runs(sorted(runs, key=lambda run: run.seed), "runs", variants, wait=self.place.rank == 0)
 
     def _plan(self, study: Study, scale: Scale, seeds: int | None) -> str:
         """What a study is in all, whether it is there already or not; its minutes where times were measured."""
@@ -108,17 +108,17 @@ class Work:
                 seconds += (trials * scale.steps + runs * longest) * (step or math.nan)
             else:
                 seconds = math.nan
-        minutes = "" if math.isnan(seconds) else f", about {seconds / 60:,.0f} minutes of training steps by one process"
-        both = f"{counted(tuning, 'run')} for learning rates and {counted(compared, 'run')} to compare"
-        return f"{study.name}: {both} in all{minutes}; existing results are kept"
+        minutes = "" if math.isnan(seconds) else f", {_minutes(seconds)} of training steps by one process"
+        both = f"{counted(tuning, 'run')} for learning rates and " if tuning else ""
+        return f"{study.name}: {both}{counted(compared, 'run')} to compare{minutes}; existing results are kept"
 
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""
         with self._locked():
             self._prepare(study, scale)
             models = study.variants(scale.model, scale)
-            named = [models[name] for name in names]
-            self._times(named, scale)
+            named = {name: models[name] for name in names}
+            self._times([*named.values()], scale)
             self._tune(named, scale)
             for name in names:
                 for data in study.data_of(scale):
@@ -135,13 +135,14 @@ class Work:
             records.check(data, prepared.contents, distance, self.reports)
             self._prepared[data.name] = prepared
 
-    def _tune(self, models: Sequence[GeneratorConfig], scale: Scale) -> None:
+    def _tune(self, variants: Variants, scale: Scale) -> None:
         """Make the runs that choose learning rates, in rounds: which ones a round adds is decided by those before."""
         made = list[Run]()
         for further in range(records.FURTHER + 1):
+            models = variants.values()
             trials = [run for model in models for run in records.trials(model, scale, self.reports, further)]
             if trials != made:
-                self._runs(trials, "runs for learning rates", wait=True)
+                self._runs(trials, "runs for learning rates", variants, wait=True)
             made = trials
 
     def folder_of(self, run: Run) -> Path:
@@ -163,7 +164,7 @@ class Work:
             timing.measure(models, scale, load_tokenizer(first.tokenizer, "cpu"), self.reports, timed)
         job.wait()
 
-    def _runs(self, runs: Sequence[Run], noun: str, wait: bool) -> None:
+    def _runs(self, runs: Sequence[Run], noun: str, variants: Variants, wait: bool) -> None:
         distinct = list({run.name: run for run in runs}.values())
         job = Job(
             folder=self.reports,
@@ -173,15 +174,16 @@ class Work:
             is_complete=lambda run: records.path_of(run, self.reports).exists(),
         )
         missing = [run for run in distinct if not job.is_complete(run)]
-        self._say(f"{noun}: {len(missing)} of {len(distinct)} are missing")
+        self._say(f"{noun}: {len(missing)} of {len(distinct)} are missing" if missing else f"{noun}: all are recorded")
         begun, all_work = time.monotonic(), self._work(missing)
 
         def make(run: Run) -> None:
             lacking = [other for other in distinct if not job.is_complete(other)]
             done = all_work - (work := self._work(lacking))
-            minutes = (time.monotonic() - begun) / 60 * work / done if done else 0
-            left = f", about {minutes:,.0f} minutes left" if done else ""
-            text = f"{noun}: {len(distinct) - len(lacking)} of {len(distinct)} are recorded{left}; next {run.label}"
+            left = f", about {_minutes((time.monotonic() - begun) * work / done)} left" if done else ""
+            (variant, *_) = (name for name, model in variants.items() if model == run.model)
+            next_one = f"{variant} on {run.data.name}, seed {run.seed}, rate {run.peak_rate:.2g}"
+            text = f"{noun}: {len(distinct) - len(lacking)} of {len(distinct)} are recorded{left}; next {next_one}"
             print(text, file=sys.stderr, flush=True)
             self._make(run)
 
@@ -216,3 +218,7 @@ class Work:
         if data.name not in self._real:
             self._real[data.name] = Real(data, prepared, self.extractor)
         return self._real[data.name]
+
+
+def _minutes(seconds: float) -> str:
+    return counted(math.ceil(seconds / 60), "minute")
