@@ -4,7 +4,7 @@ import csv
 import io
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 MOST_SHOWN = 500  # characters of a message's line
 
@@ -57,6 +57,11 @@ def some(names: Collection[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     first = ", ".join(list(names)[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most:,} more"
+
+
+def listed(names: Sequence[str]) -> str:
+    """All names: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 class Names:

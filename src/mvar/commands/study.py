@@ -35,7 +35,7 @@ def study_list() -> None:
         print(f"{name:>12}  {line}")
 
 
-def _comparison(name: str, line: str) -> Callable[..., None]:
+def _comparison(name: str) -> Callable[..., None]:
     def command(
         scale: ScaleName = "small",
         seeds: Count | None = None,
@@ -57,7 +57,7 @@ def _comparison(name: str, line: str) -> Callable[..., None]:
         extractor = None
         if chosen.data[0].size > SIDE or features != "effnet-lite0":
             extractor = find_extractor(features, weights, place.device)
-        folder = writable_folder(Path(reports or f"{out}/reports", scale), "reports" if reports else "out")
+        folder = _results(out, reports, scale)
         work = Work(writable_folder(out, "out"), folder, place, data, extractor)
         module = _module(name)
         work.carry_out(module.STUDY, chosen, seeds)
@@ -67,7 +67,7 @@ def _comparison(name: str, line: str) -> Callable[..., None]:
             print(f"wrote {folder}; for a page: mvar study report --reports {folder.parent} {page}", file=sys.stderr)
 
     command.__name__ = command.__qualname__ = f"study_run_{name.replace('-', '_')}"
-    command.__doc__ = f"""{line}
+    command.__doc__ = f"""{COMPARISONS[name]}
 
     Resumes where it was stopped. Under torchrun every process has runs of its own: torchrun --nproc-per-node 2 -m mvar
     study run {name}.
@@ -101,13 +101,21 @@ def _scale(name: str, data: str | None, tokenizer: str | None) -> Scale:
     return replace(scale, data=tuple(replace(given, tokenizer=tokenizer) for given in scale.data))
 
 
+def _results(out: str, reports: str | None, scale: str = "") -> Path:
+    """The folder for results."""
+    return writable_folder(Path(reports or f"{out}/reports", scale), "reports" if reports else "out")
+
+
 def _module(name: str) -> ModuleType:
     return import_module(f"mvar.studies.paper.{name.replace('-', '_')}")
 
 
-study_run_width_depth, study_run_mixers, study_run_replace, study_run_order, study_run_scan, study_run_scaling = (
-    _comparison(name, line) for name, line in COMPARISONS.items()
-)
+study_run_width_depth = _comparison("width-depth")
+study_run_mixers = _comparison("mixers")
+study_run_replace = _comparison("replace")
+study_run_order = _comparison("order")
+study_run_scan = _comparison("scan")
+study_run_scaling = _comparison("scaling")
 
 
 def study_run_attention(
@@ -138,7 +146,7 @@ def study_run_attention(
     from mvar.studies.paper import attention, mixers
 
     place = Place.of_torchrun(device)
-    folder = writable_folder(reports or f"{out}/reports", "reports" if reports else "out")
+    folder = _results(out, reports)
     if (model is None) != (data is None):
         raise ValueError(f"model = {model!r}, data = {data!r}: give both, or neither")
     if model is not None and data is not None:
@@ -174,7 +182,7 @@ def study_run_cost(
     from mvar.text import split_names
 
     names = None if cases is None else split_names(cases, "cases")
-    cost.run(rounds, Path(reports or f"{out}/reports"), dtype, names)
+    cost.run(rounds, _results(out, reports), dtype, names)
 
 
 def study_report(

@@ -116,7 +116,7 @@ def test_only_what_trains_on_one_cpu_is_timed(toy, made, monkeypatch, device, sp
     asked = []
     monkeypatch.setattr(work, "find_device", lambda name: torch.device(device))
     assert timing.is_complete(toy.model, toy, done.reports, timed=True)
-    with pytest.raises(ValueError, match=r"has times of a CPU, and runs here are not timed; give other reports"):
+    with pytest.raises(ValueError, match=r"has times of a CPU, unlike runs here; give --device cpu, or give other"):
         timing.is_complete(toy.model, toy, done.reports, timed=False)  # a CPU's times mean nothing on a GPU
     monkeypatch.setattr(timing, "is_complete", lambda *_: True)
     monkeypatch.setattr(timing, "measure", lambda *rest: asked.append(rest[-1]))

@@ -227,10 +227,12 @@ def test_the_report_says_where_attention_looks_and_what_mamba_keeps(saved, data,
     assert section.startswith("```text\nA mix of blocks: 6 images, ")
     assert "](../out/attention-A_mix_of_blocks.png)" in section
     own = f"{100 * (1 - inter):.0f} %"
-    assert f"{own} of the attention score lies inside a scale, where {own} would if every visible key" in section
-    assert "; the paper has 77 to 80 %, where 40 to 48 % would. " in section
-    assert f"Of the score on coarser scales, {100 - 100 * back:.0f} % goes to the scale just before" in section
-    left_after = f"{100 * sum(row[0] for row in left) / 2:.0f} %"
+    assert f"Of the attention score, {own} (A mix of blocks) lies inside a scale; " in section
+    assert f"; if every visible key got the same, {own} would" in section
+    assert ". The paper has 77 to 80 %, where 40 to 48 % would. " in section
+    before = f"{100 - 100 * back:.0f} % (A mix of blocks)"
+    assert f"Of the score on coarser scales, {before} goes to the scale just before" in section
+    left_after = f"{100 * sum(row[0] for row in left) / 2:.0f} % (A mix of blocks)"
     assert section.endswith(f"{left_after} of Mamba's state is left, by block, in the mean over scales.")
     assert results(tmp_path, tmp_path) == "Not measured yet."
 

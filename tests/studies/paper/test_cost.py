@@ -58,6 +58,8 @@ def test_every_case_takes_turns_and_is_counted(tmp_path, capsys):
     assert "132 M" in lines[1]
     written = json.loads((tmp_path / "out" / "cost.json").read_text())
     assert written["results"] == json.loads(json.dumps(results))
+    with pytest.raises(ValueError, match=r"is of other cases \(tiny, tiny-var, tiny-large\); delete it, or give other"):
+        run(1, tmp_path / "out", cases=["tiny"])
     with Image.open(tmp_path / "out" / "cost.png") as figure:
         assert min(figure.size) > 200
     section = cost.results(tmp_path / "out", tmp_path)
@@ -120,14 +122,17 @@ def test_what_cannot_be_timed_is_refused_in_a_line(monkeypatch, tmp_path):
 
 def test_verdict_compares_what_was_timed():
     def result(name, flop, *seconds):
-        return {"name": name, "generator_flop": flop, "rounds": seconds, "paper": {"time": 2.0}}
+        return {"name": name, "generator_flop": flop, "rounds": seconds, "parameters": flop, "paper": {"time": 2.0}}
 
     small = [result("var-d12", 10, 1, 2, 3), result("d12", 15, 1, 4, 9), result("var-d16", 20, 4, 4, 4)]
     large = [result("d24-512", 10, 2, 2, 2), result("var-d36-s", 23, 4, 5, 9)]
     (same_depth,) = cost.verdict({"results": small})
-    assert same_depth == "M-VAR takes 1.50 times the FLOP of a VAR of the same depth, and 2.00 times as long."
+    assert same_depth.startswith("M-VAR takes 1.50 times the FLOP of a VAR of the same depth, and 2.00 times as long (")
+    assert same_depth.endswith(" (1.00 to 3.00 in single rounds).")
     small.append(result("d16", 28, 5, 6, 7))
     same_depth, at_512 = cost.verdict({"results": [*small, *large]})
     assert "takes 1.40 to 1.50 times the FLOP of a VAR of the same depth, and 1.50 to 2.00 times" in same_depth
-    assert "takes 2.30 times the FLOP and 2.50 times the time" in at_512
+    assert "takes 2.30 times the FLOP and 2.50 times the time of M-VAR-d24 (2.00 to 4.50 in single rounds)" in at_512
+    (published,) = cost.verdict({"results": [result("d24", 30, 8, 9, 9), result("var-d30", 40, 10, 10, 10)]})
+    assert published.startswith("M-VAR-d24 takes 10 % less time than VAR-d30 and has 25 % less parameters")
     assert cost.verdict({"results": [small[0], large[0]]}) == []

@@ -94,12 +94,12 @@ class Study:
         title: heading of its section.
         expected: what the paper or the mathematics lets one expect.
         variants: the generators by name, from the scale's M-VAR.
-        baseline: the variant that others are compared with.
+        baselines: the variants that others are compared with, one after another.
         seeds: most seeds of each variant; None for all of the data set's.
         data_sets: how many of the scale's data sets, from the first; None for all.
         long: whether its runs are as long as the scale affords, not just long enough to tell variants apart.
         losses_only: whether it does without samples and without equal minutes.
-        conclude: sentences that its rows and the generators' times allow; None compares with the baseline.
+        conclude: sentences that its rows and the generators' times allow; None compares with the baselines.
         plot: draws the same into a file; None for loss and distance of each variant.
     """
 
@@ -107,7 +107,7 @@ class Study:
     title: str
     expected: str
     variants: Callable[[GeneratorConfig, Scale], Variants]
-    baseline: str = M_VAR
+    baselines: tuple[str, ...] = (M_VAR,)
     seeds: int | None = None
     data_sets: int | None = None
     long: bool = False

@@ -81,7 +81,10 @@ def results(study: Study, scale: Scale, reports: Path, seeds: int | None = None,
     if page is not None and can_plot(str(figure)):
         (study.plot or figures.plot)(rows, times, figure)
         parts.append(f"![{study.title}]({os.path.relpath(figure, page)})")
-    found = study.conclude(rows, times) if study.conclude else verdict(rows, study.baseline)
+    if study.conclude:
+        found = study.conclude(rows, times)
+    else:
+        found = list(dict.fromkeys(said for baseline in study.baselines for said in verdict(rows, baseline)))
     return with_verdict(parts, found)
 
 

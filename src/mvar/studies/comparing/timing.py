@@ -71,9 +71,9 @@ def is_complete(model: GeneratorConfig, scale: Scale, reports: Path, timed: bool
     if not path.exists():
         return False
     if (read(model, scale, reports).step is not None) != timed:
-        has, runs = ("no times", "timed on a CPU") if timed else ("times of a CPU", "not timed")
+        has, fix = ("no times", "") if timed else ("times of a CPU", "give --device cpu, or ")
         raise ValueError(
-            f"reports = {str(reports)!r}: {path.name} has {has}, and runs here are {runs}; give other reports"
+            f"reports = {str(reports)!r}: {path.name} has {has}, unlike runs here; {fix}give other reports"
         )
     return True
 

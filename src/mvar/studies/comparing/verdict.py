@@ -6,6 +6,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from mvar.studies.comparing.records import LOSS, MINUTES, STEPS, Row
+from mvar.text import listed
 
 SURE = 0.95  # of a comparison on one data set
 SAID = {-1: "smaller", 1: "larger", 0: "not clearly different", None: "not finite"}
@@ -21,18 +22,23 @@ class Difference(NamedTuple):
 def verdict(rows: Sequence[Row], baseline: str) -> list[str]:
     """Which variants have a smaller loss or distance than the baseline, and which a larger one; by how much.
 
+    Data sets with a single seed get none, as nothing says how much another seed would change.
+
     A seed decides the initialisation, the order of images and the noise of samples, so that variants are compared seed
     by seed. A difference counts if the t distribution gives less than 5 % to one as large by chance. Its variance is
     that of a two-way layout, pooled over the variants of a data set, as two or three seeds alone give a poor estimate:
-    what is left of each value without its variant's mean and its seed's. At equal minutes a difference must also exceed
+    what is left of each value without its variant's mean and its seed's, which is taken to be alike in all variants. At
+    equal minutes a difference must also exceed
     what the error of times and the rounding of steps would change.
     """
-    if any(row.seeds == 1 for row in rows):
-        return ["One seed: no verdict, as nothing says how much another seed would change."]
-    data_sets = list(dict.fromkeys(row.data for row in rows))
+    seeds = {row.data: row.seeds for row in rows}
+    data_sets = [data for data, n in seeds.items() if n > 1]
+    sentences = [f"One seed on {data}: no verdict." for data, n in seeds.items() if n == 1]
+    if not data_sets:
+        return sentences
     alone = f"On {data_sets[0]}, compared" if len(data_sets) == 1 else "Compared"
-    labels = {LOSS: ("the loss", ".3f"), "distance": (rows[0].distance, ".0f")}
-    sentences = []
+    labels = {LOSS: ("the loss", "z.3f"), "distance": (rows[0].distance, "z.0f")}
+    labels = {measure: label for measure, label in labels.items() if measure in rows[0].measures}
     for at in dict.fromkeys(row.at for row in rows):
         parts = []
         for measure, (label, form) in labels.items():
@@ -75,18 +81,17 @@ def _of_chance(values: Sequence[Sequence[float]]) -> tuple[float, int]:
 
 
 def _of_minutes(rows: Sequence[Row], row: Row, measure: str) -> float:
-    """What the error of its minutes changes in a variant's mean, by its slope since equal steps.
+    """What the error of its minutes changes in a variant's mean, by its slope over the logarithm of steps.
 
     One that makes as many steps in both cases is taken to be as steep as the steepest of the others.
     """
     before = {other.variant: other for other in rows if (other.data, other.at) == (row.data, STEPS)}
     slopes = {}
     for after in (other for other in rows if (other.data, other.at) == (row.data, MINUTES)):
-        if steps := after.steps - before[after.variant].steps:
+        if longer := math.log(after.steps / before[after.variant].steps):
             change = after.measures[measure].mean - before[after.variant].measures[measure].mean
-            slopes[after.variant] = abs(change / steps)
-    slope = slopes.get(row.variant, max(slopes.values(), default=0.0))
-    return slope * row.error * row.steps
+            slopes[after.variant] = abs(change / longer)
+    return slopes.get(row.variant, max(slopes.values(), default=0.0)) * row.error
 
 
 def _said(variants: Mapping[str, Mapping[str, Difference]], form: str) -> str:
@@ -102,8 +107,4 @@ def _said(variants: Mapping[str, Mapping[str, Difference]], form: str) -> str:
     if len(kinds[SAID[0]]) == len(variants):
         return f"{SAID[0]} for any variant"
     kinds[SAID[0]] = kinds.pop(SAID[0])  # last
-    return ", ".join(f"{kind} for {_listed(names)}" for kind, names in kinds.items() if names)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return ", ".join(f"{kind} for {listed(names)}" for kind, names in kinds.items() if names)

@@ -24,7 +24,7 @@ Shapes: N images, L tokens, K scales, h heads of Mamba-2.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ from mvar.scales import SIDES_256, SIDES_512, ScaleSchedule, Side
 from mvar.settings import Many, check
 from mvar.studies.measuring import batches, load_with_generator, validation_tokens
 from mvar.studies.page import read_json, shown, with_verdict
-from mvar.text import some
+from mvar.text import listed, some
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,25 +175,29 @@ def results(reports: Path, page: Path) -> str:
 
 
 def verdict(reports: Sequence[Report]) -> list[str]:
-    """Sentences on where attention looked, and on what Mamba kept, over all models."""
+    """Sentences on where the attention of each model looked, and on what its Mamba kept."""
     sentences = []
     if scored := [report for report in reports if report["score"]]:
-        inside, even = ([report[name]["intra"] for report in scored] for name in ("score", "equal_weights"))
-        before, evenly = ([report[name]["back"][0] for report in scored] for name in ("score", "equal_weights"))
+        inside = _named(scored, lambda report: [report["score"]["intra"]])
+        even = _range([report["equal_weights"]["intra"] for report in scored])
+        before = _named(scored, lambda report: [report["score"]["back"][0]])
+        evenly = _range([report["equal_weights"]["back"][0] for report in scored])
         sentences += [
-            f"{_range(inside)} of the attention score lies inside a scale, where {_range(even)} would if every visible "
-            f"key got the same; the paper has {_range([score for _, score in PAPER.values()])}, where "
+            f"Of the attention score, {inside} lies inside a scale; if every visible key got the same, {even} would.",
+            f"The paper has {_range([score for _, score in PAPER.values()])}, where "
             f"{_range([_evenly(sides) for sides, _ in PAPER.values()])} would.",
-            f"Of the score on coarser scales, {_range(before)} goes to the scale just before, where {_range(evenly)} "
-            "would.",
+            f"Of the score on coarser scales, {before} goes to the scale just before; if every key got the same, "
+            f"{evenly} would.",
         ]
-    if left := [
-        _mean_left(block["state"], 1) for report in reports for block in report["blocks"] if block["state"] is not None
-    ]:
-        sentences.append(
-            f"After one more scale, {_range(left)} of Mamba's state is left, by block, in the mean over scales."
-        )
+    if keeping := [report for report in reports if any(block["state"] for block in report["blocks"])]:
+        left = _named(keeping, lambda r: [_mean_left(block["state"], 1) for block in r["blocks"] if block["state"]])
+        sentences.append(f"After one more scale, {left} of Mamba's state is left, by block, in the mean over scales.")
     return sentences
+
+
+def _named(reports: Sequence[Report], shares: Callable[[Report], Sequence[float]]) -> str:
+    """The range of each model's shares, with its name."""
+    return listed([f"{_range(shares(report))} ({report['name']})" for report in reports])
 
 
 def plot(report: Report) -> "Figure":

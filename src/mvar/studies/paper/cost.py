@@ -43,6 +43,7 @@ from mvar.machine import check_memory
 from mvar.sampling.cost import cost
 from mvar.settings import Count, check
 from mvar.studies.page import read_json, shown, with_verdict
+from mvar.text import some
 from mvar.tokenizer.network import Tokenizer
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ PAPER: dict[str, tuple[float | None, float | None]] = {
     "var-d36-s": (None, 2.0),
 }
 REFERENCES = ("d32", "d24-512")  # of times, one for each image size
-WHOLE = ("d12", "d16")  # drawn with all of their blocks too
+WHOLE = ("var-d12", "d12", "var-d16", "d16")  # drawn with all of their blocks too
 
 
 class Split(NamedTuple):
@@ -96,7 +97,7 @@ def run(rounds: int, out: Path, dtype: str = "float32", cases: Sequence[str] | N
         it), the paper's figures, and for some "whole", the seconds of the whole model.
 
     Raises:
-        ValueError: an unknown case or dtype, or too little free memory.
+        ValueError: an unknown case or dtype, too little free memory, or a report of other cases that is there.
     """
     check("rounds", rounds, Count)
     names = list(PAPER if cases is None else dict.fromkeys(cases))
@@ -105,6 +106,11 @@ def run(rounds: int, out: Path, dtype: str = "float32", cases: Sequence[str] | N
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: must be float32 or bfloat16")
     folder = writable_folder(out, "out")
+    path = folder / f"{NAME}.json"
+    if path.exists() and (before := [r["name"] for r in read_json(path, "reports")["results"]]) != names:
+        raise ValueError(
+            f"reports = {str(path)!r}: is of other cases ({some(before)}); delete it, or give other reports"
+        )
     configs = {name: PRESETS[name] for name in names}
     subjects = {name: Subject(name, DTYPES[dtype], BLOCKS) for name in names}
     subjects |= {_whole(name): Subject(name, DTYPES[dtype]) for name in names if name in WHOLE}
@@ -224,12 +230,22 @@ def verdict(report: Report) -> list[str]:
     sentences = []
     if pairs := [(r, found[f"var-{name}"]) for name, r in found.items() if f"var-{name}" in found]:
         flop, time = _ratios(pairs)
-        sentences.append(f"M-VAR takes {flop} times the FLOP of a VAR of the same depth, and {time} times as long.")
+        sentences.append(
+            f"M-VAR takes {flop} times the FLOP of a VAR of the same depth, and {time} times as long{_by_round(pairs)}."
+        )
+    if {"d24", "var-d30"} <= found.keys():
+        pair = found["d24"], found["var-d30"]
+        less = _less(_relative(*(r["rounds"] for r in pair)))
+        fewer = _less(pair[0]["parameters"] / pair[1]["parameters"])
+        sentences.append(
+            f"M-VAR-d24 takes {less} time than VAR-d30 and has {fewer} parameters; in the paper 14 and 25 % less."
+        )
     if {"var-d36-s", "d24-512"} <= found.keys():
         flop, time = _ratios([(found["var-d36-s"], found["d24-512"])])
         sentences.append(
-            f"At 512 px, VAR-d36-s takes {flop} times the FLOP and {time} times the time of M-VAR-d24 (paper: "
-            f"{found['var-d36-s']['paper']['time']:g} times the time)."
+            f"At 512 px, VAR-d36-s takes {flop} times the FLOP and {time} times the time of M-VAR-d24"
+            f"{_by_round([(found['var-d36-s'], found['d24-512'])])}; in the paper it takes "
+            f"{found['var-d36-s']['paper']['time']:g} times the time."
         )
     return sentences
 
@@ -240,6 +256,16 @@ def _ratios(pairs: Sequence[tuple[Report, Report]]) -> list[str]:
     time = [_relative(a["rounds"], b["rounds"]) for a, b in pairs]
     ends = [(f"{min(ratios):.2f}", f"{max(ratios):.2f}") for ratios in (flop, time)]
     return [low if low == high else f"{low} to {high}" for low, high in ends]
+
+
+def _by_round(pairs: Sequence[tuple[Report, Report]]) -> str:
+    """How far single rounds are apart, in brackets."""
+    found = [a / b for one, other in pairs for a, b in zip(one["rounds"], other["rounds"], strict=True)]
+    return f" ({min(found):.2f} to {max(found):.2f} in single rounds)"
+
+
+def _less(ratio: float) -> str:
+    return f"{100 * abs(1 - ratio):.0f} % {'less' if ratio < 1 else 'more'}"
 
 
 def _relative(rounds: Sequence[float], others: Sequence[float]) -> float:
@@ -271,7 +297,7 @@ def plot(report: Report) -> "Figure":
     titles = (
         "billion parameters (hollow: paper)",
         "TFLOP of an image",
-        "seconds (hollow: paper's share of its slowest)",
+        "seconds (hollow: the paper's relative time)",
     )
     for axes, title in zip(panels, titles, strict=True):
         style_axes(axes, title, "depth")

@@ -36,5 +36,6 @@ STUDY = Study(
     title="Which mixers",
     expected="M-VAR first, then VAR, Mamba alone, and last attention that never looks at another scale.",
     variants=_variants,
+    baselines=(M_VAR, VAR),
     long=True,
 )

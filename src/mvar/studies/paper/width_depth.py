@@ -35,5 +35,6 @@ STUDY = Study(
     title="Width and depth",
     expected="All three M-VARs before VAR, though M-VAR-W has fewer parameters than VAR and M-VAR-D about as many.",
     variants=_variants,
+    baselines=(M_VAR, VAR),
     long=True,
 )
