@@ -271,7 +271,7 @@ SCALES = {
         rates=(1.25e-1,),
         data=(EXCERPT,),
         sizes=((1, 32), (1, 64), (2, 64), (2, 96)),
-        caution="So short runs say nothing about the variants.",
+        caution="Runs this short mean nothing: they show how a study goes.",
     ),
     "small": Scale(
         name="small",
