@@ -47,6 +47,7 @@ def workplace(bundle, tmp_path_factory):
     Image.new("RGB", (24, 16)).save(root / "wide.png")
     (root / "text.pth").write_text("none")
     (root / "empty").mkdir()
+    (root / "reports" / "small").mkdir(parents=True)
     return root
 
 
@@ -184,7 +185,10 @@ def listing(root: Path) -> dict[str, int]:
         (f"study run attention --model bundle --out {NEW}/a", "data = None"),
         (f"study run cost --cases d13 --out {NEW}/a", "d13"),
         (f"study report --reports {NEW}/r --page {NEW}/p.md", "is no folder"),
-        ("study report --reports images --page photo.png", "page = 'photo.png'"),
+        (f"study report --reports images --page {NEW}/p.md", "reports = 'images': has no results"),
+        (f"study report --reports reports --scale toy --page {NEW}/p.md", "reports = 'reports' has only small"),
+        ("study report --reports reports --page photo.png", "page = 'photo.png'"),
+        (f"study run order --scale toy --device cuda --out {NEW}/a", "device = 'cuda': not available here"),
         (f"study run sweeep --out {NEW}/a", 'mvar study run: Unknown command "sweeep". Did you mean "sweep"?'),
         ("paint", 'mvar: Unknown command "paint".'),
         ("train painter", 'mvar train: Unknown command "painter".'),

@@ -73,7 +73,7 @@ def _comparison(name: str) -> Callable[..., None]:
     study run {name}.
 
     Args:
-        scale: toy is for a try, about 6 minutes of one core; small takes hours on two; medium needs a GPU; paper
+        scale: toy shows how a study goes, in 6 minutes of one core; small takes hours on two; medium needs a GPU; paper
             needs ImageNet and a cluster, whose processes share each run.
         seeds: runs of each variant; by default the data set's.
         out: folder for data, token caches and training runs.
@@ -178,9 +178,12 @@ def study_run_cost(
         out: folder of studies.
         reports: folder for the results; by default in out.
     """
+    from mvar.studies.comparing.place import Place
     from mvar.studies.paper import cost
     from mvar.text import split_names
 
+    if Place.of_torchrun(None).rank > 0:  # processes would disturb each other's times
+        return
     names = None if cases is None else split_names(cases, "cases")
     cost.run(rounds, _results(out, reports), dtype, names)
 
@@ -201,11 +204,15 @@ def study_report(
     """
     from mvar.studies.comparing import report
 
+    if not Path(reports).is_dir():
+        raise ValueError(f"reports = {reports!r}: is no folder; give the one that mvar study run wrote into")
     others = [name for name in SCALES if (Path(reports) / name).is_dir()]
     if others and scale not in others:
         raise ValueError(
             f"scale = {scale!r}: reports = {reports!r} has only {', '.join(others)}; give --scale {others[0]}"
         )
+    if not others and not [*Path(reports).glob("cost.json"), *Path(reports).glob("attention-*.json")]:
+        raise ValueError(f"reports = {reports!r}: has no results; give the folder that mvar study run wrote into")
     modules = [_module(name) for name in ("attention", "cost", *COMPARISONS)]
     report.write_page(Path(page), Path(reports), modules, SCALES[scale], seeds)
     print(f"wrote {page}")

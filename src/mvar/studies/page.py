@@ -82,7 +82,10 @@ def shown(reports: Path, pattern: str, text: Callable[[Mapping[str, Any]], str],
     """Reports of a folder as Markdown: the text of each, and the figure beside it, linked from the page's folder."""
     parts = []
     for path in sorted(reports.glob(pattern)):
-        parts.append(f"```text\n{text(read_json(path, 'reports'))}\n```")
+        try:
+            parts.append(f"```text\n{text(read_json(path, 'reports'))}\n```")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"reports = {str(path)!r}: is not a whole report; delete it and measure again") from error
         if (figure := path.with_suffix(".png")).exists():
             parts.append(f"![{path.stem.replace('_', ' ')}]({Path(os.path.relpath(figure, page)).as_posix()})")
     return "\n\n".join(parts) or "Not measured yet."

@@ -216,10 +216,12 @@ def test_records_of_other_configurations_are_refused(toy, made, tmp_path):
             records.table(MIXERS, toy, toy.data[0], folder, 1)
 
     refuse(lambda record: record["config"].update(seed=7), "is not of the configuration in its name")
-    refuse(lambda record: record["protocol"].update(samples=1), "another protocol")
+    refuse(lambda record: record["protocol"].update(samples=1), "measured in other features, or with other")
     refuse(lambda record: record.update(tokenizer="of other weights"), "another tokenizer")
     refuse(lambda record: record.update(images="others"), "of other images")
-    refuse(lambda record: record.pop("tokenizer"), "does not name its tokenizer")
+    refuse(lambda record: record.pop("tokenizer"), "is not a whole record; delete it and run the study again")
+    refuse(lambda record: record["marks"][1].pop("accuracy"), "is not a whole record")
+    refuse(lambda record: record["marks"].pop(), "is not a whole")
     other = timing.path_of(models[M_VAR], toy, done.reports)
     (tmp_path / other.name).write_text(json.dumps(json.loads(other.read_text()) | {"config": {}}))
     with pytest.raises(ValueError, match="is not of the configuration in its name"):

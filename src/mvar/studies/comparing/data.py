@@ -11,6 +11,7 @@ from mvar.checkpoint.bundle import is_bundle, read_bundle
 from mvar.data.images.folders import ImageFolder
 from mvar.data.order import evenly_spaced
 from mvar.data.sets.fashion_mnist import fashion_mnist
+from mvar.data.sets.icon_drawing import resvg
 from mvar.data.sets.icons import icons
 from mvar.data.tokens.cache import UNFINISHED, TokenCache, is_cache
 from mvar.data.tokens.writer import write_cache
@@ -86,6 +87,12 @@ def prepare(data: DataSet, folder: Path, place: Place, images: str | None = None
     if data.command is None:
         contents["images"] = TokenCache.read(tokens, f"out = {str(folder)!r}").settings.listing
     return Prepared(own, str(tokenizer), tokens, contents)
+
+
+def require(data: DataSet, folder: Path) -> None:
+    """Raise ValueError where a package is missing that `prepare` will need."""
+    if data.command == "icons" and not (folder / "images").is_dir():
+        resvg()
 
 
 def _check_folder(data: DataSet, model: Model, folder: Path, place: Place) -> None:

@@ -197,7 +197,10 @@ def read_named(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not path.exists():
         raise Missing(path)
-    record = read_json(path, "reports")
+    try:
+        record = read_json(path, "reports")
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it and run the study again") from error
     if digest(record.get("config", {})) != digest(config):
         raise ValueError(f"reports = {str(path)!r}: is not of the configuration in its name; delete it and run again")
     return record

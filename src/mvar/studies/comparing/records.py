@@ -33,12 +33,16 @@ def path_of(run: Run, reports: Path) -> Path:
 def read(run: Run, reports: Path) -> dict[str, Any]:
     """A run's record.
 
-    Raises as `read_named`, and ValueError for one of an earlier version.
+    Raises as `read_named`, and ValueError for one that lacks what `table` needs.
     """
     path = path_of(run, reports)
     record = read_named(path, run.config)
-    if "tokenizer" not in record:
-        raise ValueError(f"reports = {str(path)!r}: does not name its tokenizer; delete it and run the study again")
+    of_run, of_marks = {"tokenizer", "marks"}, {"steps", LOSS}
+    if run.sampled:
+        of_run, of_marks = of_run | {"protocol", "floor", "restored"}, of_marks | {*OF_SAMPLES, "distance_interval"}
+    whole = of_run <= record.keys() and all(of_marks <= mark.keys() for mark in record["marks"])
+    if not whole or [mark["steps"] for mark in record["marks"]] != list(run.marks):
+        raise ValueError(f"reports = {str(path)!r}: is not a whole record; delete it and run the study again")
     return record
 
 
@@ -182,10 +186,11 @@ def _with_samples(row: Row, taken: Sequence[Mapping[str, Any]], record: Mapping[
 
 def _check_alike(used: Mapping[str, Mapping[str, Any]], reports: Path) -> None:
     """Refuse records, by file, that differ in what they were made of or how they were measured."""
-    for what, said in {"tokenizer": "another", "images": "other", "protocol": "another"}.items():
+    measured = "measured in other features, or with other images or numbers of samples"
+    for what, said in {"tokenizer": "of another tokenizer", "images": "of other images", "protocol": measured}.items():
         values = {name: record[what] for name, record in used.items() if what in record}
         others = [name for name, value in values.items() if value != next(iter(values.values()))]
-        _refuse(others, f"of {said} {what} than {next(iter(values), None)}", reports)
+        _refuse(others, f"{said} than {next(iter(values), None)}", reports)
 
 
 def _refuse(names: Sequence[str], said: str, reports: Path) -> None:

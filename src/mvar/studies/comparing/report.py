@@ -39,8 +39,6 @@ def write_page(
     Raises:
         ValueError: a record is damaged, or runs were measured by different protocols.
     """
-    if not reports.is_dir():
-        raise ValueError(f"reports = {str(reports)!r}: is no folder; give the one that mvar study run wrote into")
     sections = []
     for module in modules:
         if hasattr(module, "STUDY"):

@@ -58,6 +58,8 @@ def read(model: GeneratorConfig, scale: Scale, reports: Path) -> Times:
     """
     path = path_of(model, scale, reports)
     record = read_named(path, _config(model, scale))
+    if not record.keys() >= {*Times._fields}:
+        raise ValueError(f"reports = {str(path)!r}: is not a whole record; delete it and run the study again")
     return Times(**{name: record[name] for name in Times._fields})
 
 

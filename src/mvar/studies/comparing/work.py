@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvar.checkpoint.placement import find_device
-from mvar.features.extractors import Extractor
+from mvar.features.extractors import Extractor, find_extractor
 from mvar.generator.config import GeneratorConfig
 from mvar.job import Job, locked
 from mvar.studies import page
 from mvar.studies.comparing import records, timing
-from mvar.studies.comparing.data import Prepared, prepare
+from mvar.studies.comparing.data import Prepared, prepare, require
 from mvar.studies.comparing.place import Place
 from mvar.studies.comparing.plan import DataSet, Run, Scale, Study, Variants
 from mvar.studies.comparing.real import Real
 from mvar.studies.comparing.run import carry_out, measured
 from mvar.studies.distance import NAME as DISTANCE
-from mvar.text import counted
+from mvar.studies.distance import SIDE
+from mvar.text import counted, listed
 from mvar.training.config import GeneratorTraining
 from mvar.training.generator.token_data import load_tokenizer
 from mvar.training.parallel import Ranks, process_group
@@ -80,6 +81,10 @@ class Work:
     def _carry_out(self, study: Study, scale: Scale, seeds: int | None) -> None:
         variants = study.variants(scale.model, scale)
         self.reports.mkdir(parents=True, exist_ok=True)
+        if not study.losses_only and self.extractor is None:
+            self.extractor = find_extractor("effnet-lite0", side=SIDE)
+        for data in study.data_of(scale):
+            require(data, self._folder_of_data(data))
         plan = self._plan(study, scale, seeds)
         self._say(plan)
         self._prepare(study, scale)
@@ -115,6 +120,7 @@ class Work:
     def trained(self, study: Study, scale: Scale, names: Sequence[str]) -> Iterator[tuple[str, Run, Path, Prepared]]:
         """Some variants of a study with the first seed, trained here where their weights are not there yet."""
         with self._locked():
+            self._say(f"{listed(names)} of the {study.name} study, trained first where they are not there")
             self._prepare(study, scale)
             models = study.variants(scale.model, scale)
             named = {name: models[name] for name in names}
@@ -131,7 +137,7 @@ class Work:
         """Get all data, and refuse records of other data before anything is trained."""
         distance = self.extractor.distance if self.extractor else DISTANCE
         for data in study.data_of(scale):
-            prepared = prepare(data, self.folder / "data" / data.name, self.place, self.images)
+            prepared = prepare(data, self._folder_of_data(data), self.place, self.images)
             records.check(data, prepared.contents, distance, self.reports)
             self._prepared[data.name] = prepared
 
@@ -144,6 +150,9 @@ class Work:
             if trials != made:
                 self._runs(trials, "runs for learning rates", variants, wait=True)
             made = trials
+
+    def _folder_of_data(self, data: DataSet) -> Path:
+        return self.folder / "data" / data.name
 
     def folder_of(self, run: Run) -> Path:
         """Where a run is trained: a bundle in the end."""

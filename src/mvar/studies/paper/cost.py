@@ -208,8 +208,8 @@ def table(report: Report) -> str:
         found += [_or_blank(r["relative"], 1, ".2f"), _or_blank(r["paper"]["time"], 1, "g")]
         rows.append([r["name"], str(r["pixels"]), *found])
     how = (
-        f"{report['dtype']}, guidance {report['guidance']:g}; FLOP without the decoder, seconds with it; seconds and "
-        "relative (to d32 and d24-512) are medians over rounds"
+        f"{report['dtype']}, guidance {report['guidance']:g}; FLOP without the decoder, seconds with it; seconds are "
+        "medians over rounds, relative (to d32 and d24-512) is the median of the rounds' ratios"
     )
     counts = {r["name"]: r["parameters"] for r in report["results"]}
     note = (
