@@ -21,6 +21,7 @@ def test_parameter_counts_are_the_official_ones():
     published = {"var-d20": 600, "var-d30": 2000, "d12": 198, "d20": 900, "m-var-w": 260, "m-var-d": 340, "d30": 3000}
     between = (parameters(PRESETS["d16"]) + parameters(GeneratorConfig(depth=16, mamba=False))) / 2
     assert parameters(PRESETS["m-var-half"]) == between
+    assert parameters(PRESETS["recent-d16"]) == exact["var-d16"]
     for preset, millions in published.items():
         assert parameters(PRESETS[preset]) == pytest.approx(millions * 1e6, rel=0.04)
 

@@ -135,6 +135,7 @@ PRESETS: dict[str, GeneratorConfig] = {
     "m-var-w": GeneratorConfig(depth=16, width=768, heads=12),
     "m-var-d": GeneratorConfig(depth=12, width=1024, heads=16),
     "m-var-half": GeneratorConfig(depth=16, mamba=[True, False] * 8),
+    "recent-d16": GeneratorConfig(depth=16, attention="recent", mamba=False),
     "tiny32": GeneratorConfig(width=192, sides=[1, 2, 3, 4, 6, 8], **_TINY),
     "tiny64": GeneratorConfig(width=192, sides=[1, 2, 3, 4, 6, 8], **_TINY),
     "quick32": GeneratorConfig(**_QUICK),
