@@ -2,6 +2,8 @@
 
     torchrun --nproc-per-node 2 -m mvar study run replace
 
+It is 186 minutes of training steps on one core of an AMD EPYC.
+
 0 to 16 of the 16 global-attention layers of VAR-d16 were replaced by intra-scale attention and Mamba: FID falls
 steadily from 3.55 to 3.07. The paper does not say which were replaced first; here the first ones or the last ones are.
 """
@@ -15,16 +17,13 @@ QUARTERS = (1, 2, 3)
 
 
 def _variants(base: GeneratorConfig, scale: Scale) -> Variants:
-    some = {
-        f"{end} {quarters}/4": _replaced(base, base.depth * quarters // 4, end)
-        for end in ("first", "last")
-        for quarters in QUARTERS
-    }
-    found = {VAR: replace(base, **GLOBAL_ATTENTION), M_VAR: base}
-    for name, model in some.items():
-        if model not in found.values():  # few blocks have few quarters
-            found[name] = model
-    return {VAR: found.pop(VAR), **{name: model for name, model in found.items() if name != M_VAR}, M_VAR: base}
+    found = {VAR: replace(base, **GLOBAL_ATTENTION)}
+    for end in ("first", "last"):
+        for quarters in QUARTERS:
+            model = _replaced(base, base.depth * quarters // 4, end)
+            if model.mixers not in [other.mixers for other in (base, *found.values())]:  # few blocks have few quarters
+                found[f"{end} {quarters}/4"] = model
+    return {**found, M_VAR: base}
 
 
 def _replaced(base: GeneratorConfig, blocks: int, end: str) -> GeneratorConfig:
