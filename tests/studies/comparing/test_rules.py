@@ -50,7 +50,8 @@ def tuned(losses, scale, reports):
     """The rates that are tried, in order, if this is the loss of each, and the one that is chosen."""
     for further in range(records.FURTHER + 1):
         for run in records.trials(scale.model, scale, reports, further):
-            record = {"config": run.config, "tokenizer": "t", "marks": [{"bits_per_token": losses(run.rate)}]}
+            mark = {"steps": run.marks[0], "bits_per_token": losses(run.rate)}
+            record = {"config": run.config, "tokenizer": "t", "marks": [mark]}
             page.write_json(records.path_of(run, reports), record, exact=["config"])
     tried = [run.rate for run in records.trials(scale.model, scale, reports)]
     return tried, records.chosen_rate(scale.model, scale, reports)
