@@ -203,6 +203,7 @@ def study_report(
         seeds: runs of each variant; by default the data set's.
     """
     from mvar.studies.comparing import report
+    from mvar.studies.paper import attention, cost
 
     if not Path(reports).is_dir():
         raise ValueError(f"reports = {reports!r}: is no folder; give the one that mvar study run wrote into")
@@ -211,7 +212,8 @@ def study_report(
         raise ValueError(
             f"scale = {scale!r}: reports = {reports!r} has only {', '.join(others)}; give --scale {others[0]}"
         )
-    if not others and not [*Path(reports).glob("cost.json"), *Path(reports).glob("attention-*.json")]:
+    single = [path for name in (f"{cost.NAME}.json", f"{attention.NAME}-*.json") for path in Path(reports).glob(name)]
+    if not others and not single:
         raise ValueError(f"reports = {reports!r}: has no results; give the folder that mvar study run wrote into")
     modules = [_module(name) for name in ("attention", "cost", *COMPARISONS)]
     report.write_page(Path(page), Path(reports), modules, SCALES[scale], seeds)

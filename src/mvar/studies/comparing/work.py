@@ -113,7 +113,7 @@ class Work:
                 seconds += (trials * scale.steps + runs * longest) * (step or math.nan)
             else:
                 seconds = math.nan
-        minutes = "" if math.isnan(seconds) else f", {_minutes(seconds)} of training steps by one process"
+        minutes = "" if math.isnan(seconds) else f", about {_minutes(seconds)} of training steps by one process"
         both = f"{counted(tuning, 'run')} for learning rates and " if tuning else ""
         return f"{study.name}: {both}{counted(compared, 'run')} to compare{minutes}; existing results are kept"
 
@@ -193,7 +193,8 @@ class Work:
             (variant, *_) = (name for name, model in variants.items() if model == run.model)
             next_one = f"{variant} on {run.data.name}, seed {run.seed}, rate {run.peak_rate:.2g}"
             text = f"{noun}: {len(distinct) - len(lacking)} of {len(distinct)} are recorded{left}; next {next_one}"
-            print(text, file=sys.stderr, flush=True)
+            if self._ranks is None or self.place.rank == 0:  # processes that share a run would all say the same
+                print(text, file=sys.stderr, flush=True)
             self._make(run)
 
         if self._ranks is not None:  # all processes share each run, and see the same ones missing

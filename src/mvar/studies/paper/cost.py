@@ -16,9 +16,10 @@ for M-VAR-d32: depth 32 has 3.66 B, and 3.0 B fit depth 30 (3.02 B). At 256 px s
 M-VAR-d32's time than in the paper, which may count what does not grow with depth.
 
 Weights are random, which take as long as trained ones. Large models neither fit side by side nor draw within a minute,
-so each is drawn with two of its blocks, and the blocks' part of its time is scaled to its depth; M-VAR-d12 and d16 are
-also drawn whole, to check this: the estimates were 10 and 4 % above. The decoder is timed once a round for each image
-size. One image, with guidance, on the CPU; the paper's times are of a GPU and a batch that it does not name.
+so each is drawn with two of its blocks, and the blocks' part of its time is scaled to its depth. Depths 12 and 16 are
+also drawn whole, to check this; here only those of M-VAR were, and the estimates were 10 and 4 % above. The decoder is
+timed once a round for each image size. One image, with guidance, on the CPU; the paper's times are of a GPU and a batch
+that it does not name.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
